@@ -1,0 +1,351 @@
+"""A pretrained model and the only places where a method may touch it.
+
+A backbone arrives frozen. Methods reach it through seams: `on_embed` (after the word embeddings), `on_layer` (after a
+number of blocks), `wrap` (replace linear layers), `open` (unfreeze). Seams take modules, not closures, so that ZeRO-3
+gathers their parameters. `reset` undoes every seam and proves by checksum that the weights are the pristine ones.
+A layer is always a number of blocks below the cut, from 1 to L.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raypft.batch import Batch, Encoded
+from raypft.errors import UserError
+from raypft.prompts import Piece, Query
+
+
+class ColumnLinear(nn.Linear):
+    """The output embedding, able to compute only some vocabulary columns.
+
+    It stays a module of the model (its class is exchanged, its parameters are not), so that ZeRO-3 gathers its weight.
+    """
+
+    columns: Tensor | None = None
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[S, H] -> [S, n] for n chosen columns, [S, V] where none are chosen."""
+        if self.columns is None:
+            return super().forward(states)
+        bias = None if self.bias is None else self.bias[self.columns]
+        return functional.linear(states, self.weight[self.columns], bias)
+
+
+class _Below(nn.Module):
+    """Stands in for a block whose output is already known."""
+
+    def forward(self, states: Tensor, *_, **__) -> Tensor:
+        return states
+
+
+class Backbone(nn.Module, ABC):
+    """One pretrained model with its tokenizer.
+
+    Args:
+        model: a transformers model with a language-model head.
+        tokenizer: its tokenizer.
+        source: the folder or hub id it was read from, None for a model made in memory; heads read their weights there.
+        revision: what identifies the weights (hub commit or content hash).
+    """
+
+    family: str
+    decoder: ColumnLinear
+    _blocks: nn.ModuleList
+
+    def __init__(self, model: nn.Module, tokenizer, source: str | None = None, revision: str = "in memory") -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.source = source
+        self.revision = revision
+        self.config = model.config
+        self.hidden: int = self.config.hidden_size
+        self.num_layers: int = self.config.num_hidden_layers
+        decoder = model.get_output_embeddings()
+        decoder.__class__ = ColumnLinear
+        # plain references: registered once more, the same parameters would stand in the state dict under two names
+        self.__dict__["_blocks"] = self._find_blocks()
+        self.__dict__["decoder"] = decoder
+        self._embed_seams: list[nn.Module] = []
+        self._layer_seams: dict[int, list[nn.Module]] = {}
+        self._wrapped: list[tuple[nn.Module, str, nn.Module]] = []
+        self._opened: dict[str, Tensor] = {}
+        self._batch: Batch | None = None
+        self.requires_grad_(False)
+        for layer, block in enumerate(self._blocks, start=1):
+            block.register_forward_hook(self._after_block(layer))
+        self._pristine = self.checksum()
+
+    # what families differ in
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text inside a prompt, without special tokens."""
+
+    @abstractmethod
+    def word_ids(self, word: str, blank: str) -> list[int]:
+        """Token ids of a label word where it stands in a prompt, after `blank`."""
+
+    @abstractmethod
+    def encode(self, query: Query, key: str = "", language: str = "", gold: int = -1, wording: int = 0, max_tokens: int = 128) -> Encoded:
+        """Tokens of a query with the position of every mark.
+
+        Raises:
+            UserError: the prompt does not fit `max_tokens` even with its fields cut to one token.
+        """
+
+    @abstractmethod
+    def arguments(self, batch: Batch) -> dict:
+        """What the model's body is called with beside embeddings and mask."""
+
+    @abstractmethod
+    def head(self, num_labels: int) -> nn.Module:
+        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's."""
+
+    @property
+    @abstractmethod
+    def language_model_head(self) -> nn.Module:
+        """The module from states to vocabulary scores, [S, H] -> [S, V]."""
+
+    # running
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The states at the slots after all blocks, [S, H]."""
+        hidden = self.body(batch)
+        return hidden[batch.slots[:, 0], batch.slots[:, 1]]
+
+    def body(self, batch: Batch) -> Tensor:
+        """The states of all tokens after all blocks, [B, T, H]; blocks below `batch.lower` are not run."""
+        self._batch = batch
+        if batch.lower is None:
+            states = self.model.get_input_embeddings()(batch.ids)
+            for module in self._embed_seams:
+                states = module(states, batch)
+            return self._run(states, batch)
+        cut = min(self._layer_seams)
+        states = batch.lower.to(self.dtype)
+        with self._known_below(cut, states):
+            return self._run(states, batch)
+
+    @torch.no_grad()
+    def lower(self, batch: Batch, layer: int) -> Tensor:
+        """The states after `layer` blocks, [B, T, H], in eval mode and before any layer seam; the blocks above are not run."""
+        kept: list[Tensor] = []
+        handle = self._blocks[layer - 1].register_forward_hook(lambda _, __, output: kept.append(output), prepend=True)
+        training, self.training = self.training, False
+        self.model.eval()
+        try:
+            with self._replaced(range(layer, self.num_layers)), self._seams_off():
+                self.body(batch)
+        finally:
+            handle.remove()
+            self.train(training)
+        return kept[0]
+
+    def vocabulary_scores(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
+        """[S, H] -> [S, n] scores of the given vocabulary columns [n] (all V where None)."""
+        self.decoder.columns = columns
+        try:
+            scores = self.language_model_head(states)
+        finally:
+            self.decoder.columns = None
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return scores if cap is None else cap * torch.tanh(scores / cap)
+
+    # seams
+
+    def on_embed(self, module: nn.Module) -> None:
+        """Run `module(states [B, T, H], batch) -> [B, T, H]` on the word embeddings."""
+        self._embed_seams.append(module)
+
+    def on_layer(self, layer: int, module: nn.Module) -> None:
+        """Run `module(states [B, T, H], batch) -> [B, T, H]` after `layer` blocks.
+
+        Raises:
+            UserError: no such layer.
+        """
+        self.check_layer(layer)
+        self._layer_seams.setdefault(layer, []).append(module)
+
+    def check_layer(self, layer: int) -> None:
+        """Raise a UserError unless 1 <= layer <= L."""
+        if not 1 <= layer <= self.num_layers:
+            raise UserError(f"method.layer: found {layer}; expected 1 to {self.num_layers}, the number of blocks below the cut of this model")
+
+    def open(self, pattern: str) -> list[nn.Parameter]:
+        """Unfreeze the parameters whose name matches a glob pattern, and return them.
+
+        Raises:
+            UserError: no parameter matches.
+        """
+        found = [(name, p) for name, p in self.model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise UserError(f'open("{pattern}"): no parameter of the model has such a name; e.g. {next(self.model.named_parameters())[0]}')
+        for name, parameter in found:
+            if not parameter.is_meta:
+                self._opened.setdefault(name, parameter.detach().clone())
+            parameter.requires_grad_(True)
+        return [parameter for _, parameter in found]
+
+    def wrap(self, pattern: str, make: Callable[[nn.Module], nn.Module]) -> list[nn.Module]:
+        """Replace the modules whose name matches a glob pattern by `make(module)`, and return the new ones.
+
+        Raises:
+            UserError: no module matches.
+        """
+        found = [name for name, _ in self.model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise UserError(f'wrap("{pattern}"): no module of the model has such a name; e.g. {[n for n, _ in self.model.named_modules()][-1]}')
+        made = []
+        for name in found:
+            parent_name, _, attribute = name.rpartition(".")
+            parent = self.model.get_submodule(parent_name)
+            old = getattr(parent, attribute)
+            self._wrapped.append((parent, attribute, old))
+            made.append(make(old))
+            setattr(parent, attribute, made[-1])
+        return made
+
+    def reset(self) -> None:
+        """Undo every seam and restore opened weights.
+
+        Raises:
+            RuntimeError: the weights are not the ones that were loaded (something wrote past the seams).
+        """
+        self.forget_seams()
+        for parent, attribute, old in reversed(self._wrapped):
+            setattr(parent, attribute, old)
+        self._wrapped.clear()
+        parameters = dict(self.model.named_parameters())
+        for name, value in self._opened.items():
+            parameters[name].data = value.to(parameters[name].device)
+        self._opened.clear()
+        self._batch = None
+        self.model.zero_grad(set_to_none=True)
+        self.requires_grad_(False)
+        if self.checksum() != self._pristine:
+            raise RuntimeError("reset: the backbone's weights differ from the loaded ones; a method wrote to them past the seams")
+
+    def forget_seams(self) -> None:
+        """Detach the modules put in by `on_embed` and `on_layer`."""
+        self._embed_seams.clear()
+        self._layer_seams.clear()
+
+    @torch.no_grad()
+    def checksum(self) -> int:
+        """A checksum over the bits of all parameters, sensitive to order."""
+        total = 0
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_meta:
+                return 0
+            bits = parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16).flatten()
+            folded = functional.pad(bits, (0, -len(bits) % 1024)).view(-1, 1024).sum(0, dtype=torch.int64)
+            odd = torch.arange(1, 2048, 2, device=bits.device)
+            total = (total * 1_000_003 + int((folded * odd).sum()) + len(name)) % (1 << 63)
+        return total
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the weights have now."""
+        return next(self.model.parameters()).dtype
+
+    # inside
+
+    def _find_blocks(self) -> nn.ModuleList:
+        for module in self.model.base_model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
+                return module
+        raise UserError(f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; this model shape is not supported")
+
+    def _after_block(self, layer: int):
+        def hook(_module, _inputs, output: Tensor) -> Tensor:
+            return self._through_seams(layer, output)
+
+        return hook
+
+    def _through_seams(self, layer: int, states: Tensor) -> Tensor:
+        for module in self._layer_seams.get(layer, ()):
+            states = module(states, self._batch)
+        return states
+
+    def _run(self, states: Tensor, batch: Batch) -> Tensor:
+        return self.model.base_model(inputs_embeds=states, attention_mask=batch.mask, **self.arguments(batch)).last_hidden_state
+
+    @contextlib.contextmanager
+    def _replaced(self, layers: Sequence[int]) -> Iterator[None]:
+        """The blocks with these 0-based numbers pass their input on."""
+        saved = [self._blocks[i] for i in layers]
+        for i, block in zip(layers, saved, strict=True):
+            stand_in = _Below()
+            stand_in.__dict__.update({k: v for k, v in vars(block).items() if k in ("attention_type", "layer_type")})
+            self._blocks[i] = stand_in
+        try:
+            yield
+        finally:
+            for i, block in zip(layers, saved, strict=True):
+                self._blocks[i] = block
+
+    @contextlib.contextmanager
+    def _known_below(self, cut: int, states: Tensor) -> Iterator[None]:
+        """The first `cut` blocks give `states`, then the seams of that layer."""
+        with self._replaced(range(cut)):
+            self._blocks[cut - 1].register_forward_hook(lambda _, __, ___: self._through_seams(cut, states))
+            yield
+
+    @contextlib.contextmanager
+    def _seams_off(self) -> Iterator[None]:
+        seams, self._layer_seams = self._layer_seams, {}
+        try:
+            yield
+        finally:
+            self._layer_seams = seams
+
+    # shortening, shared by the families
+
+    def shorten(self, pieces: Sequence[Piece], budget: int, where: str) -> list[list[int]]:
+        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time.
+
+        Raises:
+            UserError: literals and one token per field alone need more than `budget`.
+        """
+        ids = [self.tokenize(piece.text) if piece.kind == "text" else [] for piece in pieces]
+        fixed = sum(self.width(piece) if piece.kind != "text" else 0 if piece.field else len(i) for piece, i in zip(pieces, ids, strict=True))
+        fields = [i for piece, i in zip(pieces, ids, strict=True) if piece.field]
+        total = fixed + sum(map(len, fields))
+        while total > budget:
+            longest = max(fields, key=len, default=[])
+            if len(longest) <= 1:
+                needed = fixed + len(fields)
+                raise UserError(f"train.max_tokens: {where} needs {needed} tokens for its fixed parts; only {budget} are left; raise max_tokens")
+            longest.pop()
+            total -= 1
+        return ids
+
+    def width(self, piece: Piece) -> int:
+        """How many tokens a piece that is not text takes."""
+        return len(self.special(piece))
+
+    @abstractmethod
+    def special(self, piece: Piece) -> list[int]:
+        """The token ids of a "slot", "soft" or "sep" piece."""
+
+    def place(self, pieces: Sequence[Piece], ids: Sequence[list[int]], start: int) -> tuple[list[int], dict[str, list[int]]]:
+        """Join the pieces' tokens; positions of marks count from `start`."""
+        joined: list[int] = []
+        marks: dict[str, list[int]] = {}
+        for piece, own in zip(pieces, ids, strict=True):
+            tokens = own if piece.kind == "text" else self.special(piece)
+            if piece.mark:
+                count = piece.count if piece.kind == "soft" else 1
+                at = start + len(joined)
+                marks.setdefault(piece.mark, []).extend(itertools.islice(itertools.count(at), count))
+            joined += tokens
+        return joined, marks

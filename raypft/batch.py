@@ -1,0 +1,104 @@
+"""What travels from a prompt to a model: Encoded (one prompt), Batch (many), and the legend of shapes.
+
+Axes, used everywhere: B prompts, T tokens, S slots, H hidden, C labels, V vocabulary, W words per label, L layers,
+A heads, D head size, P prompt length, E edges.
+
+Padding is always on the right, so that a mark's position in a prompt is its position in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as tokens.
+
+    ids, segments: [T]; marks: mark name to token positions recorded while rendering ("slot", "soft", "demo_label");
+    gold: index of the label, -1 if unknown; wording: index of the verbalizer the prompt's language uses;
+    demo_tokens: how many tokens at the start are demonstrations (the same in every prompt of a run).
+    """
+
+    key: str
+    language: str
+    ids: list[int]
+    segments: list[int]
+    marks: dict[str, list[int]]
+    gold: int = -1
+    wording: int = 0
+    demo_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts ready for a model; `slots[s] = (prompt, token)` names where answer s is read.
+
+    ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a row that only fills a rank);
+    marks: mark name to positions, [B, n] where every prompt has n of them; lower: [B, T, H] states below a method's cut,
+    if cached; extra: a method's own columns, one entry per prompt.
+    """
+
+    keys: list[str]
+    ids: Tensor
+    mask: Tensor
+    segments: Tensor
+    slots: Tensor
+    gold: Tensor
+    wording: Tensor
+    weight: Tensor
+    soft: Tensor | None = None
+    lower: Tensor | None = None
+    extra: dict[str, list] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        extra = {name: [v.to(device) if isinstance(v, Tensor) else v for v in values] for name, values in self.extra.items()}
+        return replace(self, **moved, extra=extra)
+
+
+def collate(prompts: Sequence[Encoded], pad: int, columns: Sequence[dict] = (), weight: float = 1.0, lower: Sequence[Tensor] = ()) -> Batch:
+    """Pad prompts on the right and stack them.
+
+    Args:
+        pad: token id for padding.
+        columns: a method's own columns, one dict per prompt.
+        weight: weight of every slot in the loss.
+        lower: cached states, [T_i, H] per prompt.
+    """
+    length = max(len(p.ids) for p in prompts)
+    ids = torch.full((len(prompts), length), pad)
+    mask = torch.zeros((len(prompts), length), dtype=torch.long)
+    segments = torch.zeros((len(prompts), length), dtype=torch.long)
+    slots = []
+    for row, prompt in enumerate(prompts):
+        size = len(prompt.ids)
+        ids[row, :size] = torch.tensor(prompt.ids)
+        segments[row, :size] = torch.tensor(prompt.segments)
+        mask[row, :size] = 1
+        slots += [(row, position) for position in prompt.marks["slot"]]
+    owner = [row for row, _ in slots]
+    stacked = None
+    if lower:
+        stacked = lower[0].new_zeros((len(prompts), length, lower[0].shape[-1]))
+        for row, states in enumerate(lower):
+            stacked[row, : len(states)] = states
+    soft = [p.marks["soft"] for p in prompts] if prompts[0].marks.get("soft") else None
+    return Batch(
+        keys=[p.key for p in prompts],
+        ids=ids,
+        mask=mask,
+        segments=segments,
+        slots=torch.tensor(slots),
+        gold=torch.tensor([prompts[row].gold for row in owner]),
+        wording=torch.tensor([prompts[row].wording for row in owner]),
+        weight=torch.full((len(slots),), weight),
+        soft=None if soft is None else torch.tensor(soft),
+        lower=stacked,
+        extra={name: [c[name] for c in columns] for name in (columns[0] if columns else ())},
+    )

@@ -1,0 +1,196 @@
+"""The command line: run, show, check, list, report.
+
+Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+
+from raypft.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Prompt-based fine-tuning of language models, distributed on Ray.")
+console = Console()
+Names = Annotated[list[str], typer.Argument(metavar="RECIPE|FILE... [KEY=VALUE...]", help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Names of recipes or files, and overrides."""
+    names = [word for word in words if "=" not in word]
+    if not names:
+        raise UserError("job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; see raypft list recipes")
+    return names, [word for word in words if "=" in word]
+
+
+class Teller:
+    """Shows a run's events: bars on a terminal, plain lines elsewhere, JSON lines with --json."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+            console=console, disable=as_json or not console.is_terminal, transient=True,
+        )  # fmt: skip
+        self.tasks: dict[int, Any] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if self.as_json:
+            print(json.dumps(event), flush=True)
+            return
+        seed = event.get("seed")
+        if event["event"] in ("start", "resume") and seed is not None:
+            self.tasks[seed] = self.bars.add_task(f"seed {seed}", total=event["epochs"], completed=event.get("epoch", 0), note="")
+        elif event["event"] == "epoch" and seed in self.tasks:
+            dev = f"dev {event['dev']:.1f}" if "dev" in event else ""
+            self.bars.update(self.tasks[seed], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
+        text = describe(event)
+        if text and (event["event"] != "epoch" or not console.is_terminal):
+            self.bars.console.print(text, highlight=False, soft_wrap=True)
+
+
+def describe(event: dict[str, Any]) -> str:
+    """An event as a line for a person."""
+    seed = f"seed {event.get('seed')}"
+    if event["event"] == "start":
+        return f"{seed}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs"
+    if event["event"] == "resume":
+        return f"{seed}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
+    if event["event"] == "reuse":
+        return f"{seed}: finished before, reused"
+    if event["event"] == "epoch":
+        dev = f", dev {event['dev']:.1f}" if "dev" in event else ""
+        return f"{seed}: epoch {event['epoch']}, loss {event['loss']:.4f}{dev}"
+    if event["event"] == "result":
+        return f"{seed}: test {event['mean']:.2f}"
+    return event.get("text", "")
+
+
+@app.command()
+def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False, as_json: Json = False) -> None:
+    """Train and test jobs: every seed, then the table of mean and std."""
+    from raypft import runs  # noqa: PLC0415  (torch is loaded only where it is needed)
+    from raypft.job import load_job  # noqa: PLC0415
+    from raypft.report import run_table  # noqa: PLC0415
+
+    names, overrides = split_words(words)
+    jobs = [load_job(name, overrides) for name in names]
+    prepared = [runs.prepare(job) for job in jobs]
+    folders = []
+    for ready in prepared:
+        if not as_json:
+            console.print(f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}", highlight=False, soft_wrap=True)
+        teller = Teller(as_json)
+        with teller.bars:
+            results = runs.run(ready, teller, fresh)
+        folders.append(ready.folder)
+        if as_json:
+            for result in results:
+                print(json.dumps({"event": "finished", "folder": str(ready.folder), **{k: v for k, v in result.items() if k != "losses"}}), flush=True)
+    if not as_json:
+        print_table(run_table(folders))
+
+
+@app.command()
+def report(folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one task.")], as_json: Json = False) -> None:
+    """The table of one or more runs, as Markdown when not on a terminal."""
+    from raypft.report import run_table  # noqa: PLC0415
+
+    table = run_table(folders)
+    if as_json:
+        print(json.dumps(vars(table)))
+    elif console.is_terminal:
+        print_table(table)
+    else:
+        print(table.markdown(), end="")
+
+
+def print_table(table: Any) -> None:
+    """A report table on the terminal."""
+    shown = RichTable(title=table.title, title_justify="left")
+    for i, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if i == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for note in table.notes:
+        console.print(f"- {note}", highlight=False, style="dim", soft_wrap=True)
+
+
+@app.command()
+def check(words: Names, as_json: Json = False) -> None:
+    """Everything that can be known before compute is spent; exit code 0 or 2."""
+    from raypft import runs  # noqa: PLC0415
+    from raypft.looking import checked  # noqa: PLC0415
+    from raypft.job import load_job  # noqa: PLC0415
+
+    names, overrides = split_words(words)
+    for name in names:
+        found = checked(runs.prepare(load_job(name, overrides)))
+        if as_json:
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            for line in found["lines"]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def show(
+    words: Names,
+    row: Annotated[str | None, typer.Option(help="Key of the row, language/id; the first test row by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """One row traced: rendered prompt, tokens with marks, label words and their ids, scores."""
+    from raypft import runs  # noqa: PLC0415
+    from raypft.looking import traced  # noqa: PLC0415
+    from raypft.job import load_job  # noqa: PLC0415
+
+    names, overrides = split_words(words)
+    for name in names:
+        found = traced(runs.prepare(load_job(name, overrides)), row)
+        if as_json:
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            for line in found["lines"]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|schema")]) -> None:
+    """What there is; `schema` prints the JSON Schema of a job file for editors."""
+    from raypft.looking import catalogue  # noqa: PLC0415
+
+    for line in catalogue(what):
+        print(line)
+
+
+def quiet() -> None:
+    """Progress belongs to raypft; the libraries' chatter stays off the terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main(command: Callable[[], None] = app) -> None:
+    """Entry point: one line and exit code 2 for what the user can mend."""
+    quiet()
+    try:
+        command()
+    except UserError as error:
+        print(f"raypft: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

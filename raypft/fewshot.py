@@ -1,0 +1,184 @@
+"""Which rows a run trains, selects and tests on: protocols, k-shot sampling by hashed row ids, the sample manifest.
+
+A row's rank is a hash of (sample seed, purpose, row id): it depends neither on the order of rows nor on how many workers or
+which interpreter draws it, and translations (rows with the same id) are drawn together in every language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from raypft.errors import UserError, nearest
+
+DevRows = Literal["full", "k_shot", "none"]
+TEST_SEED = 0
+"""Test rows are limited with one seed for ever: every seed and method is tested on the same rows."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Sizes and roles of train, dev and test.
+
+    dev: how many rows select the epoch; dev_from_train: they are held out of train although a validation split exists;
+    dev_limit, test_limit: at most so many rows; sample_per_seed: each seed draws its own sample.
+    """
+
+    about: str
+    dev: DevRows
+    dev_from_train: bool = False
+    dev_limit: int | None = None
+    test_limit: int | None = None
+    sample_per_seed: bool = False
+
+
+PROTOCOLS = {
+    "fixed": Protocol("ours: k per class or all rows, the validation split, the whole test split", "full"),
+    "profit": Protocol("Ma et al. 2023: k per class drawn per seed, full English dev set", "full", sample_per_seed=True),
+    "zs2021": Protocol("Zhao & Schuetze 2021: k per class, a dev set of the same k", "k_shot"),
+    "gnnavi": Protocol("Yuan et al. 2024: k per class per seed, up to 1,000 train rows as dev, up to 1,000 test rows", "full", True, 1000, 1000, True),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of one cell; tables have the columns of `sources.read_split`."""
+
+    train: pa.Table
+    dev: pa.Table | None
+    test: pa.Table
+    demos: pa.Table | None
+    notes: tuple[str, ...] = ()
+
+    def manifest(self) -> dict[str, Any]:
+        """Row ids per role and a hash over ids and contents; two results compare only if their hashes agree."""
+        roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
+        ids = {role: [] if table is None else _keys(table) for role, table in roles.items()}
+        hashes = {role: _content_hash(table) for role, table in roles.items()}
+        whole = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+        return {"hash": whole, "test_hash": hashes["test"], "notes": list(self.notes), "sizes": {r: len(i) for r, i in ids.items()}, "ids": ids}
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol called `name`.
+
+    Raises:
+        UserError: unknown name; the nearest is named.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f'protocol: "{name}" is unknown; {nearest(name, PROTOCOLS)}')
+    return PROTOCOLS[name]
+
+
+def draw(
+    train: pa.Table,
+    validation: pa.Table | None,
+    test: pa.Table,
+    *,
+    labels: list[str],
+    rule: Protocol,
+    shots: int | None,
+    demos: int,
+    seed: int,
+    dev: DevRows | None = None,
+    dev_limit: int | None = None,
+    test_limit: int | None = None,
+) -> Sample:
+    """Draw the sample of a cell.
+
+    Args:
+        shots: rows a class and language for training, None for all; demos: demonstrations a class, taken from train first.
+        seed: the sample seed.
+        dev, dev_limit, test_limit: replace the protocol's; limits count rows per language.
+
+    Raises:
+        UserError: a class has fewer rows than asked for.
+    """
+    notes = []
+    dev = dev or rule.dev
+    limits = [n for n in (dev_limit, rule.dev_limit) if n is not None]
+    dev_limit = min(limits) if limits else None
+    pool, dev_rows = train, validation
+    if dev == "none":
+        dev_rows = None
+    elif validation is None or rule.dev_from_train:
+        size = min(dev_limit or 1000, len(train) // 5)
+        dev_rows, pool = _split_off(train, size, seed)
+        notes.append(f"dev: {len(dev_rows)} rows held out of train by sample seed {seed}")
+    if dev_rows is not None and dev == "k_shot" and shots is not None:
+        dev_rows = _per_class(dev_rows, labels, shots, seed, "dev")
+    elif dev_rows is not None and dev_limit is not None:
+        dev_rows = _limit(dev_rows, dev_limit, seed, "dev")
+    shown = None
+    if demos:
+        shown = _per_class(pool, labels, demos, seed, "demos")
+        pool = _without(pool, shown)
+    chosen = _sorted(pool, seed, "train") if shots is None else _per_class(pool, labels, shots, seed, "train")
+    limits = [n for n in (test_limit, rule.test_limit) if n is not None]
+    if limits:
+        test = _limit(test, min(limits), TEST_SEED, "test")
+    return Sample(chosen, dev_rows, test, shown, tuple(notes))
+
+
+def _content_hash(table: pa.Table | None) -> str:
+    digest = hashlib.sha256()
+    for row in [] if table is None else table.to_pylist():
+        digest.update(json.dumps(sorted(row.items()), ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def _keys(table: pa.Table) -> list[str]:
+    return [f"{language}/{i}" for language, i in zip(table["language"].to_pylist(), table["id"].to_pylist(), strict=True)]
+
+
+def _rank(seed: int, purpose: str, row_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}\x1f{purpose}\x1f{row_id}".encode()).digest()
+
+
+def _sorted(table: pa.Table, seed: int, purpose: str) -> pa.Table:
+    """The rows in hashed order, languages one after the other within an id."""
+    languages, ids = table["language"].to_pylist(), table["id"].to_pylist()
+    order = sorted(range(len(table)), key=lambda i: (_rank(seed, purpose, ids[i]), languages[i]))
+    return table.take(order)
+
+
+def _per_class(table: pa.Table, labels: list[str], count: int, seed: int, purpose: str) -> pa.Table:
+    ordered = _sorted(table, seed, purpose)
+    chosen: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, place in enumerate(zip(ordered["language"].to_pylist(), ordered["label"].to_pylist(), strict=True)):
+        if len(chosen[place]) < count:
+            chosen[place].append(i)
+    indices = []
+    for language in sorted({language for language, _ in chosen}):
+        for label in labels:
+            found = chosen.get((language, label), [])
+            if len(found) < count:
+                raise UserError(f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(found)} are left')
+            indices += found
+    return ordered.take(indices)
+
+
+def _limit(table: pa.Table, count: int, seed: int, purpose: str) -> pa.Table:
+    ordered = _sorted(table, seed, purpose)
+    taken: dict[str, int] = defaultdict(int)
+    indices = []
+    for i, language in enumerate(ordered["language"].to_pylist()):
+        if taken[language] < count:
+            indices.append(i)
+            taken[language] += 1
+    return ordered.take(indices)
+
+
+def _split_off(table: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.Table]:
+    held = _limit(table, count, seed, "held out")
+    return held, _without(table, held)
+
+
+def _without(table: pa.Table, other: pa.Table) -> pa.Table:
+    """The rows whose id is not in `other`: a translation of a held-out row is held out too."""
+    return table.filter(pa.compute.invert(pa.compute.is_in(table["id"], other["id"].combine_chunks())))

@@ -1,0 +1,141 @@
+"""What `check`, `show` and `list` print: jobs and rows looked at without training."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from raypft.backbones import ALIASES, load_backbone
+from raypft.batch import collate
+from raypft.cells import build_learner
+from raypft.encode import Encoder, label_distribution
+from raypft.errors import UserError, nearest
+from raypft.job import Job, load_job, part_config, recipe_names
+from raypft.methods import method_class, method_names
+from raypft.prompts import readable
+from raypft.readouts import readout_class, readout_names
+from raypft.readouts.verbalizer import label_columns
+from raypft.runs import Prepared
+from raypft.tasks import load_task, task_names
+
+
+def checked(prepared: Prepared) -> dict[str, Any]:
+    """What is known of a prepared job: sizes, label words, parameters, steps."""
+    job, skeleton = prepared.job, prepared.skeleton
+    seed = job.seeds[0]
+    sample, manifest = prepared.samples[seed], prepared.manifests[seed]
+    encoder = Encoder.of(job, skeleton, sample.demos)
+    lengths = sorted(len(encoder(row).ids) for row in sample.test.slice(0, 200).to_pylist())
+    steps = -(-len(sample.train) // job.train.batch_size) * job.train.epochs
+    method, config = part_config(job.method, "method")
+    with torch.device("meta"):
+        parameters = method(config, skeleton).predicted_parameters()
+    skeleton.forget_seams()
+    lines = [
+        f"{job.recipe}: {job.task}, {job.backbone} ({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
+        f"rows: {manifest['sizes']['train']} train, {manifest['sizes']['dev']} dev, {manifest['sizes']['test']} test, {manifest['sizes']['demos']} demonstrations (seed {seed}, manifest {manifest['hash']})",
+        *[f"note: {note}" for note in sample.notes],
+        *[f"test labels in {language}: {counts}" for language, counts in label_distribution(sample.test.to_pylist()).items()],
+        f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} of max_tokens {job.train.max_tokens} (first {len(lengths)} test rows)",
+        *label_words(job, encoder),
+        f"trainable parameters of the method: {parameters:,}",
+        f"steps: {steps} a seed, {len(job.seeds)} seeds",
+    ]
+    return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": [*lines, f"ok: results go to {prepared.folder}"]}
+
+
+def label_words(job: Job, encoder: Encoder) -> list[str]:
+    """How each label word is cut into tokens, per wording; nothing where a head reads."""
+    readout, config = part_config(job.readout, "readout")
+    if not readout.needs_slot:
+        return []
+    lines = []
+    tokenizer = encoder.backbone.tokenizer
+    for language in ["", *encoder.pattern.by_language]:
+        wording = encoder.pattern.wording(language)
+        columns = label_columns(encoder.backbone, encoder.task, wording, getattr(config, "mode", None), "verbalizer")
+        shown = ", ".join(
+            f"{name} = {(wording.verbalizer or {})[name]} {tokenizer.convert_ids_to_tokens(own)} {own}"
+            for name, own in zip(encoder.task.label.names, columns, strict=True)
+        )
+        lines.append(f"label words{f' ({language})' if language else ''}: {shown}")
+    return lines
+
+
+def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
+    """One test row from text to scores of the untrained model.
+
+    Raises:
+        UserError: no such row.
+    """
+    job = prepared.job
+    seed = job.seeds[0]
+    sample = prepared.samples[seed]
+    row = find_row(sample.test, key)
+    backbone = load_backbone(job.backbone, job.train.dropout)
+    learner = build_learner(job, backbone, seed).eval()
+    encoder = Encoder.of(job, backbone, sample.demos)
+    prompt = encoder(row)
+    batch = collate([prompt], 0, [learner.method.columns(prompt)])
+    with torch.no_grad():
+        scores = learner(batch)
+    (_, answer, probabilities), *_ = learner.readout.decide(scores, batch)
+    names = encoder.task.label.names
+    at = {position: mark for mark, positions in prompt.marks.items() for position in positions}
+    tokens = backbone.tokenizer.convert_ids_to_tokens(prompt.ids)
+    lines = [
+        f"row {prompt.key}, label {names[prompt.gold]}",
+        "prompt:",
+        *["  " + line for line in readable(encoder.query(row)).split("\n")],
+        f"tokens ({len(tokens)}):",
+        "  " + " ".join(f"[{at[i]}:{token}]" if i in at else token for i, token in enumerate(tokens)),
+        *label_words(job, encoder),
+        "scores before training: " + ", ".join(f"{name} {score:.3f} ({p:.3f})" for name, score, p in zip(names, scores[0].tolist(), probabilities, strict=True)),
+        f"answer: {names[answer]}",
+    ]
+    return {"key": prompt.key, "prompt": readable(encoder.query(row)), "tokens": tokens, "marks": prompt.marks, "scores": scores[0].tolist(), "lines": lines}
+
+
+def find_row(table: pa.Table, key: str | None) -> dict[str, Any]:
+    """The row called language/id, the first where None.
+
+    Raises:
+        UserError: no such row.
+    """
+    for row in table.to_pylist():
+        if key is None or f"{row['language']}/{row['id']}" == key:
+            return row
+    raise UserError(f'show: no test row "{key}"; keys are language/id, e.g. {table["language"][0]}/{table["id"][0]}')
+
+
+def catalogue(what: str) -> list[str]:
+    """One line per entry of a catalogue.
+
+    Raises:
+        UserError: no such catalogue.
+    """
+    catalogues = {
+        "tasks": lambda: [_task_line(name) for name in task_names()],
+        "methods": lambda: [f"{name:12} {_first_line(method_class(name).__module__)}  families: {', '.join(method_class(name).families)}" for name in method_names()],
+        "readouts": lambda: [f"{name:12} {_first_line(readout_class(name).__module__)}" for name in readout_names()],
+        "backbones": lambda: [f"{name:14} {alias.hub}: {alias.about}" + (" (gated)" if alias.gated else "") for name, alias in ALIASES.items()],
+        "recipes": lambda: [f"{name:12} {load_job(name, ['task=sst2', 'backbone=x', 'pattern=vanilla']).source}" for name in recipe_names()],
+        "schema": lambda: [json.dumps(Job.model_json_schema(), indent=1)],
+    }
+    if what not in catalogues:
+        raise UserError(f'list: "{what}" is unknown; {nearest(what, catalogues)}')
+    return catalogues[what]()
+
+
+def _task_line(name: str) -> str:
+    task = load_task(name)
+    return f"{name:16} {task.about}; {len(task.languages)} languages, labels: {', '.join(task.label.names)}; patterns: {', '.join(task.patterns)}"
+
+
+def _first_line(module: str) -> str:
+    import importlib  # noqa: PLC0415
+
+    return (importlib.import_module(module).__doc__ or "").strip().splitlines()[0]

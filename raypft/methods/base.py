@@ -1,0 +1,86 @@
+"""What a method is: trainable parameters put into a frozen backbone through its seams, and a forward pass to slot states.
+
+To add one, write `raypft/methods/<name>.py` with a class `Method` and a test; the contract suite finds it.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from raypft.backbones.base import Backbone
+from raypft.batch import Batch, Encoded
+
+
+class Config(BaseModel):
+    """A method's YAML keys; a method subclasses this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def soft_tokens(self) -> int:
+        """How many soft tokens <soft> stands for, P."""
+        return 0
+
+
+class BaseMethod(nn.Module):
+    """The interface of a method.
+
+    Class attributes:
+        Config: the YAML keys with their defaults.
+        numerics: raised when a change alters results; part of the cell key.
+        families: the backbone families it works with.
+        trains: False where there is nothing to train (zero epochs).
+
+    `constant_below` is the number of blocks whose output never changes while training; their states may be cached.
+    """
+
+    Config: type[Config] = Config
+    numerics: int = 1
+    families: tuple[str, ...] = ("masked", "causal")
+    trains: bool = True
+    marks: tuple[str, ...] = ()
+    """The marks a pattern must put into every prompt for this method to mean anything."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.constant_below = 0
+
+    def columns(self, prompt: Encoded) -> dict[str, Tensor]:
+        """A method's own data for one prompt, made on CPU; reaches `forward` as `batch.extra`."""
+        return {}
+
+    def penalty(self) -> Tensor | None:
+        """A term added to the loss once per optimizer step, or None."""
+        return None
+
+    def predicted_parameters(self) -> int:
+        """How many trainable parameters the method's formula predicts, readout excluded."""
+        raise NotImplementedError(f"{type(self).__module__} must state how many parameters it trains")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The states at the slots, [S, H]."""
+        return self.backbone(batch)
+
+    @property
+    def backbone_moves(self) -> bool:
+        """Whether weights of the pretrained model train; its dropout is active only then."""
+        return any(p.requires_grad for p in self.backbone.parameters())
+
+    def train(self, mode: bool = True) -> BaseMethod:
+        super().train(mode)
+        self.backbone.train(mode and self.backbone_moves)
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name to trainable parameter."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def uniform_(parameter: Tensor, bound: float) -> None:
+    """Fill a parameter from U(-bound, bound) with the current generator."""
+    with torch.no_grad():
+        parameter.uniform_(-bound, bound)

@@ -1,0 +1,71 @@
+"""Soft prompts: trained vectors in place of the embeddings of the pattern's <soft> tokens (SP, MP).
+
+Source: Zhao & Schuetze 2021 (SP, MP), prompt encoder as in their P-tuning code; Lottery Ticket Prompt-learning, section 3.2.
+Formula: e = MLP(BiLSTM(E)), E in R^{P x H}; BiLSTM H -> 2H (one layer), MLP 2H -> H, ReLU, H -> H. e stands at the P soft
+positions of every prompt; the encoder sees the prompt only, so e is the same for all rows of a step.
+Differs: none known; `encoder: none` (E used directly) and `train_backbone: false` are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from raypft.backbones.base import Backbone
+from raypft.batch import Batch
+from raypft.methods import base
+
+
+class Config(base.Config):
+    """length: soft tokens P; encoder: how they are reparameterised; train_backbone: whether the model trains too."""
+
+    length: int = Field(default=4, ge=1)
+    encoder: Literal["lstm", "none"] = "lstm"
+    train_backbone: bool = True
+
+    @property
+    def soft_tokens(self) -> int:
+        return self.length
+
+
+class PromptEncoder(nn.Module):
+    """P trained vectors, reparameterised by a BiLSTM and an MLP.
+
+    Shapes: () -> [P, H].
+    """
+
+    def __init__(self, length: int, hidden: int, encoder: str) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(nn.Embedding(length, hidden).weight.detach())
+        self.lstm = nn.LSTM(hidden, hidden, bidirectional=True, batch_first=True) if encoder == "lstm" else None
+        self.mlp = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)) if encoder == "lstm" else None
+
+    def forward(self, states: Tensor, batch: Batch) -> Tensor:
+        """Word embeddings [B, T, H] with the rows at `batch.soft` [B, P] replaced."""
+        prompt = self.embedding
+        if self.lstm is not None and self.mlp is not None:
+            prompt = self.mlp(self.lstm(prompt.unsqueeze(0))[0]).squeeze(0)
+        at = batch.soft.unsqueeze(-1).expand(-1, -1, states.shape[-1])  # type: ignore[union-attr]
+        return states.scatter(1, at, prompt.to(states.dtype).expand(len(states), -1, -1))
+
+
+class Method(base.BaseMethod):
+    """A prompt encoder behind the word embeddings; the backbone trains too unless told otherwise."""
+
+    Config = Config
+    marks = ("soft",)
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.prompt = PromptEncoder(config.length, backbone.hidden, config.encoder)
+        backbone.on_embed(self.prompt)
+        if config.train_backbone:
+            backbone.open("*")
+
+    def predicted_parameters(self) -> int:
+        h, length = self.backbone.hidden, self.config.length
+        encoder = 2 * (4 * h * (h + h) + 8 * h) + (2 * h * h + h) + (h * h + h)
+        own = length * h + (encoder if self.config.encoder == "lstm" else 0)
+        return own + (sum(p.numel() for p in self.backbone.model.parameters()) if self.config.train_backbone else 0)

@@ -1,0 +1,123 @@
+"""A row becomes a query: pieces of text with marks. No tokenizer and no tensor here.
+
+A pattern's text is cut at its markup into pieces. Each piece is tokenized on its own later (backbones), a leading blank
+belonging to the piece after it. Marks say what a piece is for: "slot" (where the answer is read), "soft" (soft tokens),
+"demo_label" (the label word of a demonstration); the backbone records at which token each marked piece begins.
+Only fields may be shortened: those of the row in each prompt, those of the demonstrations once per run.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raypft.tasks import MARKUP, Pattern, Task
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One part of a prompt.
+
+    kind: "text", "slot", "soft" or "sep"; mark: the name under which the position of its first token is recorded;
+    field: its text is a field's, the only text that may be shortened; count: number of soft tokens.
+    """
+
+    kind: str
+    text: str = ""
+    mark: str | None = None
+    field: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A labelled training row that stands before every query, `label` a label name."""
+
+    row: Row
+    label: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """The pieces of one prompt: shared demonstrations first, then the row's own."""
+
+    demos: tuple[Piece, ...]
+    pieces: tuple[Piece, ...]
+
+
+def first_word(words: str | Sequence[str]) -> str:
+    """The word that stands for a label where one must be written out, as in a demonstration."""
+    return words if isinstance(words, str) else words[0]
+
+
+def render(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()) -> Query:
+    """The query of one row.
+
+    Args:
+        soft_length: number of soft tokens that <soft> stands for, P.
+        demos: shown in this order where the text has <demos>, joined by the pattern's separator.
+    """
+    shown: list[Piece] = []
+    if "<demos>" in pattern.text:
+        for demo in demos:
+            shown += _cut(task, pattern, demo.row, demo.language, soft_length, answer=demo.label)
+            shown.append(Piece("text", pattern.demo_separator))
+    return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
+
+
+def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int, answer: str | None = None) -> list[Piece]:
+    wording = pattern.wording(language)
+    text = (wording.text or "").removeprefix("<demos>")
+    pieces: list[Piece] = []
+    position, blank = 0, ""
+    for match in MARKUP.finditer(text):
+        literal = blank + text[position : match.start()]
+        # the blanks before markup belong to the piece that the markup stands for
+        kept = literal.rstrip(" ")
+        blank = literal[len(kept) :]
+        if kept:
+            pieces.append(Piece("text", kept))
+        pieces.append(_marked(task, wording.verbalizer or {}, match, blank, row, soft_length, answer))
+        position, blank = match.end(), ""
+    if text[position:]:
+        pieces.append(Piece("text", text[position:]))
+    return [piece for piece in pieces if piece.text or piece.kind != "text"]
+
+
+def _marked(task: Task, verbalizer: Mapping[str, object], match, blank: str, row: Row, soft_length: int, answer: str | None) -> Piece:
+    if match[1]:
+        value = str(row[task.fields[match[1]]])
+        return Piece("text", blank + (strip_final_punctuation(value) if match[2] else value), field=True)
+    if match[3] == "slot" and answer is not None:
+        return Piece("text", blank + first_word(verbalizer[answer]), mark="demo_label")  # type: ignore[arg-type]
+    if match[3] == "slot":
+        return Piece("slot", blank, mark="slot")
+    if match[3] == "soft":
+        return Piece("soft", blank, mark="soft", count=soft_length)
+    return Piece("sep")
+
+
+def strip_final_punctuation(text: str) -> str:
+    """The text without punctuation at its end, as Zhao & Schuetze do; a text of nothing else is kept."""
+    end = len(text)
+    while end and (text[end - 1].isspace() or unicodedata.category(text[end - 1]).startswith("P")):
+        end -= 1
+    return text[:end] or text
+
+
+def readable(query: Query) -> str:
+    """The prompt as a person reads it, with <slot>, <soft:n> and <sep> shown."""
+    shown = {"slot": "<slot>", "sep": " <sep> "}
+    parts = []
+    for piece in (*query.demos, *query.pieces):
+        if piece.kind == "soft":
+            parts.append(f"{piece.text}<soft:{piece.count}>")
+        elif piece.kind == "slot":
+            parts.append(piece.text + shown["slot"])
+        else:
+            parts.append(shown.get(piece.kind, piece.text))
+    return "".join(parts)

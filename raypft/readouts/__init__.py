@@ -1,0 +1,27 @@
+"""The readout catalogue: `readout: verbalizer` is raypft/readouts/verbalizer.py, its class `Readout`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from raypft.errors import UserError, nearest
+from raypft.readouts.base import BaseReadout
+
+FOLDER = Path(__file__).parent
+
+
+def readout_names() -> list[str]:
+    """The names of all readouts: the files of this folder."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+def readout_class(name: str) -> type[BaseReadout]:
+    """The class of the readout called `name`.
+
+    Raises:
+        UserError: unknown name; the nearest is named.
+    """
+    if name not in readout_names():
+        raise UserError(f'readout: "{name}" is unknown; {nearest(name, readout_names())}')
+    return importlib.import_module(f"raypft.readouts.{name}").Readout

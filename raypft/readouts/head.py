@@ -1,0 +1,23 @@
+"""The family's own classification head, newly initialised where the checkpoint has none (vanilla fine-tuning)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from raypft.backbones.base import Backbone
+from raypft.batch import Batch
+from raypft.readouts.base import BaseReadout, Config
+from raypft.tasks import Pattern, Task
+
+
+class Readout(BaseReadout):
+    """mBERT's pooler and classifier, RoBERTa's dense, tanh and classifier, a causal model's score layer; all of it trains."""
+
+    needs_slot = False
+
+    def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
+        super().__init__(config, task, pattern, backbone)
+        self.head = backbone.head(len(task.label.names))
+
+    def scores(self, states: Tensor, batch: Batch) -> Tensor:
+        return self.head(states)

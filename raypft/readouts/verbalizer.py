@@ -1,0 +1,95 @@
+"""Label words: the score of a label is the vocabulary score of its word at the slot; only those columns are computed.
+
+Source: Schick & Schuetze 2021 (PET); Ma et al. 2023 (ProFiT), section 3: s(y) = mean over words w of v(y) of logit[slot, w],
+softmax over the labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raypft.backbones.base import Backbone
+from raypft.batch import Batch
+from raypft.errors import UserError
+from raypft.readouts import base
+from raypft.tasks import Mode, Pattern, Task, Wording
+
+
+class Config(base.Config):
+    """mode: replaces the pattern's way of looking label words up (`raw_piece` is what ProFiT's and ToPro's code does)."""
+
+    mode: Mode | None = None
+
+
+def word_columns(backbone: Backbone, word: str, mode: Mode, blank: str, where: str) -> list[int]:
+    """The vocabulary columns of one label word.
+
+    Raises:
+        UserError: the word splits, or is unknown, and the mode does not say what to do then.
+    """
+    if mode == "raw_piece":
+        found = backbone.tokenizer.get_vocab().get(word)
+        if found is None:
+            raise UserError(f'{where}: "{word}" is no piece of the vocabulary (mode raw_piece); use readout.mode=word_initial')
+        return [found]
+    ids = backbone.word_ids(word, blank)
+    if backbone.tokenizer.unk_token_id in ids and backbone.tokenizer.unk_token_id is not None:
+        raise UserError(f'{where}: "{word}" holds a piece unknown to this vocabulary; choose another word')
+    if mode == "first_piece":
+        return ids[:1]
+    if mode == "last_piece":
+        return ids[-1:]
+    if mode == "word_initial" and len(ids) != 1:
+        pieces = backbone.tokenizer.convert_ids_to_tokens(ids)
+        raise UserError(f'{where}: "{word}" is {len(ids)} tokens for this backbone {pieces}; choose one token or set mode: first_piece')
+    return ids
+
+
+def label_columns(backbone: Backbone, task: Task, wording: Wording, mode: Mode | None, where: str) -> list[list[int]]:
+    """The vocabulary columns of each label, in label order.
+
+    Raises:
+        UserError: see `word_columns`; several words without mode mean; two labels with the same column.
+    """
+    blank = " " if " <slot>" in (wording.text or "") else ""
+    mode = mode or wording.mode or "word_initial"
+    columns = []
+    for name in task.label.names:
+        words = (wording.verbalizer or {})[name]
+        words = [words] if isinstance(words, str) else words
+        if len(words) > 1 and mode != "mean":
+            raise UserError(f"{where}.{name}: found {len(words)} words; expected one, or mode: mean")
+        columns.append([c for word in words for c in word_columns(backbone, word, mode, blank, f"{where}.{name}")])
+    for i, own in enumerate(columns):
+        for j in range(i):
+            if own == columns[j]:
+                raise UserError(f"{where}: {task.label.names[j]} and {task.label.names[i]} have the same token {own}; choose other words")
+    return columns
+
+
+class Readout(base.BaseReadout):
+    """Scores are means over each label's columns of the language-model head, which has no parameters of its own here."""
+
+    Config = Config
+
+    def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
+        super().__init__(config, task, pattern, backbone)
+        self.__dict__["backbone"] = backbone  # its parameters belong to the method
+        wordings = []
+        for language in ["", *pattern.by_language]:
+            where = f"task {task.name}: verbalizer" + (f" ({language})" if language else "")
+            wordings.append(label_columns(backbone, task, pattern.wording(language), config.mode, where))
+        used = sorted({column for wording in wordings for own in wording for column in own})
+        share = torch.zeros(len(wordings), len(used), len(task.label.names))
+        for i, wording in enumerate(wordings):
+            for label, own in enumerate(wording):
+                for column in own:
+                    share[i, used.index(column), label] += 1 / len(own)
+        self.register_buffer("used", torch.tensor(used), persistent=False)
+        self.register_buffer("share", share, persistent=False)
+        self.wordings = wordings
+
+    def scores(self, states: Tensor, batch: Batch) -> Tensor:
+        each = self.backbone.vocabulary_scores(states, self.used)  # [S, n], n columns used by any language
+        return torch.bmm(each.unsqueeze(1), self.share[batch.wording].to(each.dtype)).squeeze(1)  # [S, 1, n] x [S, n, C]

@@ -1,0 +1,212 @@
+"""The task catalogue: one YAML says what the rows of a data set mean and how to ask about them.
+
+A task names its fields, labels, languages and metric, where its rows come from, and its pattern-verbalizer pairs,
+each with its source. `load_task("xnli")` reads `raypft/tasks/xnli.yaml`; a path reads the user's own file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raypft.errors import UserError, nearest
+
+FOLDER = Path(__file__).parent
+SPLITS = ("train", "validation", "test")
+MARKUP = re.compile(r"\{(\w+)(\|strip)?\}|<(slot|soft|sep|demos)>")
+
+Mode = Literal["word_initial", "raw_piece", "first_piece", "last_piece", "mean"]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Label(Strict):
+    """The column that holds the label and the label names, in the order of the score columns."""
+
+    column: str = "label"
+    names: list[str]
+
+
+class Source(Strict):
+    """Where rows come from and how their columns and labels are called there.
+
+    Exactly one of `hub` (a data set id with parquet files) and `files` (a path per split below `data.root`, in which
+    {language} and {shots} may stand) is given.
+    """
+
+    hub: str | None = None
+    config: str | None = None
+    """The hub configuration; may hold {language}."""
+    files: dict[str, str] | None = None
+    splits: dict[str, str] = {}
+    """Our split name to theirs, where a split is missing or called otherwise (hub only)."""
+    columns: dict[str, str] = {}
+    """Our column to theirs."""
+    labels: dict[str, str] = {}
+    """Their label value, as text, to our label name."""
+    languages: dict[str, str] = {}
+    """Our language code to theirs."""
+    gated: str | None = None
+    """The page where access is asked for, if the data set is gated or withdrawn."""
+
+
+class Wording(Strict):
+    """What a language changes in a pattern: its text, its label words, how they are looked up."""
+
+    text: str | None = None
+    verbalizer: dict[str, str | list[str]] | None = None
+    mode: Mode | None = None
+
+
+class Pattern(Strict):
+    """How to ask: the prompt text and the words that stand for the labels."""
+
+    text: str
+    verbalizer: dict[str, str | list[str]] | None = None
+    mode: Mode = "word_initial"
+    by_language: dict[str, Wording] = {}
+    demo_separator: str = "\n"
+    source: str
+
+    def wording(self, language: str) -> Wording:
+        """The text, verbalizer and mode for a language, base values where the language changes nothing."""
+        own = self.by_language.get(language, Wording())
+        return Wording(text=own.text or self.text, verbalizer=own.verbalizer or self.verbalizer, mode=own.mode or self.mode)
+
+
+class Task(Strict):
+    """A task as its YAML states it; `name` is the file's stem."""
+
+    name: str
+    about: str
+    kind: Literal["choice"]
+    fields: dict[str, str]
+    """Field name as patterns use it, to column."""
+    label: Label
+    languages: list[str]
+    metric: str
+    sources: dict[str, Source]
+    patterns: dict[str, Pattern]
+
+    def pattern(self, name: str) -> Pattern:
+        """The pattern called `name`.
+
+        Raises:
+            UserError: the task has no such pattern; the nearest is named.
+        """
+        if name not in self.patterns:
+            raise UserError(f'task {self.name}: no pattern "{name}"; {nearest(name, self.patterns)}')
+        return self.patterns[name]
+
+
+def task_names() -> list[str]:
+    """The names of the tasks shipped with raypft."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_task(name: str) -> Task:
+    """Read a task by name or from a path.
+
+    Raises:
+        UserError: no such task or file; a key, type, pattern or verbalizer that does not fit (file, key, found, expected).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent != FOLDER:
+            raise UserError(f"task: no file {path}; give a task name or a path to a task YAML")
+        raise UserError(f'task: "{name}" is unknown; {nearest(name, task_names())}')
+    where = f"tasks/{path.name}" if path.parent == FOLDER else str(path)
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{where}: expected a mapping of keys, found {type(loaded).__name__}")
+    try:
+        task = Task(name=path.stem, **loaded)
+    except (ValidationError, TypeError) as error:
+        raise UserError(validation_line(where, error, loaded)) from None
+    _check(task, where)
+    return task
+
+
+def validation_line(where: str, error: Exception, loaded: object) -> str:
+    """One line out of a pydantic error: where, key, found, expected; an unknown key names the nearest."""
+    if not isinstance(error, ValidationError):
+        return f"{where}: {error}"
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model = _model_at(error.title, first["loc"][:-1])
+        return f'{where}: unknown key "{key}"; {nearest(str(first["loc"][-1]), model)}'
+    if first["type"] == "missing":
+        return f'{where}: key "{key}" is missing'
+    return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+_ROOTS: dict[str, type[BaseModel]] = {}
+
+
+def validation_root(model: type[BaseModel]) -> type[BaseModel]:
+    """Class decorator: lets `validation_line` name the known keys at any depth below this model."""
+    _ROOTS[model.__name__] = model
+    return model
+
+
+def _model_at(title: str, location: tuple[int | str, ...]) -> list[str]:
+    model: object = _ROOTS.get(title)
+    for part in location:
+        fields = getattr(model, "model_fields", None)
+        if fields and part in fields:
+            model = fields[part].annotation
+        arguments = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if arguments:
+            model = arguments[0]
+    return list(getattr(model, "model_fields", {}))
+
+
+validation_root(Task)
+
+
+def _check(task: Task, where: str) -> None:
+    for name, source in task.sources.items():
+        if (source.hub is None) == (source.files is None):
+            raise UserError(f"{where}: sources.{name}: give exactly one of hub and files")
+        for split in [*(source.files or {}), *source.splits]:
+            if split not in SPLITS:
+                raise UserError(f'{where}: sources.{name}: unknown split "{split}"; {nearest(split, SPLITS)}')
+        for value, label in source.labels.items():
+            if label not in task.label.names:
+                raise UserError(f'{where}: sources.{name}.labels.{value}: "{label}" is no label; {nearest(label, task.label.names)}')
+    for name, pattern in task.patterns.items():
+        for language in pattern.by_language:
+            if language not in task.languages:
+                raise UserError(f'{where}: patterns.{name}.by_language: "{language}" is no language of the task')
+        for language in ["", *pattern.by_language]:
+            _check_wording(task, pattern.wording(language), f"{where}: patterns.{name}" + (f".by_language.{language}" if language else ""))
+
+
+def _check_wording(task: Task, wording: Wording, where: str) -> None:
+    text = wording.text or ""
+    for match in MARKUP.finditer(text):
+        if match[1] and match[1] not in task.fields:
+            raise UserError(f'{where}.text: no field "{match[1]}"; {nearest(match[1], task.fields)}')
+    left = MARKUP.sub("", text)
+    if re.search(r"[{}]|<\w+>", left):
+        raise UserError(f'{where}.text: markup not understood in "{text}"; known: {{field}} {{field|strip}} <slot> <soft> <sep> <demos>')
+    if text.count("<slot>") > 1:
+        raise UserError(f"{where}.text: found {text.count('<slot>')} <slot>; expected at most one")
+    if "<demos>" in text and not text.startswith("<demos>"):
+        raise UserError(f"{where}.text: <demos> must come first")
+    if wording.verbalizer is not None and set(wording.verbalizer) != set(task.label.names):
+        raise UserError(f"{where}.verbalizer: found {sorted(wording.verbalizer)}; expected one entry for each of {task.label.names}")
+    if "<slot>" in text and wording.verbalizer is None:
+        raise UserError(f"{where}: a pattern with <slot> needs a verbalizer")

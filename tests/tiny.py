@@ -1,0 +1,55 @@
+"""Two-layer random models of each family with a word-level tokenizer, made in memory in milliseconds."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, XLMRobertaConfig
+
+from raypft.backbones import Backbone, backbone_from_config
+
+WORDS = "the a film was is good bad great terrible fine it Yes No Maybe right wrong maybe Negative Positive Review Sentiment : . ? , yes no one two three four five six seven eight".split()
+HIDDEN, LAYERS = 32, 3
+
+
+def tokenizer(special: bool) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer; with `special`, pairs read <s> A </s> </s> B </s>."""
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "\n", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Punctuation()])
+    if special:
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", pad_token="<pad>", eos_token="</s>", sep_token="</s>", cls_token="<s>", unk_token="<unk>", mask_token="<mask>")
+
+
+def config(kind: str, dropout: float = 0.0):
+    """The configuration of a tiny model: bert, xlmr, gpt2, llama."""
+    vocab = 6 + len(WORDS)
+    if kind in ("bert", "xlmr"):
+        made = BertConfig if kind == "bert" else XLMRobertaConfig
+        return made(
+            vocab_size=vocab, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=64, max_position_embeddings=160,
+            pad_token_id=1, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, architectures=["XForMaskedLM"],
+        )  # fmt: skip
+    if kind == "gpt2":
+        return GPT2Config(
+            vocab_size=vocab, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=160, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+            pad_token_id=1, eos_token_id=2, bos_token_id=0, architectures=["GPT2LMHeadModel"],
+        )  # fmt: skip
+    return LlamaConfig(
+        vocab_size=vocab, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        max_position_embeddings=160, pad_token_id=1, eos_token_id=2, bos_token_id=0, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+
+
+FAMILIES = {"masked": ["bert", "xlmr"], "causal": ["gpt2", "llama"]}
+KINDS = [kind for kinds in FAMILIES.values() for kind in kinds]
+
+
+def backbone(kind: str, seed: int = 0, dropout: float = 0.0) -> Backbone:
+    """A tiny random backbone, the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return backbone_from_config(config(kind, dropout), tokenizer(special=kind in FAMILIES["masked"]))
