@@ -80,16 +80,18 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     if pattern and "{language}" in pattern:
         return task.languages
     back = {theirs: ours for ours, theirs in source.languages.items()}
-    column = source.columns.get("language", "language")
     found: set[str] = set()
     for table, _, _ in _raw(origin, split, task.languages):
-        found |= {back.get(s, s) for s in table[column].unique().to_pylist()} if column in table.column_names else {task.languages[0]}
+        column = next((c for c in their_columns(source, "language") if c in table.column_names), None)
+        found |= {back.get(s, s) for s in table[column].unique().to_pylist()} if column else {task.languages[0]}
     return [language for language in task.languages if language in found]
 
 
 def _raw(origin: Origin, split: str, languages: list[str]):
     source = origin.source
     if source.hub is not None:
+        if source.splits and split not in source.splits:
+            return
         configs = languages if source.config and "{language}" in source.config else [None]
         for language in configs:
             yield _hub_table(origin, split, language), f"{source.hub} {split}", language
@@ -159,18 +161,27 @@ def read_file(system: fs.FileSystem, path: str) -> pa.Table:
         raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
 
 
+def their_columns(source: Source, ours: str) -> list[str]:
+    """What a source may call one of our columns."""
+    names = source.columns.get(ours, ours)
+    return [names] if isinstance(names, str) else names
+
+
 def _normalise(origin: Origin, table: pa.Table, where: str, split: str, language: str | None) -> pa.Table:
     task, source = origin.task, origin.source
 
     def column(ours: str) -> list[str] | None:
-        theirs = source.columns.get(ours, ours)
-        return [str(v) if v is not None else "" for v in table[theirs].to_pylist()] if theirs in table.column_names else None
+        for theirs in their_columns(source, ours):
+            if theirs in table.column_names:
+                return [str(v) if v is not None else "" for v in table[theirs].to_pylist()]
+        return None
 
     fields = {}
     for ours in task.fields.values():
         values = column(ours)
         if values is None:
-            raise UserError(f'data: {where} has no column "{source.columns.get(ours, ours)}"; found: {", ".join(table.column_names)}')
+            theirs = " or ".join(their_columns(source, ours))
+            raise UserError(f'data: {where} has no column "{theirs}"; found: {", ".join(table.column_names)}')
         fields[ours] = values
     size = table.num_rows
     back = {theirs: ours for ours, theirs in source.languages.items()}
@@ -188,7 +199,7 @@ def _normalise(origin: Origin, table: pa.Table, where: str, split: str, language
 def _labels(origin: Origin, values: list[str] | None, where: str, size: int) -> list[str]:
     task = origin.task
     if values is None:
-        theirs = origin.source.columns.get(task.label.column, task.label.column)
+        theirs = " or ".join(their_columns(origin.source, task.label.column))
         raise UserError(f'data: {where} has no label column "{theirs}" (hidden labels?); scores need labels')
     named = [origin.source.labels.get(value, value) for value in values]
     known = set(task.label.names)

@@ -47,9 +47,9 @@ class Source(Strict):
     """The hub configuration; may hold {language}."""
     files: dict[str, str] | None = None
     splits: dict[str, str] = {}
-    """Our split name to theirs, where a split is missing or called otherwise (hub only)."""
-    columns: dict[str, str] = {}
-    """Our column to theirs."""
+    """Our split names to theirs (hub only); a split not named does not exist. Empty: all three, called as here."""
+    columns: dict[str, str | list[str]] = {}
+    """Our column to theirs; several names where their files differ, the first that is there counts."""
     labels: dict[str, str] = {}
     """Their label value, as text, to our label name."""
     languages: dict[str, str] = {}
