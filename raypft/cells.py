@@ -85,7 +85,7 @@ def run_cell(
             for name, parameter in learner.trainable().items():
                 parameter.copy_(progress.values[name])
     stepper = make_stepper(learner, job.train, progress.optimizer if progress else None)
-    start = {"event": "start", "seed": seed, "epochs": job.train.epochs, "trainable": sum(trainable.values())}
+    start = {"event": "start", "seed": seed, "epochs": job.train.epochs if learner.method.trains else 0, "trainable": sum(trainable.values())}
     if progress is not None:
         start |= {"event": "resume", "epoch": progress.epoch, "step": progress.step}
     tell(start)

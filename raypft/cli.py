@@ -87,16 +87,17 @@ def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where
     jobs = [load_job(name, overrides) for name in names]
     prepared = [runs.prepare(job) for job in jobs]
     folders = []
-    for ready in prepared:
-        if not as_json:
-            console.print(f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}", highlight=False, soft_wrap=True)
-        teller = Teller(as_json)
-        with teller.bars:
-            results = runs.run(ready, teller, fresh)
-        folders.append(ready.folder)
-        if as_json:
-            for result in results:
-                print(json.dumps({"event": "finished", "folder": str(ready.folder), **{k: v for k, v in result.items() if k != "losses"}}), flush=True)
+    with runs.session(jobs):
+        for ready in prepared:
+            if not as_json:
+                console.print(f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}", highlight=False, soft_wrap=True)
+            teller = Teller(as_json)
+            with teller.bars:
+                results = runs.run(ready, teller, fresh)
+            folders.append(ready.folder)
+            if as_json:
+                for result in results:
+                    print(json.dumps({"event": "finished", "folder": str(ready.folder), **{k: v for k, v in result.items() if k != "losses"}}), flush=True)
     if not as_json:
         print_table(run_table(folders))
 

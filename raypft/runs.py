@@ -180,6 +180,18 @@ def read_job(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def session(jobs: list[Job]) -> Iterator[None]:
+    """Keeps one Ray session for several jobs, if any of them has workers."""
+    if not any(job.resources.workers for job in jobs):
+        yield
+        return
+    from raypft.scale.launch import ray_session  # noqa: PLC0415
+
+    with ray_session():
+        yield
+
+
+@contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder / ".lock", timeout=0):

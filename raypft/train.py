@@ -78,6 +78,9 @@ class Stepper(ABC):
     def optimizer_state(self) -> dict[str, Any]:
         """Adam's state whole, by parameter name, and its step count. Every rank calls it."""
 
+    def close(self) -> None:
+        """Let go of what the stepper holds."""
+
     def gather(self, value: Any) -> list[Any]:
         """One value per rank, on every rank."""
         if self.world == 1:

@@ -1,0 +1,221 @@
+"""Ray Train around `run_cell`: a worker group takes the seeds of a job one after the other; a dead worker costs only what
+came after the cell's last state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import distributed
+
+from raypft.backbones import load_backbone
+from raypft.cells import run_cell
+from raypft.errors import UserError
+from raypft.job import Job
+from raypft.runs import Prepared, cell_folder, recorder
+from raypft.scale.data import ENCODER_CPUS, encode_on_ray, read_encoded
+from raypft.scale.zero import check_zero
+
+READER_CPUS = 1.0
+STALL_SECONDS = 120
+Tell = Callable[[dict[str, Any]], None]
+
+
+def cpus_per_worker(job: Job, logical: float) -> float:
+    """CPUs Ray reserves for each worker, such that workers + encoder + reader fit the machine.
+
+    Raises:
+        UserError: the job asks for more than there is; Ray would wait for ever.
+    """
+    workers, asked = job.resources.workers, job.resources.cpus_per_worker
+    free = logical - READER_CPUS - ENCODER_CPUS
+    fair = max(0.0, free / workers)
+    if free <= 0:
+        raise UserError(f"resources: Ray has {logical:g} CPUs; reading ({READER_CPUS:g}) and encoding ({ENCODER_CPUS:g}) leave none for workers; use resources.workers=0")
+    if asked is not None and asked * workers + READER_CPUS + ENCODER_CPUS > logical:
+        needed = asked * workers + READER_CPUS + ENCODER_CPUS
+        raise UserError(
+            f"resources.cpus_per_worker: {workers} workers x {asked:g} + {READER_CPUS:g} for reading + {ENCODER_CPUS:g} for encoding = {needed:g} CPUs; "
+            f"Ray has {logical:g}; use at most {fair:g}"
+        )
+    return asked if asked is not None else min(1.0, fair)
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray for the time of a command: a running cluster is joined ($RAY_ADDRESS), else one is started here and ended after."""
+    started = False
+    if not ray.is_initialized():
+        threads = str(max(1, (os.cpu_count() or 1) // 2))
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_V2_ENABLED": "1", "PYTHONWARNINGS": "ignore"}
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        warnings.filterwarnings("ignore", module="ray")
+        address = os.environ.get("RAY_ADDRESS")
+        ray.init(
+            address=address, runtime_env={"env_vars": environment}, logging_level=logging.ERROR, log_to_driver=False,
+            **({} if address else {"include_dashboard": False}),
+        )  # fmt: skip
+        started = True
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def run_on_ray(prepared: Prepared, seeds: list[int], tell: Tell) -> None:
+    """Run the given seeds of a job on a Ray Train worker group; results are on disk when it returns.
+
+    Raises:
+        UserError: CPUs, ZeRO stage or precision do not fit; or training failed, with the worker's own line.
+    """
+    job = prepared.job
+    check_zero(job)
+    with ray_session(), _quiet_loggers():
+        cpus = cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
+        folder = prepared.folder.resolve()
+        encoded = {seed: encode_on_ray(job, prepared.samples[seed], folder / "encoded", prepared.manifests[seed]["hash"]) for seed in seeds}
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={
+                "job": job.model_dump(),
+                "folder": str(folder),
+                "encoded": {str(seed): str(path) for seed, path in encoded.items()},
+                "facts": {str(seed): prepared.facts(seed) for seed in seeds},
+            },
+            scaling_config=ScalingConfig(
+                num_workers=job.resources.workers,
+                use_gpu=job.resources.gpus_per_worker > 0,
+                resources_per_worker={"CPU": cpus, **({"GPU": job.resources.gpus_per_worker} if job.resources.gpus_per_worker else {})},
+            ),
+            torch_config=TorchConfig(backend="nccl" if job.resources.gpus_per_worker else "gloo"),
+            run_config=RunConfig(name=f"attempt-{time.time_ns()}", storage_path=str(folder / "ray"), failure_config=FailureConfig(max_failures=job.resources.max_failures)),
+        )
+        with _following(folder, seeds, tell):
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                raise _plain(error, folder) from None
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each worker runs: the unfinished seeds, one after the other."""
+    from raypft.scale.stepper import DeepSpeedStepper  # noqa: PLC0415  (sets what DeepSpeed reads at import)
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    job = Job(**config["job"])
+    rank = distributed.get_rank()
+    folder = Path(config["folder"])
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    finished = [seed for seed in config["facts"] if (cell_folder(folder, int(seed)) / "result.json").is_file()]
+    distributed.all_gather_object(everyone, (job.key(), finished))
+    if len({key for key, _ in everyone}) != 1:
+        raise RuntimeError(f"workers received different jobs: {everyone}")
+    device = str(ray.train.torch.get_device())
+    backbone = None
+    for seed in [int(seed) for seed in config["facts"] if seed not in everyone[0][1]]:
+        if backbone is None:
+            backbone = load_backbone(job.backbone, job.train.dropout)
+        steppers = []
+
+        def make_stepper(learner, settings, state, steppers=steppers):
+            steppers.append(DeepSpeedStepper(job, learner, settings, device, state))
+            return steppers[-1]
+
+        own = cell_folder(folder, seed)
+        note = recorder(own) if rank == 0 else lambda event: None
+        result = run_cell(job, seed, read_encoded(Path(config["encoded"][str(seed)])), backbone, own, config["facts"][str(seed)], make_stepper, note)
+        note({"event": "result", "seed": seed, "mean": result["mean"]})
+        steppers[-1].close()
+        if job.zero.stage == 3 or job.train.precision != "fp32":
+            backbone = None  # partitioned or cast weights do not come back; the next seed loads anew
+
+
+@contextmanager
+def _following(folder: Path, seeds: list[int], tell: Tell) -> Iterator[None]:
+    """Pass the workers' events on while they work; say so when nothing has come for a while."""
+    over = threading.Event()
+    paths = {seed: cell_folder(folder, seed) / "events.jsonl" for seed in seeds}
+    read = {seed: path.stat().st_size if path.is_file() else 0 for seed, path in paths.items()}
+
+    def pass_on() -> bool:
+        found = False
+        for seed, path in paths.items():
+            if not path.is_file():
+                continue
+            with path.open() as stream:
+                stream.seek(read[seed])
+                for line in stream:
+                    if not line.endswith("\n"):
+                        break
+                    read[seed] += len(line.encode())
+                    found = True
+                    tell(json.loads(line))
+        return found
+
+    def follow() -> None:
+        last = time.monotonic()
+        while not over.wait(0.3):
+            if pass_on():
+                last = time.monotonic()
+            elif time.monotonic() - last > STALL_SECONDS:
+                tell({"event": "stall", "text": f"nothing heard from the workers for {STALL_SECONDS} s; Ray's logs: {ray_logs()}"})
+                last = time.monotonic()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        pass_on()
+
+
+def ray_logs() -> str:
+    """The folder of this Ray session's logs."""
+    return os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs") if ray.is_initialized() else "not running"
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    names = ("ray.train", "ray.data", "ray.tune", "ray")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _plain(error: Exception, folder: Path) -> Exception:
+    """The worker's own error where it was the user's to mend, else the failure with the place of the logs."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for cause in causes:
+        text = str(cause)
+        if "UserError" in text:
+            return UserError(text.split("UserError: ")[-1].splitlines()[0])
+    log = folder / "ray" / "failure.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("\n\n".join(map(str, [error, *causes])))
+    last = (str(causes[0]).strip().splitlines() or ["no reason given"])[-1]
+    return UserError(f"run: training failed on the workers: {last}; the whole traceback is in {log}")

@@ -1,0 +1,103 @@
+"""`DeepSpeedStepper`: optimizer steps under ZeRO 0 to 3, with state that is whole and free of stage and world size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from raypft.batch import Batch
+from raypft.job import Job, Train
+from raypft.scale.zero import prepare_environment, zero_config
+from raypft.train import Learner, Stepper, adam_state, make_optimizer, set_adam_state
+
+prepare_environment()
+
+import deepspeed  # noqa: E402
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state  # noqa: E402
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedStepper(Stepper):
+    """Steps through a DeepSpeed engine; a process group must exist.
+
+    Without trainable parameters the engine only partitions (stage 3) or is left out (other stages, which have nothing to
+    partition then).
+
+    Args:
+        state: an `optimizer_state` to go on from; the parameter values are in the learner already, so that every stage
+            and precision starts from them.
+    """
+
+    def __init__(self, job: Job, learner: Learner, settings: Train, device: str, state: dict[str, Any] | None = None) -> None:
+        self.learner, self.device = learner.to(device), device
+        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        self.stage = job.zero.stage
+        self.parameters = learner.trainable()
+        self.engine: Any = None
+        if self.parameters or self.stage == 3:
+            optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
+            self.engine, *_ = deepspeed.initialize(model=learner, optimizer=optimizer, model_parameters=list(self.parameters.values()) or None, config=zero_config(job), dist_init_required=False)
+        if state is not None and self.parameters:
+            self._restore(state)
+
+    def scores(self, batch: Batch) -> Tensor:
+        return self.learner(batch) if self.engine is None else self.engine(batch)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: self._whole(parameter).detach().float().cpu().clone() for name, parameter in self.parameters.items()}
+
+    def _whole(self, parameter: torch.nn.Parameter) -> Tensor:
+        if self.stage == 0:
+            return parameter
+        whole = safe_get_full_fp32_param(parameter)
+        if whole is None:
+            raise RuntimeError("a trainable parameter has no fp32 copy in the ZeRO optimizer; its values can't be saved")
+        return whole
+
+    @torch.no_grad()
+    def set_values(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                if self.stage < 3 or self.rank == 0:
+                    parameter.copy_(values[name].to(parameter))
+
+    def optimizer_state(self) -> dict[str, Any]:
+        if self.stage == 0:
+            return adam_state(self.engine.optimizer, self.parameters)
+        moments = {name: {key: safe_get_full_optimizer_state(p, key).detach().cpu().clone() for key in MOMENTS} for name, p in self.parameters.items()}
+        steps = [int(own["step"]) for own in self._inner_states() if "step" in own]
+        return {"step": max(steps, default=0), "moments": moments}
+
+    def _inner_states(self) -> list[dict[str, Any]]:
+        inner = self.engine.optimizer
+        while hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        return list(inner.state.values())
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if self.stage == 0:
+            set_adam_state(self.engine.optimizer, self.parameters, state)
+            return
+        for name, parameter in self.parameters.items():
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, state["moments"][name][key].to(self.device), key)
+        for own in self._inner_states():
+            if "step" in own:
+                own["step"] = torch.full_like(own["step"], state["step"]) if isinstance(own["step"], Tensor) else state["step"]
+
+    def close(self) -> None:
+        """Let the engine go; a module partitioned by stage 3 or cast to half precision can't be used again."""
+        if self.engine is not None:
+            self.engine.destroy()

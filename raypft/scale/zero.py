@@ -1,0 +1,60 @@
+"""The DeepSpeed configuration as a function of the job: nothing is stated twice, nothing is compiled on a CPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from raypft.errors import UserError
+from raypft.job import Job
+
+QUIET = 1 << 30
+
+
+def prepare_environment() -> None:
+    """Set what DeepSpeed reads at import: the CPU accelerator where there is no GPU, quiet logs, nothing compiled."""
+    import torch  # noqa: PLC0415
+
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    import deepspeed.ops  # noqa: PLC0415
+
+    # only its inference all-reduce uses this kernel; on a CPU it would be compiled for a minute
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
+
+
+def check_zero(job: Job) -> None:
+    """Raise a UserError where precision and stage do not go together."""
+    if job.resources.workers and job.train.precision != "fp32" and job.zero.stage == 0:
+        raise UserError(f"zero.stage: found 0 with train.precision {job.train.precision}; its state can't be saved whole; use zero.stage=1, 2 or 3")
+    if job.zero.offload and job.zero.stage == 0:
+        raise UserError("zero.offload: needs zero.stage=1, 2 or 3")
+
+
+def zero_config(job: Job) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`.
+
+    The loop decides when a step ends and how losses are weighted, so accumulation is 1 here and batch size is nominal.
+    """
+    zero: dict[str, Any] = {"stage": job.zero.stage}
+    if job.zero.stage == 3:
+        # by default small parameters are not partitioned at all, and few-shot methods have only small ones
+        zero["stage3_param_persistence_threshold"] = 0
+    if job.zero.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": QUIET,
+        "wall_clock_breakdown": False,
+    }
+    if job.train.clip is not None:
+        config["gradient_clipping"] = job.train.clip
+    if job.train.precision != "fp32":
+        config[job.train.precision] = {"enabled": True}
+    return config
