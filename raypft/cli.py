@@ -132,8 +132,8 @@ def print_table(table: Any) -> None:
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
     from raypft import runs  # noqa: PLC0415
-    from raypft.looking import checked  # noqa: PLC0415
     from raypft.job import load_job  # noqa: PLC0415
+    from raypft.looking import checked  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:
@@ -153,8 +153,8 @@ def show(
 ) -> None:
     """One row traced: rendered prompt, tokens with marks, label words and their ids, scores."""
     from raypft import runs  # noqa: PLC0415
-    from raypft.looking import traced  # noqa: PLC0415
     from raypft.job import load_job  # noqa: PLC0415
+    from raypft.looking import traced  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:

@@ -104,21 +104,22 @@ def draw(
     limits = [n for n in (dev_limit, rule.dev_limit) if n is not None]
     dev_limit = min(limits) if limits else None
     pool, dev_rows = train, validation
+    languages = sorted(train["language"].unique().to_pylist())
     if dev == "none":
         dev_rows = None
     elif validation is None or rule.dev_from_train:
-        size = min(dev_limit or 1000, len(train) // 5)
+        size = min(dev_limit or 1000, len(train) // 5 // max(1, len(train["language"].unique())))
         dev_rows, pool = _split_off(train, size, seed)
         notes.append(f"dev: {len(dev_rows)} rows held out of train by sample seed {seed}")
     if dev_rows is not None and dev == "k_shot" and shots is not None:
-        dev_rows = _per_class(dev_rows, labels, shots, seed, "dev")
+        dev_rows = _per_class(dev_rows, languages, labels, shots, seed, "dev")
     elif dev_rows is not None and dev_limit is not None:
         dev_rows = _limit(dev_rows, dev_limit, seed, "dev")
     shown = None
     if demos:
-        shown = _per_class(pool, labels, demos, seed, "demos")
+        shown = _per_class(pool, languages, labels, demos, seed, "demos")
         pool = _without(pool, shown)
-    chosen = _sorted(pool, seed, "train") if shots is None else _per_class(pool, labels, shots, seed, "train")
+    chosen = _sorted(pool, seed, "train") if shots is None else _per_class(pool, languages, labels, shots, seed, "train")
     limits = [n for n in (test_limit, rule.test_limit) if n is not None]
     if limits:
         test = _limit(test, min(limits), TEST_SEED, "test")
@@ -142,25 +143,25 @@ def _rank(seed: int, purpose: str, row_id: str) -> bytes:
 
 def _sorted(table: pa.Table, seed: int, purpose: str) -> pa.Table:
     """The rows in hashed order, languages one after the other within an id."""
-    languages, ids = table["language"].to_pylist(), table["id"].to_pylist()
-    order = sorted(range(len(table)), key=lambda i: (_rank(seed, purpose, ids[i]), languages[i]))
-    return table.take(order)
+    languages, ids, labels = (table[name].to_pylist() for name in ("language", "id", "label"))
+    order = sorted(range(len(table)), key=lambda i: (_rank(seed, purpose, ids[i]), languages[i], labels[i]))
+    return table.take(pa.array(order, pa.int64()))
 
 
-def _per_class(table: pa.Table, labels: list[str], count: int, seed: int, purpose: str) -> pa.Table:
+def _per_class(table: pa.Table, languages: list[str], labels: list[str], count: int, seed: int, purpose: str) -> pa.Table:
     ordered = _sorted(table, seed, purpose)
     chosen: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, place in enumerate(zip(ordered["language"].to_pylist(), ordered["label"].to_pylist(), strict=True)):
         if len(chosen[place]) < count:
             chosen[place].append(i)
     indices = []
-    for language in sorted({language for language, _ in chosen}):
+    for language in languages:
         for label in labels:
             found = chosen.get((language, label), [])
             if len(found) < count:
                 raise UserError(f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(found)} are left')
             indices += found
-    return ordered.take(indices)
+    return ordered.take(pa.array(indices, pa.int64()))
 
 
 def _limit(table: pa.Table, count: int, seed: int, purpose: str) -> pa.Table:
@@ -171,7 +172,7 @@ def _limit(table: pa.Table, count: int, seed: int, purpose: str) -> pa.Table:
         if taken[language] < count:
             indices.append(i)
             taken[language] += 1
-    return ordered.take(indices)
+    return ordered.take(pa.array(indices, pa.int64()))
 
 
 def _split_off(table: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.Table]:

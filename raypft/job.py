@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from raypft.errors import UserError, nearest
 from raypft.fewshot import PROTOCOLS, DevRows, protocol
 from raypft.tasks import Strict, load_task, validation_line, validation_root
 
 RECIPES = Path(__file__).parent / "recipes"
+NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
 
 
 class Train(Strict):
@@ -90,13 +92,13 @@ class Job(Strict):
     task: str
     pattern: str
     backbone: str
-    method: dict[str, Any]
-    readout: dict[str, Any] = {"name": "verbalizer"}
+    method: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")]
+    readout: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")] = {"name": "verbalizer"}
     protocol: str = "fixed"
     shots: int | None = Field(default=None, ge=1, description="rows per class and language; None: all")
     demos: int = Field(default=0, ge=0, description="demonstrations a class in every prompt")
     sample_seed: int = 0
-    seeds: list[int] = Field(default=[0, 1, 2, 3, 4], min_length=1)
+    seeds: Annotated[list[int], WithJsonSchema(SEEDS, mode="validation")] = Field(default=[0, 1, 2, 3, 4], min_length=1)
     train: Train = Train()
     dev: Dev = Dev()
     test: Test = Test()
@@ -107,8 +109,9 @@ class Job(Strict):
 
     @field_validator("method", "readout", mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        return {"name": "verbalizer", **value} if info.field_name == "readout" and isinstance(value, dict) else value
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -218,8 +221,8 @@ def part_config(values: dict[str, Any], part: str):
 
     own = dict(values)
     name = own.pop("name", None)
-    if name is None:
-        raise UserError(f"{part}: found no name; expected {part}: NAME or {part}: {{name: NAME, …}}")
+    if not isinstance(name, str):
+        raise UserError(f"{part}: found {'no name' if name is None else repr(name)}; expected {part}: NAME or {part}: {{name: NAME, …}}")
     found = method_class(name) if part == "method" else readout_class(name)
     validation_root(found.Config)
     return found, found.Config(**own)

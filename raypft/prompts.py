@@ -64,7 +64,8 @@ def render(task: Task, pattern: Pattern, row: Row, language: str, soft_length: i
     shown: list[Piece] = []
     if "<demos>" in pattern.text:
         for demo in demos:
-            shown += _cut(task, pattern, demo.row, demo.language, soft_length, answer=demo.label)
+            # soft tokens stand in the query only: there is one prompt, not one per demonstration
+            shown += _cut(task, pattern, demo.row, demo.language, 0, answer=demo.label)
             shown.append(Piece("text", pattern.demo_separator))
     return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
 
@@ -73,19 +74,19 @@ def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int
     wording = pattern.wording(language)
     text = (wording.text or "").removeprefix("<demos>")
     pieces: list[Piece] = []
-    position, blank = 0, ""
+    position = 0
     for match in MARKUP.finditer(text):
-        literal = blank + text[position : match.start()]
+        literal = text[position : match.start()]
         # the blanks before markup belong to the piece that the markup stands for
         kept = literal.rstrip(" ")
         blank = literal[len(kept) :]
         if kept:
             pieces.append(Piece("text", kept))
         pieces.append(_marked(task, wording.verbalizer or {}, match, blank, row, soft_length, answer))
-        position, blank = match.end(), ""
+        position = match.end()
     if text[position:]:
         pieces.append(Piece("text", text[position:]))
-    return [piece for piece in pieces if piece.text or piece.kind != "text"]
+    return [piece for piece in pieces if piece.text or piece.kind not in ("text", "soft") or (piece.kind == "soft" and piece.count)]
 
 
 def _marked(task: Task, verbalizer: Mapping[str, object], match, blank: str, row: Row, soft_length: int, answer: str | None) -> Piece:
@@ -111,7 +112,7 @@ def strip_final_punctuation(text: str) -> str:
 
 def readable(query: Query) -> str:
     """The prompt as a person reads it, with <slot>, <soft:n> and <sep> shown."""
-    shown = {"slot": "<slot>", "sep": " <sep> "}
+    shown = {"slot": "<slot>", "sep": " <sep>"}
     parts = []
     for piece in (*query.demos, *query.pieces):
         if piece.kind == "soft":

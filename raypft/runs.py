@@ -34,6 +34,7 @@ from raypft.encode import check_fit, encode_sample
 from raypft.errors import UserError
 from raypft.fewshot import Sample, draw, protocol
 from raypft.job import Job, part_config
+from raypft.metrics import metric
 from raypft.tasks import load_task
 
 Tell = Callable[[dict[str, Any]], None]
@@ -82,7 +83,9 @@ def prepare(job: Job) -> Prepared:
     manifests = {seed: sample.manifest() for seed, sample in samples.items()}
     method, _ = part_config(job.method, "method")
     weights = revision(Path(skeleton.source)) if skeleton.source else ""
-    keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=weights, numerics=method.numerics) for seed in job.seeds}
+    task = load_task(job.task)
+    asked = {"pattern": task.pattern(job.pattern).model_dump(exclude={"source"}), "labels": task.label.names, "metric": metric(task.metric)[0]}
+    keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=weights, numerics=method.numerics, asked=asked) for seed in job.seeds}
     return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 

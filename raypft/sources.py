@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 from pyarrow import fs
 
@@ -134,7 +133,10 @@ def _file_table(origin: Origin, pattern: str, language: str | None) -> tuple[pa.
         path = str(SAMPLES / path.removeprefix("samples:"))
     elif origin.root is not None:
         path = f"{origin.root.rstrip('/')}/{path}"
-    system, inner = (fs.FileSystem.from_uri(path)) if "://" in path else (fs.LocalFileSystem(), path)
+    try:
+        system, inner = (fs.FileSystem.from_uri(path)) if "://" in path else (fs.LocalFileSystem(), path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data: {path} can't be reached: {str(error).splitlines()[0]}") from None
     endings = [""] if path.endswith(FORMATS) else [f".{ending}" for ending in FORMATS]
     for ending in endings:
         if system.get_file_info(inner + ending).type == fs.FileType.File:
@@ -153,12 +155,22 @@ def read_file(system: fs.FileSystem, path: str) -> pa.Table:
             if path.endswith("parquet"):
                 return pa_parquet.read_table(stream)
             if path.endswith("jsonl"):
-                return pa_json.read_json(stream, parse_options=pa_json.ParseOptions(newlines_in_values=False))
+                # not Arrow's reader, which takes a text that looks like a date for one
+                return _text_table([json.loads(line) for line in stream.read().splitlines() if line.strip()])
             # tsv as the field writes it: no quoting
-            parse = pa_csv.ParseOptions(delimiter="\t", quote_char=False) if path.endswith("tsv") else pa_csv.ParseOptions()
-            return pa_csv.read_csv(stream, parse_options=parse, convert_options=pa_csv.ConvertOptions(strings_can_be_null=False))
-    except (pa.ArrowException, OSError, csv.Error) as error:
+            parse = pa_csv.ParseOptions(delimiter="\t", quote_char=False) if path.endswith("tsv") else pa_csv.ParseOptions(newlines_in_values=True)
+            names = pa_csv.open_csv(stream, parse_options=parse).schema.names
+            stream.seek(0)
+            # every column is text: "007" is no number, "2020-01-01" no date
+            convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+            return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def _text_table(rows: list[dict]) -> pa.Table:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({n: pa.array([None if row.get(n) is None else str(row[n]) for row in rows], pa.string()) for n in names})
 
 
 def their_columns(source: Source, ours: str) -> list[str]:

@@ -12,7 +12,7 @@ WORDS = "the a film was is good bad great terrible fine it Yes No Maybe right wr
 HIDDEN, LAYERS = 32, 3
 
 
-def tokenizer(special: bool) -> PreTrainedTokenizerFast:
+def tokenizer(special: bool, segments: bool = False) -> PreTrainedTokenizerFast:
     """A word-level tokenizer; with `special`, pairs read <s> A </s> </s> B </s>."""
     vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "\n", *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -21,7 +21,10 @@ def tokenizer(special: bool) -> PreTrainedTokenizerFast:
         inner.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", pad_token="<pad>", eos_token="</s>", sep_token="</s>", cls_token="<s>", unk_token="<unk>", mask_token="<mask>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", pad_token="<pad>", eos_token="</s>", sep_token="</s>", cls_token="<s>", unk_token="<unk>", mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])],
+    )
 
 
 def config(kind: str, dropout: float = 0.0):
@@ -52,4 +55,4 @@ def backbone(kind: str, seed: int = 0, dropout: float = 0.0) -> Backbone:
     """A tiny random backbone, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return backbone_from_config(config(kind, dropout), tokenizer(special=kind in FAMILIES["masked"]))
+        return backbone_from_config(config(kind, dropout), tokenizer(special=kind in FAMILIES["masked"], segments=kind == "bert"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-from transformers.utils import logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.causal import CausalBackbone
@@ -96,13 +96,26 @@ def family_of(config) -> str:
         UserError: neither.
     """
     architecture = (config.architectures or [""])[0]
-    if architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    unsupported = config.is_encoder_decoder or hasattr(config, "logit_scale") or hasattr(config, "logits_scaling")
+    if not unsupported and architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return "causal"
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if not unsupported and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "masked"
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not unsupported and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
-    raise UserError(f"backbone: model type {config.model_type} is neither masked nor causal; these two families are supported")
+    raise UserError(f"backbone: model type {config.model_type} is neither masked nor causal (encoder-decoders and models with scaled scores are not supported yet)")
+
+
+def read_config(folder: Path):
+    """The configuration of a model folder.
+
+    Raises:
+        UserError: transformers does not know the model type.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"backbone: {folder}: the model type is neither masked nor causal: {str(error).splitlines()[0]}") from None
 
 
 def load_backbone(name: str, dropout: float | None = None) -> Backbone:
@@ -115,7 +128,7 @@ def load_backbone(name: str, dropout: float | None = None) -> Backbone:
         UserError: see `locate`; or the model's family is not supported.
     """
     folder = locate(name)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     if dropout is not None:
         for key in _DROPOUTS:
             if getattr(config, key, None) is not None:
@@ -134,7 +147,7 @@ def load_skeleton(name: str) -> Backbone:
         UserError: see `load_backbone`.
     """
     folder = locate(name)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     backbone_class, auto = _FAMILIES[family_of(config)]
     with torch.device("meta"):
         model = auto.from_config(config)

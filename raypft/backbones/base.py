@@ -138,6 +138,7 @@ class Backbone(nn.Module, ABC):
     @torch.no_grad()
     def lower(self, batch: Batch, layer: int) -> Tensor:
         """The states after `layer` blocks, [B, T, H], in eval mode and before any layer seam; the blocks above are not run."""
+        self.check_layer(layer)
         kept: list[Tensor] = []
         handle = self._blocks[layer - 1].register_forward_hook(lambda _, __, output: kept.append(output), prepend=True)
         training, self.training = self.training, False
@@ -221,10 +222,11 @@ class Backbone(nn.Module, ABC):
             RuntimeError: the weights are not the ones that were loaded (something wrote past the seams).
         """
         self.forget_seams()
+        parameters = dict(self.model.named_parameters())  # those inside wrappers too
         for parent, attribute, old in reversed(self._wrapped):
             setattr(parent, attribute, old)
         self._wrapped.clear()
-        parameters = dict(self.model.named_parameters())
+        parameters |= dict(self.model.named_parameters())
         for name, value in self._opened.items():
             parameters[name].data = value.to(parameters[name].device)
         self._opened.clear()

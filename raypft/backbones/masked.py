@@ -86,7 +86,7 @@ class ClassificationHead(nn.Module):
 
 def sequence_classifier(backbone: Backbone, num_labels: int) -> nn.Module:
     """The family's AutoModelForSequenceClassification, read where the backbone was read; what is not stored there is new."""
-    if backbone.source is not None:
-        return AutoModelForSequenceClassification.from_pretrained(backbone.source, num_labels=num_labels, dtype=torch.float32)
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), "num_labels": num_labels})
-    return AutoModelForSequenceClassification.from_config(config)
+    if backbone.source is None:
+        return AutoModelForSequenceClassification.from_config(config)
+    return AutoModelForSequenceClassification.from_pretrained(backbone.source, config=config, dtype=torch.float32)

@@ -40,7 +40,7 @@ def word_columns(backbone: Backbone, word: str, mode: Mode, blank: str, where: s
         return ids[:1]
     if mode == "last_piece":
         return ids[-1:]
-    if mode == "word_initial" and len(ids) != 1:
+    if mode in ("word_initial", "mean") and len(ids) != 1:
         pieces = backbone.tokenizer.convert_ids_to_tokens(ids)
         raise UserError(f'{where}: "{word}" is {len(ids)} tokens for this backbone {pieces}; choose one token or set mode: first_piece')
     return ids
@@ -63,7 +63,7 @@ def label_columns(backbone: Backbone, task: Task, wording: Wording, mode: Mode |
         columns.append([c for word in words for c in word_columns(backbone, word, mode, blank, f"{where}.{name}")])
     for i, own in enumerate(columns):
         for j in range(i):
-            if own == columns[j]:
+            if sorted(own) == sorted(columns[j]):
                 raise UserError(f"{where}: {task.label.names[j]} and {task.label.names[i]} have the same token {own}; choose other words")
     return columns
 

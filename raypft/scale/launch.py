@@ -18,7 +18,6 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed

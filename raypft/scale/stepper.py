@@ -15,7 +15,7 @@ from raypft.train import Learner, Stepper, adam_state, make_optimizer, set_adam_
 prepare_environment()
 
 import deepspeed  # noqa: E402
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state  # noqa: E402
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state  # noqa: E402
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -77,25 +77,38 @@ class DeepSpeedStepper(Stepper):
         if self.stage == 0:
             return adam_state(self.engine.optimizer, self.parameters)
         moments = {name: {key: safe_get_full_optimizer_state(p, key).detach().cpu().clone() for key in MOMENTS} for name, p in self.parameters.items()}
-        steps = [int(own["step"]) for own in self._inner_states() if "step" in own]
+        steps = [int(own["step"]) for own in self._inner().state.values()]
         return {"step": max(steps, default=0), "moments": moments}
 
-    def _inner_states(self) -> list[dict[str, Any]]:
+    def _inner(self) -> torch.optim.Optimizer:
+        """The torch optimizer that ZeRO wraps."""
         inner = self.engine.optimizer
         while hasattr(inner, "optimizer"):
             inner = inner.optimizer
-        return list(inner.state.values())
+        return inner
 
     def _restore(self, state: dict[str, Any]) -> None:
         if self.stage == 0:
             set_adam_state(self.engine.optimizer, self.parameters, state)
             return
+        # the flat Adam state exists only after a first step; make it, and let stages 1 and 2 map the parameters into it
+        wrapper, inner = self.engine.optimizer, self._inner()
+        for flat in wrapper.fp32_partitioned_groups_flat if self.stage == 3 else wrapper.single_partition_of_fp32_groups:
+            inner.state[flat] = {"step": torch.tensor(float(state["step"])), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        if self.stage < 3:
+            wrapper._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.parameters.items():
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, state["moments"][name][key].to(self.device), key)
-        for own in self._inner_states():
-            if "step" in own:
-                own["step"] = torch.full_like(own["step"], state["step"]) if isinstance(own["step"], Tensor) else state["step"]
+                self._set_moment(parameter, state["moments"][name][key].to(self.device), key)
+
+    def _set_moment(self, parameter: torch.nn.Parameter, value: Tensor, key: str) -> None:
+        if self.stage < 3:
+            safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # the full setter of stage 3 fails where a parameter does not divide by the workers; each rank sets its own part
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = torch.nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
+        safe_set_local_optimizer_state(parameter, padded[self.rank * size : (self.rank + 1) * size], key)
 
     def close(self) -> None:
         """Let the engine go; a module partitioned by stage 3 or cast to half precision can't be used again."""

@@ -50,11 +50,10 @@ def zero_config(job: Job) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": job.train.clip or 0.0,  # left out, DeepSpeed clips at 1.0
         "steps_per_print": QUIET,
         "wall_clock_breakdown": False,
     }
-    if job.train.clip is not None:
-        config["gradient_clipping"] = job.train.clip
     if job.train.precision != "fp32":
         config[job.train.precision] = {"enabled": True}
     return config

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raypft.errors import UserError, nearest
+from raypft.metrics import metric
 
 FOLDER = Path(__file__).parent
 SPLITS = ("train", "validation", "test")
@@ -143,7 +144,9 @@ def validation_line(where: str, error: Exception, loaded: object) -> str:
     if not isinstance(error, ValidationError):
         return f"{where}: {error}"
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    # pydantic ends the place in a union with the type it tried
+    place = first["loc"][:-1] if first["loc"] and str(first["loc"][-1]) in ("str", "list[str]") else first["loc"]
+    key = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
         model = _model_at(error.title, first["loc"][:-1])
         return f'{where}: unknown key "{key}"; {nearest(str(first["loc"][-1]), model)}'
@@ -152,10 +155,11 @@ def validation_line(where: str, error: Exception, loaded: object) -> str:
     return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
+Model = TypeVar("Model", bound=BaseModel)
 _ROOTS: dict[str, type[BaseModel]] = {}
 
 
-def validation_root(model: type[BaseModel]) -> type[BaseModel]:
+def validation_root(model: type[Model]) -> type[Model]:
     """Class decorator: lets `validation_line` name the known keys at any depth below this model."""
     _ROOTS[model.__name__] = model
     return model
@@ -167,6 +171,9 @@ def _model_at(title: str, location: tuple[int | str, ...]) -> list[str]:
         fields = getattr(model, "model_fields", None)
         if fields and part in fields:
             model = fields[part].annotation
+            # a map's own keys may be called as fields of its values are: sources.hub
+            if getattr(model, "__origin__", None) is dict:
+                continue
         arguments = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
         if arguments:
             model = arguments[0]
@@ -177,7 +184,15 @@ validation_root(Task)
 
 
 def _check(task: Task, where: str) -> None:
+    try:
+        metric(task.metric)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     for name, source in task.sources.items():
+        for split, file in (source.files or {}).items():
+            for placeholder in re.findall(r"{(.*?)}", file):
+                if placeholder not in ("language", "shots"):
+                    raise UserError(f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; expected {{language}} or {{shots}}")
         if (source.hub is None) == (source.files is None):
             raise UserError(f"{where}: sources.{name}: give exactly one of hub and files")
         for split in [*(source.files or {}), *source.splits]:

@@ -1,0 +1,23 @@
+# make demo: install and run the demonstration.  make test: install and run the tests.  Nothing but python3 is needed.
+VENV ?= .venv
+PYTHON ?= python3
+RAYPFT = $(VENV)/bin/raypft
+DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 train.max_tokens=256 resources.workers=2 zero.stage=2
+
+.PHONY: install demo test check
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO) train.epochs=8
+
+test: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+check: install
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright

@@ -1,0 +1,69 @@
+"""A tiny task, and a cell of every method of the catalogue on every kind of tiny model: a new method file is covered without a list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tiny
+import torch
+
+from raypft.backbones import Backbone
+from raypft.batch import Encoded
+from raypft.job import Train
+from raypft.methods import method_class, method_names
+from raypft.prompts import Demonstration, render
+from raypft.readouts import readout_class
+from raypft.tasks import Label, Pattern, Source, Task
+from raypft.train import Answer, Learner
+
+TEXT = {"masked": "{text} . it was <soft> <slot> .", "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>"}
+ROWS = [("the film was good", 1), ("terrible one", 0), ("a great film it is", 1), ("bad bad three", 0), ("it was fine yes one two three four", 1)]
+SETTINGS = Train(epochs=5, lr=1e-3, batch_size=4)
+"""5 rows in steps of 4: two steps an epoch, the second of one row, which leaves a rank of two empty."""
+
+
+def task() -> Task:
+    """A two-label task with one pattern per family."""
+    patterns = {
+        family: Pattern(text=text, verbalizer={"negative": "bad", "positive": "good"}, source="test") for family, text in TEXT.items()
+    }
+    return Task(
+        name="tiny", about="test", kind="choice", fields={"text": "text"}, label=Label(names=["negative", "positive"]), languages=["en"],
+        metric="accuracy", sources={"files": Source(files={"train": "x", "test": "x"})}, patterns=patterns,
+    )  # fmt: skip
+
+
+@dataclass
+class Cell:
+    """A learner on a tiny backbone with its encoded rows."""
+
+    learner: Learner
+    prompts: list[Encoded]
+
+    def score(self, answers: list[Answer]) -> float:
+        return 100 * sum(a[1] == p.gold for a, p in zip(answers, self.prompts, strict=True)) / len(self.prompts)
+
+
+def supported() -> list[tuple[str, str]]:
+    """Every (method, kind of tiny model) that goes together."""
+    return [(name, kind) for name in method_names() for family, kinds in tiny.FAMILIES.items() for kind in kinds if family in method_class(name).families]
+
+
+def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer") -> Cell:
+    """A cell on a reset backbone, initialised by the seed."""
+    backbone.reset()
+    torch.manual_seed(seed)
+    made, kind = method_class(method), task()
+    config = made.Config()
+    pattern = kind.pattern(backbone.family)
+    text = pattern.text if config.soft_tokens else pattern.text.replace(" <soft>", "")
+    pattern = pattern.model_copy(update={"text": text})
+    reads = readout_class(readout)
+    learner = Learner(made(config, backbone), reads(reads.Config(), kind, pattern, backbone))
+    demos = [Demonstration({"text": "a bad film"}, "negative", "en"), Demonstration({"text": "great film"}, "positive", "en")]
+    demos = demos if backbone.family == "causal" else []
+    prompts = [
+        backbone.encode(render(kind, pattern, {"text": text}, "en", config.soft_tokens, demos), key=f"en/{i}", language="en", gold=gold)
+        for i, (text, gold) in enumerate(ROWS)
+    ]
+    return Cell(learner, prompts)

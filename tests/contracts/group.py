@@ -1,0 +1,134 @@
+"""A persistent group of processes without Ray: every rank runs the same list of cells under DeepSpeed or plain torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.multiprocessing as multiprocessing
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run: which cell, which engine ("torch" or a ZeRO stage), where to stop and what to go on from."""
+
+    method: str
+    kind: str
+    engine: str | int
+    precision: str = "fp32"
+    offload: bool = False
+    micro_batch: int | None = None
+    clip: float | None = None
+    epochs: int = 5
+    resume: dict[str, Any] | None = None
+    keep: bool = False
+    """Return the whole state after the last step."""
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Losses, and what else was asked for, of one case in this process's group."""
+    import cases  # noqa: PLC0415
+    import tiny  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    from raypft.data import Rows  # noqa: PLC0415
+    from raypft.job import Job, Resources, Zero  # noqa: PLC0415
+    from raypft.scale.stepper import DeepSpeedStepper  # noqa: PLC0415
+    from raypft.train import Progress, TorchStepper, fit  # noqa: PLC0415
+
+    cell = cases.cell(case.method, tiny.backbone(case.kind))
+    settings = cases.SETTINGS.model_copy(
+        update={"precision": case.precision, "micro_batch": case.micro_batch, "clip": case.clip, "epochs": case.epochs, "select": "last"}
+    )
+    progress = None
+    if case.resume is not None:
+        progress = Progress(**case.resume)
+        with torch.no_grad():
+            for name, parameter in cell.learner.trainable().items():
+                parameter.copy_(progress.values[name])
+    state = progress.optimizer if progress else None
+    if case.engine == "torch":
+        stepper: Any = TorchStepper(cell.learner, settings, state=state)
+    else:
+        job = Job(
+            task="tiny", pattern="x", backbone="x", method={"name": case.method}, train=settings, zero=Zero(stage=case.engine, offload=case.offload), resources=Resources(workers=1)
+        )
+        stepper = DeepSpeedStepper(job, cell.learner, settings, "cpu", state)
+    rows = Rows(cell.prompts, cell.learner.method, 1)
+    shares = {name: (p.ds_tensor.numel(), p.ds_numel) for name, p in cell.learner.named_parameters() if hasattr(p, "ds_tensor")}
+    progress = fit(stepper, rows, rows, settings, 0, cell.score, progress)
+    out = {"losses": progress.losses, "dev": [record["dev"] for record in progress.history], "shares": shares}
+    if case.keep:
+        progress.values, progress.optimizer = stepper.values(), stepper.optimizer_state()
+        out["progress"] = vars(progress)
+    before = stepper.values()
+    stepper.set_values({name: value + 1 for name, value in before.items()})
+    out["values"] = before
+    stepper.close()
+    return out
+
+
+def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: Any) -> None:
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    import torch  # noqa: PLC0415
+    from torch import distributed  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        found = [run_case(case) for case in cases_]
+        if rank == 0:
+            results.put([_plain(one) for one in found])
+    except BaseException:
+        if rank == 0:
+            results.put(traceback.format_exc())
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as lists: they must outlive the process that made them."""
+    import torch  # noqa: PLC0415
+
+    if isinstance(value, torch.Tensor):
+        return ("tensor", value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    return value
+
+
+def revive(value: Any) -> Any:
+    """The inverse of what travelled."""
+    import torch  # noqa: PLC0415
+
+    if isinstance(value, tuple) and len(value) == 2 and value[0] == "tensor":
+        return torch.tensor(value[1])
+    if isinstance(value, dict):
+        return {key: revive(own) for key, own in value.items()}
+    return value
+
+
+def run_group(world: int, cases_: Sequence[Case]) -> list[dict[str, Any]]:
+    """Run the cases one after the other in one group of `world` processes; rank 0's results."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    spawned = multiprocessing.spawn(_member, (world, port, list(cases_), results), nprocs=world, join=False)
+    try:
+        while not spawned.join(timeout=1):
+            if not results.empty():
+                break
+        found = results.get() if not results.empty() else "the group ended without results"
+        spawned.join()
+    except Exception:
+        found = results.get() if not results.empty() else traceback.format_exc()
+    if isinstance(found, str):
+        raise AssertionError(found)
+    return [revive(one) for one in found]

@@ -1,0 +1,95 @@
+"""One loss curve for every engine, ZeRO stage and number of workers, for every method: fp32, dropout off, lr 1e-3, ten steps.
+
+Five rows in steps of four: with two workers the shares are unequal and every second step leaves one worker without rows.
+"""
+
+from __future__ import annotations
+
+import cases
+import pytest
+from group import Case, run_case, run_group
+
+from raypft.methods import method_class
+
+# one kind a family here; the other kinds run every method in test_methods.py
+METHODS = [(method, kind) for method, kind in cases.supported() if method_class(method).trains and kind in ("bert", "gpt2")]
+ENGINES: list[str | int] = ["torch", 0, 1, 2, 3]
+PLANS = [Case(method, kind, engine) for method, kind in METHODS for engine in ENGINES]
+EXTRA = [
+    Case("full", "bert", 2, micro_batch=1, clip=0.5),
+    Case("full", "bert", "torch", micro_batch=1, clip=0.5),
+    Case("full", "gpt2", 2, offload=True),
+    *[Case(method, kind, stage, precision="bf16") for method, kind in METHODS for stage in (1, 2, 3)],
+    *[Case(method, kind, engine, epochs=2, keep=True) for method, kind in METHODS for engine in ENGINES],
+]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The curves of one plain process."""
+    return {(method, kind): run_case(Case(method, kind, "torch")) for method, kind in METHODS}
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Everything in one group of two processes."""
+    plans = PLANS + EXTRA
+    return dict(zip(plans, run_group(2, plans), strict=True))
+
+
+@pytest.fixture(scope="module")
+def one():
+    """Everything in a group of one process."""
+    return dict(zip(PLANS, run_group(1, PLANS), strict=True))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_one_loss_curve(plan, reference, one, two):
+    expected = reference[plan.method, plan.kind]["losses"]
+    assert len(expected) == 10
+    assert one[plan]["losses"] == pytest.approx(expected, rel=1e-4)
+    assert two[plan]["losses"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if plan.engine == 3], ids=str)
+def test_stage_three_partitions_every_parameter(plan, two):
+    shares = two[plan]["shares"]
+    assert shares
+    assert all(own == -(-whole // 2) for own, whole in shares.values())
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_values_saved_from_any_engine_are_the_trained_ones(plan, reference, two):
+    expected = reference[plan.method, plan.kind]["values"]
+    assert set(two[plan]["values"]) == set(expected)
+    for name, value in two[plan]["values"].items():
+        assert value.shape == expected[name].shape
+        assert (value - expected[name]).abs().max() < 1e-4, name
+
+
+def test_accumulation_and_clipping_agree(two):
+    with_deepspeed, plain = (two[plan]["losses"] for plan in EXTRA[:2])
+    assert with_deepspeed == pytest.approx(plain, rel=1e-4)
+
+
+def test_offload_changes_nothing(reference, two):
+    assert two[EXTRA[2]]["losses"] == pytest.approx(reference["full", "gpt2"]["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize("plan", [plan for plan in EXTRA if plan.precision == "bf16"], ids=str)
+def test_bf16_follows_the_curve_loosely(plan, reference, two):
+    assert two[plan]["losses"] == pytest.approx(reference[plan.method, plan.kind]["losses"], rel=0.1)
+
+
+def test_state_goes_on_under_any_stage_and_number_of_workers(reference, two):
+    """Stopped after two epochs under each engine with two workers, gone on with under each other one."""
+    stopped = {plan: found["progress"] for plan, found in two.items() if plan.keep}
+    resumed = []
+    for plan, progress in stopped.items():
+        after = ENGINES[(ENGINES.index(plan.engine) + 2) % len(ENGINES)]
+        resumed.append(Case(plan.method, plan.kind, after, resume=progress))
+    for world in (1, 2):
+        for case, found in zip(resumed, run_group(world, resumed), strict=True):
+            expected = reference[case.method, case.kind]
+            assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4), (case.method, case.engine, world)
+            assert found["dev"] == expected["dev"]

@@ -1,0 +1,198 @@
+"""Samples: exact sizes, no dependence on order or interpreter, roles that share no row, a hash that says what was drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raypft.errors import UserError
+from raypft.fewshot import PROTOCOLS, Protocol, Sample, draw, protocol
+from raypft.job import make_job
+
+LABELS = ["no", "maybe", "yes"]
+ROLES = ("train", "dev", "test", "demos")
+
+
+def rows(prefix: str, count: int = 20, languages: tuple[str, ...] = ("en", "de")) -> pa.Table:
+    """`count` rows a class and language; the same id in two languages is a translation."""
+    made = [
+        {"id": f"{prefix}-{label}-{i}", "language": language, "label": label, "text": f"{prefix} {label} {i} {language}"}
+        for i in range(count) for label in LABELS for language in languages
+    ]  # fmt: skip
+    return pa.Table.from_pylist(made)
+
+
+def shuffled(table: pa.Table) -> pa.Table:
+    """The same rows in another order."""
+    order = list(range(len(table)))
+    random.Random(7).shuffle(order)
+    return table.take(order)
+
+
+TRAIN, DEV, TEST = rows("train"), rows("dev"), rows("test")
+
+
+def sample(train=TRAIN, validation=DEV, test=TEST, rule: Protocol | str = "fixed", shots=4, demos=0, seed=0, **more) -> Sample:
+    """A sample with small numbers where nothing else is said."""
+    rule = protocol(rule) if isinstance(rule, str) else rule
+    return draw(train, validation, test, labels=LABELS, rule=rule, shots=shots, demos=demos, seed=seed, **more)
+
+
+def counts(table: pa.Table) -> dict[tuple[str, str], int]:
+    """(language, label) to number of rows."""
+    return dict(Counter(zip(table["language"].to_pylist(), table["label"].to_pylist(), strict=True)))
+
+
+def ids(table: pa.Table, language: str | None = None) -> set[str]:
+    """Row ids, of one language if named."""
+    return {row["id"] for row in table.to_pylist() if language in (None, row["language"])}
+
+
+def each(count: int) -> dict[tuple[str, str], int]:
+    """`count` for every language and class."""
+    return {(language, label): count for language in ("en", "de") for label in LABELS}
+
+
+def test_exactly_k_rows_of_every_class_and_language():
+    drawn = sample(shots=4, demos=2)
+    assert (counts(drawn.train), counts(drawn.demos)) == (each(4), each(2))
+
+
+def test_no_shots_means_every_row_once():
+    assert sorted(sample(shots=None).train.to_pylist(), key=str) == sorted(TRAIN.to_pylist(), key=str)
+
+
+def test_translations_are_drawn_together():
+    drawn = sample(shots=4, demos=1)
+    for role in (drawn.train, drawn.demos):
+        assert ids(role, "en") == ids(role, "de")
+
+
+def test_another_seed_draws_other_rows_but_tests_on_the_same():
+    first, second = sample(seed=0, test_limit=5), sample(seed=1, test_limit=5)
+    assert ids(first.train) != ids(second.train)
+    assert first.test == second.test
+
+
+@pytest.mark.parametrize("shots", [4, None])
+def test_the_order_of_rows_does_not_matter(shots):
+    """Also for rows without an id of their own, where the same text under two labels has one id."""
+    twice = pa.concat_tables([TRAIN, pa.Table.from_pylist([{"id": "twin", "language": "en", "label": label, "text": "twin"} for label in ("no", "yes")])])
+    settings = {"rule": "gnnavi", "shots": shots, "demos": 1, "dev_limit": 6, "test_limit": 5}
+    first = sample(train=twice, **settings)
+    second = sample(train=shuffled(twice), validation=shuffled(DEV), test=shuffled(TEST), **settings)
+    assert first.manifest() == second.manifest()
+
+
+def test_the_interpreters_hash_seed_does_not_matter():
+    code = "import json, test_fewshot; print(json.dumps(test_fewshot.sample(rule='gnnavi', demos=1, dev_limit=6).manifest()))"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    found = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(paths)}
+        found.append(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout)
+    assert found[0] == found[1]
+    assert json.loads(found[0])["sizes"]["train"] == 24
+
+
+@pytest.mark.parametrize("rule", PROTOCOLS)
+@pytest.mark.parametrize("validation", [DEV, None])
+def test_roles_share_no_id(rule, validation):
+    drawn = sample(rule=rule, validation=validation, demos=2, shots=1, dev_limit=15)
+    taken = [ids(table) for table in (drawn.train, drawn.dev, drawn.test, drawn.demos)]
+    assert sum(map(len, taken)) == len(set().union(*taken))
+
+
+def test_demonstrations_come_first_so_that_shots_do_not_change_them():
+    assert sample(shots=2, demos=1).demos == sample(shots=8, demos=1).demos
+
+
+@pytest.mark.parametrize(("rule", "validation"), [("gnnavi", DEV), ("fixed", None)])
+def test_a_dev_set_held_out_of_train_is_named_in_the_manifest(rule, validation):
+    drawn = sample(rule=rule, validation=validation, shots=None, dev_limit=6, seed=3)
+    assert counts_of_languages(drawn.dev) == {"en": 6, "de": 6}
+    assert ids(drawn.dev) | ids(drawn.train) == ids(TRAIN)
+    assert drawn.manifest()["notes"] == ["dev: 12 rows held out of train by sample seed 3"]
+
+
+def test_a_held_out_dev_set_is_at_most_a_fifth_of_train_however_many_languages():
+    train = rows("train", count=10, languages=("de", "en", "es", "fr", "ja", "zh"))
+    drawn = sample(train=train, validation=None, shots=None)
+    assert len(drawn.dev) == len(train) // 5
+    assert len(drawn.train) == len(train) - len(drawn.dev)
+
+
+def test_a_given_dev_set_is_used_whole_and_needs_no_note():
+    drawn = sample()
+    assert ids(drawn.dev) == ids(DEV)
+    assert (len(drawn.dev), drawn.notes) == (len(DEV), ())
+
+
+def test_dev_of_the_same_k_and_no_dev():
+    assert counts(sample(rule="zs2021", shots=4).dev) == each(4)
+    assert sample(rule="zs2021", dev="none").dev is None
+
+
+def counts_of_languages(table: pa.Table) -> dict[str, int]:
+    """Rows per language."""
+    return dict(Counter(table["language"].to_pylist()))
+
+
+def test_limits_count_rows_per_language():
+    drawn = sample(dev_limit=7, test_limit=5)
+    assert (counts_of_languages(drawn.dev), counts_of_languages(drawn.test)) == ({"en": 7, "de": 7}, {"en": 5, "de": 5})
+
+
+def test_the_protocols_limit_holds_beside_the_jobs():
+    rule = Protocol("", "full", test_limit=3, dev_limit=4)
+    assert counts_of_languages(sample(rule=rule, test_limit=5, dev_limit=9).test) == {"en": 3, "de": 3}
+    assert counts_of_languages(sample(rule=rule, test_limit=2, dev_limit=2).dev) == {"en": 2, "de": 2}
+
+
+def test_more_shots_than_rows_is_an_error_that_says_what_is_left():
+    with pytest.raises(UserError, match=r'^shots: train asks for 19 rows of "no" in de; only 18 are left$'):
+        sample(shots=19, demos=2)
+
+
+def test_a_language_or_class_without_any_row_is_an_error_too():
+    with pytest.raises(UserError, match=r'^shots: train asks for 4 rows of "maybe" in de; only 0 are left$'):
+        sample(train=TRAIN.filter(pa.compute.not_equal(TRAIN["label"], "maybe")))
+    with pytest.raises(UserError, match=r"^shots: train asks for 4 rows .* only 0 are left$"):
+        sample(train=rows("train", count=1, languages=("de",)), demos=1)
+
+
+def test_an_unknown_protocol_names_the_nearest():
+    with pytest.raises(UserError, match=r'^protocol: "zs2012" is unknown; did you mean "zs2021"\?'):
+        protocol("zs2012")
+
+
+def test_the_manifest_hash_is_stable_and_sees_content_role_and_order():
+    drawn = sample(demos=1)
+    manifest = drawn.manifest()
+    assert manifest == sample(demos=1).manifest()
+    assert manifest["sizes"] == {"train": 24, "dev": 120, "test": 120, "demos": 6}
+    edited = drawn.train.set_column(3, "text", pa.array(["edited", *drawn.train["text"].to_pylist()[1:]]))
+    reversed_demos = drawn.demos.take(list(range(len(drawn.demos)))[::-1])
+    changed = [
+        Sample(edited, drawn.dev, drawn.test, drawn.demos),
+        Sample(drawn.train, drawn.dev, drawn.test, reversed_demos),
+        Sample(drawn.train, drawn.test, drawn.dev, drawn.demos),
+        Sample(drawn.train, None, drawn.test, drawn.demos),
+    ]
+    assert len({manifest["hash"], *(other.manifest()["hash"] for other in changed)}) == 5
+    assert changed[0].manifest()["test_hash"] == manifest["test_hash"] != changed[2].manifest()["test_hash"]
+
+
+@pytest.mark.parametrize(("rule", "drawn"), [("fixed", [5, 5, 5]), ("zs2021", [5, 5, 5]), ("profit", [5, 6, 47]), ("gnnavi", [5, 6, 47])])
+def test_a_protocol_says_whether_each_seed_draws_its_own_sample(rule, drawn):
+    values = {"task": "sst2", "pattern": "gnnavi", "backbone": "gpt2", "method": "full", "protocol": rule, "sample_seed": 5, "seeds": [0, 1, 42]}
+    job = make_job(values)
+    assert [job.sample_seed_of(seed) for seed in job.seeds] == drawn

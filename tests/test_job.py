@@ -1,0 +1,246 @@
+"""Jobs: overrides, one-line errors, and a cell key that changes with the science and with nothing else."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+import tiny
+import yaml
+
+from raypft.errors import UserError
+from raypft.job import RECIPES, Job, load_job, make_job, recipe_names
+from raypft.runs import prepare
+from raypft.tasks import FOLDER
+
+NLI = ["task=xnli", "backbone=mbert"]
+SST2 = ["task=sst2", "backbone=gpt2"]
+TASK_OF = {name: SST2 if name.startswith(("gnnavi", "icl", "fpft")) else NLI for name in recipe_names()}
+"""What each recipe is for: GNNavi's paper asks causal models, the others masked ones."""
+
+
+def job(*overrides: str, recipe: str = "profit") -> Job:
+    """A recipe with its natural task and backbone, and overrides."""
+    return load_job(recipe, [*TASK_OF[recipe], *overrides])
+
+
+def line_of(*overrides: str, recipe: str = "profit") -> str:
+    """The one line of the error."""
+    with pytest.raises(UserError) as caught:
+        job(*overrides, recipe=recipe)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_with_the_task_it_is_for(name):
+    found = job(recipe=name)
+    assert found.recipe == name
+    assert found.source
+
+
+# overrides
+
+
+def test_an_override_reaches_a_nested_key_and_leaves_its_neighbours():
+    before, after = job(), job("train.lr=3e-4", "train.languages=[en, de]", "zero.stage=2")
+    assert (after.train.lr, after.train.languages, after.zero.stage) == (3e-4, ["en", "de"], 2)
+    assert after.train.model_copy(update={"lr": before.train.lr, "languages": before.train.languages}) == before.train
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("2.5e-05", 2.5e-5), ("0.1", 0.1), ("1", 1.0)])
+def test_numbers_are_read_as_researchers_write_them(text, value):
+    assert job(f"train.lr={text}").train.lr == value
+
+
+def test_a_name_with_an_e_between_digits_stays_a_name():
+    assert job("storage=1e-runs", "backbone=./3e").storage == "1e-runs"
+
+
+def test_seeds_are_a_count_or_a_list_of_distinct_numbers():
+    assert (job("seeds=3").seeds, job("seeds=[7, 9]").seeds) == ([0, 1, 2], [7, 9])
+    assert line_of("seeds=[1, 1]").startswith("recipes/profit.yaml: seeds: found [1, 1]; ")
+    assert line_of("seeds=0").startswith("recipes/profit.yaml: seeds: found []; ")
+
+
+def test_a_method_may_be_named_alone_or_with_its_keys():
+    assert job("method=soft_prompt", "pattern=sp").method == {"name": "soft_prompt"}
+    assert job("method=soft_prompt", "method.length=8", "pattern=sp").method == {"name": "soft_prompt", "length": 8}
+    assert job("readout.mode=raw_piece").readout == {"name": "verbalizer", "mode": "raw_piece"}
+
+
+def test_overrides_do_not_reach_the_recipe_or_the_next_job():
+    job("train.lr=3e-4", "method.name=frozen")
+    assert (job().train.lr, job().method) == (1e-5, {"name": "full"})
+
+
+# errors
+
+
+ERRORS = {
+    "recipes/profit.yaml: train.lr: found 'abc'; input should be a valid number, unable to parse string as a number": "train.lr=abc",
+    "recipes/profit.yaml: train.epochs: found -1; input should be greater than or equal to 0": "train.epochs=-1",
+    "recipes/profit.yaml: dev.rows: found 'ful'; input should be 'full', 'k_shot' or 'none'": "dev.rows=ful",
+    'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, zero': "shot=3",
+    'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, gpus_per_worker, max_failures, workers': "resources.worker=2",
+    'recipes/profit.yaml: readout: unknown key "mod"; did you mean "mode"? known: mode': "readout.mod=mean",
+    'protocol: "profi" is unknown; did you mean "profit"? known: fixed, gnnavi, profit, zs2021': "protocol=profi",
+    'task xnli: no pattern "profit11"; did you mean "profit1"? known: dp, dp_in_language, mp, profit0, profit1, profit2, profit3, profit4, sp, vanilla': "pattern=profit11",
+    'recipes/profit.yaml: train.languages: task xnli has no language "eng"; did you mean "en"? known: ar, bg, de, el, en, es, fr, hi, ru, sw, th, tr, ur, vi, zh': "train.languages=[eng]",
+    "method: found no name; expected method: NAME or method: {name: NAME, …}": "method={}",
+    'override "train.lr": expected key=value, e.g. train.lr=1e-4': "train.lr",
+    'override "seeds=[1": the value is not readable as YAML; quote it': "seeds=[1",
+    'override "shots.a.b=1": shots is not a group of keys': "shots.a.b=1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "override"), ERRORS.items(), ids=ERRORS.values())
+def test_what_does_not_fit_is_one_line_with_place_and_key(line, override):
+    assert line_of("shots=2", override) == line
+
+
+@pytest.mark.parametrize(
+    ("override", "start"),
+    [
+        ("method=ful", 'method: "ful" is unknown; did you mean "full"? known: '),
+        ("readout=hed", 'readout: "hed" is unknown; did you mean "head"? known: '),
+        ("method=5", "recipes/profit.yaml: method: found 5; "),
+        ("method.name=5", "method: "),
+        ("task=xnly", 'task: "xnly" is unknown; did you mean "xnli"? known: '),
+        ("test.languages=[xx]", 'recipes/profit.yaml: test.languages: task xnli has no language "xx"; '),
+        ("train=3", "recipes/profit.yaml: train: found 3; "),
+    ],
+)
+def test_an_unknown_name_is_one_line_with_the_nearest(override, start):
+    assert line_of(override).startswith(start)
+
+
+def test_a_key_of_another_method_is_unknown():
+    line = line_of("method.lenght=3", recipe="sp")
+    assert line == 'recipes/sp.yaml: method: unknown key "lenght"; did you mean "length"? known: encoder, length, train_backbone'
+    assert line_of("method.length=3").startswith('recipes/profit.yaml: method: unknown key "length"; ')
+
+
+@pytest.mark.parametrize(("key", "others"), [("task", ["backbone=mbert"]), ("backbone", ["task=xnli"])])
+def test_task_and_backbone_must_be_said(key, others):
+    with pytest.raises(UserError) as caught:
+        load_job("profit", others)
+    assert str(caught.value) == f'recipes/profit.yaml: key "{key}" is missing; add {key}=… to the command or the file'
+
+
+def test_an_unknown_recipe_and_a_missing_or_broken_file_are_named(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    listed = tmp_path / "listed.yaml"
+    listed.write_text("- a")
+    for name, line in {
+        "profti": f'recipe: "profti" is unknown; did you mean "profit"? known: {", ".join(recipe_names())}',
+        f"{tmp_path}/none.yaml": f"job: no file {tmp_path}/none.yaml; give a recipe name or a path to a job YAML",
+        str(broken): f"{broken}: not readable as YAML: ",
+        str(listed): f"{listed}: expected a mapping of keys, found list",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load_job(name, NLI)
+        assert str(caught.value).startswith(line)
+
+
+# the cell key
+
+GIVEN = {"seed": 0, "data": "d", "backbone": "b", "numerics": 1}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "resources.workers=4", "resources.cpus_per_worker=2", "zero.stage=3", "zero.offload=true", "storage=elsewhere", "train.micro_batch=1", "train.eval_batch=8",
+        "train.save_every=5", "data.root=/elsewhere", "recipe=mine", "source=mine", "seeds=1",
+    ],
+)  # fmt: skip
+def test_where_and_how_a_job_runs_is_not_in_the_key(override):
+    assert job(override).key(**GIVEN) == job().key(**GIVEN)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.lr=2e-5", "pattern=profit0", "method=frozen", "readout.mode=raw_piece", "protocol=fixed", "shots=4", "sample_seed=1", "backbone=xlmr-base", "train.epochs=6",
+        "train.batch_size=8", "train.precision=bf16", "train.languages=[de]", "dev.limit=10", "test.limit=10", "data.source=hub", "train.dropout=0.0", "task=nli",
+    ],
+)  # fmt: skip
+def test_what_decides_numbers_is_in_the_key(override):
+    assert job(override).key() != job().key()
+
+
+def test_a_model_and_rows_are_known_by_their_fingerprints_not_by_their_names():
+    assert job("backbone=/models/copy", "data.source=hub").key(**GIVEN) == job().key(**GIVEN)
+
+
+def test_rewording_a_pattern_makes_other_cells(tmp_path):
+    tiny_model = tiny.backbone("gpt2")
+    for part in (tiny_model.model, tiny_model.tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    wording = (FOLDER / "sentiment.yaml").read_text(encoding="utf-8")
+    keys = set()
+    for text in (wording, wording.replace("Review: {text}", "Text: {text}"), wording.replace("positive: Positive", "positive: great")):
+        (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+        overrides = [f"task={tmp_path}/mine.yaml", f"backbone={tmp_path}/model", "train.max_tokens=100", "shots=2", "seeds=[0]"]
+        keys.add(prepare(load_job("icl", overrides)).keys[0])
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_seed_data_model_and_method_version_are_in_the_key(given):
+    assert job().key(**{**GIVEN, given: 2}) != job().key(**GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override"),
+    [
+        ("profit", "readout=verbalizer"), ("profit", "readout={name: verbalizer, mode: null}"), ("profit", "train.optimizer=adamw"), ("profit", "train.languages=[en]"),
+        ("profit", "shots=null"), ("profit", "method={name: full}"), ("profit", "dev={}"), ("profit", "train.lr=0.00001"), ("sp", "method.length=4"), ("sp", "method=soft_prompt"),
+        ("gnnavi_gcn", "method={norm: sym, name: gnnavi}"),
+    ],
+)  # fmt: skip
+def test_a_default_written_out_leaves_the_key_as_it_is(recipe, override):
+    assert job(override, recipe=recipe).key() == job(recipe=recipe).key()
+
+
+def test_the_scientific_keys_are_those_that_differ_from_their_defaults():
+    values = {"task": "sst2", "pattern": "gnnavi", "backbone": "gpt2", "method": "full"}
+    assert make_job({**values, "train": {"lr": 1e-5, "epochs": 3, "micro_batch": 2}, "zero": {"stage": 1}}).scientific() == {
+        **values, "method": {"name": "full"}, "train": {"epochs": 3},
+    }  # fmt: skip
+
+
+def test_the_folder_of_a_run_is_readable_and_says_whether_the_science_differs():
+    assert job("shots=4").run_name == f"profit-xnli-4shot-mbert-{job('shots=4').key()[:8]}"
+    assert job("backbone=models/mini.gguf", "task=nli").run_name.startswith("profit-nli-all-mini-")
+    assert job("train.lr=2e-5").run_name != job().run_name == job("zero.stage=1").run_name
+
+
+# written out
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_a_job_written_out_reads_back_the_same(tmp_path, recipe):
+    before = job("shots=2", "storage=elsewhere", "train.lr=1e-4", recipe=recipe)
+    path = tmp_path / "job.yaml"
+    path.write_text(before.dump(), encoding="utf-8")
+    after = load_job(str(path))
+    assert after == before
+    assert after.key() == before.key()
+
+
+def test_the_json_schema_knows_every_key_and_refuses_others():
+    schema = Job.model_json_schema()
+    assert set(schema["properties"]) == set(Job.model_fields)
+    assert set(schema["required"]) == {"task", "pattern", "backbone", "method"}
+    jsonschema.validate(yaml.safe_load(job().dump()), schema)
+    for wrong in ({"shot": 3}, {"train": {"lrr": 1}}, {"train": {"lr": 0}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**yaml.safe_load(job().dump()), **wrong}, schema)
+
+
+def test_the_json_schema_takes_the_short_forms_that_jobs_are_written_in():
+    for recipe in recipe_names():
+        values = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+        jsonschema.validate({**values, "task": "xnli", "backbone": "mbert", "seeds": 3}, Job.model_json_schema())
