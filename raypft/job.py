@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from raypft.errors import UserError, nearest
-from raypft.fewshot import PROTOCOLS, DevRows, protocol
+from raypft.fewshot import DevRows, protocol
 from raypft.tasks import Strict, load_task, validation_line, validation_root
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -198,8 +198,8 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
     except (ValidationError, TypeError) as error:
         raise UserError(validation_line(where, error, values)) from None
     job = job.model_copy(update={"method": _part(job.method, "method", where), "readout": _part(job.readout, "readout", where)})
-    if job.protocol not in PROTOCOLS:
-        protocol(job.protocol)
+    protocol(job.protocol)
+    _check_engine(job)
     task = load_task(job.task)
     task.pattern(job.pattern)
     for key, languages in (("train.languages", job.train.languages), ("test.languages", job.test.languages or [])):
@@ -207,6 +207,18 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
             if language not in task.languages:
                 raise UserError(f'{where}: {key}: task {task.name} has no language "{language}"; {nearest(language, task.languages)}')
     return job
+
+
+def _check_engine(job: Job) -> None:
+    """Precision, ZeRO stage and workers must go together: nothing is ignored silently."""
+    if job.resources.workers == 0 and (job.zero.stage or job.zero.offload):
+        raise UserError(f"zero: found stage {job.zero.stage}, offload {job.zero.offload} without workers; set resources.workers=1 or more, or leave zero out")
+    if job.resources.workers == 0 and job.train.precision == "fp16":
+        raise UserError("train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more (DeepSpeed scales the loss)")
+    if job.resources.workers and job.train.precision != "fp32" and job.zero.stage == 0:
+        raise UserError(f"zero.stage: found 0 with train.precision {job.train.precision}; its state can't be saved whole; use zero.stage=1, 2 or 3")
+    if job.zero.offload and job.zero.stage == 0:
+        raise UserError("zero.offload: found true with zero.stage 0, which has nothing to offload; use zero.stage=1, 2 or 3")
 
 
 def part_config(values: dict[str, Any], part: str):

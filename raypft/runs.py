@@ -119,6 +119,10 @@ def run(prepared: Prepared, tell: Tell, fresh: bool = False) -> list[dict[str, A
         UserError: another process works on this run, or its data or model changed since it began.
     """
     job, folder = prepared.job, prepared.folder
+    if job.resources.workers:
+        from raypft.scale.launch import check_resources  # noqa: PLC0415  (ray is loaded only where it is used)
+
+        check_resources(job)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if fresh:
@@ -131,7 +135,7 @@ def run(prepared: Prepared, tell: Tell, fresh: bool = False) -> list[dict[str, A
             if seed not in todo:
                 tell({"event": "reuse", "seed": seed})
         if todo and job.resources.workers:
-            from raypft.scale.launch import run_on_ray  # noqa: PLC0415  (ray is loaded only where it is used)
+            from raypft.scale.launch import run_on_ray  # noqa: PLC0415
 
             run_on_ray(prepared, todo, tell)
         elif todo:
@@ -150,7 +154,12 @@ def _run_here(prepared: Prepared, seeds: list[int], tell: Tell) -> None:
         folder = cell_folder(prepared.folder, seed)
         prompts = encode_sample(job, backbone, prepared.samples[seed])
         note = recorder(folder)
-        result = run_cell(job, seed, prompts, backbone, folder, prepared.facts(seed), tell=lambda e, note=note: (note(e), tell(e)))
+
+        def both(event: dict[str, Any], note: Tell = note) -> None:
+            note(event)
+            tell(event)
+
+        result = run_cell(job, seed, prompts, backbone, folder, prepared.facts(seed), tell=both)
         tell({"event": "result", "seed": seed, "mean": result["mean"]})
 
 

@@ -8,6 +8,7 @@ local loss x world size / global weight then gives the same gradient for any spl
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from abc import ABC, abstractmethod
@@ -78,7 +79,7 @@ class Stepper(ABC):
     def optimizer_state(self) -> dict[str, Any]:
         """Adam's state whole, by parameter name, and its step count. Every rank calls it."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Let go of what the stepper holds."""
 
     def gather(self, value: Any) -> list[Any]:
@@ -101,14 +102,9 @@ class TorchStepper(Stepper):
 
     Args:
         state: an `optimizer_state` to go on from (the parameter values are put into the learner before).
-
-    Raises:
-        UserError: fp16, which needs the loss scaling of DeepSpeed.
     """
 
     def __init__(self, learner: Learner, settings: Train, device: str = "cpu", state: dict[str, Any] | None = None) -> None:
-        if settings.precision == "fp16":
-            raise UserError("train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more (DeepSpeed scales the loss)")
         self.learner, self.settings, self.device = learner.to(device), settings, device
         if distributed.is_available() and distributed.is_initialized():
             self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
@@ -295,7 +291,7 @@ def _out_of_patience(progress: Progress, settings: Train) -> bool:
     if settings.patience_rule == "best":
         return progress.history[-1]["epoch"] - progress.best_epoch >= settings.patience
     last = scores[-settings.patience - 1 :]
-    return all(after <= before for before, after in zip(last, last[1:], strict=False))
+    return all(after <= before for before, after in itertools.pairwise(last))
 
 
 class _Saver:
@@ -331,7 +327,7 @@ def evaluate(stepper: Stepper, rows: Rows, batch_size: int) -> list[Answer]:
     """The answers of all rows, on every rank, in the rows' order; each rank runs its share in equally many batches."""
     stepper.learner.eval()
     own = share(rows.by_length(range(len(rows))), stepper.rank, stepper.world)
-    count = -(-(-(-len(rows) // stepper.world)) // batch_size)
+    count = math.ceil(math.ceil(len(rows) / stepper.world) / batch_size)
     answers: list[Answer] = []
     for i in range(count):
         part = own[i * batch_size : (i + 1) * batch_size]

@@ -11,6 +11,9 @@ from typing import Any
 from raypft.errors import UserError
 from raypft.runs import read_job, read_results
 
+WIDEST = 10
+"""A table with more columns is turned: languages become rows."""
+
 
 @dataclass
 class Table:
@@ -20,6 +23,12 @@ class Table:
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def turned(self) -> Table:
+        """Rows as columns, for tables that would be too wide."""
+        columns = ["", *(row[0] for row in self.rows)]
+        rows = [[name, *(row[i] for row in self.rows)] for i, name in enumerate(self.columns) if i]
+        return Table(self.title, columns, rows, self.notes)
 
     def markdown(self) -> str:
         """GitHub Markdown with the notes below."""
@@ -46,7 +55,7 @@ def run_table(folders: Sequence[Path]) -> Table:
         if not results:
             raise UserError(f"report: {folder} has no finished seed yet; run it first")
     first, first_job, first_results = runs[0]
-    for folder, job, results in runs[1:]:
+    for folder, job, _ in runs[1:]:
         if job["task"] != first_job["task"]:
             raise UserError(f"report: {folder} is task {job['task']}, {first} is {first_job['task']}; report one task at a time")
     kinds = {(result["metric"], result["test_rows"]) for _, _, results in runs for result in results}
@@ -61,7 +70,7 @@ def run_table(folders: Sequence[Path]) -> Table:
     majority = first_results[0]["majority"]
     table.rows.append(_majority(majority, columns))
     table.notes = _notes(runs, languages)
-    return table
+    return table.turned() if len(columns) > WIDEST else table
 
 
 def _row(job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], wide: bool, columns: list[str]) -> list[str]:

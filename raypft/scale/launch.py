@@ -28,7 +28,6 @@ from raypft.errors import UserError
 from raypft.job import Job
 from raypft.runs import Prepared, cell_folder, recorder
 from raypft.scale.data import ENCODER_CPUS, encode_on_ray, read_encoded
-from raypft.scale.zero import check_zero
 
 READER_CPUS = 1.0
 STALL_SECONDS = 120
@@ -79,6 +78,12 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
+def check_resources(job: Job) -> None:
+    """Raise a UserError where Ray has too few CPUs for the job, before anything is written."""
+    with ray_session():
+        cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
+
+
 def run_on_ray(prepared: Prepared, seeds: list[int], tell: Tell) -> None:
     """Run the given seeds of a job on a Ray Train worker group; results are on disk when it returns.
 
@@ -86,7 +91,6 @@ def run_on_ray(prepared: Prepared, seeds: list[int], tell: Tell) -> None:
         UserError: CPUs, ZeRO stage or precision do not fit; or training failed, with the worker's own line.
     """
     job = prepared.job
-    check_zero(job)
     with ray_session(), _quiet_loggers():
         cpus = cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
         folder = prepared.folder.resolve()

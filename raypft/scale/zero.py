@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from raypft.errors import UserError
 from raypft.job import Job
 
 QUIET = 1 << 30
@@ -23,14 +22,6 @@ def prepare_environment() -> None:
 
     # only its inference all-reduce uses this kernel; on a CPU it would be compiled for a minute
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
-
-
-def check_zero(job: Job) -> None:
-    """Raise a UserError where precision and stage do not go together."""
-    if job.resources.workers and job.train.precision != "fp32" and job.zero.stage == 0:
-        raise UserError(f"zero.stage: found 0 with train.precision {job.train.precision}; its state can't be saved whole; use zero.stage=1, 2 or 3")
-    if job.zero.offload and job.zero.stage == 0:
-        raise UserError("zero.offload: needs zero.stage=1, 2 or 3")
 
 
 def zero_config(job: Job) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""Jobs on Ray Train workers with DeepSpeed: every stage gives the numbers of the plain run; a killed worker changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from test_cli import place, words  # noqa: F401  (a fixture)
+
+from raypft import runs
+from raypft.errors import UserError
+from raypft.job import load_job
+from raypft.scale.launch import cpus_per_worker
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def session():
+    """One Ray of our own for the module, with as many logical CPUs as two workers want."""
+    folder = tempfile.mkdtemp(prefix="rp-", dir="/tmp")  # short: sockets lie below it
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder, runtime_env={"env_vars": environment})
+    yield
+    ray.shutdown()
+
+
+def run(place: Path, *more: str, recipe: str = "profit", model: str = "bert") -> tuple[list[dict], list[dict]]:  # noqa: F811
+    """Results and events of a job."""
+    name, *overrides = words(place, "train.dropout=0.0", "train.lr=1e-3", "train.batch_size=5", *more, recipe=recipe, model=model)
+    events: list[dict] = []
+    return runs.run(runs.prepare(load_job(name, overrides)), events.append), events
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_workers_give_the_numbers_of_the_plain_run(stage, place, session):  # noqa: F811
+    """Two seeds in one worker group; 24 rows in steps of 5 leave unequal shares."""
+    plain, _ = run(place, f"storage={place}/plain")
+    found, events = run(place, "resources.workers=2", f"zero.stage={stage}", f"storage={place}/ray")
+    for one, other in zip(plain, found, strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        assert other["scores"] == one["scores"]
+        assert other["cell"] == one["cell"]
+        assert other["workers"] == 2
+    assert {event["event"] for event in events} == {"start", "epoch", "result"}
+
+
+@pytest.mark.parametrize(("recipe", "more"), [("gnnavi_gcn", []), ("icl", ["train.epochs=0"])])
+def test_a_causal_method_on_stage_three(recipe, more, place, session):  # noqa: F811
+    """Cached states, graph layer and a model with nothing to train, partitioned."""
+    common = ["pattern=shown", "demos=1", "seeds=1", "train.epochs=2", "train.optimizer=adamw", *more]
+    plain, _ = run(place, *common, f"storage={place}/plain", recipe=recipe, model="llama")
+    found, _ = run(place, *common, "resources.workers=2", "zero.stage=3", f"storage={place}/ray", recipe=recipe, model="llama")
+    assert found[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
+    assert found[0]["scores"] == plain[0]["scores"]
+
+
+def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
+    """kill -9 of one worker in the middle: the run finishes by itself, from its last state, with the same numbers."""
+    common = ["seeds=1", "train.epochs=12", "train.save_every=1", "train.patience=null", "resources.workers=2", "zero.stage=2"]
+    whole, _ = run(place, *common, f"storage={place}/whole")
+    killed = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not killed:
+            if list(place.glob("broken/*/seed-0/state.pt")):
+                out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+                mine = [int(line.split()[0]) for line in out.splitlines() if "RayTrainWorker" in line and is_ours(int(line.split()[0]))]
+                if mine:
+                    os.kill(mine[-1], signal.SIGKILL)
+                    killed.append(mine[-1])
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    found, events = run(place, *common, f"storage={place}/broken")
+    thread.join()
+    assert killed, "no worker was killed"
+    assert [event for event in events if event["event"] == "resume"], "the run did not go on from a state"
+    assert found[0]["losses"] == pytest.approx(whole[0]["losses"], rel=1e-6)
+    assert found[0]["scores"] == whole[0]["scores"]
+    assert found[0]["best_epoch"] == whole[0]["best_epoch"]
+
+
+def is_ours(process: int) -> bool:
+    """Whether a process was started below this test's own Ray session."""
+    session_dir = ray._private.worker._global_node.get_session_dir_path()
+    try:
+        return session_dir.encode() in Path(f"/proc/{process}/environ").read_bytes() or below(process, os.getpid())
+    except OSError:
+        return False
+
+
+def below(process: int, ancestor: int) -> bool:
+    """Whether `process` descends from `ancestor`."""
+    while process > 1:
+        if process == ancestor:
+            return True
+        process = int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return False
+
+
+def test_a_workers_own_error_is_one_line(place, session):  # noqa: F811
+    """A loss that is not finite ends the run with the worker's line."""
+    with pytest.raises(UserError, match=r"^train: the loss is (nan|inf) at optimizer step"):
+        run(place, "seeds=1", "train.lr=1e30", "train.epochs=9", "resources.workers=2", "resources.max_failures=0")
+
+
+def test_the_cpu_rule():
+    """Workers, encoder and reader fit the machine or the job is refused."""
+    job = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2"])
+    assert cpus_per_worker(job, 2) == 0.25
+    assert cpus_per_worker(job, 16) == 1
+    asked = job.model_copy(update={"resources": job.resources.model_copy(update={"cpus_per_worker": 1.0})})
+    with pytest.raises(UserError, match=r"2 workers x 1 \+ 1 for reading \+ 0.5 for encoding = 3.5 CPUs; Ray has 2; use at most 0.25"):
+        cpus_per_worker(asked, 2)
+    with pytest.raises(UserError, match="leave none for workers"):
+        cpus_per_worker(job, 1)
+
+
+def test_events_are_json_lines_with_times(place, session):  # noqa: F811
+    run(place, "seeds=1", "train.epochs=1", "resources.workers=1")
+    (path,) = place.glob("runs/*/seed-0/events.jsonl")
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event["event"] for event in events] == ["start", "epoch", "result"]
+    assert all(event["time"] > 0 for event in events)
