@@ -172,16 +172,14 @@ def scores_by_language(task: Task, prompts: Sequence[Encoded], answers: Sequence
     }
 
 
-def write_result(
-    folder: Path, task: Task, result: dict[str, Any], prompts: Sequence[Encoded], answers: Sequence[Answer], values: dict[str, Tensor]
-) -> None:
+def write_result(folder: Path, task: Task, result: dict[str, Any], prompts: Sequence[Encoded], answers: Sequence[Answer], values: dict[str, Tensor]) -> None:
     """Write a finished cell; result.json comes last and says that it is whole.
 
     Raises:
         RuntimeError: the saved parameters differ from the live ones when read back.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "id": [p.key.split("/", 1)[1] for p in prompts],
         "language": [p.language for p in prompts],
         "gold": [task.label.names[p.gold] for p in prompts],

@@ -19,9 +19,13 @@ from rich.table import Table as RichTable
 
 from raypft.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Prompt-based fine-tuning of language models, distributed on Ray.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Prompt-based fine-tuning of language models, distributed on Ray."
+)
 console = Console()
-Names = Annotated[list[str], typer.Argument(metavar="RECIPE|FILE... [KEY=VALUE...]", help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.")]
+Names = Annotated[
+    list[str], typer.Argument(metavar="RECIPE|FILE... [KEY=VALUE...]", help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
 
@@ -90,7 +94,9 @@ def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where
     with runs.session(jobs):
         for ready in prepared:
             if not as_json:
-                console.print(f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}", highlight=False, soft_wrap=True
+                )
             teller = Teller(as_json)
             with teller.bars:
                 results = runs.run(ready, teller, fresh)

@@ -192,7 +192,7 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
     """
     for key in ("task", "backbone"):
         if key not in values:
-            raise UserError(f"{where}: key \"{key}\" is missing; add {key}=… to the command or the file")
+            raise UserError(f'{where}: key "{key}" is missing; add {key}=… to the command or the file')
     try:
         job = Job(**values)
     except (ValidationError, TypeError) as error:
@@ -221,7 +221,7 @@ def _check_engine(job: Job) -> None:
         raise UserError("zero.offload: found true with zero.stage 0, which has nothing to offload; use zero.stage=1, 2 or 3")
 
 
-def part_config(values: dict[str, Any], part: str):
+def part_config(values: dict[str, Any], part: str) -> tuple[Any, Any]:
     """The class of a method or readout and its validated configuration.
 
     Raises:

@@ -93,7 +93,8 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
         f"tokens ({len(tokens)}):",
         "  " + " ".join(f"[{at[i]}:{token}]" if i in at else token for i, token in enumerate(tokens)),
         *label_words(job, encoder),
-        "scores before training: " + ", ".join(f"{name} {score:.3f} ({p:.3f})" for name, score, p in zip(names, scores[0].tolist(), probabilities, strict=True)),
+        "scores before training: "
+        + ", ".join(f"{name} {score:.3f} ({p:.3f})" for name, score, p in zip(names, scores[0].tolist(), probabilities, strict=True)),
         f"answer: {names[answer]}",
     ]
     return {"key": prompt.key, "prompt": readable(encoder.query(row)), "tokens": tokens, "marks": prompt.marks, "scores": scores[0].tolist(), "lines": lines}
@@ -119,7 +120,9 @@ def catalogue(what: str) -> list[str]:
     """
     catalogues = {
         "tasks": lambda: [_task_line(name) for name in task_names()],
-        "methods": lambda: [f"{name:12} {_first_line(method_class(name).__module__)}  families: {', '.join(method_class(name).families)}" for name in method_names()],
+        "methods": lambda: [
+            f"{name:12} {_first_line(method_class(name).__module__)}  families: {', '.join(method_class(name).families)}" for name in method_names()
+        ],
         "readouts": lambda: [f"{name:12} {_first_line(readout_class(name).__module__)}" for name in readout_names()],
         "backbones": lambda: [f"{name:14} {alias.hub}: {alias.about}" + (" (gated)" if alias.gated else "") for name, alias in ALIASES.items()],
         "recipes": lambda: [f"{name:12} {load_job(name, ['task=sst2', 'backbone=x', 'pattern=vanilla']).source}" for name in recipe_names()],

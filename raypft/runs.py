@@ -1,10 +1,10 @@
 """A run: its folder, what is known before compute is spent, its cells, its table.
 
-    runs/<name>/job.yaml            the resolved job
-               provenance.json      git, versions, device, model and data revision
-               samples.json         the sample manifest of every seed
-               seed-<n>/events.jsonl, predictions.parquet, trained.safetensors, result.json   (state.pt while unfinished)
-               table.md             mean and std over seeds
+runs/<name>/job.yaml            the resolved job
+           provenance.json      git, versions, device, model and data revision
+           samples.json         the sample manifest of every seed
+           seed-<n>/events.jsonl, predictions.parquet, trained.safetensors, result.json   (state.pt while unfinished)
+           table.md             mean and std over seeds
 """
 
 from __future__ import annotations
@@ -55,7 +55,13 @@ class Prepared:
     def facts(self, seed: int) -> dict[str, Any]:
         """What a cell's result says about its inputs."""
         manifest = self.manifests[seed]
-        return {"cell": self.keys[seed], "manifest": manifest["hash"], "sizes": manifest["sizes"], "notes": manifest["notes"], "test_rows": manifest["test_hash"]}
+        return {
+            "cell": self.keys[seed],
+            "manifest": manifest["hash"],
+            "sizes": manifest["sizes"],
+            "notes": manifest["notes"],
+            "test_rows": manifest["test_hash"],
+        }
 
     def unfinished(self) -> list[int]:
         """The seeds without a result."""

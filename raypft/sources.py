@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -67,7 +68,9 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     found = set(table["language"].unique().to_pylist())
     for language in languages:
         if language not in found:
-            raise UserError(f'languages: {split} rows of {origin.task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}')
+            raise UserError(
+                f'languages: {split} rows of {origin.task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}'
+            )
     keep = pa.compute.is_in(table["language"], pa.array(languages))
     return table.filter(keep)
 
@@ -79,7 +82,7 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     if pattern and "{language}" in pattern:
         return task.languages
     back = {theirs: ours for ours, theirs in source.languages.items()}
-    found: set[str] = set()
+    found: set[Any] = set()
     for table, _, _ in _raw(origin, split, task.languages):
         column = next((c for c in their_columns(source, "language") if c in table.column_names), None)
         found |= {back.get(s, s) for s in table[column].unique().to_pylist()} if column else {task.languages[0]}
@@ -200,12 +203,14 @@ def _normalise(origin: Origin, table: pa.Table, where: str, split: str, language
     spoken = column("language") or [language or task.languages[0]] * size
     content = ["\x1f".join(values) for values in zip(*fields.values(), strict=True)]
     ids = column("id") or [hashlib.sha256(text.encode()).hexdigest()[:16] for text in content]
-    return pa.table({
-        "id": pa.array(ids, pa.string()),
-        "language": pa.array([back.get(s, s) for s in spoken], pa.string()),
-        "label": pa.array(_labels(origin, column(task.label.column), where, size), pa.string()),
-        **{name: pa.array(values, pa.string()) for name, values in fields.items()},
-    })
+    return pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "language": pa.array([back.get(s, s) for s in spoken], pa.string()),
+            "label": pa.array(_labels(origin, column(task.label.column), where, size), pa.string()),
+            **{name: pa.array(values, pa.string()) for name, values in fields.items()},
+        }
+    )
 
 
 def _labels(origin: Origin, values: list[str] | None, where: str, size: int) -> list[str]:

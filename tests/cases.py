@@ -24,9 +24,7 @@ SETTINGS = Train(epochs=5, lr=1e-3, batch_size=4)
 
 def task() -> Task:
     """A two-label task with one pattern per family."""
-    patterns = {
-        family: Pattern(text=text, verbalizer={"negative": "bad", "positive": "good"}, source="test") for family, text in TEXT.items()
-    }
+    patterns = {family: Pattern(text=text, verbalizer={"negative": "bad", "positive": "good"}, source="test") for family, text in TEXT.items()}
     return Task(
         name="tiny", about="test", kind="choice", fields={"text": "text"}, label=Label(names=["negative", "positive"]), languages=["en"],
         metric="accuracy", sources={"files": Source(files={"train": "x", "test": "x"})}, patterns=patterns,

@@ -33,7 +33,7 @@ patterns:
   splits: {text: "{text} . <slot> .", verbalizer: {negative: bad film, positive: good}, source: test}
   shown: {text: "<demos>Review : {text} Sentiment : <slot>", verbalizer: {negative: bad, positive: good}, source: test}
 """
-WORDS = {"negative": "bad terrible no".split(), "positive": "good great fine".split()}
+WORDS = {"negative": ["bad", "terrible", "no"], "positive": ["good", "great", "fine"]}
 
 
 def rows(count: int, language: str = "en", start: int = 0) -> list[dict]:
@@ -60,7 +60,16 @@ def place(tmp_path):
 
 def words(place: Path, *more: str, recipe: str = "profit", model: str = "bert") -> list[str]:
     """A command for the tiny task, later words override earlier ones."""
-    base = [f"task={place}/mytask.yaml", f"backbone={place}/{model}", f"data.root={place}", f"storage={place}/runs", "pattern=plain", "seeds=2", "train.epochs=3", "train.lr=1e-2"]
+    base = [
+        f"task={place}/mytask.yaml",
+        f"backbone={place}/{model}",
+        f"data.root={place}",
+        f"storage={place}/runs",
+        "pattern=plain",
+        "seeds=2",
+        "train.epochs=3",
+        "train.lr=1e-2",
+    ]
     return [recipe, *base, "train.languages=[en]", "train.max_tokens=32", "protocol=fixed", *more]
 
 
@@ -128,7 +137,10 @@ def test_bad_input_is_one_line_and_exit_code_2(name, place, monkeypatch, capsys)
 DAMAGED = {
     "corrupted parquet": (corrupt, "train.parquet can't be read"),
     "missing column": (lambda place: rewrite(place, "train", text=None), 'has no column "text"; found: id, label, language'),
-    "label outside the set": (lambda place: rewrite(place, "test", label="mixed"), 'row 0 has label "mixed", outside the label set; expected one of negative, positive'),
+    "label outside the set": (
+        lambda place: rewrite(place, "test", label="mixed"),
+        'row 0 has label "mixed", outside the label set; expected one of negative, positive',
+    ),
     "hidden labels": (lambda place: rewrite(place, "test", label="-1"), 'row 0 has label "-1", a hidden label'),
     "no label column": (lambda place: rewrite(place, "test", label=None), 'has no label column "label" (hidden labels?)'),
 }
@@ -190,7 +202,10 @@ def test_a_run_writes_what_it_promises_and_is_reused(place, monkeypatch, capsys)
 
 def test_it_learns(place, monkeypatch):
     """The label stands in the row: full fine-tuning finds it, on validation and test alike."""
-    assert call(monkeypatch, "run", *words(place, "seeds=1", "train.epochs=30", "train.batch_size=4", "train.patience=null", "train.lr=3e-3", "train.dropout=0.0")) == 0
+    assert (
+        call(monkeypatch, "run", *words(place, "seeds=1", "train.epochs=30", "train.batch_size=4", "train.patience=null", "train.lr=3e-3", "train.dropout=0.0"))
+        == 0
+    )
     assert results(place)["seed-0"]["scores"]["en"] == 100
 
 

@@ -8,7 +8,43 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenize
 
 from raypft.backbones import Backbone, backbone_from_config
 
-WORDS = "the a film was is good bad great terrible fine it Yes No Maybe right wrong maybe Negative Positive Review Sentiment : . ? , yes no one two three four five six seven eight".split()
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "was",
+    "is",
+    "good",
+    "bad",
+    "great",
+    "terrible",
+    "fine",
+    "it",
+    "Yes",
+    "No",
+    "Maybe",
+    "right",
+    "wrong",
+    "maybe",
+    "Negative",
+    "Positive",
+    "Review",
+    "Sentiment",
+    ":",
+    ".",
+    "?",
+    ",",
+    "yes",
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+]
 HIDDEN, LAYERS = 32, 3
 
 
@@ -22,7 +58,14 @@ def tokenizer(special: bool, segments: bool = False) -> PreTrainedTokenizerFast:
             single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", pad_token="<pad>", eos_token="</s>", sep_token="</s>", cls_token="<s>", unk_token="<unk>", mask_token="<mask>",
+        tokenizer_object=inner,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        cls_token="<s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
         model_input_names=["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])],
     )
 

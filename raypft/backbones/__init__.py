@@ -52,7 +52,16 @@ ALIASES = {
 }
 
 _FAMILIES = {"masked": (MaskedBackbone, AutoModelForMaskedLM), "causal": (CausalBackbone, AutoModelForCausalLM)}
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "attention_dropout",
+    "hidden_dropout",
+)
 
 
 def locate(name: str) -> Path:
@@ -90,7 +99,7 @@ def revision(folder: Path) -> str:
 
 
 def family_of(config) -> str:
-    """"masked" or "causal", from the architecture the configuration names.
+    """ "masked" or "causal", from the architecture the configuration names.
 
     Raises:
         UserError: neither.
@@ -103,7 +112,9 @@ def family_of(config) -> str:
         return "masked"
     if not unsupported and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
-    raise UserError(f"backbone: model type {config.model_type} is neither masked nor causal (encoder-decoders and models with scaled scores are not supported yet)")
+    raise UserError(
+        f"backbone: model type {config.model_type} is neither masked nor causal (encoder-decoders and models with scaled scores are not supported yet)"
+    )
 
 
 def read_config(folder: Path):

@@ -81,7 +81,9 @@ class ClassificationHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """[S, H] -> [S, C]."""
         first = states.unsqueeze(1)
-        return self.classifier(first) if self.pooler is None else self.classifier(self.dropout(self.pooler(first)))
+        if self.pooler is None or self.dropout is None:
+            return self.classifier(first)
+        return self.classifier(self.dropout(self.pooler(first)))
 
 
 def sequence_classifier(backbone: Backbone, num_labels: int) -> nn.Module:

@@ -63,7 +63,15 @@ def run_table(folders: Sequence[Path]) -> Table:
         raise UserError("report: these runs were tested on different rows or metrics; a table of them would mislead; report them apart")
     languages = list(first_results[0]["scores"])
     wide = len(languages) > 1
-    columns = ["run", "shots", "n", *languages, *(["mean", "mean without en"] if wide and first_results[0]["mean_without_english"] else []), "trainable", "seconds"]
+    columns = [
+        "run",
+        "shots",
+        "n",
+        *languages,
+        *(["mean", "mean without en"] if wide and first_results[0]["mean_without_english"] else []),
+        "trainable",
+        "seconds",
+    ]
     table = Table(f"{Path(str(first_job['task'])).stem}: {first_results[0]['metric']}", columns)
     for _, job, results in runs:
         table.rows.append(_row(job, results, languages, wide, columns))

@@ -44,7 +44,9 @@ def cpus_per_worker(job: Job, logical: float) -> float:
     free = logical - READER_CPUS - ENCODER_CPUS
     fair = max(0.0, free / workers)
     if free <= 0:
-        raise UserError(f"resources: Ray has {logical:g} CPUs; reading ({READER_CPUS:g}) and encoding ({ENCODER_CPUS:g}) leave none for workers; use resources.workers=0")
+        raise UserError(
+            f"resources: Ray has {logical:g} CPUs; reading ({READER_CPUS:g}) and encoding ({ENCODER_CPUS:g}) leave none for workers; use resources.workers=0"
+        )
     if asked is not None and asked * workers + READER_CPUS + ENCODER_CPUS > logical:
         needed = asked * workers + READER_CPUS + ENCODER_CPUS
         raise UserError(
@@ -60,7 +62,12 @@ def ray_session() -> Iterator[None]:
     started = False
     if not ray.is_initialized():
         threads = str(max(1, (os.cpu_count() or 1) // 2))
-        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_V2_ENABLED": "1", "PYTHONWARNINGS": "ignore"}
+        environment = {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "RAY_TRAIN_V2_ENABLED": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         warnings.filterwarnings("ignore", module="ray")
         address = os.environ.get("RAY_ADDRESS")
@@ -109,7 +116,9 @@ def run_on_ray(prepared: Prepared, seeds: list[int], tell: Tell) -> None:
                 resources_per_worker={"CPU": cpus, **({"GPU": job.resources.gpus_per_worker} if job.resources.gpus_per_worker else {})},
             ),
             torch_config=TorchConfig(backend="nccl" if job.resources.gpus_per_worker else "gloo"),
-            run_config=RunConfig(name=f"attempt-{time.time_ns()}", storage_path=str(folder / "ray"), failure_config=FailureConfig(max_failures=job.resources.max_failures)),
+            run_config=RunConfig(
+                name=f"attempt-{time.time_ns()}", storage_path=str(folder / "ray"), failure_config=FailureConfig(max_failures=job.resources.max_failures)
+            ),
         )
         with _following(folder, seeds, tell):
             try:

@@ -39,7 +39,9 @@ class DeepSpeedStepper(Stepper):
         self.engine: Any = None
         if self.parameters or self.stage == 3:
             optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
-            self.engine, *_ = deepspeed.initialize(model=learner, optimizer=optimizer, model_parameters=list(self.parameters.values()) or None, config=zero_config(job), dist_init_required=False)
+            self.engine, *_ = deepspeed.initialize(
+                model=learner, optimizer=optimizer, model_parameters=list(self.parameters.values()) or None, config=zero_config(job), dist_init_required=False
+            )
         if state is not None and self.parameters:
             self._restore(state)
 

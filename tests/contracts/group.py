@@ -31,14 +31,14 @@ class Case:
 
 def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
-    import cases  # noqa: PLC0415
-    import tiny  # noqa: PLC0415
-    import torch  # noqa: PLC0415
+    import cases
+    import tiny
+    import torch
 
-    from raypft.data import Rows  # noqa: PLC0415
-    from raypft.job import Job, Resources, Zero  # noqa: PLC0415
-    from raypft.scale.stepper import DeepSpeedStepper  # noqa: PLC0415
-    from raypft.train import Progress, TorchStepper, fit  # noqa: PLC0415
+    from raypft.data import Rows
+    from raypft.job import Job, Resources, Zero
+    from raypft.scale.stepper import DeepSpeedStepper
+    from raypft.train import Progress, TorchStepper, fit
 
     cell = cases.cell(case.method, tiny.backbone(case.kind))
     settings = cases.SETTINGS.model_copy(
@@ -55,7 +55,13 @@ def run_case(case: Case) -> dict[str, Any]:
         stepper: Any = TorchStepper(cell.learner, settings, state=state)
     else:
         job = Job(
-            task="tiny", pattern="x", backbone="x", method={"name": case.method}, train=settings, zero=Zero(stage=case.engine, offload=case.offload), resources=Resources(workers=1)
+            task="tiny",
+            pattern="x",
+            backbone="x",
+            method={"name": case.method},
+            train=settings,
+            zero=Zero(stage=case.engine, offload=case.offload),
+            resources=Resources(workers=1),
         )
         stepper = DeepSpeedStepper(job, cell.learner, settings, "cpu", state)
     rows = Rows(cell.prompts, cell.learner.method, 1)
@@ -73,9 +79,18 @@ def run_case(case: Case) -> dict[str, Any]:
 
 
 def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: Any) -> None:
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    import torch  # noqa: PLC0415
-    from torch import distributed  # noqa: PLC0415
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
+    import torch
+    from torch import distributed
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)
@@ -93,7 +108,7 @@ def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: A
 
 def _plain(value: Any) -> Any:
     """Tensors as lists: they must outlive the process that made them."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if isinstance(value, torch.Tensor):
         return ("tensor", value.tolist())
@@ -104,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 def revive(value: Any) -> Any:
     """The inverse of what travelled."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if isinstance(value, tuple) and len(value) == 2 and value[0] == "tensor":
         return torch.tensor(value[1])
