@@ -1,4 +1,5 @@
 # make demo: install and run the demonstration.  make test: install and run the tests.  Nothing but python3 is needed.
+SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 RAYPFT = $(VENV)/bin/raypft
@@ -14,7 +15,9 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed
 
 demo: install
-	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO) train.epochs=8
+	$(RAYPFT) run gnnavi_gcn icl $(DEMO) train.epochs=6
+	$(RAYPFT) run fpft $(DEMO) train.epochs=3 train.batch_size=5
+	$(RAYPFT) report runs/{gnnavi_gcn,icl,fpft}-sentiment-5shot-smollm2-135m-*
 
 test: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
