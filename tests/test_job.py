@@ -42,7 +42,7 @@ def test_every_recipe_loads_with_the_task_it_is_for(name):
 
 
 def test_an_override_reaches_a_nested_key_and_leaves_its_neighbours():
-    before, after = job(), job("train.lr=3e-4", "train.languages=[en, de]", "zero.stage=2")
+    before, after = job(), job("train.lr=3e-4", "train.languages=[en, de]", "zero.stage=2", "resources.workers=1")
     assert (after.train.lr, after.train.languages, after.zero.stage) == (3e-4, ["en", "de"], 2)
     assert after.train.model_copy(update={"lr": before.train.lr, "languages": before.train.languages}) == before.train
 
@@ -151,12 +151,13 @@ GIVEN = {"seed": 0, "data": "d", "backbone": "b", "numerics": 1}
 @pytest.mark.parametrize(
     "override",
     [
-        "resources.workers=4", "resources.cpus_per_worker=2", "zero.stage=3", "zero.offload=true", "storage=elsewhere", "train.micro_batch=1", "train.eval_batch=8",
+        "resources.workers=4", "resources.cpus_per_worker=2", "zero={stage: 3, offload: true}", "storage=elsewhere", "train.micro_batch=1", "train.eval_batch=8",
         "train.save_every=5", "data.root=/elsewhere", "recipe=mine", "source=mine", "seeds=1",
     ],
 )  # fmt: skip
 def test_where_and_how_a_job_runs_is_not_in_the_key(override):
-    assert job(override).key(**GIVEN) == job().key(**GIVEN)
+    workers = "resources.workers=2" if override.startswith("zero") else "resources.workers=0"
+    assert job(workers, override).key(**GIVEN) == job().key(**GIVEN)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_default_written_out_leaves_the_key_as_it_is(recipe, override):
 
 def test_the_scientific_keys_are_those_that_differ_from_their_defaults():
     values = {"task": "sst2", "pattern": "gnnavi", "backbone": "gpt2", "method": "full"}
-    assert make_job({**values, "train": {"lr": 1e-5, "epochs": 3, "micro_batch": 2}, "zero": {"stage": 1}}).scientific() == {
+    assert make_job({**values, "train": {"lr": 1e-5, "epochs": 3, "micro_batch": 2}, "zero": {"stage": 1}, "resources": {"workers": 1}}).scientific() == {
         **values, "method": {"name": "full"}, "train": {"epochs": 3},
     }  # fmt: skip
 
@@ -214,7 +215,7 @@ def test_the_scientific_keys_are_those_that_differ_from_their_defaults():
 def test_the_folder_of_a_run_is_readable_and_says_whether_the_science_differs():
     assert job("shots=4").run_name == f"profit-xnli-4shot-mbert-{job('shots=4').key()[:8]}"
     assert job("backbone=models/mini.gguf", "task=nli").run_name.startswith("profit-nli-all-mini-")
-    assert job("train.lr=2e-5").run_name != job().run_name == job("zero.stage=1").run_name
+    assert job("train.lr=2e-5").run_name != job().run_name == job("zero.stage=1", "resources.workers=1").run_name
 
 
 # written out
