@@ -223,9 +223,10 @@ def _plain(error: Exception, folder: Path) -> Exception:
     """The worker's own error where it was the user's to mend, else the failure with the place of the logs."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     for cause in causes:
-        text = str(cause)
-        if "UserError" in text:
-            return UserError(text.split("UserError: ")[-1].splitlines()[0])
+        origins = (cause, cause.__cause__, getattr(cause, "_base_exc", None))
+        for origin in origins:
+            if isinstance(origin, UserError):
+                return UserError(str(origin))
     log = folder / "ray" / "failure.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("\n\n".join(map(str, [error, *causes])))
