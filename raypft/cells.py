@@ -23,7 +23,7 @@ from raypft.batch import Encoded
 from raypft.cache import LowerStates
 from raypft.data import Rows, share
 from raypft.job import Job, Train, part_config
-from raypft.metrics import metric
+from raypft.metrics import ENGLISH, metric
 from raypft.tasks import Task, load_task
 from raypft.train import Answer, Learner, Progress, Stepper, TorchStepper, evaluate, fit
 
@@ -162,7 +162,7 @@ def scores_by_language(task: Task, prompts: Sequence[Encoded], answers: Sequence
         scores[language] = function(gold, found)
         common = Counter(gold).most_common(1)[0][0]
         majority[language] = function(gold, [common] * len(gold))
-    others = [value for language, value in scores.items() if language not in ("en", "eng_Latn")]
+    others = [value for language, value in scores.items() if language not in ENGLISH]
     return {
         "scores": scores,
         "majority": majority,

@@ -52,7 +52,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def batch(self, rows: Sequence[int], gold: bool = True) -> Batch:
+    def batch(self, rows: Sequence[int]) -> Batch:
         """The batch of some rows; of no rows, a filler of weight 0 that keeps a rank in step."""
         chosen, weight = (rows, 1.0) if rows else ([0], 0.0)
         prompts = [self.prompts[row] for row in chosen]

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 from raypft.errors import UserError, nearest
 
+ENGLISH = ("en", "eng_Latn")
+"""The codes of the language that means are also given without."""
+
 
 def accuracy(gold: Sequence[str], answers: Sequence[str]) -> float:
     """Share of equal pairs, in percent; 0 to 100."""

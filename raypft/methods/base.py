@@ -5,7 +5,8 @@ To add one, write `raypft/methods/<name>.py` with a class `Method` and a test; t
 
 from __future__ import annotations
 
-import torch
+from abc import ABC, abstractmethod
+
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class Config(BaseModel):
         return 0
 
 
-class BaseMethod(nn.Module):
+class BaseMethod(nn.Module, ABC):
     """The interface of a method.
 
     Class attributes:
@@ -57,9 +58,9 @@ class BaseMethod(nn.Module):
         """A term added to the loss once per optimizer step, or None."""
         return None
 
+    @abstractmethod
     def predicted_parameters(self) -> int:
         """How many trainable parameters the method's formula predicts, readout excluded."""
-        raise NotImplementedError(f"{type(self).__module__} must state how many parameters it trains")
 
     def forward(self, batch: Batch) -> Tensor:
         """The states at the slots, [S, H]."""
@@ -78,9 +79,3 @@ class BaseMethod(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name to trainable parameter."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-
-def uniform_(parameter: Tensor, bound: float) -> None:
-    """Fill a parameter from U(-bound, bound) with the current generator."""
-    with torch.no_grad():
-        parameter.uniform_(-bound, bound)

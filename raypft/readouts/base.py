@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +19,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BaseReadout(nn.Module):
+class BaseReadout(nn.Module, ABC):
     """The interface of a readout, with the behaviour of one label per slot.
 
     `needs_slot` says whether the pattern must have a <slot>; `wordings` are the languages' verbalizers in the order of
@@ -31,9 +33,9 @@ class BaseReadout(nn.Module):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         """[S, H] -> [S, C]."""
-        raise NotImplementedError(f"{type(self).__module__} must define scores")
 
     def weight(self, prompt: Encoded) -> float:
         """How much a prompt weighs in the loss: its number of slots."""

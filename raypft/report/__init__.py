@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
+from raypft.metrics import ENGLISH
 from raypft.runs import read_job, read_results
 
 WIDEST = 10
@@ -97,13 +98,13 @@ def _majority(majority: dict[str, float], columns: list[str]) -> list[str]:
     if "mean" in columns:
         cells.append(f"{statistics.mean(majority.values()):.1f}")
     if "mean without en" in columns:
-        cells.append(f"{statistics.mean(v for k, v in majority.items() if k not in ('en', 'eng_Latn')):.1f}")
+        cells.append(f"{statistics.mean(v for k, v in majority.items() if k not in ENGLISH):.1f}")
     return cells + [""] * (len(columns) - len(cells))
 
 
 def label(job: dict[str, Any]) -> str:
-    """The run's name in a table: its recipe, told apart by pattern."""
-    return job["recipe"] if job["pattern"] in ("gnnavi", "vanilla") or job["recipe"] == job["pattern"] else f"{job['recipe']} ({job['pattern']})"
+    """The run's name in a table: its recipe, and its pattern where that is called otherwise."""
+    return job["recipe"] if job["recipe"] == job["pattern"] else f"{job['recipe']} ({job['pattern']})"
 
 
 def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], languages: list[str]) -> list[str]:
