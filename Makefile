@@ -1,9 +1,12 @@
-# make demo: install and run the demonstration.  make test: install and run the tests.  Nothing but python3 is needed.
+# make demo: install
+	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO)
+
+test: install and run the tests.  Nothing but python3 is needed.
 SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 RAYPFT = $(VENV)/bin/raypft
-DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 train.max_tokens=256 resources.workers=2 zero.stage=2
+DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 train.max_tokens=256 train.epochs=4 train.batch_size=5 resources.workers=2 zero.stage=2
 
 .PHONY: install demo test check
 
