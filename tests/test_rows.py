@@ -160,6 +160,12 @@ def test_the_enhanced_graph_counts_for_how_high_a_part_stands(origin, tmp_path):
     assert tagged(origin, tmp_path, text)[0][0] == ("xy", "DET")
 
 
+def test_a_part_is_not_above_itself_where_the_enhanced_graph_goes_round(origin, tmp_path):
+    # above x: y, z and the root; above y: the root and, round the cycle, z
+    text = conllu("1-2 xy _ _", "1 x ADP 2", "2 y DET 0 0:root|3:dep", "3 z NOUN 2")
+    assert tagged(origin, tmp_path, text)[0][0] == ("xy", "DET")
+
+
 def test_blanks_and_joiners_inside_a_word_go_and_sentences_of_withheld_words_too(origin, tmp_path):
     text = (
         conllu("1 10~000 NOUN 0", "2 می\u200cخواهم VERB 1")
