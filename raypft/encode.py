@@ -13,7 +13,7 @@ from raypft.batch import Encoded, Passage
 from raypft.errors import UserError
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
-from raypft.prompts import Demonstration, Piece, Query, render
+from raypft.prompts import Demonstration, Piece, Query, queries, render
 from raypft.readouts import readout_class, readout_names
 from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks import Pattern, Task, load_task
@@ -45,11 +45,8 @@ class Encoder:
         return cls(task, task.pattern(job.pattern), backbone, config.soft_tokens, job.train.max_tokens, *part_config(job.readout, "readout"), shown)
 
     def queries(self, row: Mapping[str, Any]) -> list[Query]:
-        """The rendered prompts of a row, before they are cut to size: one, or one for each word that is asked about."""
-        if "{token}" not in self.pattern.text:
-            return [self._render(row)]
-        words = row[self.task.words]
-        return [self._render({**row, self.task.words: " ".join(words), "token": word}) for word in words]
+        """The rendered prompts of a row, before they are cut to size."""
+        return queries(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
 
     def _render(self, row: Mapping[str, Any]) -> Query:
         return render(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
@@ -78,8 +75,8 @@ class Encoder:
         tags = row.get("label") or [None] * len(words)
         gold = [-1 if tag is None else self.task.label.names.index(tag) for tag in tags]
         if "{token}" in self.pattern.text:
-            queries = self.queries(row)
-            return [replace(self._encode(q, row), gold=[g], answers=[t or ""]) for q, g, t in zip(queries, gold, tags, strict=True)]
+            asked = self.queries(row)
+            return [replace(self._encode(query, row), gold=[g], answers=[tag or ""]) for query, g, tag in zip(asked, gold, tags, strict=True)]
         return [
             replace(self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end])
             for start, end in self._chunks(row, words)

@@ -71,6 +71,15 @@ def render(task: Task, pattern: Pattern, row: Row, language: str, soft_length: i
     return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
 
 
+def queries(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()) -> list[Query]:
+    """All the queries of a row: one, or one for each word where the pattern asks about {token}. Arguments as of `render`."""
+    if "{token}" not in pattern.text:
+        return [render(task, pattern, row, language, soft_length, demos)]
+    words: Sequence[str] = row[task.words]  # type: ignore[assignment]
+    sentence = " ".join(words)
+    return [render(task, pattern, {**row, task.words: sentence, "token": word}, language, soft_length, demos) for word in words]
+
+
 def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int, answer: str | None = None) -> list[Piece]:
     wording = pattern.wording(language)
     text = (wording.text or "").removeprefix("<demos>")
