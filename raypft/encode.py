@@ -13,7 +13,7 @@ from raypft.batch import Encoded, Passage
 from raypft.errors import UserError
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
-from raypft.prompts import Demonstration, Piece, Query, queries, render
+from raypft.prompts import WORD_SEPARATOR, Demonstration, Piece, Query, first_word, queries, render
 from raypft.readouts import readout_class, readout_names
 from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks import Pattern, Task, load_task
@@ -60,7 +60,7 @@ class Encoder:
         else:
             names = self.task.label.names
             gold = [names.index(row["label"])] if names and row.get("label") else [-1]
-            parts = [replace(self._encode(self._render(row), row), gold=gold, answers=[str(row.get("label") or "")])]
+            parts = [replace(self._encode(self._render(row), row), gold=gold, answers=[self._word(row, str(row.get("label") or ""))])]
         wordings = ["", *self.pattern.by_language]
         language = str(row["language"])
         wording = wordings.index(language) if language in wordings else 0
@@ -76,11 +76,19 @@ class Encoder:
         gold = [-1 if tag is None else self.task.label.names.index(tag) for tag in tags]
         if "{token}" in self.pattern.text:
             asked = self.queries(row)
-            return [replace(self._encode(query, row), gold=[g], answers=[tag or ""]) for query, g, tag in zip(asked, gold, tags, strict=True)]
+            return [replace(self._encode(query, row), gold=[g], answers=[self._word(row, tag or "")]) for query, g, tag in zip(asked, gold, tags, strict=True)]
         return [
-            replace(self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end])
+            replace(
+                self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end],
+                answers=[WORD_SEPARATOR.join(f"{tag or ''}: {word}" for tag, word in zip(tags[start:end], words[start:end], strict=True))],
+            )
             for start, end in self._chunks(row, words)
         ]  # fmt: skip
+
+    def _word(self, row: Mapping[str, Any], label: str) -> str:
+        """The text that stands for a label: its word where the pattern has one."""
+        verbalizer = self.pattern.wording(str(row["language"])).verbalizer or {}
+        return first_word(verbalizer.get(label, label))
 
     def _chunks(self, row: Mapping[str, Any], words: Sequence[str]) -> list[tuple[int, int]]:
         """Sentences too long for one prompt are cut between words, as XTREME's preprocessing does."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from raypft.tasks import MARKUP, Pattern, Task
 
 Row = Mapping[str, object]
+WORD_SEPARATOR = " $$ "
+"""Between the words of a tagged sentence that is written out as text (ToPro, vanilla mT5)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,11 @@ from raypft.readouts import readout_class
 from raypft.tasks import Label, Pattern, Source, Task
 from raypft.train import Answer, Learner
 
-TEXT = {"masked": "{text} . it was <soft> <slot> .", "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>"}
+TEXT = {
+    "masked": "{text} . it was <soft> <slot> .",
+    "seq2seq": "{text} . it was <soft> <slot> .",
+    "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>",
+}
 ROWS = [("the film was good", 1), ("terrible one", 0), ("a great film it is", 1), ("bad bad three", 0), ("it was fine yes one two three four", 1)]
 SETTINGS = Train(epochs=5, lr=1e-3, batch_size=4)
 """5 rows in steps of 4: two steps an epoch, the second of one row, which leaves a rank of two empty."""

@@ -111,9 +111,13 @@ class Backbone(nn.Module, ABC):
     def arguments(self, batch: Batch) -> dict:
         """What the model's body is called with beside embeddings and mask."""
 
-    @abstractmethod
     def head(self, num_labels: int) -> nn.Module:
-        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's."""
+        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's.
+
+        Raises:
+            UserError: the family has none.
+        """
+        raise UserError(f"readout: {self.family} models have no classification head; use readout=verbalizer or readout=text")
 
     def word_head(self, num_labels: int) -> nn.Module:
         """Dropout and a linear layer, [S, H] -> [S, C], as AutoModelForTokenClassification has them."""
@@ -281,7 +285,9 @@ class Backbone(nn.Module, ABC):
         raise UserError(f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; this model shape is not supported")
 
     def _after_block(self, layer: int):
-        def hook(_module, _inputs, output: Tensor) -> Tensor:
+        def hook(_module, _inputs, output):
+            if isinstance(output, tuple):  # T5's blocks give their attention bias beside
+                return (self._through_seams(layer, output[0]), *output[1:])
             return self._through_seams(layer, output)
 
         return hook

@@ -39,7 +39,7 @@ class BaseMethod(nn.Module, ABC):
 
     Config: type[Config] = Config
     numerics: int = 1
-    families: tuple[str, ...] = ("masked", "causal")
+    families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     trains: bool = True
     marks: tuple[str, ...] = ()
     """The marks a pattern must put into every prompt for this method to mean anything."""
