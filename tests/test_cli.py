@@ -240,6 +240,9 @@ def test_show_check_list_and_report(place, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "label words: negative = bad ['bad']" in out
     assert "24 train, 24 dev, 32 test" in out
+    assert call(monkeypatch, "check", *words(place, "pattern=shown", "demos=1", recipe="lora", model="llama")) == 0
+    counted = 3 * 8 * ((32 + 32) + (32 + 16))  # blocks x rank x (in + out of query and of value)
+    assert f"trainable parameters of the method: {counted:,}" in capsys.readouterr().out
     assert call(monkeypatch, "show", "--json", *words(place), "--row", "de/201") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["key"] == "de/201"

@@ -24,7 +24,7 @@ PREFIX = "keys_first_"
 GIVES_KEYS = "gives_keys"
 
 Keys = tuple[Tensor, Tensor]
-"""Keys and values, [B, A, P, D] each; A is the number of key heads."""
+"""Keys and values, [B, A, P, D] each, B = 1 where all prompts get the same; A is the number of key heads."""
 
 
 def take_keys(model: nn.Module, attention: nn.Module, give: Callable[[], Keys]) -> None:
@@ -67,9 +67,9 @@ def _wrapped(kind: str) -> Callable:
         inner = ALL_ATTENTION_FUNCTIONS["sdpa"] if kind == "sdpa" else sys.modules[type(module).__module__].eager_attention_forward
         give = vars(module).get(GIVES_KEYS)
         if give is not None:
-            first_key, first_value = give()
+            first_key, first_value = (first.to(key).expand(len(key), -1, -1, -1) for first in give())
             width = first_key.shape[2]
-            key, value = torch.cat([first_key.to(key), key], dim=2), torch.cat([first_value.to(value), value], dim=2)
+            key, value = torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)
             if mask is not None:  # [B, 1, T, T] -> [B, 1, T, P + T]
                 mask = functional.pad(mask, (width, 0), value=1 if mask.dtype == torch.bool else 0)
             if keywords.get("position_bias") is not None:

@@ -185,7 +185,7 @@ class Backbone(nn.Module, ABC):
         self._layer_seams.setdefault(layer, []).append(module)
 
     def on_keys(self, layer: int, module: nn.Module) -> None:
-        """Put `module(batch) -> (keys, values) [B, A, P, D]` before the keys and values of attention `layer`, 1 to L.
+        """Put `module(batch) -> (keys, values) [B or 1, A, P, D]` before the keys and values of attention `layer`, 1 to L.
 
         One module an attention; A and D are `key_shape`. Every token sees all P.
 

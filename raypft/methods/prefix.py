@@ -54,7 +54,7 @@ class Trunk(nn.Module):
 class LayerPrefix(nn.Module):
     """Keys and values of one layer.
 
-    Shapes: batch of B prompts -> keys, values [B, A, P, D] each.
+    Shapes: batch of B prompts -> keys, values [B, A, P, D] each, [1, A, P, D] where all prompts get the same.
     """
 
     def __init__(self, config: Config, heads: int, size: int, trunk: Trunk | None) -> None:
@@ -68,8 +68,9 @@ class LayerPrefix(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         table = self.table if self.linear is None else self.linear(self.trunk()).view(self.shape)
         table = table.permute(1, 2, 0, 3).unsqueeze(1)  # type: ignore[union-attr]  # [P, 2, A, D] -> [2, 1, A, P, D]
-        keys, values = self.dropout(table.expand(-1, len(batch.ids), -1, -1, -1))
-        return keys, values
+        if self.training and self.dropout.p:
+            table = self.dropout(table.expand(-1, len(batch.ids), -1, -1, -1))
+        return table[0], table[1]
 
 
 class Method(base.BaseMethod):
