@@ -185,9 +185,10 @@ def check_fit(job: Job, backbone: Backbone) -> None:
         raise UserError(f"demos: {job.backbone} is a {backbone.family} model and takes no demonstrations; set demos=0 or use a causal backbone")
     if "demo_label" in method.marks and not job.demos:
         raise UserError(f"demos: method {job.method['name']} needs demonstrations; set demos=1")
-    limit = getattr(backbone.config, "max_position_embeddings", job.train.max_tokens)
-    if job.train.max_tokens > limit:
-        raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions")
+    limit, taken = backbone.num_positions, method_config.positions_taken
+    if limit is not None and job.train.max_tokens + taken > limit:
+        left = f"; method {job.method['name']} takes {taken} of them, which leaves {max(0, limit - taken)} for the text" if taken else ""
+        raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}")
     method(method_config, backbone)
     if readout.needs_slot:
         readout(readout_config, task, pattern, backbone)

@@ -38,7 +38,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     method, config = part_config(job.method, "method")
     with torch.device("meta"):
         parameters = method(config, skeleton).predicted_parameters()
-    skeleton.forget_seams()
+    skeleton.reset()
     lines = [
         f"{job.recipe}: {job.task}, {job.backbone} ({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
         f"rows: {manifest['sizes']['train']} train, {manifest['sizes']['dev']} dev, {manifest['sizes']['test']} test, {manifest['sizes']['demos']} demonstrations (seed {seed}, manifest {manifest['hash']})",

@@ -76,7 +76,7 @@ def prepare(job: Job) -> Prepared:
     samples = draw_samples(job)
     skeleton = load_skeleton(job.backbone)
     check_fit(job, skeleton)
-    skeleton.forget_seams()
+    skeleton.reset()
     for sample in samples.values():
         first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
         encode_sample(job, skeleton, first)

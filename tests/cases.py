@@ -51,12 +51,12 @@ def supported() -> list[tuple[str, str]]:
     return [(name, kind) for name in method_names() for family, kinds in tiny.FAMILIES.items() for kind in kinds if family in method_class(name).families]
 
 
-def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer") -> Cell:
-    """A cell on a reset backbone, initialised by the seed."""
+def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer", **options) -> Cell:
+    """A cell on a reset backbone, initialised by the seed; `options` are keys of the method, dropout is off."""
     backbone.reset()
     torch.manual_seed(seed)
     made, kind = method_class(method), task()
-    config = made.Config()
+    config = made.Config(**{name: 0.0 for name in made.Config.model_fields if name == "dropout"} | options)
     pattern = kind.pattern(backbone.family)
     text = pattern.text if config.soft_tokens else pattern.text.replace(" <soft>", "")
     pattern = pattern.model_copy(update={"text": text})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -60,9 +61,9 @@ def spread(model: nn.Module) -> None:
 def pair(kind: str):
     """A backbone with spread weights, and an untouched transformers model with the same ones."""
     config = OTHERS[kind] if kind in OTHERS else tiny.config(kind)
-    backbone = backbone_from_config(config, tiny.tokenizer(special=kind in tiny.FAMILIES["masked"]))
+    backbone = backbone_from_config(copy.deepcopy(config), tiny.tokenizer(special=kind in tiny.FAMILIES["masked"]))
     spread(backbone.model)
-    plain = (AutoModelForMaskedLM if backbone.family == "masked" else AutoModelForCausalLM).from_config(config).eval()
+    plain = (AutoModelForMaskedLM if backbone.family == "masked" else AutoModelForCausalLM).from_config(copy.deepcopy(config)).eval()
     plain.load_state_dict(backbone.model.state_dict())
     return backbone, plain
 

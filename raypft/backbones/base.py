@@ -1,8 +1,9 @@
 """A pretrained model and the only places where a method may touch it.
 
 A backbone arrives frozen. Methods reach it through seams: `on_embed` (after the word embeddings), `on_layer` (after a
-number of blocks), `wrap` (replace linear layers), `open` (unfreeze). Seams take modules, not closures, so that ZeRO-3
-gathers their parameters. `reset` undoes every seam and proves by checksum that the weights are the pristine ones.
+number of blocks), `on_keys` (before a layer's keys and values), `wrap` (replace linear layers), `inject` (peft's layers),
+`open` (unfreeze). Seams take modules, not closures, so that ZeRO-3 gathers their parameters. `reset` undoes every seam and
+proves by checksum that the weights are the pristine ones.
 A layer is always a number of blocks below the cut, from 1 to L.
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raypft.backbones.attention import find_attention, leave_keys, take_keys
 from raypft.batch import Batch, Encoded
 from raypft.errors import UserError
 from raypft.prompts import Piece, Query
@@ -56,6 +59,10 @@ class Backbone(nn.Module, ABC):
     """
 
     family: str
+    outputs: tuple[tuple[str, str], ...] = ()
+    """Names, inside a block, of the linear layers that end its attention and its feed-forward part; one pair a model type."""
+    first_position: int = 0
+    """The id of the first token's position."""
     decoder: ColumnLinear
     _blocks: nn.ModuleList
 
@@ -77,6 +84,7 @@ class Backbone(nn.Module, ABC):
         self._layer_seams: dict[int, list[nn.Module]] = {}
         self._wrapped: list[tuple[nn.Module, str, nn.Module]] = []
         self._opened: dict[str, Tensor] = {}
+        self._positions_taken = 0
         self._batch: Batch | None = None
         self.requires_grad_(False)
         for layer, block in enumerate(self._blocks, start=1):
@@ -193,10 +201,70 @@ class Backbone(nn.Module, ABC):
         self.check_layer(layer)
         self._layer_seams.setdefault(layer, []).append(module)
 
-    def check_layer(self, layer: int) -> None:
-        """Raise a UserError unless 1 <= layer <= L."""
-        if not 1 <= layer <= self.num_layers:
-            raise UserError(f"method.layer: found {layer}; expected 1 to {self.num_layers}, the number of blocks below the cut of this model")
+    def on_keys(self, layer: int, module: nn.Module) -> None:
+        """Put `module(batch) -> (keys, values) [B or 1, A, P, D]` before the keys and values of attention `layer`, 1 to L.
+
+        One module an attention; A and D are `key_shape`. Every token sees all P.
+
+        Raises:
+            UserError: no such layer, or an attention that can't take keys.
+        """
+        self.check_layer(layer, len(self.attentions))
+        take_keys(self.model, self.attentions[layer - 1], lambda: module(self._batch))
+
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """The self-attentions in the order `on_keys` counts them."""
+        return [find_attention(block) for block in self._blocks]
+
+    @property
+    def key_shape(self) -> tuple[int, int]:
+        """Number of key heads and their size, A and D."""
+        heads = self.config.num_attention_heads
+        size = getattr(self.config, "head_dim", None) or self.hidden // heads
+        return getattr(self.config, "num_key_value_heads", None) or heads, size
+
+    def take_positions(self, count: int) -> None:
+        """Let the text's positions start after `count` others."""
+        self._positions_taken = count
+
+    @property
+    def num_positions(self) -> int | None:
+        """How many positions the model has, None where it has no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None else limit - self.first_position
+
+    def inject(self, settings: Mapping[str, Any]) -> list[nn.Module]:
+        """Let peft put its layers into the model (fields of a peft configuration, `peft_type` among them); the new ones.
+
+        Raises:
+            UserError: no module matches.
+        """
+        from raypft.backbones.peft_layers import inject_layers  # noqa: PLC0415  (peft takes seconds to import)
+
+        replaced = inject_layers(self.model, settings)
+        self._wrapped += replaced
+        return [getattr(parent, attribute) for parent, attribute, _ in replaced]
+
+    def output_names(self) -> list[tuple[str, str]]:
+        """The names in the model, block by block, of the linear layers that end attention and feed-forward part.
+
+        Raises:
+            UserError: the family does not know this model's names.
+        """
+        names = {block: name for name, block in self.model.named_modules()}
+        for pair in self.outputs:
+            found = [(f"{names[block]}.{pair[0]}", f"{names[block]}.{pair[1]}") for block in self._blocks]
+            if all(name in names.values() for both in found for name in both):
+                return found
+        expected = ", ".join(" and ".join(pair) for pair in self.outputs)
+        raise UserError(f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; choose another backbone")
+
+    def check_layer(self, layer: int, last: int | None = None) -> None:
+        """Raise a UserError unless 1 <= layer <= L (or another last one)."""
+        last = self.num_layers if last is None else last
+        if not 1 <= layer <= last:
+            raise UserError(f"method.layer: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model")
 
     def open(self, pattern: str) -> list[nn.Parameter]:
         """Unfreeze the parameters whose name matches a glob pattern, and return them.
@@ -243,6 +311,7 @@ class Backbone(nn.Module, ABC):
         for parent, attribute, old in reversed(self._wrapped):
             setattr(parent, attribute, old)
         self._wrapped.clear()
+        vars(self.model).pop("peft_config", None)
         parameters |= dict(self.model.named_parameters())
         for name, value in self._opened.items():
             parameters[name].data = value.to(parameters[name].device)
@@ -254,9 +323,11 @@ class Backbone(nn.Module, ABC):
             raise RuntimeError("reset: the backbone's weights differ from the loaded ones; a method wrote to them past the seams")
 
     def forget_seams(self) -> None:
-        """Detach the modules put in by `on_embed` and `on_layer`."""
+        """Detach the modules put in by `on_embed`, `on_layer` and `on_keys`."""
         self._embed_seams.clear()
         self._layer_seams.clear()
+        self._positions_taken = 0
+        leave_keys(self.model)
 
     @torch.no_grad()
     def checksum(self) -> int:
@@ -298,7 +369,11 @@ class Backbone(nn.Module, ABC):
         return states
 
     def _run(self, states: Tensor, batch: Batch) -> Tensor:
-        return self.model.base_model(inputs_embeds=states, attention_mask=batch.mask, **self.arguments(batch)).last_hidden_state
+        positions = {}
+        if self._positions_taken:
+            first = self.first_position + self._positions_taken
+            positions["position_ids"] = torch.arange(first, first + states.shape[1], device=states.device).expand(len(states), -1)
+        return self.model.base_model(inputs_embeds=states, attention_mask=batch.mask, **positions, **self.arguments(batch)).last_hidden_state
 
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:

@@ -24,6 +24,11 @@ class Config(BaseModel):
         """How many soft tokens <soft> stands for, P."""
         return 0
 
+    @property
+    def positions_taken(self) -> int:
+        """How many of the model's positions the method takes before the text's."""
+        return 0
+
 
 class BaseMethod(nn.Module, ABC):
     """The interface of a method.

@@ -27,6 +27,8 @@ class Case:
     resume: dict[str, Any] | None = None
     keep: bool = False
     """Return the whole state after the last step."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Keys of the method that differ from their defaults."""
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def run_case(case: Case) -> dict[str, Any]:
     from raypft.scale.stepper import DeepSpeedStepper
     from raypft.train import Progress, TorchStepper, fit
 
-    cell = cases.cell(case.method, tiny.backbone(case.kind))
+    cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
     settings = cases.SETTINGS.model_copy(
         update={"precision": case.precision, "micro_batch": case.micro_batch, "clip": case.clip, "epochs": case.epochs, "select": "last"}
     )
