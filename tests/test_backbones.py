@@ -326,7 +326,6 @@ def test_dropout_replaces_every_rate(kind, folders):
         ("{}/none", "no folder .*/none"),
         ("{}/none.gguf", "no file .*/none.gguf"),
         ("{}/empty", "holds no config.json"),
-        ("{}/t5", "t5 is neither masked nor causal"),
         ("{}/bart", "bart is neither masked nor causal"),
         ("{}/new", "neither masked nor causal"),
     ],
@@ -334,7 +333,7 @@ def test_dropout_replaces_every_rate(kind, folders):
 def test_load_backbone_says_what_is_wrong(name, message, tmp_path):
     """A wrong name, an empty folder, an encoder-decoder, and a type transformers does not know."""
     (tmp_path / "empty").mkdir()
-    for kind, keys in {"t5": {"model_type": "t5"}, "bart": {"model_type": "bart"}, "new": {"model_type": "never-heard-of"}}.items():
+    for kind, keys in {"bart": {"model_type": "bart"}, "new": {"model_type": "never-heard-of"}}.items():
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "config.json").write_text(json.dumps(keys))
     with pytest.raises(UserError, match=message):

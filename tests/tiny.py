@@ -100,7 +100,8 @@ def config(kind: str, dropout: float = 0.0):
 
 
 FAMILIES = {"masked": ["bert", "xlmr"], "causal": ["gpt2", "llama"], "seq2seq": ["t5", "mt5"]}
-KINDS = [kind for kinds in FAMILIES.values() for kind in kinds]
+KINDS = [*FAMILIES["masked"], *FAMILIES["causal"]]
+"""Models of one stack of blocks."""
 
 
 def backbone(kind: str, seed: int = 0, dropout: float = 0.0) -> Backbone:

@@ -33,7 +33,7 @@ def take_keys(model: nn.Module, attention: nn.Module, give: Callable[[], Keys]) 
     Raises:
         UserError: the model does not look its attention function up by name, or uses another kind than SDPA and eager.
     """
-    config = model.config
+    config = getattr(attention, "config", model.config)  # an encoder and a decoder have copies of their own
     kind = config._attn_implementation.removeprefix(PREFIX)
     home = sys.modules[type(attention).__module__]
     if kind not in KINDS or not hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
@@ -46,7 +46,9 @@ def leave_keys(model: nn.Module) -> None:
     """Undo every `take_keys`."""
     for module in model.modules():
         module.__dict__.pop(GIVES_KEYS, None)
-    model.config._attn_implementation = model.config._attn_implementation.removeprefix(PREFIX)
+        config = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", "").startswith(PREFIX):
+            config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
 
 
 def find_attention(block: nn.Module) -> nn.Module:

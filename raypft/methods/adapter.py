@@ -78,6 +78,7 @@ class Method(base.BaseMethod):
     """Adapters in every block; only they train."""
 
     Config = Config
+    families = ("masked", "causal")
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
