@@ -27,13 +27,13 @@ Keys = tuple[Tensor, Tensor]
 """Keys and values, [B, A, P, D] each, B = 1 where all prompts get the same; A is the number of key heads."""
 
 
-def take_keys(model: nn.Module, attention: nn.Module, give: Callable[[], Keys]) -> None:
+def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
     """From now on `attention` puts what `give()` returns before its own keys and values; every token sees them.
 
     Raises:
         UserError: the model does not look its attention function up by name, or uses another kind than SDPA and eager.
     """
-    config = getattr(attention, "config", model.config)  # an encoder and a decoder have copies of their own
+    config = attention.config  # type: ignore[union-attr]  # an encoder and a decoder have one each
     kind = config._attn_implementation.removeprefix(PREFIX)
     home = sys.modules[type(attention).__module__]
     if kind not in KINDS or not hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
@@ -45,10 +45,8 @@ def take_keys(model: nn.Module, attention: nn.Module, give: Callable[[], Keys]) 
 def leave_keys(model: nn.Module) -> None:
     """Undo every `take_keys`."""
     for module in model.modules():
-        module.__dict__.pop(GIVES_KEYS, None)
-        config = getattr(module, "config", None)
-        if getattr(config, "_attn_implementation", "").startswith(PREFIX):
-            config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
+        if vars(module).pop(GIVES_KEYS, None) is not None:
+            module.config._attn_implementation = module.config._attn_implementation.removeprefix(PREFIX)  # type: ignore[union-attr]
 
 
 def find_attention(block: nn.Module) -> nn.Module:

@@ -210,7 +210,7 @@ class Backbone(nn.Module, ABC):
             UserError: no such layer, or an attention that can't take keys.
         """
         self.check_layer(layer, len(self.attentions))
-        take_keys(self.model, self.attentions[layer - 1], lambda: module(self._batch))
+        take_keys(self.attentions[layer - 1], lambda: module(self._batch))
 
     @property
     def attentions(self) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +61,7 @@ def save_peft(backbone: Backbone, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     values = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file({PREFIX + name: value.detach().cpu().contiguous() for name, value in values.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = model.peft_config["default"]
+    config = copy.copy(model.peft_config["default"])
     config.base_model_name_or_path = backbone.source
     config.inference_mode = True
     config.save_pretrained(str(folder))
