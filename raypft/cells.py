@@ -86,6 +86,7 @@ def run_cell(
                 parameter.copy_(progress.values[name])
     stepper = make_stepper(learner, job.train, progress.optimizer if progress else None)
     start = {"event": "start", "seed": seed, "epochs": job.train.epochs if learner.method.trains else 0, "trainable": sum(trainable.values())}
+    start["notes"] = learner.method.notes()
     if progress is not None:
         start |= {"event": "resume", "epoch": progress.epoch, "step": progress.step}
     tell(start)

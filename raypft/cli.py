@@ -67,7 +67,8 @@ def describe(event: dict[str, Any]) -> str:
     """An event as a line for a person."""
     seed = f"seed {event.get('seed')}"
     if event["event"] == "start":
-        return f"{seed}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs"
+        notes = [f"\n{seed}: {note}" for note in event.get("notes", [])]
+        return f"{seed}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs" + "".join(notes)
     if event["event"] == "resume":
         return f"{seed}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
     if event["event"] == "reuse":

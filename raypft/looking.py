@@ -32,8 +32,8 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     steps = -(-len(sample.train) // job.train.batch_size) * job.train.epochs
     method, config = part_config(job.method, "method")
     with torch.device("meta"):
-        parameters = method(config, skeleton).predicted_parameters()
-    skeleton.forget_seams()
+        made = method(config, skeleton)
+    skeleton.reset()
     lines = [
         f"{job.recipe}: {job.task}, {job.backbone} ({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
         f"rows: {manifest['sizes']['train']} train, {manifest['sizes']['dev']} dev, {manifest['sizes']['test']} test, {manifest['sizes']['demos']} demonstrations (seed {seed}, manifest {manifest['hash']})",
@@ -41,7 +41,8 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         *[f"test labels in {language}: {counts}" for language, counts in label_distribution(sample.test.to_pylist()).items()],
         f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} of max_tokens {job.train.max_tokens} (first {len(lengths)} test rows)",
         *label_words(job, encoder),
-        f"trainable parameters of the method: {parameters:,}",
+        f"trainable parameters of the method: {made.predicted_parameters():,}",
+        *made.notes(),
         f"steps: {steps} a seed, {len(job.seeds)} seeds",
     ]
     return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": [*lines, f"ok: results go to {prepared.folder}"]}

@@ -82,15 +82,18 @@ def prepare(job: Job) -> Prepared:
     samples = draw_samples(job)
     skeleton = load_skeleton(job.backbone)
     check_fit(job, skeleton)
-    skeleton.forget_seams()
+    skeleton.reset()
     for sample in samples.values():
         first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
         encode_sample(job, skeleton, first)
     manifests = {seed: sample.manifest() for seed, sample in samples.items()}
-    method, _ = part_config(job.method, "method")
+    method, method_config = part_config(job.method, "method")
     weights = revision(Path(skeleton.source)) if skeleton.source else ""
     task = load_task(job.task)
     asked = {"pattern": task.pattern(job.pattern).model_dump(exclude={"source"}), "labels": task.label.names, "metric": metric(task.metric)[0]}
+    artefact = method_config.artefact()
+    if artefact:
+        asked["artefact"] = artefact
     keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=weights, numerics=method.numerics, asked=asked) for seed in job.seeds}
     return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 

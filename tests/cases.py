@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import tiny
 import torch
@@ -14,6 +16,7 @@ from raypft.methods import method_class, method_names
 from raypft.prompts import Demonstration, render
 from raypft.readouts import readout_class
 from raypft.tasks import Label, Pattern, Source, Task
+from raypft.tickets import save_ticket
 from raypft.train import Answer, Learner
 
 TEXT = {"masked": "{text} . it was <soft> <slot> .", "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>"}
@@ -47,12 +50,37 @@ def supported() -> list[tuple[str, str]]:
     return [(name, kind) for name in method_names() for family, kinds in tiny.FAMILIES.items() for kind in kinds if family in method_class(name).families]
 
 
+FOLDER = tempfile.TemporaryDirectory(prefix="raypft-tests-")
+"""Lives as long as the process."""
+
+
+def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:
+    """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same model."""
+    path = Path(FOLDER.name) / type(backbone.model).__name__ / f"{strategy}-{revision}.safetensors"
+    if not path.is_file():
+        generator = torch.Generator().manual_seed(1)
+        named = {name: p for name, p in backbone.model.named_parameters() if name.startswith(backbone.model.base_model_prefix)}
+        differences = {name: torch.randn(p.shape, generator=generator) for name, p in named.items()}
+        save_ticket(path, differences, revision or backbone.revision, strategy, {"seed": 1})
+    return str(path)
+
+
+ARTEFACTS = {"ticket": ticket}
+"""A method that starts from a file of another run has a key for it; here is who makes that file."""
+
+
+def config_of(method: str, backbone: Backbone, **keys):
+    """A method's configuration with its defaults, and the artefacts it needs."""
+    made = method_class(method).Config
+    return made(**{key: make(backbone) for key, make in ARTEFACTS.items() if key in made.model_fields}, **keys)
+
+
 def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer") -> Cell:
     """A cell on a reset backbone, initialised by the seed."""
     backbone.reset()
     torch.manual_seed(seed)
     made, kind = method_class(method), task()
-    config = made.Config()
+    config = config_of(method, backbone)
     pattern = kind.pattern(backbone.family)
     text = pattern.text if config.soft_tokens else pattern.text.replace(" <soft>", "")
     pattern = pattern.model_copy(update={"text": text})

@@ -24,6 +24,10 @@ class Config(BaseModel):
         """How many soft tokens <soft> stands for, P."""
         return 0
 
+    def artefact(self) -> str:
+        """Hash of the file this method starts from, which is part of the cell key; empty where there is none."""
+        return ""
+
 
 class BaseMethod(nn.Module, ABC):
     """The interface of a method.
@@ -57,6 +61,10 @@ class BaseMethod(nn.Module, ABC):
     def penalty(self) -> Tensor | None:
         """A term added to the loss once per optimizer step, or None."""
         return None
+
+    def notes(self) -> list[str]:
+        """What the user should know about the method as built, one line each."""
+        return []
 
     @abstractmethod
     def predicted_parameters(self) -> int:
