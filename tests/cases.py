@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from raypft.backbones import Backbone
+from raypft.backbones.places import places
 from raypft.batch import Encoded
 from raypft.job import Train
 from raypft.methods import method_class, method_names
@@ -59,8 +60,8 @@ def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None
     path = Path(FOLDER.name) / type(backbone.model).__name__ / f"{strategy}-{revision}.safetensors"
     if not path.is_file():
         generator = torch.Generator().manual_seed(1)
-        named = {name: p for name, p in backbone.model.named_parameters() if name.startswith(backbone.model.base_model_prefix)}
-        differences = {name: torch.randn(p.shape, generator=generator) for name, p in named.items()}
+        shapes = {name: p.shape for name, p in backbone.model.named_parameters(remove_duplicate=False)}
+        differences = {name: torch.randn(shapes[name], generator=generator) for name, place in places(backbone).items() if place.in_body}
         save_ticket(path, differences, revision or backbone.revision, strategy, {"seed": 1})
     return str(path)
 

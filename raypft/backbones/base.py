@@ -187,12 +187,14 @@ class Backbone(nn.Module, ABC):
             raise UserError(f"method.layer: found {layer}; expected 1 to {self.num_layers}, the number of blocks below the cut of this model")
 
     def open(self, pattern: str) -> list[nn.Parameter]:
-        """Unfreeze the parameters whose name matches a glob pattern, and return them.
+        """Unfreeze the parameters one of whose names matches a glob pattern, and return them.
 
         Raises:
             UserError: no parameter matches.
         """
-        found = [(name, p) for name, p in self.model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+        named = self.model.named_parameters(remove_duplicate=False)
+        matching = {p: name for name, p in named if fnmatch.fnmatchcase(name, pattern)}
+        found = [(name, p) for p, name in matching.items()]
         if not found:
             raise UserError(f'open("{pattern}"): no parameter of the model has such a name; e.g. {next(self.model.named_parameters())[0]}')
         for name, parameter in found:
@@ -253,7 +255,7 @@ class Backbone(nn.Module, ABC):
             self.decoder.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
 
     def loaded(self, name: str) -> Tensor:
-        """The value an opened parameter had when the model was loaded."""
+        """The value a parameter opened under this name had when the model was loaded."""
         return self._opened[name]
 
     def reset(self) -> None:
@@ -263,13 +265,13 @@ class Backbone(nn.Module, ABC):
             RuntimeError: the weights are not the ones that were loaded (something wrote past the seams).
         """
         self.forget_seams()
-        parameters = dict(self.model.named_parameters())  # those inside wrappers too
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))  # those inside wrappers too
         for parent, attribute, old in reversed(self._wrapped):
             setattr(parent, attribute, old)
         self._wrapped.clear()
         while self._sparse:
             self._sparse.pop().undo()
-        parameters |= dict(self.model.named_parameters())
+        parameters |= dict(self.model.named_parameters(remove_duplicate=False))
         for name, value in self._opened.items():
             parameters[name].data = value.to(parameters[name].device)
         self._opened.clear()

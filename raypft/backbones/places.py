@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 from raypft.backbones.base import Backbone
 from raypft.errors import UserError
 
@@ -21,13 +20,18 @@ class Place:
 
 
 def places(backbone: Backbone) -> dict[str, Place]:
-    """Name of every parameter of the model, once each, to its place."""
+    """Name of every parameter of the model, once each, to its place; one that body and head share goes by its body's name."""
     model, blocks = backbone.model, backbone._blocks
     start = next(name for name, module in model.named_modules() if module is blocks) + "."
     body = f"{model.base_model_prefix}."
     norms = {name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
-    found = {}
-    for name, _ in model.named_parameters():
+    # body first: XLM-R registers its head before the body, and named_parameters would call the embedding by the head's name
+    named = sorted(model.named_parameters(remove_duplicate=False), key=lambda pair: not pair[0].startswith(body))
+    found, seen = {}, set()
+    for name, parameter in named:
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
         layer = int(name.removeprefix(start).split(".")[0]) + 1 if name.startswith(start) else None
         found[name] = Place(layer, name.startswith(body), name.rpartition(".")[0] in norms)
     return found

@@ -11,9 +11,10 @@ After a decoupled search the output embedding keeps a frozen copy, else a ticket
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.places import places, segment_layers
@@ -28,7 +29,14 @@ class Config(soft_prompt.PromptConfig):
     ticket: str | None = Field(default=None, description="the search's ticket.safetensors, or the folder of its run")
     ratio: float = Field(default=0.2, gt=0, le=1, description="active share of the candidates")
     scope: Literal["global", "per_tensor"] = "global"
-    segment: str = Field(default="all", pattern=r"^(all|lower|middle|higher|\d+-\d+)$", description="thirds of the layers, or FIRST-LAST from 1")
+    segment: str = Field(default="all", description="all, lower, middle, higher (thirds of the layers), or FIRST-LAST from 1")
+
+    @field_validator("segment")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not re.fullmatch(r"all|lower|middle|higher|\d+-\d+", value):
+            raise ValueError("expected all, lower, middle, higher or FIRST-LAST, e.g. 5-8")
+        return value
 
     def artefact(self) -> str:
         return "" if self.ticket is None else open_ticket(self.ticket).digest
@@ -63,7 +71,7 @@ class Method(base.BaseMethod):
         return lines
 
     def predicted_parameters(self) -> int:
-        return soft_prompt.encoder_parameters(self.config, self.backbone.hidden) + self.cut.size
+        return soft_prompt.encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder) + self.cut.size
 
 
 def _ticket_of(config: Config, backbone: Backbone) -> Ticket:

@@ -56,11 +56,11 @@ class PromptEncoder(nn.Module):
         return states.scatter(1, at, prompt.to(states.dtype).expand(len(states), -1, -1))
 
 
-def encoder_parameters(config: PromptConfig, hidden: int) -> int:
+def encoder_parameters(length: int, hidden: int, encoder: str) -> int:
     """Size of the prompt encoder: P x H vectors, two LSTM directions, two linear layers."""
     lstm = 2 * (4 * hidden * (hidden + hidden) + 8 * hidden)
     mlp = (2 * hidden * hidden + hidden) + (hidden * hidden + hidden)
-    return config.length * hidden + (lstm + mlp if config.encoder == "lstm" else 0)
+    return length * hidden + (lstm + mlp if encoder == "lstm" else 0)
 
 
 class Method(base.BaseMethod):
@@ -77,5 +77,5 @@ class Method(base.BaseMethod):
             backbone.open("*")
 
     def predicted_parameters(self) -> int:
-        own = encoder_parameters(self.config, self.backbone.hidden)
+        own = encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
         return own + (sum(p.numel() for p in self.backbone.model.parameters()) if self.config.train_backbone else 0)
