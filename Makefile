@@ -3,7 +3,8 @@ SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 RAYPFT = $(VENV)/bin/raypft
-DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 train.max_tokens=256 resources.workers=2 zero.stage=2
+DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 \
+	train.epochs=4 train.batch_size=5 train.max_tokens=256 resources.workers=2 zero.stage=2
 
 .PHONY: install demo test check
 
@@ -15,9 +16,7 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed
 
 demo: install
-	$(RAYPFT) run gnnavi_gcn icl $(DEMO) train.epochs=6
-	$(RAYPFT) run fpft $(DEMO) train.epochs=3 train.batch_size=5
-	$(RAYPFT) report runs/{gnnavi_gcn,icl,fpft}-sentiment-5shot-smollm2-135m-*
+	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO)
 
 test: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from raypft.backbones.base import Backbone
 from raypft.batch import Encoded
 from raypft.cache import LowerStates
 from raypft.data import Rows, share
+from raypft.fewshot import Sample
 from raypft.job import Job, Train, part_config
 from raypft.metrics import ENGLISH, metric
 from raypft.tasks import Task, load_task
@@ -29,6 +31,33 @@ from raypft.train import Answer, Learner, Progress, Stepper, TorchStepper, evalu
 
 MakeStepper = Callable[[Learner, Train, dict[str, Any] | None], Stepper]
 Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A job with one seed: its rows, its folder, and what its result says about its inputs (cell key, manifest hash, ...)."""
+
+    job: Job
+    seed: int
+    sample: Sample
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is on disk."""
+        return (self.folder / "result.json").is_file()
+
+
+def recorder(folder: Path) -> Tell:
+    """Appends events, with the time, to the cell's events.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def note(event: dict[str, Any]) -> None:
+        with (folder / "events.jsonl").open("a") as stream:
+            stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+
+    return note
 
 
 def keep_freed_memory() -> None:

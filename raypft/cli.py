@@ -38,46 +38,52 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 class Teller:
-    """Shows a run's events: bars on a terminal, plain lines elsewhere, JSON lines with --json."""
+    """Shows a run's events: bars on a terminal, plain lines elsewhere, JSON lines with --json.
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
+    Args:
+        labels: folder name of a run to what its lines begin with, where several runs are shown.
+    """
+
+    def __init__(self, as_json: bool, labels: dict[str, str]) -> None:
+        self.as_json, self.labels = as_json, labels
         self.bars = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
             console=console, disable=as_json or not console.is_terminal, transient=True,
         )  # fmt: skip
-        self.tasks: dict[int, Any] = {}
+        self.tasks: dict[Any, Any] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         if self.as_json:
             print(json.dumps(event), flush=True)
             return
-        seed = event.get("seed")
-        if event["event"] in ("start", "resume") and seed is not None:
-            self.tasks[seed] = self.bars.add_task(f"seed {seed}", total=event["epochs"], completed=event.get("epoch", 0), note="")
-        elif event["event"] == "epoch" and seed in self.tasks:
+        cell = (event.get("run"), event.get("seed"))
+        label = f"{self.labels.get(event.get('run', ''), '')} seed {event.get('seed')}".lstrip()
+        if event["event"] in ("start", "resume"):
+            self.tasks[cell] = self.bars.add_task(label, total=event["epochs"], completed=event.get("epoch", 0), note="")
+        elif event["event"] == "epoch" and cell in self.tasks:
             dev = f"dev {event['dev']:.1f}" if "dev" in event else ""
-            self.bars.update(self.tasks[seed], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
-        text = describe(event)
+            self.bars.update(self.tasks[cell], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
+        elif event["event"] == "result" and cell in self.tasks:
+            self.bars.remove_task(self.tasks.pop(cell))
+        text = describe(event, label)
         if text and (event["event"] != "epoch" or not console.is_terminal):
             self.bars.console.print(text, highlight=False, soft_wrap=True)
 
 
-def describe(event: dict[str, Any]) -> str:
+def describe(event: dict[str, Any], label: str) -> str:
     """An event as a line for a person."""
-    seed = f"seed {event.get('seed')}"
     if event["event"] == "start":
-        notes = [f"\n{seed}: {note}" for note in event.get("notes", [])]
-        return f"{seed}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs" + "".join(notes)
+        notes = [f"\n{label}: {note}" for note in event.get("notes", [])]
+        return f"{label}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs" + "".join(notes)
     if event["event"] == "resume":
-        return f"{seed}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
+        return f"{label}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
     if event["event"] == "reuse":
-        return f"{seed}: finished before, reused"
+        return f"{label}: finished before, reused"
     if event["event"] == "epoch":
         dev = f", dev {event['dev']:.1f}" if "dev" in event else ""
-        return f"{seed}: epoch {event['epoch']}, loss {event['loss']:.4f}{dev}"
+        return f"{label}: epoch {event['epoch']}, loss {event['loss']:.4f}{dev}"
     if event["event"] == "result":
-        return f"{seed}: test {event['mean']:.2f}"
+        return f"{label}: test {event['mean']:.2f}"
     return event.get("text", "")
 
 
@@ -91,20 +97,17 @@ def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where
     names, overrides = split_words(words)
     jobs = [load_job(name, overrides) for name in names]
     prepared = [runs.prepare(job) for job in jobs]
-    folders = []
-    with runs.session(jobs):
-        for ready in prepared:
-            if not as_json:
-                console.print(
-                    f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}", highlight=False, soft_wrap=True
-                )
-            teller = Teller(as_json)
-            with teller.bars:
-                results = runs.run(ready, teller, fresh)
-            folders.append(ready.folder)
-            if as_json:
-                for result in results:
-                    print(json.dumps({"event": "finished", "folder": str(ready.folder), **{k: v for k, v in result.items() if k != "losses"}}), flush=True)
+    labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
+    for ready in prepared if not as_json else ():
+        line = f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
+        console.print(line, highlight=False, soft_wrap=True)
+    teller = Teller(as_json, labels)
+    with teller.bars:
+        results = runs.run(prepared, teller, fresh)
+    folders = [ready.folder for ready in prepared]
+    for folder, of_job in zip(folders, results, strict=True) if as_json else ():
+        for result in of_job:
+            print(json.dumps({"event": "finished", "folder": str(folder), **{k: v for k, v in result.items() if k != "losses"}}), flush=True)
     if not as_json:
         print_table(run_table(folders))
 

@@ -1,30 +1,181 @@
-"""Metrics by name and version, on answers that are label names. No torch here."""
+"""Metrics by name and version: gold and answers of one language in, percent out. No torch here.
+
+Of choice and text tasks gold and answers are label names or texts; of tags tasks a list of tags per sentence; of span tasks
+gold is a list of answer texts and the answer one text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import string
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from raypft.errors import UserError, nearest
 
 ENGLISH = ("en", "eng_Latn")
 """The codes of the language that means are also given without."""
+ARTICLES = {
+    "en": r"\b(a|an|the)\b",
+    "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
+    "hi": None,
+    "vi": r"\b(của|là|cái|chiếc|những)\b",
+    "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
+    "ar": "ال",  # MLQA's other alternative, with ^ at its end, can never match
+    "zh": None,
+}
+"""What MLQA takes out of an answer, by language."""
+
+Tags = Sequence[Sequence[str]]
 
 
-def accuracy(gold: Sequence[str], answers: Sequence[str]) -> float:
+def accuracy(gold: Sequence[str], answers: Sequence[str], language: str = "en") -> float:
     """Share of equal pairs, in percent; 0 to 100."""
     return 100.0 * sum(g == a for g, a in zip(gold, answers, strict=True)) / len(gold)
 
 
-METRICS: dict[str, tuple[int, Callable[[Sequence[str], Sequence[str]], float]]] = {"accuracy": (1, accuracy)}
+def entity_f1(gold: Tags, answers: Tags, language: str = "en") -> float:
+    """F1 of whole entities, micro-averaged, by seqeval as XTREME uses it; 0 to 100.
+
+    On tags without B- and I- (UDPOS) seqeval takes the first letter for the chunk tag and neighbours of one tag for one
+    entity; XTREME's UDPOS scores are of this kind.
+    """
+    from seqeval.metrics import f1_score  # noqa: PLC0415  (brings scikit-learn)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tags that are no entities, sentences without any
+        return 100.0 * float(f1_score([list(tags) for tags in gold], [list(tags) for tags in answers]))
 
 
-def metric(name: str) -> tuple[str, Callable[[Sequence[str], Sequence[str]], float]]:
-    """The metric's id with its version, and its function.
+def token_accuracy(gold: Tags, answers: Tags, language: str = "en") -> float:
+    """Share of words with the right tag, in percent; 0 to 100."""
+    pairs = _words(gold, answers)
+    return 100.0 * sum(g == a for g, a in pairs) / len(pairs)
+
+
+def token_f1(gold: Tags, answers: Tags, language: str = "en") -> float:
+    """F1 of each tag, O included, averaged with the tag's share of gold words as weight; 0 to 100."""
+    return _weighted_f1(_words(gold, answers))
+
+
+def topro_official(gold: Tags, answers: Tags, language: str = "en") -> float:
+    """`token_f1` with gold and answers exchanged: weights are the shares of answered tags; 0 to 100.
+
+    Source: boleima/ToPro, run_prompt_tag.py, the numbers of its encoder models. A tagger that says O only scores 2p/(1+p)
+    where p is the share of O in gold; `entity_f1` gives it 0.
+    """
+    return _weighted_f1([(a, g) for g, a in _words(gold, answers)])
+
+
+def topro_mt5_official(gold: Tags, answers: Tags, language: str = "en") -> float:
+    """2a/(1+a) where a is the share of words whose gold tag is part of the answered text; 0 to 100.
+
+    Source: boleima/ToPro, metrics.py, the numbers of its mT5 models: no answer ever counts as a false positive, so precision
+    is 1; gold O is found in "B-LOC" and gold X in "AUX".
+    """
+    pairs = _words(gold, answers)
+    share = sum(g in a for g, a in pairs) / len(pairs)
+    return 100.0 * 2 * share / (1 + share)
+
+
+def exact_match(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
+    """Share of answers equal to a gold one after SQuAD v1.1's normalisation (English in every language); 0 to 100."""
+    return _best(lambda g, a: float(_squad(g) == _squad(a)), gold, answers)
+
+
+def f1(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
+    """Mean word overlap with the nearest gold answer after SQuAD v1.1's normalisation; 0 to 100."""
+    return _best(lambda g, a: _overlap(_squad(g), _squad(a)), gold, answers)
+
+
+def mlqa_exact_match(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
+    """`exact_match` after MLQA's normalisation, which knows the language's articles and cuts Chinese at characters.
+
+    Raises:
+        UserError: a language that MLQA does not have.
+    """
+    return _best(lambda g, a: float(_mlqa(g, language) == _mlqa(a, language)), gold, answers)
+
+
+def mlqa_f1(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
+    """`f1` after MLQA's normalisation, see `mlqa_exact_match`.
+
+    Raises:
+        UserError: a language that MLQA does not have.
+    """
+    return _best(lambda g, a: _overlap(_mlqa(g, language), _mlqa(a, language)), gold, answers)
+
+
+def _words(gold: Tags, answers: Tags) -> list[tuple[str, str]]:
+    return [pair for g, a in zip(gold, answers, strict=True) for pair in zip(g, a, strict=True)]
+
+
+def _weighted_f1(pairs: Sequence[tuple[str, str]]) -> float:
+    first, second, both = Counter(a for a, _ in pairs), Counter(b for _, b in pairs), Counter(a for a, b in pairs if a == b)
+    # F1 of a tag is 2 hits / (its count in both); its weight its share of the first
+    return 100.0 * sum(count * 2 * both[tag] / (count + second[tag]) for tag, count in first.items()) / len(pairs)
+
+
+def _best(score: Callable[[str, str], float], gold: Tags, answers: Sequence[str]) -> float:
+    return 100.0 * sum(max(score(own, answer) for own in golds) for golds, answer in zip(gold, answers, strict=True)) / len(gold)
+
+
+def _overlap(gold: list[str], answer: list[str]) -> float:
+    common = (Counter(gold) & Counter(answer)).total()
+    return 2.0 * common / (len(gold) + len(answer)) if common else 0.0
+
+
+def _squad(text: str) -> list[str]:
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _mlqa(text: str, language: str) -> list[str]:
+    if language not in ARTICLES:
+        raise UserError(f'metric: MLQA has no normalisation for "{language}"; {nearest(language, ARTICLES)}; use exact_match or f1')
+    bare = "".join(c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    articles = ARTICLES[language]
+    words = (re.sub(articles, " ", bare) if articles else bare).split()
+    if language != "zh":
+        return words
+    return [piece for word in words for piece in re.findall("[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+", word)]
+
+
+Metric = Callable[..., float]
+METRICS: dict[str, tuple[int, Metric]] = {
+    "accuracy": (1, accuracy),
+    "entity_f1": (1, entity_f1),
+    "token_accuracy": (1, token_accuracy),
+    "token_f1": (1, token_f1),
+    "topro_official": (1, topro_official),
+    "topro_mt5_official": (1, topro_mt5_official),
+    "exact_match": (1, exact_match),
+    "f1": (1, f1),
+    "mlqa_exact_match": (1, mlqa_exact_match),
+    "mlqa_f1": (1, mlqa_f1),
+}
+OF_KIND = {
+    "choice": ("accuracy",),
+    "text": ("accuracy",),
+    "mlm": ("accuracy",),
+    "tags": ("entity_f1", "token_accuracy", "token_f1", "topro_official", "topro_mt5_official"),
+    "span": ("exact_match", "f1", "mlqa_exact_match", "mlqa_f1"),
+}
+"""The metrics whose gold and answers have the form of a task's kind."""
+
+
+def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
+    """The metric's id with its version, and its function (gold, answers, language="en") -> percent.
+
+    Args:
+        known: the names to choose from, such as OF_KIND["tags"].
 
     Raises:
         UserError: unknown name; the nearest is named.
     """
-    if name not in METRICS:
-        raise UserError(f'metric: "{name}" is unknown; {nearest(name, METRICS)}')
+    if name not in known:
+        raise UserError(f'metric: "{name}" is unknown; {nearest(name, known)}')
     version, function = METRICS[name]
     return f"{name}@{version}", function

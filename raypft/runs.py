@@ -16,8 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,15 +29,14 @@ from filelock import FileLock, Timeout
 
 from raypft import sources
 from raypft.backbones import Backbone, load_backbone, load_skeleton, revision
-from raypft.cells import run_cell
+from raypft.cells import Cell, Tell, recorder, run_cell
 from raypft.encode import check_fit, encode_sample
 from raypft.errors import UserError
 from raypft.fewshot import Sample, draw, protocol
-from raypft.job import Job, part_config
+from raypft.job import Job, Resources, part_config
 from raypft.metrics import metric
 from raypft.tasks import load_task
 
-Tell = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "deepspeed", "ray", "peft", "torch-geometric", "datasets", "pyarrow", "safetensors")
 
 
@@ -52,25 +51,20 @@ class Prepared:
     keys: dict[int, str]
     skeleton: Backbone
 
-    def facts(self, seed: int) -> dict[str, Any]:
-        """What a cell's result says about its inputs."""
+    def cells(self) -> list[Cell]:
+        """The cells of the job, by seed."""
+        return [Cell(self.job, seed, self.samples[seed], self.folder / f"seed-{seed}", self._facts(seed)) for seed in self.job.seeds]
+
+    def _facts(self, seed: int) -> dict[str, Any]:
         manifest = self.manifests[seed]
         return {
             "cell": self.keys[seed],
+            "backbone": self.skeleton.revision,
             "manifest": manifest["hash"],
             "sizes": manifest["sizes"],
             "notes": manifest["notes"],
             "test_rows": manifest["test_hash"],
         }
-
-    def unfinished(self) -> list[int]:
-        """The seeds without a result."""
-        return [seed for seed in self.job.seeds if not (cell_folder(self.folder, seed) / "result.json").is_file()]
-
-
-def cell_folder(folder: Path, seed: int) -> Path:
-    """Where a seed's files are."""
-    return folder / f"seed-{seed}"
 
 
 def prepare(job: Job) -> Prepared:
@@ -121,66 +115,69 @@ def draw_samples(job: Job) -> dict[int, Sample]:
     return by_seed
 
 
-def run(prepared: Prepared, tell: Tell, fresh: bool = False) -> list[dict[str, Any]]:
-    """Run the unfinished cells of a job and return the results of all seeds; finished cells are reused.
+def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[list[dict[str, Any]]]:
+    """Run the unfinished cells of jobs and return each job's results by seed; finished cells are reused.
+
+    Jobs with the same resources share a worker group.
 
     Raises:
-        UserError: another process works on this run, or its data or model changed since it began.
+        UserError: another process works on a run, or its data or model changed since it began.
     """
-    job, folder = prepared.job, prepared.folder
-    if job.resources.workers:
-        from raypft.scale.launch import check_resources  # noqa: PLC0415  (ray is loaded only where it is used)
+    with ExitStack() as stack:
+        stack.enter_context(_session([ready.job for ready in prepared]))
+        for ready in prepared:
+            stack.enter_context(_begun(ready, fresh))
+        todo: dict[Resources, list[Cell]] = {}
+        for ready in prepared:
+            for cell in ready.cells():
+                if cell.finished:
+                    tell({"event": "reuse", "run": ready.folder.name, "seed": cell.seed})
+                else:
+                    todo.setdefault(ready.job.resources, []).append(cell)
+        for resources, cells in todo.items():
+            if resources.workers:
+                from raypft.scale.launch import run_on_ray  # noqa: PLC0415  (ray is loaded only where it is used)
 
-        check_resources(job)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+                run_on_ray(cells, tell)
+            else:
+                _run_here(cells, tell)
+        return [_conclude(ready) for ready in prepared]
+
+
+@contextmanager
+def _begun(prepared: Prepared, fresh: bool) -> Iterator[None]:
+    """The run's folder, locked and with its inputs written."""
+    prepared.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(prepared.folder):
         if fresh:
-            for path in folder.glob("seed-*"):
+            for path in prepared.folder.glob("seed-*"):
                 shutil.rmtree(path)
         _check_unchanged(prepared)
         _write_inputs(prepared)
-        todo = prepared.unfinished()
-        for seed in job.seeds:
-            if seed not in todo:
-                tell({"event": "reuse", "seed": seed})
-        if todo and job.resources.workers:
-            from raypft.scale.launch import run_on_ray  # noqa: PLC0415
-
-            run_on_ray(prepared, todo, tell)
-        elif todo:
-            _run_here(prepared, todo, tell)
-        results = read_results(folder)
-        from raypft.report import run_table  # noqa: PLC0415
-
-        (folder / "table.md").write_text(run_table([folder]).markdown())
-    return [result for result in results if result["seed"] in job.seeds]
+        yield
 
 
-def _run_here(prepared: Prepared, seeds: list[int], tell: Tell) -> None:
-    job = prepared.job
-    backbone = load_backbone(job.backbone, job.train.dropout)
-    for seed in seeds:
-        folder = cell_folder(prepared.folder, seed)
-        prompts = encode_sample(job, backbone, prepared.samples[seed])
-        note = recorder(folder)
+def _conclude(prepared: Prepared) -> list[dict[str, Any]]:
+    from raypft.report import run_table  # noqa: PLC0415
 
-        def both(event: dict[str, Any], note: Tell = note) -> None:
+    (prepared.folder / "table.md").write_text(run_table([prepared.folder]).markdown())
+    return [result for result in read_results(prepared.folder) if result["seed"] in prepared.job.seeds]
+
+
+def _run_here(cells: Sequence[Cell], tell: Tell) -> None:
+    backbone, loaded = None, None
+    for cell in cells:
+        wanted = (cell.job.backbone, cell.job.train.dropout)
+        if backbone is None or wanted != loaded:
+            backbone, loaded = load_backbone(*wanted), wanted
+        note, name = recorder(cell.folder), cell.folder.parent.name
+
+        def both(event: dict[str, Any], note: Tell = note, name: str = name) -> None:
             note(event)
-            tell(event)
+            tell({"run": name, **event})
 
-        result = run_cell(job, seed, prompts, backbone, folder, prepared.facts(seed), tell=both)
-        tell({"event": "result", "seed": seed, "mean": result["mean"]})
-
-
-def recorder(folder: Path) -> Tell:
-    """Appends events, with the time, to the cell's events.jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def note(event: dict[str, Any]) -> None:
-        with (folder / "events.jsonl").open("a") as stream:
-            stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
-
-    return note
+        result = run_cell(cell.job, cell.seed, encode_sample(cell.job, backbone, cell.sample), backbone, cell.folder, cell.facts, tell=both)
+        both({"event": "result", "seed": cell.seed, "mean": result["mean"]})
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -201,14 +198,17 @@ def read_job(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def session(jobs: list[Job]) -> Iterator[None]:
-    """Keeps one Ray session for several jobs, if any of them has workers."""
-    if not any(job.resources.workers for job in jobs):
+def _session(jobs: Sequence[Job]) -> Iterator[None]:
+    """One Ray session for several jobs, if any of them has workers; there must be CPUs for them."""
+    with_workers = [job for job in jobs if job.resources.workers]
+    if not with_workers:
         yield
         return
-    from raypft.scale.launch import ray_session  # noqa: PLC0415
+    from raypft.scale.launch import check_resources, ray_session  # noqa: PLC0415
 
     with ray_session():
+        for job in with_workers:
+            check_resources(job)
         yield
 
 
@@ -226,8 +226,7 @@ def _check_unchanged(prepared: Prepared) -> None:
     if not path.is_file():
         return
     before = json.loads(path.read_text())
-    started = [s for s in prepared.job.seeds if cell_folder(prepared.folder, s).is_dir()]
-    for seed in started:
+    for seed in [cell.seed for cell in prepared.cells() if cell.folder.is_dir()]:
         stored = before.get(str(seed), {})
         if stored.get("cell") != prepared.keys[seed]:
             raise UserError(

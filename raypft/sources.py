@@ -1,28 +1,23 @@
-"""Where rows come from: a hub data set, local parquet/jsonl/tsv/csv (also s3:// and the like), the bundled samples.
+"""Where rows come from: a hub data set, local files (also s3:// and the like), the bundled samples.
 
-`read_split` gives an Arrow table with the columns id, language, label (a label name) and the task's fields, all text.
+`read_split` gives an Arrow table with the columns id, language, label and the task's fields (raypft/rows.py says which types).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pa_parquet
 from pyarrow import fs
 
 from raypft.errors import UserError, nearest
+from raypft.readers import ENDINGS, read_file
+from raypft.rows import normalise, spoken
 from raypft.tasks import Source, Task
 
 SAMPLES = Path(__file__).parent / "samples"
-FORMATS = ("parquet", "jsonl", "tsv", "csv")
-HIDDEN = {"-1", "", "None", "NS", "?"}
-"""Values that stand for a hidden label in published test sets."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +53,22 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     """The rows of a split in some languages, or None where the source has no such split.
 
     Raises:
-        UserError: missing file or column, unreadable file, hidden label or one outside the set (file, row, found), no row
-            in a language.
+        UserError: missing file or column, unreadable file, labels that do not fit the task (rows.normalise), no row in a
+            language, or a language that the source keeps out of this split.
     """
-    tables = [_normalise(origin, table, where, split, language) for table, where, language in _raw(origin, split, languages)]
+    task, source = origin.task, origin.source
+    limit = source.split_languages.get(split, languages)
+    for language in languages:
+        if language not in limit:
+            raise UserError(f'languages: source {origin.name} of {task.name} has no {split} rows for "{language}"; it has: {", ".join(limit)}')
+    tables = [normalise(task, source, table, where, language) for table, where, language in _raw(origin, split, languages)]
     if not tables:
         return None
     table = pa.concat_tables(tables)
     found = set(table["language"].unique().to_pylist())
     for language in languages:
         if language not in found:
-            raise UserError(
-                f'languages: {split} rows of {origin.task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}'
-            )
+            raise UserError(f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}')
     keep = pa.compute.is_in(table["language"], pa.array(languages))
     return table.filter(keep)
 
@@ -78,15 +76,18 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
 def languages_of(origin: Origin, split: str) -> list[str]:
     """The task's languages that a split holds; where each language is a file or configuration of its own, all of them."""
     task, source = origin.task, origin.source
-    pattern = source.config if source.hub is not None else (source.files or {}).get(split)
+    limit = source.split_languages.get(split, task.languages)
+    pattern = _config(source, split) if source.hub is not None else (source.files or {}).get(split)
     if pattern and "{language}" in pattern:
-        return task.languages
-    back = {theirs: ours for ours, theirs in source.languages.items()}
-    found: set[Any] = set()
+        return [language for language in task.languages if language in limit]
+    found: set[str] = set()
     for table, _, _ in _raw(origin, split, task.languages):
-        column = next((c for c in their_columns(source, "language") if c in table.column_names), None)
-        found |= {back.get(s, s) for s in table[column].unique().to_pylist()} if column else {task.languages[0]}
-    return [language for language in task.languages if language in found]
+        found.update(spoken(source, table) or task.languages[:1])
+    return [language for language in task.languages if language in found and language in limit]
+
+
+def _config(source: Source, split: str) -> str | None:
+    return source.config.get(split) if isinstance(source.config, dict) else source.config
 
 
 def _raw(origin: Origin, split: str, languages: list[str]):
@@ -94,8 +95,8 @@ def _raw(origin: Origin, split: str, languages: list[str]):
     if source.hub is not None:
         if source.splits and split not in source.splits:
             return
-        configs = languages if source.config and "{language}" in source.config else [None]
-        for language in configs:
+        config = _config(source, split)
+        for language in languages if config and "{language}" in config else [None]:
             yield _hub_table(origin, split, language), f"{source.hub} {split}", language
         return
     files = source.files or {}
@@ -105,7 +106,8 @@ def _raw(origin: Origin, split: str, languages: list[str]):
         table, where = _file_table(origin, files[split], language)
         if table is None:
             if split == "train" or split == "test":
-                raise UserError(f"data: no file {where} (.parquet, .jsonl, .tsv or .csv) for the {split} split of {origin.task.name}")
+                endings = "" if source.format else f" ({', '.join(f'.{ending}' for ending in ENDINGS)})"
+                raise UserError(f"data: no file {where}{endings} for the {split} split of {origin.task.name}")
             return
         yield table, where, language
 
@@ -117,9 +119,9 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
     assert source.hub is not None
     name = f"{origin.root}/{source.hub}" if origin.root else source.hub
     theirs = source.languages.get(language, language) if language else None
-    config = source.config.format(language=theirs) if source.config else None
+    config = _config(source, split)
     try:
-        dataset = load_dataset(name, config, split=source.splits.get(split, split))
+        dataset = load_dataset(name, config.format(language=theirs) if config else None, split=source.splits.get(split, split))
     except Exception as error:  # the library raises many kinds; each is one line for the user
         gated = f"; see {source.gated}" if source.gated else ""
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -140,88 +142,18 @@ def _file_table(origin: Origin, pattern: str, language: str | None) -> tuple[pa.
         system, inner = (fs.FileSystem.from_uri(path)) if "://" in path else (fs.LocalFileSystem(), path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"data: {path} can't be reached: {str(error).splitlines()[0]}") from None
-    endings = [""] if path.endswith(FORMATS) else [f".{ending}" for ending in FORMATS]
-    for ending in endings:
-        if system.get_file_info(inner + ending).type == fs.FileType.File:
-            return read_file(system, inner + ending), path + ending
-    return None, path
+    files = _find(system, inner, origin.source.format)
+    if not files:
+        return None, path
+    tables = [read_file(system, file, origin.source.format, theirs) for file in files]
+    return pa.concat_tables(tables), path + files[0].removeprefix(inner) if files[0].startswith(inner) else path
 
 
-def read_file(system: fs.FileSystem, path: str) -> pa.Table:
-    """An Arrow table out of a parquet, jsonl, tsv or csv file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        with system.open_input_file(path) as stream:
-            if path.endswith("parquet"):
-                return pa_parquet.read_table(stream)
-            if path.endswith("jsonl"):
-                # not Arrow's reader, which takes a text that looks like a date for one
-                return _text_table([json.loads(line) for line in stream.read().splitlines() if line.strip()])
-            # tsv as the field writes it: no quoting
-            parse = pa_csv.ParseOptions(delimiter="\t", quote_char=False) if path.endswith("tsv") else pa_csv.ParseOptions(newlines_in_values=True)
-            names = pa_csv.open_csv(stream, parse_options=parse).schema.names
-            stream.seek(0)
-            # every column is text: "007" is no number, "2020-01-01" no date
-            convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-            return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
-
-
-def _text_table(rows: list[dict]) -> pa.Table:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({n: pa.array([None if row.get(n) is None else str(row[n]) for row in rows], pa.string()) for n in names})
-
-
-def their_columns(source: Source, ours: str) -> list[str]:
-    """What a source may call one of our columns."""
-    names = source.columns.get(ours, ours)
-    return [names] if isinstance(names, str) else names
-
-
-def _normalise(origin: Origin, table: pa.Table, where: str, split: str, language: str | None) -> pa.Table:
-    task, source = origin.task, origin.source
-
-    def column(ours: str) -> list[str] | None:
-        for theirs in their_columns(source, ours):
-            if theirs in table.column_names:
-                return [str(v) if v is not None else "" for v in table[theirs].to_pylist()]
-        return None
-
-    fields = {}
-    for ours in task.fields.values():
-        values = column(ours)
-        if values is None:
-            theirs = " or ".join(their_columns(source, ours))
-            raise UserError(f'data: {where} has no column "{theirs}"; found: {", ".join(table.column_names)}')
-        fields[ours] = values
-    size = table.num_rows
-    back = {theirs: ours for ours, theirs in source.languages.items()}
-    spoken = column("language") or [language or task.languages[0]] * size
-    content = ["\x1f".join(values) for values in zip(*fields.values(), strict=True)]
-    ids = column("id") or [hashlib.sha256(text.encode()).hexdigest()[:16] for text in content]
-    return pa.table(
-        {
-            "id": pa.array(ids, pa.string()),
-            "language": pa.array([back.get(s, s) for s in spoken], pa.string()),
-            "label": pa.array(_labels(origin, column(task.label.column), where, size), pa.string()),
-            **{name: pa.array(values, pa.string()) for name, values in fields.items()},
-        }
-    )
-
-
-def _labels(origin: Origin, values: list[str] | None, where: str, size: int) -> list[str]:
-    task = origin.task
-    if values is None:
-        theirs = " or ".join(their_columns(origin.source, task.label.column))
-        raise UserError(f'data: {where} has no label column "{theirs}" (hidden labels?); scores need labels')
-    named = [origin.source.labels.get(value, value) for value in values]
-    known = set(task.label.names)
-    for row, name in enumerate(named):
-        if name not in known:
-            what = "a hidden label" if values[row] in HIDDEN else "outside the label set"
-            raise UserError(f'data: {where} row {row} has label "{values[row]}", {what}; expected one of {", ".join(task.label.names)}')
-    return named
+def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
+    """The file at a path, an ending added if it lacks one, or in order all files that a path with * stands for."""
+    if "*" in path:
+        folder = path[: path.index("*")].rpartition("/")[0]
+        below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        return sorted(info.path for info in below if info.is_file and fnmatch.fnmatchcase(info.path, path))
+    endings = [""] if format or path.endswith(tuple(f".{ending}" for ending in ENDINGS)) else [f".{ending}" for ending in ENDINGS]
+    return [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File][:1]

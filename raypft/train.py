@@ -163,6 +163,10 @@ def set_adam_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Pa
             optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **own}
 
 
+DISK = 200e6
+"""Bytes a second that a state file is assumed to be written with before one has been: values and two moments, fp32."""
+
+
 @dataclass
 class Progress:
     """Where a cell stands: all that is needed to go on after a crash, whole and free of the number of workers.
@@ -297,7 +301,8 @@ class _Saver:
 
     def __init__(self, stepper: Stepper, settings: Train, save: Callable[[Progress], None] | None) -> None:
         self.stepper, self.every, self.save = stepper, settings.save_every, save
-        self.cost, self.last = 0.0, time.perf_counter()
+        size = sum(p.numel() for p in stepper.learner.trainable().values())
+        self.cost, self.last = 3 * 4 * size / DISK, time.perf_counter()
 
     def after_step(self, progress: Progress, number: int) -> None:
         if self.every is not None and number % self.every == 0:

@@ -6,7 +6,10 @@ Encoding ends before the worker group starts, so that readers and workers never 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,50 +18,81 @@ import ray
 
 from raypft.backbones import load_skeleton
 from raypft.batch import Encoded
+from raypft.cells import Cell
 from raypft.encode import RECORD, ROLES, Encoder, from_record, to_record
 from raypft.fewshot import Sample
-from raypft.job import Job
+from raypft.job import Job, part_config
+from raypft.tasks import load_task
 
 ENCODER_CPUS = 0.5
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def _encoder(job: str, demos: str) -> Encoder:
-    """One encoder per worker process of Ray Data, however many batches it gets."""
+    """One encoder per job in each process of Ray Data, however many batches it gets."""
     made = Job(**json.loads(job))
     return Encoder.of(made, load_skeleton(made.backbone), pa.Table.from_pylist(json.loads(demos)))
 
 
-def encode_batch(batch: pa.Table, job: str, demos: str) -> pa.Table:
-    """Rows to encoded prompts, `role` and `number` kept beside; job and demonstrations as JSON."""
-    encoder = _encoder(job, demos)
-    encoded = pa.Table.from_pylist([to_record(encoder(row)) for row in batch.to_pylist()], schema=RECORD)
-    return encoded.append_column("role", batch["role"]).append_column("number", batch["number"])
+def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table:
+    """Rows to encoded prompts, `file`, `role` and `number` kept beside.
+
+    Args:
+        files: name of an encoded file to the job and demonstrations that encode its rows, as JSON.
+    """
+    records = [to_record(_encoder(*files[row["file"]])(json.loads(row["row"]))) for row in batch.to_pylist()]
+    encoded = pa.Table.from_pylist(records, schema=RECORD)
+    for column in ("file", "role", "number"):
+        encoded = encoded.append_column(column, batch[column])
+    return encoded
 
 
-def encode_on_ray(job: Job, sample: Sample, folder: Path, name: str) -> Path:
-    """Encode a sample with Ray Data into `folder/<name>.arrow`; done once per sample, whatever the number of seeds."""
-    path = folder / f"{name}.arrow"
-    if path.is_file():
-        return path
+def encoded_file(cell: Cell) -> Path:
+    """Where a cell's encoded prompts are: named after all they depend on, so that cells share what they can."""
+    job = cell.job
+    _, method = part_config(job.method, "method")
+    pattern = load_task(job.task).pattern(job.pattern).model_dump()
+    parts = [job.task, pattern, cell.facts["backbone"], job.train.max_tokens, method.soft_tokens, cell.facts["manifest"]]
+    return Path(job.storage).resolve() / ".encoded" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
+
+
+def encode_on_ray(cells: Sequence[Cell]) -> None:
+    """Encode what the cells need and is not there yet, in one pass of Ray Data, into one Arrow file per sample."""
+    missing = {path.stem: (path, cell) for cell in cells if not (path := encoded_file(cell)).is_file()}
+    if not missing:
+        return
+    tables = [_rows(name, cell.sample) for name, (_, cell) in missing.items()]
+    files = {name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(cell.sample))) for name, (_, cell) in missing.items()}
+    folder = next(iter(missing.values()))[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    tables = [(role, table) for role in ROLES if (table := getattr(sample, role)) is not None]
-    rows = pa.concat_tables([table.append_column("role", pa.array([role] * len(table), pa.string())) for role, table in tables])
-    rows = rows.append_column("number", pa.array(range(len(rows)), pa.int64()))
-    pa_parquet.write_table(rows, folder / f"{name}.rows.parquet")
-    dataset = ray.data.read_parquet(str(folder / f"{name}.rows.parquet")).map_batches(
-        encode_batch,
-        fn_kwargs={"job": json.dumps(job.model_dump()), "demos": json.dumps([] if sample.demos is None else sample.demos.to_pylist())},
-        batch_format="pyarrow",
-        batch_size=256,
-        num_cpus=ENCODER_CPUS,
+    rows = folder / f"{'-'.join(sorted(missing))[:100]}.rows.parquet"
+    pa_parquet.write_table(pa.concat_tables(tables), rows)
+    dataset = ray.data.read_parquet(str(rows)).map_batches(
+        encode_batch, fn_kwargs={"files": files}, batch_format="pyarrow", batch_size=256, num_cpus=ENCODER_CPUS
     )
-    encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs())).sort_by("number")
-    partial = path.with_suffix(".partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, encoded.schema) as writer:
-        writer.write_table(encoded)
-    partial.replace(path)
-    return path
+    encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
+    for name, (path, _) in missing.items():
+        own = encoded.filter(pa.compute.equal(encoded["file"], name)).sort_by("number").drop_columns("file")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
+            writer.write_table(own)
+        partial.replace(path)
+    rows.unlink()
+
+
+def _rows(name: str, sample: Sample) -> pa.Table:
+    """A sample's rows as JSON, since tasks differ in columns, with the file they go to, their role and their number."""
+    found = [(role, row) for role in ROLES if (table := getattr(sample, role)) is not None for row in table.to_pylist()]
+    return pa.table({
+        "file": pa.array([name] * len(found), pa.string()),
+        "role": pa.array([role for role, _ in found], pa.string()),
+        "number": pa.array(range(len(found)), pa.int64()),
+        "row": pa.array([json.dumps(row) for _, row in found], pa.string()),
+    })  # fmt: skip
+
+
+def _demos(sample: Sample) -> list[dict]:
+    return [] if sample.demos is None else sample.demos.to_pylist()
 
 
 def read_encoded(path: Path) -> dict[str, list[Encoded]]:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
 from raypft.backbones import load_backbone
-from raypft.cells import run_cell
+from raypft.cells import Cell, Tell, recorder, run_cell
 from raypft.errors import UserError
 from raypft.job import Job
-from raypft.runs import Prepared, cell_folder, recorder
-from raypft.scale.data import ENCODER_CPUS, encode_on_ray, read_encoded
+from raypft.scale.data import ENCODER_CPUS, encode_on_ray, encoded_file, read_encoded
 
 READER_CPUS = 1.0
 STALL_SECONDS = 120
-Tell = Callable[[dict[str, Any]], None]
 
 
 def cpus_per_worker(job: Job, logical: float) -> float:
@@ -91,95 +89,95 @@ def check_resources(job: Job) -> None:
         cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
 
 
-def run_on_ray(prepared: Prepared, seeds: list[int], tell: Tell) -> None:
-    """Run the given seeds of a job on a Ray Train worker group; results are on disk when it returns.
+def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
+    """Run cells, which have the same resources, on one Ray Train worker group; results are on disk when it returns.
 
     Raises:
-        UserError: CPUs, ZeRO stage or precision do not fit; or training failed, with the worker's own line.
+        UserError: CPUs do not fit; or training failed, with the worker's own line.
     """
-    job = prepared.job
+    job = cells[0].job
+    resources = job.resources
     with ray_session(), _quiet_loggers():
         cpus = cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
-        folder = prepared.folder.resolve()
-        encoded = {seed: encode_on_ray(job, prepared.samples[seed], folder / "encoded", prepared.manifests[seed]["hash"]) for seed in seeds}
+        encode_on_ray(cells)
+        storage = Path(job.storage).resolve() / ".ray"
         trainer = TorchTrainer(
             work,
             train_loop_config={
-                "job": job.model_dump(),
-                "folder": str(folder),
-                "encoded": {str(seed): str(path) for seed, path in encoded.items()},
-                "facts": {str(seed): prepared.facts(seed) for seed in seeds},
+                "cells": [
+                    {"job": c.job.model_dump(), "seed": c.seed, "folder": str(c.folder.resolve()), "encoded": str(encoded_file(c)), "facts": c.facts}
+                    for c in cells
+                ]
             },
             scaling_config=ScalingConfig(
-                num_workers=job.resources.workers,
-                use_gpu=job.resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": cpus, **({"GPU": job.resources.gpus_per_worker} if job.resources.gpus_per_worker else {})},
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker={"CPU": cpus, **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})},
             ),
-            torch_config=TorchConfig(backend="nccl" if job.resources.gpus_per_worker else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
             run_config=RunConfig(
-                name=f"attempt-{time.time_ns()}", storage_path=str(folder / "ray"), failure_config=FailureConfig(max_failures=job.resources.max_failures)
+                name=f"attempt-{time.time_ns()}", storage_path=str(storage), failure_config=FailureConfig(max_failures=resources.max_failures)
             ),
         )
-        with _following(folder, seeds, tell):
+        with _following(cells, tell):
             try:
                 trainer.fit()
             except ray.train.TrainingFailedError as error:
-                raise _plain(error, folder) from None
+                raise _plain(error, storage) from None
 
 
 def work(config: dict[str, Any]) -> None:
-    """What each worker runs: the unfinished seeds, one after the other."""
+    """What each worker runs: the unfinished cells, one after the other."""
     from raypft.scale.stepper import DeepSpeedStepper  # noqa: PLC0415  (sets what DeepSpeed reads at import)
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    job = Job(**config["job"])
-    rank = distributed.get_rank()
-    folder = Path(config["folder"])
+    cells = config["cells"]
     everyone: list[Any] = [None] * distributed.get_world_size()
-    finished = [seed for seed in config["facts"] if (cell_folder(folder, int(seed)) / "result.json").is_file()]
-    distributed.all_gather_object(everyone, (job.key(), finished))
-    if len({key for key, _ in everyone}) != 1:
+    done = [(Path(cell["folder"]) / "result.json").is_file() for cell in cells]
+    distributed.all_gather_object(everyone, ([cell["facts"]["cell"] for cell in cells], done))
+    if any(keys != everyone[0][0] for keys, _ in everyone):
         raise RuntimeError(f"workers received different jobs: {everyone}")
     device = str(ray.train.torch.get_device())
-    backbone = None
-    for seed in [int(seed) for seed in config["facts"] if seed not in everyone[0][1]]:
-        if backbone is None:
-            backbone = load_backbone(job.backbone, job.train.dropout)
+    backbone, loaded = None, None
+    for cell in [cell for cell, is_done in zip(cells, everyone[0][1], strict=True) if not is_done]:
+        job, seed, folder = Job(**cell["job"]), cell["seed"], Path(cell["folder"])
+        wanted = (job.backbone, job.train.dropout)
+        if backbone is None or wanted != loaded:
+            backbone, loaded = load_backbone(*wanted), wanted
         steppers = []
 
-        def make_stepper(learner, settings, state, steppers=steppers):
+        def make_stepper(learner, settings, state, job=job, steppers=steppers):
             steppers.append(DeepSpeedStepper(job, learner, settings, device, state))
             return steppers[-1]
 
-        own = cell_folder(folder, seed)
-        note = recorder(own) if rank == 0 else lambda event: None
-        result = run_cell(job, seed, read_encoded(Path(config["encoded"][str(seed)])), backbone, own, config["facts"][str(seed)], make_stepper, note)
+        note = recorder(folder) if distributed.get_rank() == 0 else lambda event: None
+        result = run_cell(job, seed, read_encoded(Path(cell["encoded"])), backbone, folder, cell["facts"], make_stepper, note)
         note({"event": "result", "seed": seed, "mean": result["mean"]})
         steppers[-1].close()
         if job.zero.stage == 3 or job.train.precision != "fp32":
-            backbone = None  # partitioned or cast weights do not come back; the next seed loads anew
+            backbone = None  # partitioned or cast weights do not come back; the next cell loads anew
 
 
 @contextmanager
-def _following(folder: Path, seeds: list[int], tell: Tell) -> Iterator[None]:
+def _following(cells: Sequence[Cell], tell: Tell) -> Iterator[None]:
     """Pass the workers' events on while they work; say so when nothing has come for a while."""
     over = threading.Event()
-    paths = {seed: cell_folder(folder, seed) / "events.jsonl" for seed in seeds}
-    read = {seed: path.stat().st_size if path.is_file() else 0 for seed, path in paths.items()}
+    runs = {cell.folder / "events.jsonl": cell.folder.parent.name for cell in cells}
+    read = {path: path.stat().st_size if path.is_file() else 0 for path in runs}
 
     def pass_on() -> bool:
         found = False
-        for seed, path in paths.items():
+        for path, run in runs.items():
             if not path.is_file():
                 continue
             with path.open() as stream:
-                stream.seek(read[seed])
+                stream.seek(read[path])
                 for line in stream:
                     if not line.endswith("\n"):
                         break
-                    read[seed] += len(line.encode())
+                    read[path] += len(line.encode())
                     found = True
-                    tell(json.loads(line))
+                    tell({"run": run, **json.loads(line)})
         return found
 
     def follow() -> None:
@@ -219,7 +217,7 @@ def _quiet_loggers() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _plain(error: Exception, folder: Path) -> Exception:
+def _plain(error: Exception, storage: Path) -> Exception:
     """The worker's own error where it was the user's to mend, else the failure with the place of the logs."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     for cause in causes:
@@ -227,7 +225,7 @@ def _plain(error: Exception, folder: Path) -> Exception:
         for origin in origins:
             if isinstance(origin, UserError):
                 return UserError(str(origin))
-    log = folder / "ray" / "failure.log"
+    log = storage / "failure.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("\n\n".join(map(str, [error, *causes])))
     last = (str(causes[0]).strip().splitlines() or ["no reason given"])[-1]

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from raypft.errors import UserError, nearest
-from raypft.metrics import metric
+from raypft.metrics import OF_KIND, metric
 
 FOLDER = Path(__file__).parent
 SPLITS = ("train", "validation", "test")
 MARKUP = re.compile(r"\{(\w+)(\|strip)?\}|<(slot|soft|sep|demos)>")
 
+Kind = Literal["choice", "tags", "span", "text", "mlm"]
+Format = Literal["parquet", "jsonl", "tsv", "csv", "conllu", "squad", "words", "panx"]
 Mode = Literal["word_initial", "raw_piece", "first_piece", "last_piece", "mean"]
 
 
@@ -30,23 +32,25 @@ class Strict(BaseModel):
 
 
 class Label(Strict):
-    """The column that holds the label and the label names, in the order of the score columns."""
+    """The column that holds the label and the label names, in the order of the score columns; only choice and tags have names."""
 
     column: str = "label"
-    names: list[str]
+    names: list[str] = []
 
 
 class Source(Strict):
     """Where rows come from and how their columns and labels are called there.
 
     Exactly one of `hub` (a data set id with parquet files) and `files` (a path per split below `data.root`, in which
-    {language} and {shots} may stand) is given.
+    {language}, {shots} and * may stand) is given.
     """
 
     hub: str | None = None
-    config: str | None = None
-    """The hub configuration; may hold {language}."""
+    config: str | dict[str, str] | None = None
+    """The hub configuration, or one a split; may hold {language}."""
     files: dict[str, str] | None = None
+    format: Format | None = None
+    """How the files are laid out, where their ending doesn't say; the paths are then whole. None: by the ending."""
     splits: dict[str, str] = {}
     """Our split names to theirs (hub only); a split not named does not exist. Empty: all three, called as here."""
     columns: dict[str, str | list[str]] = {}
@@ -55,6 +59,10 @@ class Source(Strict):
     """Their label value, as text, to our label name."""
     languages: dict[str, str] = {}
     """Our language code to theirs."""
+    language_before: str | None = None
+    """The text that ends the language code in its column, where the column holds more: "-" for arabic-123-0."""
+    split_languages: dict[str, list[str]] = {}
+    """The languages a split is used in, where one file serves two splits: what is trained on is not tested on."""
     gated: str | None = None
     """The page where access is asked for, if the data set is gated or withdrawn."""
 
@@ -88,14 +96,28 @@ class Task(Strict):
 
     name: str
     about: str
-    kind: Literal["choice"]
+    kind: Kind
+    """choice: one of the label names; tags: one a word; span: a piece of the field context; text: free; mlm: nothing."""
     fields: dict[str, str]
     """Field name as patterns use it, to column."""
-    label: Label
+    label: Label = Label()
     languages: list[str]
     metric: str
+    """The one that selects and that tables show first."""
+    metrics: list[str] = []
+    """All that papers print for this task, `metric` first; only `metric` unless given."""
     sources: dict[str, Source]
     patterns: dict[str, Pattern]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_metric(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values if "metrics" in values or "metric" not in values else {**values, "metrics": [values["metric"]]}
+
+    @property
+    def words(self) -> str:
+        """The field that holds the words of a tags task; {token} asks about one of them."""
+        return "tokens"
 
     def pattern(self, name: str) -> Pattern:
         """The pattern called `name`.
@@ -145,7 +167,7 @@ def validation_line(where: str, error: Exception, loaded: object) -> str:
         return f"{where}: {error}"
     first = error.errors()[0]
     # pydantic ends the place in a union with the type it tried
-    place = first["loc"][:-1] if first["loc"] and str(first["loc"][-1]) in ("str", "list[str]") else first["loc"]
+    place = first["loc"][:-1] if first["loc"] and str(first["loc"][-1]) in ("str", "list[str]", "dict[str,str]") else first["loc"]
     key = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
         model = _model_at(error.title, first["loc"][:-1])
@@ -183,24 +205,26 @@ def _model_at(title: str, location: tuple[int | str, ...]) -> list[str]:
 validation_root(Task)
 
 
+FIELDS = {"tags": {"tokens"}, "span": {"question", "context"}}
+"""The fields that a kind's rows must have."""
+
+
 def _check(task: Task, where: str) -> None:
-    try:
-        metric(task.metric)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    for name in task.metrics:
+        try:
+            metric(name, OF_KIND[task.kind])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    if task.metrics[:1] != [task.metric]:
+        raise UserError(f"{where}: metrics: found {task.metrics}; expected {task.metric}, the metric, first")
+    if bool(task.label.names) != (task.kind in ("choice", "tags")):
+        expected = "none, only choice and tags have a label set" if task.label.names else "the label set"
+        raise UserError(f"{where}: label.names: found {task.label.names} for kind {task.kind}; expected {expected}")
+    needed = FIELDS.get(task.kind, set())
+    if not needed <= set(task.fields) or (task.kind == "tags" and len(task.fields) > 1):
+        raise UserError(f"{where}: fields: found {sorted(task.fields)}; kind {task.kind} needs {' and '.join(sorted(needed))}")
     for name, source in task.sources.items():
-        for split, file in (source.files or {}).items():
-            for placeholder in re.findall(r"{(.*?)}", file):
-                if placeholder not in ("language", "shots"):
-                    raise UserError(f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; expected {{language}} or {{shots}}")
-        if (source.hub is None) == (source.files is None):
-            raise UserError(f"{where}: sources.{name}: give exactly one of hub and files")
-        for split in [*(source.files or {}), *source.splits]:
-            if split not in SPLITS:
-                raise UserError(f'{where}: sources.{name}: unknown split "{split}"; {nearest(split, SPLITS)}')
-        for value, label in source.labels.items():
-            if label not in task.label.names:
-                raise UserError(f'{where}: sources.{name}.labels.{value}: "{label}" is no label; {nearest(label, task.label.names)}')
+        _check_source(task, name, source, where)
     for name, pattern in task.patterns.items():
         for language in pattern.by_language:
             if language not in task.languages:
@@ -209,11 +233,36 @@ def _check(task: Task, where: str) -> None:
             _check_wording(task, pattern.wording(language), f"{where}: patterns.{name}" + (f".by_language.{language}" if language else ""))
 
 
+def _check_source(task: Task, name: str, source: Source, where: str) -> None:
+    for split, file in (source.files or {}).items():
+        for placeholder in re.findall(r"{(.*?)}", file):
+            if placeholder not in ("language", "shots"):
+                raise UserError(f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; expected {{language}} or {{shots}}")
+    if (source.hub is None) == (source.files is None):
+        raise UserError(f"{where}: sources.{name}: give exactly one of hub and files")
+    configs = source.config if isinstance(source.config, dict) else {}
+    for split in [*(source.files or {}), *source.splits, *configs, *source.split_languages]:
+        if split not in SPLITS:
+            raise UserError(f'{where}: sources.{name}: unknown split "{split}"; {nearest(split, SPLITS)}')
+    for split, languages in source.split_languages.items():
+        for language in languages:
+            if language not in task.languages:
+                raise UserError(f'{where}: sources.{name}.split_languages.{split}: "{language}" is no language of the task')
+    for value, label in source.labels.items():
+        if label not in task.label.names:
+            raise UserError(f'{where}: sources.{name}.labels.{value}: "{label}" is no label; {nearest(label, task.label.names)}')
+
+
 def _check_wording(task: Task, wording: Wording, where: str) -> None:
     text = wording.text or ""
     for match in MARKUP.finditer(text):
-        if match[1] and match[1] not in task.fields:
+        if match[1] == "token" and task.kind != "tags":
+            raise UserError(f"{where}.text: found {{token}}; only tasks of kind tags ask about a word")
+        if match[1] and match[1] not in {*task.fields, *(["token"] if task.kind == "tags" else [])}:
             raise UserError(f'{where}.text: no field "{match[1]}"; {nearest(match[1], task.fields)}')
+    for kind, field in (("tags", "tokens"), ("span", "context")):
+        if task.kind == kind and "{token}" not in text and f"{{{field}}}" not in text:
+            raise UserError(f"{where}.text: kind {kind} reads its answers at {{{field}}}; the text has none")
     left = MARKUP.sub("", text)
     if re.search(r"[{}]|<\w+>", left):
         raise UserError(f'{where}.text: markup not understood in "{text}"; known: {{field}} {{field|strip}} <slot> <soft> <sep> <demos>')

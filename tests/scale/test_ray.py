@@ -39,7 +39,7 @@ def run(place: Path, *more: str, recipe: str = "profit", model: str = "bert") ->
     """Results and events of a job."""
     name, *overrides = words(place, "train.dropout=0.0", "train.lr=1e-3", "train.batch_size=5", *more, recipe=recipe, model=model)
     events: list[dict] = []
-    return runs.run(runs.prepare(load_job(name, overrides)), events.append), events
+    return runs.run([runs.prepare(load_job(name, overrides))], events.append)[0], events
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
