@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Encoded
@@ -25,6 +24,7 @@ from raypft.cache import LowerStates
 from raypft.data import Rows, share
 from raypft.fewshot import Sample
 from raypft.job import Job, Train, part_config
+from raypft.methods.base import Result
 from raypft.metrics import ENGLISH, metric
 from raypft.tasks import Task, load_task
 from raypft.train import Answer, Learner, Progress, Stepper, TorchStepper, evaluate, fit
@@ -149,7 +149,7 @@ def run_cell(
         "workers": stepper.world,
     }
     if stepper.rank == 0:
-        write_result(folder, task, result, prompts["test"], answers, values)
+        write_result(folder, task, result, prompts["test"], answers, learner.method.result(values))
     return result
 
 
@@ -202,12 +202,8 @@ def scores_by_language(task: Task, prompts: Sequence[Encoded], answers: Sequence
     }
 
 
-def write_result(folder: Path, task: Task, result: dict[str, Any], prompts: Sequence[Encoded], answers: Sequence[Answer], values: dict[str, Tensor]) -> None:
-    """Write a finished cell; result.json comes last and says that it is whole.
-
-    Raises:
-        RuntimeError: the saved parameters differ from the live ones when read back.
-    """
+def write_result(folder: Path, task: Task, result: dict[str, Any], prompts: Sequence[Encoded], answers: Sequence[Answer], kept: Result) -> None:
+    """Write a finished cell; result.json comes last and says that it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[Any]] = {
         "id": [p.key.split("/", 1)[1] for p in prompts],
@@ -218,13 +214,21 @@ def write_result(folder: Path, task: Task, result: dict[str, Any], prompts: Sequ
     for i, name in enumerate(task.label.names):
         columns[f"p({name})"] = [a[2][i] for a in answers]
     pa_parquet.write_table(pa.table(columns), folder / "predictions.parquet")
-    if values:
-        path = folder / "trained.safetensors"
-        save_file({name: value.contiguous() for name, value in values.items()}, path)
-        back = load_file(path)
-        if set(back) != set(values) or not all(torch.equal(back[name], value) for name, value in values.items()):
-            raise RuntimeError(f"{path}: the saved parameters differ from the live ones when read back")
+    if kept.tensors:
+        save_tensors(folder / kept.file, kept)
     partial = folder / "result.json.partial"
     partial.write_text(json.dumps(result, indent=1))
     partial.replace(folder / "result.json")
     (folder / "state.pt").unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, kept: Result) -> None:
+    """Write what is kept of the trained parameters, and read it back.
+
+    Raises:
+        RuntimeError: the saved values differ from the live ones.
+    """
+    save_file({name: value.contiguous() for name, value in kept.tensors.items()}, path, kept.metadata)
+    back = load_file(path)
+    if set(back) != set(kept.tensors) or not all(torch.equal(back[name], value) for name, value in kept.tensors.items()):
+        raise RuntimeError(f"{path}: the saved parameters differ from the live ones when read back")

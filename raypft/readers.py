@@ -143,7 +143,7 @@ def _fuse(lines: list[list[str]], language: str) -> tuple[list[str], list[str]]:
             depth = {part: len(_ancestors(part, words)) for part in span}
             ranked = {part: order.index(words[part][3]) if words[part][3] in order else len(order) for part in span}
             tokens.append(ranges[number][1])
-            tags.append(words[min(span, key=lambda part: (depth[part], ranked[part]))][3])  # noqa: B023  (called at once)
+            tags.append(words[min(span, key=lambda part: (depth[part], ranked[part]))][3])
         elif number > last:
             tokens.append(line[1])
             tags.append(line[3])

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raypft.errors import UserError
@@ -76,12 +75,6 @@ def metadata(differences: Mapping[str, Tensor], revision: str, strategy: str, se
         digest.update(value.contiguous().view(-1).numpy())
     own = {"names": list(differences), "revision": revision, "strategy": strategy, "settings": dict(settings), "digest": digest.hexdigest()[:16]}
     return {"ticket": json.dumps(own)}
-
-
-def save_ticket(path: Path, differences: Mapping[str, Tensor], revision: str, strategy: str, settings: Mapping[str, Any]) -> None:
-    """Store the differences of a search, name to fp32 tensor in the model's order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in differences.items()}, path, metadata(differences, revision, strategy, settings))
 
 
 def find_ticket(where: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from raypft.backbones import Backbone
 from raypft.backbones.places import places
@@ -17,7 +18,7 @@ from raypft.methods import method_class, method_names
 from raypft.prompts import Demonstration, render
 from raypft.readouts import readout_class
 from raypft.tasks import Label, Pattern, Source, Task
-from raypft.tickets import save_ticket
+from raypft.tickets import metadata
 from raypft.train import Answer, Learner
 
 TEXT = {"masked": "{text} . it was <soft> <slot> .", "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>"}
@@ -53,6 +54,12 @@ def supported() -> list[tuple[str, str]]:
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raypft-tests-")
 """Lives as long as the process."""
+
+
+def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str, strategy: str, settings: dict) -> None:
+    """What a search writes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(differences, path, metadata(differences, revision, strategy, settings))
 
 
 def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:

@@ -19,7 +19,7 @@ from raypft.errors import UserError
 from raypft.job import load_job
 from raypft.methods.lottery import Method
 from raypft.runs import prepare
-from raypft.tickets import open_ticket, save_ticket
+from raypft.tickets import open_ticket
 from raypft.train import TorchStepper, fit
 
 EMBEDDING = {"bert": "bert.embeddings.word_embeddings.weight", "xlmr": "roberta.embeddings.word_embeddings.weight", "gpt2": "transformer.wte.weight",
@@ -195,7 +195,7 @@ def test_entries_that_did_not_move_are_told(tmp_path):
     backbone = tiny.backbone("bert")
     moved = {name: torch.zeros_like(p) for name, p in backbone.model.bert.named_parameters(prefix="bert")}
     next(iter(moved.values()))[0] = 1
-    save_ticket(tmp_path / "t", moved, backbone.revision, "vanilla", {})
+    cases.save_ticket(tmp_path / "t", moved, backbone.revision, "vanilla", {})
     method = Method(Method.Config(ticket=str(tmp_path / "t")), backbone)
     assert (
         method.notes()[1]
@@ -312,7 +312,7 @@ def test_a_jobs_cells_are_those_of_its_ticket(tmp_path):
     for seed in (1, 2):
         generator = torch.Generator().manual_seed(seed)
         moved = {name: torch.randn(p.shape, generator=generator) for name, p in backbone.model.roberta.named_parameters(prefix="roberta")}
-        save_ticket(tmp_path / "t", moved, load_skeleton(str(tmp_path / "model")).revision, "decoupled", {})
+        cases.save_ticket(tmp_path / "t", moved, load_skeleton(str(tmp_path / "model")).revision, "decoupled", {})
         prepared = prepare(job)
         keys.add(prepared.keys[0])
         assert not prepared.skeleton._sparse

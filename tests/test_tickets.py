@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import save_ticket
 from safetensors.torch import save_file
 
 from raypft import tickets
 from raypft.errors import UserError
-from raypft.tickets import cut, find_ticket, open_ticket, save_ticket
+from raypft.tickets import cut, find_ticket, open_ticket
 
 
 def stored(tmp_path, differences: dict[str, torch.Tensor]):
