@@ -16,12 +16,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Passage:
+    """Where a span's slots lie in its text: the characters [starts, ends) of each slot, one entry a slot."""
+
+    text: str
+    starts: list[int]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """One prompt as tokens.
+    """One prompt as tokens; a row has one prompt, or several parts: one a queried word, one a window.
 
     ids, segments: [T]; marks: mark name to token positions recorded while rendering ("slot", "soft", "demo_label");
-    gold: index of the label, -1 if unknown; wording: index of the verbalizer the prompt's language uses;
-    demo_tokens: how many tokens at the start are demonstrations (the same in every prompt of a run).
+    gold: one entry a slot, what the readout makes of it is its own: a label's index, a token id, flags; -1 if unknown;
+    wording: index of the verbalizer the prompt's language uses; demo_tokens: how many tokens at the start are
+    demonstrations (the same in every prompt of a run); target: what a decoder reads, [U], slots are then positions in it;
+    answers: texts that are right, where the answer is a text; passage: what a span is read from.
     """
 
     key: str
@@ -29,21 +40,30 @@ class Encoded:
     ids: list[int]
     segments: list[int]
     marks: dict[str, list[int]]
-    gold: int = -1
+    gold: list[int] = field(default_factory=lambda: [-1])
     wording: int = 0
+    part: int = 0
     demo_tokens: int = 0
+    target: list[int] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    passage: Passage | None = None
+
+    @property
+    def name(self) -> str:
+        """Key and part: unique among the prompts of a role."""
+        return f"{self.key}#{self.part}"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts ready for a model; `slots[s] = (prompt, token)` names where answer s is read.
+    """Prompts ready for a model; `slots[s] = (prompt, token)` names where answer s is read, those of a prompt in a row.
 
-    ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a row that only fills a rank);
-    marks: mark name to positions, [B, n] where every prompt has n of them; lower: [B, T, H] states below a method's cut,
+    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a row that only fills a rank);
+    soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower: [B, T, H] states below a method's cut,
     if cached; extra: a method's own columns, one entry per prompt.
     """
 
-    keys: list[str]
+    names: list[str]
     ids: Tensor
     mask: Tensor
     segments: Tensor
@@ -52,6 +72,7 @@ class Batch:
     wording: Tensor
     weight: Tensor
     soft: Tensor | None = None
+    target: Tensor | None = None
     lower: Tensor | None = None
     extra: dict[str, list] = field(default_factory=dict)
 
@@ -90,15 +111,21 @@ def collate(prompts: Sequence[Encoded], pad: int, columns: Sequence[dict] = (), 
             stacked[row, : len(states)] = states
     soft = [p.marks["soft"] for p in prompts] if prompts[0].marks.get("soft") else None
     return Batch(
-        keys=[p.key for p in prompts],
+        names=[p.name for p in prompts],
         ids=ids,
         mask=mask,
         segments=segments,
         slots=torch.tensor(slots),
-        gold=torch.tensor([prompts[row].gold for row in owner]),
+        gold=torch.tensor([gold for prompt in prompts for gold in prompt.gold]),
         wording=torch.tensor([prompts[row].wording for row in owner]),
         weight=torch.full((len(slots),), weight),
         soft=None if soft is None else torch.tensor(soft),
+        target=_padded([p.target for p in prompts], pad) if prompts[0].target else None,
         lower=stacked,
         extra={name: [c[name] for c in columns] for name in (columns[0] if columns else ())},
     )
+
+
+def _padded(rows: Sequence[list[int]], pad: int) -> Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])

@@ -17,7 +17,7 @@ CHUNK = 8
 
 
 class LowerStates:
-    """Key of a prompt to its states after `layer` blocks, [T, H], in CPU memory.
+    """Name of a prompt to its states after `layer` blocks, [T, H], in CPU memory.
 
     Args:
         limit: bytes to use at most; `fits` says whether prompts would exceed it.
@@ -38,9 +38,9 @@ class LowerStates:
 
         Every rank must call this with equally many prompts: under ZeRO-3 each chunk gathers parameters on all ranks.
         """
-        ordered = sorted(prompts, key=lambda p: (len(p.ids), p.key))
+        ordered = sorted(prompts, key=lambda p: (len(p.ids), p.name))
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
             states = self.backbone.lower(collate(chunk, pad).to(device), self.layer).cpu()
             for row, prompt in enumerate(chunk):
-                self.states[prompt.key] = states[row, : len(prompt.ids)].clone()
+                self.states[prompt.name] = states[row, : len(prompt.ids)].clone()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import resource
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from raypft.fewshot import Sample
 from raypft.job import Job, Train, part_config
 from raypft.methods.base import Result
 from raypft.metrics import ENGLISH, metric
+from raypft.readouts.base import Answer, BaseReadout
 from raypft.tasks import Task, load_task
-from raypft.train import Answer, Learner, Progress, Stepper, TorchStepper, evaluate, fit
+from raypft.train import Learner, Progress, Stepper, TorchStepper, evaluate, fit
 
 MakeStepper = Callable[[Learner, Train, dict[str, Any] | None], Stepper]
 Tell = Callable[[dict[str, Any]], None]
@@ -120,22 +122,20 @@ def run_cell(
         start |= {"event": "resume", "epoch": progress.epoch, "step": progress.step}
     tell(start)
     train, dev, test = rows_of(job, learner, stepper, prompts)
-    gold = {p.key: task.label.names[p.gold] for role in prompts.values() for p in role}
 
     def score(answers: Sequence[Answer]) -> float:
-        return metric(task.metric)[1]([gold[a[0]] for a in answers], [task.label.names[a[1]] for a in answers])
+        return _mean(scores_by_language(task, task.metric, by_row(learner.readout, prompts["dev"], answers)))
 
     if learner.method.trains and job.train.epochs:
         progress = fit(
             stepper, train, dev, job.train, seed, score, progress, lambda p: p.save(folder / "state.pt"), lambda e: tell({"event": "epoch", "seed": seed, **e})
         )
-    answers = evaluate(stepper, test, job.train.eval_batch)
+    answers = by_row(learner.readout, prompts["test"], evaluate(stepper, test, job.train.eval_batch))
     values = stepper.values()
     result = {
         "seed": seed,
         **facts,
-        "metric": metric(task.metric)[0],
-        **scores_by_language(task, prompts["test"], answers),
+        **measured(task, answers),
         "best_epoch": progress.best_epoch if progress else 0,
         "dev": progress.best_score if progress and dev is not None else None,
         "history": progress.history if progress else [],
@@ -149,8 +149,23 @@ def run_cell(
         "workers": stepper.world,
     }
     if stepper.rank == 0:
-        write_result(folder, task, result, prompts["test"], answers, learner.method.result(values))
+        write_result(folder, task, result, answers, learner.method.result(values))
     return result
+
+
+def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
+    """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) of choice tasks or scores of others."""
+    columns: dict[str, list[Any]] = {
+        "id": [row.key.split("/", 1)[1] for row in rows],
+        "language": [row.language for row in rows],
+        "gold": [row.gold for row in rows],
+        "answer": [row.answer for row in rows],
+    }
+    if task.kind == "choice":
+        columns |= {f"p({name})": [row.scores[i] for row in rows] for i, name in enumerate(task.label.names)}
+    else:
+        columns["scores"] = [row.scores for row in rows]
+    return pa.table(columns)
 
 
 def rows_of(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]]) -> tuple[Rows, Rows | None, Rows]:
@@ -180,40 +195,70 @@ def rows_to_cache(rows: Rows, rank: int, world: int) -> list[int]:
     return sorted(own)
 
 
-def scores_by_language(task: Task, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> dict[str, Any]:
-    """The metric and the majority class share per language, and their means with and without English."""
-    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        pairs[prompt.language].append((task.label.names[prompt.gold], task.label.names[answer[1]]))
-    function = metric(task.metric)[1]
-    scores, majority = {}, {}
-    for language in [known for known in task.languages if known in pairs]:
-        gold, found = zip(*pairs[language], strict=True)
-        scores[language] = function(gold, found)
-        common = Counter(gold).most_common(1)[0][0]
-        majority[language] = function(gold, [common] * len(gold))
+@dataclass(frozen=True)
+class RowAnswer:
+    """The answer to a row beside what was right: a label name, a tag a word, or a text (gold is then a list of texts)."""
+
+    key: str
+    language: str
+    gold: Any
+    answer: Any
+    scores: list[float]
+
+
+def by_row(readout: BaseReadout, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> list[RowAnswer]:
+    """The answers to rows out of the answers to their prompts, which stand next to each other."""
+    found = []
+    for key, group in itertools.groupby(zip(prompts, answers, strict=True), key=lambda pair: pair[0].key):
+        own, said = zip(*group, strict=True)
+        found.append(RowAnswer(key, own[0].language, readout.gold(own), *readout.gather(own, said)))
+    return found
+
+
+def scores_by_language(task: Task, name: str, rows: Sequence[RowAnswer]) -> dict[str, float]:
+    """A metric per language, in the task's order."""
+    of: dict[str, list[RowAnswer]] = defaultdict(list)
+    for row in rows:
+        of[row.language].append(row)
+    function = metric(name)[1]
+    order = [language for language in task.languages if language in of]
+    return {language: function([r.gold for r in of[language]], [r.answer for r in of[language]], language=language) for language in order}
+
+
+def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:
+    """The task's metrics per language, the means of the primary one with and without English, and the majority class."""
+    scores = scores_by_language(task, task.metric, rows)
     others = [value for language, value in scores.items() if language not in ENGLISH]
     return {
+        "metric": metric(task.metric)[0],
         "scores": scores,
-        "majority": majority,
-        "rows": {language: len(own) for language, own in pairs.items()},
-        "mean": sum(scores.values()) / len(scores),
+        "metrics": {metric(name)[0]: scores_by_language(task, name, rows) for name in task.metrics},
+        "majority": scores_by_language(task, task.metric, majority(task, rows)),
+        "rows": dict(Counter(row.language for row in rows)),
+        "mean": _mean(scores),
         "mean_without_english": sum(others) / len(others) if others else None,
     }
 
 
-def write_result(folder: Path, task: Task, result: dict[str, Any], prompts: Sequence[Encoded], answers: Sequence[Answer], kept: Result) -> None:
+def majority(task: Task, rows: Sequence[RowAnswer]) -> list[RowAnswer]:
+    """The rows answered with each language's most frequent label or tag; none where answers are texts."""
+    if not task.label.names:
+        return []
+    of: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        of[row.language].update(row.gold if isinstance(row.gold, list) else [row.gold])
+    common = {language: counts.most_common(1)[0][0] for language, counts in of.items()}
+    return [replace(r, answer=[common[r.language]] * len(r.gold) if isinstance(r.gold, list) else common[r.language]) for r in rows]
+
+
+def _mean(scores: Mapping[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+def write_result(folder: Path, task: Task, result: dict[str, Any], rows: Sequence[RowAnswer], kept: Result) -> None:
     """Write a finished cell; result.json comes last and says that it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, list[Any]] = {
-        "id": [p.key.split("/", 1)[1] for p in prompts],
-        "language": [p.language for p in prompts],
-        "gold": [task.label.names[p.gold] for p in prompts],
-        "answer": [task.label.names[a[1]] for a in answers],
-    }
-    for i, name in enumerate(task.label.names):
-        columns[f"p({name})"] = [a[2][i] for a in answers]
-    pa_parquet.write_table(pa.table(columns), folder / "predictions.parquet")
+    pa_parquet.write_table(answer_table(task, rows), folder / "predictions.parquet")
     if kept.tensors:
         save_tensors(folder / kept.file, kept)
     partial = folder / "result.json.partial"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Encoded
+from raypft.batch import Encoded, Passage
 from raypft.errors import UserError
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
-from raypft.prompts import Demonstration, Query, render
+from raypft.prompts import Demonstration, Piece, Query, render
+from raypft.readouts import readout_class, readout_names
+from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks import Pattern, Task, load_task
 
 ROLES = ("train", "dev", "test")
+UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Encoder:
     backbone: Backbone
     soft_tokens: int
     max_tokens: int
+    readout: type[BaseReadout]
+    readout_config: Config
     demos: tuple[Demonstration, ...] = ()
 
     @classmethod
@@ -36,23 +42,105 @@ class Encoder:
         _, config = part_config(job.method, "method")
         rows = [] if demos is None else demos.to_pylist()
         shown = tuple(Demonstration(row, row["label"], row["language"]) for row in _by_class(rows, task.label.names))
-        return cls(task, task.pattern(job.pattern), backbone, config.soft_tokens, job.train.max_tokens, shown)
+        return cls(task, task.pattern(job.pattern), backbone, config.soft_tokens, job.train.max_tokens, *part_config(job.readout, "readout"), shown)
 
-    def query(self, row: Mapping[str, object]) -> Query:
-        """The rendered prompt of a row."""
+    def queries(self, row: Mapping[str, Any]) -> list[Query]:
+        """The rendered prompts of a row, before they are cut to size: one, or one for each word that is asked about."""
+        if "{token}" not in self.pattern.text:
+            return [self._render(row)]
+        words = row[self.task.words]
+        return [self._render({**row, self.task.words: " ".join(words), "token": word}) for word in words]
+
+    def _render(self, row: Mapping[str, Any]) -> Query:
         return render(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
 
-    def __call__(self, row: Mapping[str, object]) -> Encoded:
-        language = str(row["language"])
+    def __call__(self, row: Mapping[str, Any]) -> list[Encoded]:
+        """The prompts of a row, its parts in order."""
+        if self.task.kind == "span":
+            parts = self._windows(row)
+        elif self.task.kind == "tags":
+            parts = self._tagged(row)
+        else:
+            names = self.task.label.names
+            gold = [names.index(row["label"])] if names and row.get("label") else [-1]
+            parts = [replace(self._encode(self._render(row), row), gold=gold, answers=[str(row.get("label") or "")])]
         wordings = ["", *self.pattern.by_language]
-        return self.backbone.encode(
-            self.query(row),
-            key=f"{language}/{row['id']}",
-            language=language,
-            gold=self.task.label.names.index(str(row["label"])) if row.get("label") else -1,
-            wording=wordings.index(language) if language in wordings else 0,
-            max_tokens=self.max_tokens,
-        )
+        language = str(row["language"])
+        wording = wordings.index(language) if language in wordings else 0
+        parts = [replace(part, wording=wording, part=number) for number, part in enumerate(parts)]
+        return [self.readout.prepare(self.readout_config, part, self.backbone) for part in parts]
+
+    def _encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
+        return self.backbone.encode(query, f"{row['language']}/{row['id']}", str(row["language"]), max_tokens or self.max_tokens)
+
+    def _tagged(self, row: Mapping[str, Any]) -> list[Encoded]:
+        words = row[self.task.words]
+        tags = row.get("label") or [None] * len(words)
+        gold = [-1 if tag is None else self.task.label.names.index(tag) for tag in tags]
+        if "{token}" in self.pattern.text:
+            queries = self.queries(row)
+            return [replace(self._encode(q, row), gold=[g], answers=[t or ""]) for q, g, t in zip(queries, gold, tags, strict=True)]
+        return [
+            replace(self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end])
+            for start, end in self._chunks(row, words)
+        ]  # fmt: skip
+
+    def _chunks(self, row: Mapping[str, Any], words: Sequence[str]) -> list[tuple[int, int]]:
+        """Sentences too long for one prompt are cut between words, as XTREME's preprocessing does."""
+        sizes = [max(1, len(self.backbone.tokenize(f" {word}"))) for word in words]
+        alone = self._encode(self._render({**row, self.task.words: words[:1]}), row, UNLIMITED)
+        room = self.max_tokens - (len(alone.ids) - sizes[0])
+        chunks, start, used = [], 0, 0
+        for i, size in enumerate(sizes):
+            if i > start and used + size > room:
+                chunks.append((start, i))
+                start, used = i, 0
+            used += size
+        return [*chunks, (start, len(words))]
+
+    def _windows(self, row: Mapping[str, Any]) -> list[Encoded]:
+        """A passage in windows that overlap; slot 0 is the prompt's first token, which stands for "no answer here".
+
+        At most half of a window goes to the question. Gold of a slot: 1 where the answer starts + 2 where it ends.
+        """
+        query = self._render(row)
+        at = next(i for i, piece in enumerate(query.pieces) if piece.mark == "passage")
+        lead = len(query.pieces[at].text) - len(row["context"])
+        ids, starts, ends = self.backbone.offsets(query.pieces[at].text)
+        starts, ends = [max(0, start - lead) for start in starts], [max(0, end - lead) for end in ends]
+
+        def framed(tokens: Sequence[int], limit: int) -> Encoded:
+            pieces = list(query.pieces)
+            pieces[at] = Piece("tokens", mark="passage", tokens=tuple(tokens))
+            return self._encode(Query(query.demos, tuple(pieces)), row, limit)
+
+        frame = framed((), self.max_tokens // 2)
+        room = self.max_tokens - len(frame.ids)
+        step = min(room, self.readout_config.stride or room)
+        first, last = _answer_tokens(row, starts, ends)
+        windows = []
+        for begin in range(0, max(1, len(ids) - room + step), step):
+            window = slice(begin, min(begin + room, len(ids)))
+            part = framed(ids[window], self.max_tokens)
+            size, place = window.stop - window.start, part.marks["passage"][0]
+            flags = [0] * (size + 1)
+            inside = first is not None and window.start <= first and last < window.stop
+            for token, flag in ((first, 1), (last, 2)) if first is not None else ():
+                flags[token - window.start + 1 if inside else 0] += flag
+            passage = Passage(row["context"], [0, *starts[window]], [0, *ends[window]])
+            marks = {**part.marks, "slot": [0, *range(place, place + size)]}
+            windows.append(replace(part, marks=marks, gold=flags, answers=list(row.get("label") or []), passage=passage))
+        return windows
+
+
+def _answer_tokens(row: Mapping[str, Any], starts: Sequence[int], ends: Sequence[int]) -> tuple[int | None, int]:
+    """First and last token of the row's first answer."""
+    if not row.get("label"):
+        return None, -1
+    begin = row["starts"][0]
+    end = begin + len(row["label"][0])
+    inside = [i for i, (start, stop) in enumerate(zip(starts, ends, strict=True)) if stop > begin and start < end]
+    return (inside[0], inside[-1]) if inside else (None, -1)
 
 
 def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:
@@ -74,6 +162,11 @@ def check_fit(job: Job, backbone: Backbone) -> None:
     pattern = task.pattern(job.pattern)
     if backbone.family not in method.families:
         raise UserError(f"method: {job.method['name']} works with {' and '.join(method.families)} models; {job.backbone} is {backbone.family}")
+    if task.kind not in readout.kinds:
+        fitting = [name for name in readout_names() if task.kind in readout_class(name).kinds]
+        raise UserError(f"readout: {job.readout['name']} does not answer tasks of kind {task.kind} ({task.name}); use readout={' or '.join(fitting)}")
+    if backbone.family not in readout.families:
+        raise UserError(f"readout: {job.readout['name']} works with {' and '.join(readout.families)} models; {job.backbone} is {backbone.family}")
     if readout.needs_slot and "<slot>" not in pattern.text:
         raise UserError(f"readout: {job.readout['name']} reads a label word at <slot>; pattern {job.pattern} has none; use readout=head")
     if job.zero.stage > method.max_zero_stage:
@@ -97,19 +190,20 @@ def check_fit(job: Job, backbone: Backbone) -> None:
         readout(readout_config, task, pattern, backbone)
 
 
-def label_distribution(rows: Iterable[Mapping[str, str]]) -> dict[str, dict[str, int]]:
-    """Language to label to count."""
+def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Language to label or tag to count; empty where answers are texts."""
     found: dict[str, dict[str, int]] = {}
-    for row in rows:
+    for row in rows if task.label.names else ():
         own = found.setdefault(row["language"], {})
-        own[row["label"]] = own.get(row["label"], 0) + 1
+        for label in row["label"] if task.kind == "tags" else [row["label"]]:
+            own[label] = own.get(label, 0) + 1
     return found
 
 
 def encode_sample(job: Job, backbone: Backbone, sample: Sample) -> dict[str, list[Encoded]]:
     """Role to encoded prompts, in this process."""
     encoder = Encoder.of(job, backbone, sample.demos)
-    return {role: [encoder(row) for row in table.to_pylist()] for role in ROLES if (table := getattr(sample, role)) is not None}
+    return {role: [prompt for row in table.to_pylist() for prompt in encoder(row)] for role in ROLES if (table := getattr(sample, role)) is not None}
 
 
 def to_record(prompt: Encoded) -> dict:
@@ -121,17 +215,23 @@ def to_record(prompt: Encoded) -> dict:
 
 def from_record(record: dict) -> Encoded:
     """The encoded prompt of an Arrow row."""
-    return Encoded(**{**record, "marks": dict(record["marks"])})
+    passage = None if record["passage"] is None else Passage(**record["passage"])
+    return Encoded(**{**record, "marks": dict(record["marks"]), "passage": passage})
 
 
+INTS = pa.list_(pa.int32())
 RECORD = pa.schema([
     ("key", pa.string()),
     ("language", pa.string()),
-    ("ids", pa.list_(pa.int32())),
-    ("segments", pa.list_(pa.int32())),
-    ("marks", pa.map_(pa.string(), pa.list_(pa.int32()))),
-    ("gold", pa.int32()),
+    ("ids", INTS),
+    ("segments", INTS),
+    ("marks", pa.map_(pa.string(), INTS)),
+    ("gold", INTS),
     ("wording", pa.int32()),
+    ("part", pa.int32()),
     ("demo_tokens", pa.int32()),
+    ("target", INTS),
+    ("answers", pa.list_(pa.string())),
+    ("passage", pa.struct([("text", pa.string()), ("starts", INTS), ("ends", INTS)])),
 ])  # fmt: skip
 """The Arrow schema of encoded prompts."""

@@ -92,6 +92,7 @@ def draw(
     """Draw the sample of a cell.
 
     Args:
+        labels: the classes; empty where rows have none (tags, spans, texts), shots and demos then count rows a language.
         shots: rows a class and language for training, None for all; demos: demonstrations a class, taken from train first.
         seed: the sample seed.
         dev, dev_limit, test_limit: replace the protocol's; limits count rows per language.
@@ -143,12 +144,15 @@ def _rank(seed: int, purpose: str, row_id: str) -> bytes:
 
 def _sorted(table: pa.Table, seed: int, purpose: str) -> pa.Table:
     """The rows in hashed order, languages one after the other within an id."""
-    languages, ids, labels = (table[name].to_pylist() for name in ("language", "id", "label"))
+    languages, ids = (table[name].to_pylist() for name in ("language", "id"))
+    labels = [str(label) for label in table["label"].to_pylist()]
     order = sorted(range(len(table)), key=lambda i: (_rank(seed, purpose, ids[i]), languages[i], labels[i]))
     return table.take(pa.array(order, pa.int64()))
 
 
 def _per_class(table: pa.Table, languages: list[str], labels: list[str], count: int, seed: int, purpose: str) -> pa.Table:
+    if not labels:
+        return _limit(table, count, seed, purpose)
     ordered = _sorted(table, seed, purpose)
     chosen: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, place in enumerate(zip(ordered["language"].to_pylist(), ordered["label"].to_pylist(), strict=True)):

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raypft.backbones import ALIASES, load_backbone
-from raypft.batch import collate
+from raypft.backbones import ALIASES, Backbone, load_backbone
+from raypft.batch import Encoded, collate
 from raypft.cells import build_learner
 from raypft.encode import Encoder, label_distribution
 from raypft.errors import UserError, nearest
@@ -22,14 +22,20 @@ from raypft.runs import Prepared
 from raypft.tasks import load_task, task_names
 
 
+LOOKED_AT = 200
+"""Rows whose prompts are counted and measured."""
+
+
 def checked(prepared: Prepared) -> dict[str, Any]:
     """What is known of a prepared job: sizes, label words, parameters, steps."""
     job, skeleton = prepared.job, prepared.skeleton
     seed = job.seeds[0]
     sample, manifest = prepared.samples[seed], prepared.manifests[seed]
     encoder = Encoder.of(job, skeleton, sample.demos)
-    lengths = sorted(len(encoder(row).ids) for row in sample.test.slice(0, 200).to_pylist())
-    steps = -(-len(sample.train) // job.train.batch_size) * job.train.epochs
+    lengths = sorted(len(prompt.ids) for row in sample.test.slice(0, LOOKED_AT).to_pylist() for prompt in encoder(row))
+    some = sample.train.slice(0, LOOKED_AT).to_pylist()
+    prompts = round(len(sample.train) * sum(len(encoder(row)) for row in some) / len(some))
+    steps = -(-prompts // job.train.batch_size) * job.train.epochs
     method, config = part_config(job.method, "method")
     with torch.device("meta"):
         made = method(config, skeleton)
@@ -38,12 +44,12 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         f"{job.recipe}: {job.task}, {job.backbone} ({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
         f"rows: {manifest['sizes']['train']} train, {manifest['sizes']['dev']} dev, {manifest['sizes']['test']} test, {manifest['sizes']['demos']} demonstrations (seed {seed}, manifest {manifest['hash']})",
         *[f"note: {note}" for note in sample.notes],
-        *[f"test labels in {language}: {counts}" for language, counts in label_distribution(sample.test.to_pylist()).items()],
-        f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} of max_tokens {job.train.max_tokens} (first {len(lengths)} test rows)",
+        *[f"test labels in {language}: {counts}" for language, counts in label_distribution(encoder.task, sample.test.to_pylist()).items()],
+        f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
         *label_words(job, encoder),
         f"trainable parameters of the method: {made.predicted_parameters():,}",
         *made.notes(),
-        f"steps: {steps} a seed, {len(job.seeds)} seeds",
+        f"steps: {steps} a seed (about {prompts} prompts an epoch), {len(job.seeds)} seeds",
     ]
     return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": [*lines, f"ok: results go to {prepared.folder}"]}
 
@@ -79,26 +85,34 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
     backbone = load_backbone(job.backbone, job.train.dropout)
     learner = build_learner(job, backbone, seed).eval()
     encoder = Encoder.of(job, backbone, sample.demos)
-    prompt = encoder(row)
-    batch = collate([prompt], 0, [learner.method.columns(prompt)])
+    prompts, queries = encoder(row), encoder.queries(row)
+    batch = collate(prompts, 0, [learner.method.columns(prompt) for prompt in prompts])
     with torch.no_grad():
-        scores = learner(batch)
-    (_, answer, probabilities), *_ = learner.readout.decide(scores, batch)
-    names = encoder.task.label.names
-    at = {position: mark for mark, positions in prompt.marks.items() for position in positions}
-    tokens = backbone.tokenizer.convert_ids_to_tokens(prompt.ids)
+        answers = learner.answer(batch)
+    answer, scores = learner.readout.gather(prompts, answers)
     lines = [
-        f"row {prompt.key}, label {names[prompt.gold]}",
+        f"row {prompts[0].key}, gold {learner.readout.gold(prompts)}" + (f", {len(prompts)} prompts; the first:" if len(prompts) > 1 else ""),
         "prompt:",
-        *["  " + line for line in readable(encoder.query(row)).split("\n")],
-        f"tokens ({len(tokens)}):",
-        "  " + " ".join(f"[{at[i]}:{token}]" if i in at else token for i, token in enumerate(tokens)),
+        *["  " + line for line in readable(queries[0]).split("\n")],
+        f"tokens ({len(prompts[0].ids)}):",
+        "  " + " ".join(marked_tokens(backbone, prompts[0])),
         *label_words(job, encoder),
-        "scores before training: "
-        + ", ".join(f"{name} {score:.3f} ({p:.3f})" for name, score, p in zip(names, scores[0].tolist(), probabilities, strict=True)),
-        f"answer: {names[answer]}",
+        "probabilities before training: " + ", ".join(f"{name} {p:.3f}" for name, p in zip(encoder.task.label.names, scores, strict=True))
+        if encoder.task.kind == "choice" and len(scores) == len(encoder.task.label.names)
+        else f"scores before training: {[round(score, 3) for score in scores]}",
+        f"answer: {answer}",
     ]
-    return {"key": prompt.key, "prompt": readable(encoder.query(row)), "tokens": tokens, "marks": prompt.marks, "scores": scores[0].tolist(), "lines": lines}
+    return {
+        "key": prompts[0].key, "prompts": [readable(query) for query in queries], "tokens": backbone.tokenizer.convert_ids_to_tokens(prompts[0].ids),
+        "marks": prompts[0].marks, "answer": answer, "scores": scores, "lines": lines,
+    }  # fmt: skip
+
+
+def marked_tokens(backbone: Backbone, prompt: Encoded) -> list[str]:
+    """The tokens of a prompt, those with a mark as [mark:token]; the slots of a decoder are not among them."""
+    at = {position: mark for mark, positions in prompt.marks.items() for position in positions if not (mark == "slot" and prompt.target)}
+    tokens = backbone.tokenizer.convert_ids_to_tokens(prompt.ids)
+    return [f"[{at[i]}:{token}]" if i in at else token for i, token in enumerate(tokens)]
 
 
 def find_row(table: pa.Table, key: str | None) -> dict[str, Any]:

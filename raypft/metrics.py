@@ -134,7 +134,8 @@ def _squad(text: str) -> list[str]:
 
 def _mlqa(text: str, language: str) -> list[str]:
     if language not in ARTICLES:
-        raise UserError(f'metric: MLQA has no normalisation for "{language}"; {nearest(language, ARTICLES)}; use exact_match or f1')
+        known = ", ".join(sorted(ARTICLES))
+        raise UserError(f'metric: MLQA has no normalisation for "{language}"; known: {known}; use exact_match or f1')
     bare = "".join(c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
     articles = ARTICLES[language]
     words = (re.sub(articles, " ", bare) if articles else bare).split()

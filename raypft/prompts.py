@@ -2,7 +2,7 @@
 
 A pattern's text is cut at its markup into pieces. Each piece is tokenized on its own later (backbones), a leading blank
 belonging to the piece after it. Marks say what a piece is for: "slot" (where the answer is read), "soft" (soft tokens),
-"demo_label" (the label word of a demonstration); the backbone records at which token each marked piece begins.
+"demo_label" (the label word of a demonstration), "word" (the word that is asked about), "passage" (where a span is read); the backbone records at which token each marked piece begins.
 Only fields may be shortened: those of the row in each prompt, those of the demonstrations once per run.
 """
 
@@ -21,8 +21,8 @@ Row = Mapping[str, object]
 class Piece:
     """One part of a prompt.
 
-    kind: "text", "slot", "soft" or "sep"; mark: the name under which the position of its first token is recorded;
-    field: its text is a field's, the only text that may be shortened; count: number of soft tokens.
+    kind: "text", "slot", "soft", "sep" or "tokens" (already cut into `tokens`); mark: the name under which the position of its
+    first token is recorded; field: its text is a field's, the only text that may be shortened; count: number of soft tokens.
     """
 
     kind: str
@@ -30,6 +30,7 @@ class Piece:
     mark: str | None = None
     field: bool = False
     count: int = 1
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,24 +83,32 @@ def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int
         blank = literal[len(kept) :]
         if kept:
             pieces.append(Piece("text", kept))
-        pieces.append(_marked(task, wording.verbalizer or {}, match, blank, row, soft_length, answer))
+        pieces += _marked(task, wording.verbalizer or {}, match, blank, row, soft_length, answer)
         position = match.end()
     if text[position:]:
         pieces.append(Piece("text", text[position:]))
     return [piece for piece in pieces if piece.text or piece.kind not in ("text", "soft") or (piece.kind == "soft" and piece.count)]
 
 
-def _marked(task: Task, verbalizer: Mapping[str, object], match, blank: str, row: Row, soft_length: int, answer: str | None) -> Piece:
+def _marked(task: Task, verbalizer: Mapping[str, object], match, blank: str, row: Row, soft_length: int, answer: str | None) -> list[Piece]:
+    if match[1] == "token":
+        return [Piece("text", blank + str(row["token"]), mark="word", field=True)]
     if match[1]:
-        value = str(row[task.fields[match[1]]])
-        return Piece("text", blank + (strip_final_punctuation(value) if match[2] else value), field=True)
+        return _field(task, match[1], blank, row[task.fields[match[1]]], strip=bool(match[2]))
     if match[3] == "slot" and answer is not None:
-        return Piece("text", blank + first_word(verbalizer[answer]), mark="demo_label")  # type: ignore[arg-type]
+        return [Piece("text", blank + first_word(verbalizer[answer]), mark="demo_label")]  # type: ignore[arg-type]
     if match[3] == "slot":
-        return Piece("slot", blank, mark="slot")
+        return [Piece("slot", blank, mark="slot")]
     if match[3] == "soft":
-        return Piece("soft", blank, mark="soft", count=soft_length)
-    return Piece("sep")
+        return [Piece("soft", blank, mark="soft", count=soft_length)]
+    return [Piece("sep")]
+
+
+def _field(task: Task, name: str, blank: str, value: object, strip: bool) -> list[Piece]:
+    if isinstance(value, (list, tuple)):  # words, each with its slot
+        return [Piece("text", (blank if i == 0 else " ") + str(word), mark="slot", field=True) for i, word in enumerate(value)]
+    text = strip_final_punctuation(str(value)) if strip else str(value)
+    return [Piece("text", blank + text, mark="passage" if task.kind == "span" and name == "context" else None, field=True)]
 
 
 def strip_final_punctuation(text: str) -> str:
@@ -119,6 +128,8 @@ def readable(query: Query) -> str:
             parts.append(f"{piece.text}<soft:{piece.count}>")
         elif piece.kind == "slot":
             parts.append(piece.text + shown["slot"])
+        elif piece.mark == "slot":
+            parts.append(f"{piece.text}<slot>")
         else:
             parts.append(shown.get(piece.kind, piece.text))
     return "".join(parts)

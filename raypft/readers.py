@@ -162,7 +162,7 @@ def _ancestors(word: int, words: dict[int, list[str]]) -> set[int]:
         new = {int(head) for head in (line[6], *enhanced) if head.isdigit()} - above
         above |= new
         waiting += new
-    return above
+    return above - {word}
 
 
 def _squad(stream: pa.NativeFile, _: str) -> pa.Table:

@@ -84,7 +84,11 @@ def prepare(job: Job) -> Prepared:
     method, method_config = part_config(job.method, "method")
     weights = revision(Path(skeleton.source)) if skeleton.source else ""
     task = load_task(job.task)
-    asked = {"pattern": task.pattern(job.pattern).model_dump(exclude={"source"}), "labels": task.label.names, "metric": metric(task.metric)[0]}
+    asked = {
+        "pattern": task.pattern(job.pattern).model_dump(exclude={"source"}),
+        "labels": task.label.names,
+        "metrics": [metric(name)[0] for name in task.metrics],
+    }
     artefact = method_config.artefact()
     if artefact:
         asked["artefact"] = artefact
@@ -108,7 +112,7 @@ def draw_samples(job: Job) -> dict[int, Sample]:
         sample_seed = job.sample_seed_of(seed)
         if sample_seed not in drawn:
             drawn[sample_seed] = draw(
-                train, validation, test, labels=task.label.names, rule=rule, shots=job.shots, demos=job.demos, seed=sample_seed,
+                train, validation, test, labels=task.label.names if task.kind == "choice" else [], rule=rule, shots=job.shots, demos=job.demos, seed=sample_seed,
                 dev=job.dev.rows, dev_limit=job.dev.limit, test_limit=job.test.limit,
             )  # fmt: skip
         by_seed[seed] = drawn[sample_seed]

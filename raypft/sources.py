@@ -154,6 +154,6 @@ def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
     if "*" in path:
         folder = path[: path.index("*")].rpartition("/")[0]
         below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return sorted(info.path for info in below if info.is_file and fnmatch.fnmatchcase(info.path, path))
+        return sorted(info.path for info in below if info.is_file and (format or info.extension in ENDINGS) and fnmatch.fnmatchcase(info.path, path))
     endings = [""] if format or path.endswith(tuple(f".{ending}" for ending in ENDINGS)) else [f".{ending}" for ending in ENDINGS]
     return [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File][:1]

@@ -25,10 +25,7 @@ from raypft.data import Rows, micro_batches, order, share
 from raypft.errors import UserError
 from raypft.job import Train
 from raypft.methods.base import BaseMethod
-from raypft.readouts.base import BaseReadout
-
-Answer = tuple[str, int, list[float]]
-"""Key of the row, index of the chosen label, probabilities [C]."""
+from raypft.readouts.base import Answer, BaseReadout
 
 
 class Learner(nn.Module):
@@ -41,6 +38,10 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.readout.scores(self.method(batch), batch)
+
+    def answer(self, batch: Batch) -> list[Answer]:
+        """One answer per prompt."""
+        return self.readout.decide(self(batch), batch)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name to trainable parameter, in a fixed order."""
@@ -334,9 +335,8 @@ def evaluate(stepper: Stepper, rows: Rows, batch_size: int) -> list[Answer]:
     answers: list[Answer] = []
     for i in range(count):
         part = own[i * batch_size : (i + 1) * batch_size]
-        batch = rows.batch(part).to(stepper.device)
-        scores = stepper.learner(batch)
+        found = stepper.learner.answer(rows.batch(part).to(stepper.device))
         if part:
-            answers += stepper.learner.readout.decide(scores, batch)
-    found = {answer[0]: answer for part in stepper.gather(answers) for answer in part}
-    return [found[prompt.key] for prompt in rows.prompts]
+            answers += found
+    by_name = {answer[0]: Answer(*answer) for part in stepper.gather(answers) for answer in part}
+    return [by_name[prompt.name] for prompt in rows.prompts]

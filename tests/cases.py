@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tiny
@@ -44,7 +44,7 @@ class Cell:
     prompts: list[Encoded]
 
     def score(self, answers: list[Answer]) -> float:
-        return 100 * sum(a[1] == p.gold for a, p in zip(answers, self.prompts, strict=True)) / len(self.prompts)
+        return 100 * sum(a.value == p.gold for a, p in zip(answers, self.prompts, strict=True)) / len(self.prompts)
 
 
 def supported() -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbali
     demos = [Demonstration({"text": "a bad film"}, "negative", "en"), Demonstration({"text": "great film"}, "positive", "en")]
     demos = demos if backbone.family == "causal" else []
     prompts = [
-        backbone.encode(render(kind, pattern, {"text": text}, "en", config.soft_tokens, demos), key=f"en/{i}", language="en", gold=gold)
+        replace(backbone.encode(render(kind, pattern, {"text": text}, "en", config.soft_tokens, demos), key=f"en/{i}", language="en"), gold=[gold])
         for i, (text, gold) in enumerate(ROWS)
     ]
     return Cell(learner, prompts)

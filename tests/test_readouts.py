@@ -67,7 +67,7 @@ def columns(made: Readout, backbone) -> list[list[str]]:
 
 def batch(size: int, gold: list[int] | None = None, wording: list[int] | None = None, weight: float = 1.0):
     """`size` prompts with one slot each."""
-    rows = [Encoded(f"k{i}", "en", [5, 6], [0, 0], {"slot": [1]}, gold=gold[i] if gold else -1, wording=wording[i] if wording else 0) for i in range(size)]
+    rows = [Encoded(f"k{i}", "en", [5, 6], [0, 0], {"slot": [1]}, gold=[gold[i] if gold else -1], wording=wording[i] if wording else 0) for i in range(size)]
     return collate(rows, 1, weight=weight)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -12,11 +13,12 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
 
+from raypft import tasks
 from raypft.errors import UserError
-from raypft.sources import FORMATS, choose, languages_of, read_split
+from raypft.sources import choose, languages_of, read_split
 from raypft.tasks import load_task, task_names
 
-STORED = Path(__file__).parents[2] / "shared" / "data"
+STORED = Path(os.environ.get("RAYPFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ROWS = [
     {"id": "007", "language": "en", "label": "0", "text": 'She said "no", twice'},
     {"id": "008", "language": "en", "label": "1", "text": "2020"},
@@ -64,7 +66,7 @@ def read(origin, split: str = "train", languages: tuple[str, ...] = ("en", "de")
     return read_split(origin, split, list(languages)).to_pylist()
 
 
-@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "tsv", "csv"])
 def test_every_format_gives_the_same_table_of_text(origin, tmp_path, ending):
     write(tmp_path / f"mine/train.{ending}", ROWS)
     assert read(origin()) == EXPECTED
@@ -150,7 +152,7 @@ def test_rows_that_cannot_be_used_are_one_line_with_file_and_row(origin, tmp_pat
 def test_a_missing_file_is_named(origin, tmp_path):
     with pytest.raises(UserError) as caught:
         read(origin())
-    assert str(caught.value) == f"data: no file {tmp_path}/mine/train (.parquet, .jsonl, .tsv or .csv) for the train split of mine"
+    assert str(caught.value) == f"data: no file {tmp_path}/mine/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json) for the train split of mine"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,17 @@ def test_a_hub_data_set_with_a_configuration_for_each_language(origin, hub):
     Path(made.root, "owner/name/README.md").write_text(f"---\n{yaml.safe_dump(readme)}---\n")
     assert read(made) == EXPECTED
     assert languages_of(made, "train") == ["en", "de", "fr"]
+
+
+def test_a_hub_data_set_with_a_configuration_for_each_split(origin, hub):
+    for config, rows in (("English", ROWS[:1]), ("Test.en", ROWS[1:2]), ("Test.ger", ROWS[2:])):
+        hub(f"{config}/train.parquet", [{"id": r["id"], "label": r["label"], "text": r["text"]} for r in rows])
+    readme = {"configs": [{"config_name": name, "data_files": f"{name}/train.parquet"} for name in ("English", "Test.en", "Test.ger")]}
+    made = origin({**HUB, "config": {"train": "English", "test": "Test.{language}"}, "splits": {"train": "train", "test": "train"}, "languages": {"de": "ger"}})
+    Path(made.root, "owner/name/README.md").write_text(f"---\n{yaml.safe_dump(readme)}---\n")
+    assert read(made, "train", ("en",)) == EXPECTED[:1]
+    assert read(made, "test") == EXPECTED[1:]
+    assert (languages_of(made, "train"), languages_of(made, "test")) == (["en"], ["en", "de", "fr"])
 
 
 def test_splits_of_the_hub_are_renamed_and_one_not_named_does_not_exist(origin, hub):
@@ -267,9 +280,38 @@ def test_bundled_samples_need_no_root_and_hold_every_language_and_label_in_every
 
 @pytest.mark.parametrize("name", [name for name in task_names() if (STORED / name).is_dir()] or [pytest.param("", marks=pytest.mark.skip("no stored data"))])
 def test_stored_data_loads_in_every_language_it_holds(name):
-    made = choose(load_task(name), "files", str(STORED))
+    task = load_task(name)
+    made = choose(task, "files", str(STORED))
     for split in made.source.files:
         languages = languages_of(made, split)
         table = read_split(made, split, languages)
         assert languages
         assert set(table["language"].to_pylist()) == set(languages)
+        if task.kind != "choice":
+            keys = set(zip(table["language"].to_pylist(), table["id"].to_pylist(), strict=True))
+            assert len(keys) == len(table)
+        if task.kind == "tags":
+            assert pa.compute.list_value_length(table["label"]) == pa.compute.list_value_length(table["tokens"])
+            assert set(pa.compute.list_flatten(table["label"]).unique().to_pylist()) <= set(task.label.names)
+
+
+@pytest.mark.skipif(not (STORED / "manifest.json").is_file(), reason="no stored data")
+@pytest.mark.parametrize("name", ["panx", "udpos", "xquad", "mlqa", "tydiqa", "mlmtext"])
+def test_no_stored_row_of_a_tagging_answering_or_text_task_is_lost(name):
+    entries = json.loads((STORED / "manifest.json").read_text())["entries"]
+    made = choose(load_task(name), "files", str(STORED))
+    for split, file in made.source.files.items():
+        dataset, theirs = file.split("/")
+        kept = made.source.split_languages.get(split, load_task(name).languages)
+        stored = {e["language"]: e["rows"] for e in entries if (e["dataset"], e["split"]) == (dataset, theirs) and e["language"] in kept}
+        table = read_split(made, split, languages_of(made, split))
+        assert stored == {row["values"]: row["counts"] for row in table["language"].value_counts().to_pylist()}
+
+
+@pytest.mark.skipif(not (STORED / "tydiqa").is_dir(), reason="no stored data")
+def test_the_stored_test_file_of_tydiqa_holds_no_answers_and_is_refused(tmp_path):
+    path = tmp_path / "tydiqa.yaml"
+    values = yaml.safe_load((Path(tasks.__file__).parent / "tydiqa.yaml").read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump({**values, "sources": {"files": {"files": {"train": "tydiqa/train", "test": "tydiqa/test"}}}}))
+    with pytest.raises(UserError, match=r"tydiqa/test.parquet row \"arabic-.* has no answer \(hidden labels\?\); scores need answers$"):
+        read(choose(load_task(str(path)), None, str(STORED)), "test", ("ar",))

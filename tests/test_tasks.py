@@ -72,11 +72,11 @@ def test_a_missing_file_is_named(tmp_path):
     assert str(caught.value) == f"task: no file {tmp_path}/none.yaml; give a task name or a path to a task YAML"
 
 
-SOURCE_KEYS = "columns, config, files, gated, hub, labels, languages, splits"
+SOURCE_KEYS = "columns, config, files, format, gated, hub, labels, language_before, languages, split_languages, splits"
 PATTERN_KEYS = "by_language, demo_separator, mode, source, text, verbalizer"
-TASK_KEYS = "about, fields, kind, label, languages, metric, name, patterns, sources"
+TASK_KEYS = "about, fields, kind, label, languages, metric, metrics, name, patterns, sources"
 ERRORS = {
-    "unknown key": ("metric:", "metrics: x\nmetric:", f'unknown key "metrics"; did you mean "metric"? known: {TASK_KEYS}'),
+    "unknown key": ("metric:", "pattern: x\nmetric:", f'unknown key "pattern"; did you mean "patterns"? known: {TASK_KEYS}'),
     "unknown key of a pattern": ("source: mine", "sorce: mine, source: mine", f'unknown key "patterns.p1.sorce"; did you mean "source"? known: {PATTERN_KEYS}'),
     "unknown key of a source": ("owner/name", "owner/name, colums: {}", f'unknown key "sources.hub.colums"; did you mean "columns"? known: {SOURCE_KEYS}'),
     "unknown key of a wording": ("source: mine", "source: mine, by_language: {de: {txt: x}}", 'unknown key "patterns.p1.by_language.de.txt"; did you mean "text"? known: mode, text, verbalizer'),
@@ -85,6 +85,15 @@ ERRORS = {
     "number for a label": ('"no", "yes"', '0, "yes"', "label.names.0: found 0; input should be a valid string"),
     "unknown mode": ("source: mine", "source: mine, mode: firstpiece", "patterns.p1.mode: found 'firstpiece'; input should be 'word_initial', 'raw_piece', 'first_piece', 'last_piece' or 'mean'"),
     "unknown metric": ("accuracy", "acuracy", 'metric: "acuracy" is unknown; did you mean "accuracy"? known: accuracy'),
+    "metrics without the metric": ("metric: accuracy", "metric: accuracy\nmetrics: []", "metrics: found []; expected accuracy, the metric, first"),
+    "metric of another kind": ("metric: accuracy", "metric: accuracy\nmetrics: [accuracy, f1]", 'metric: "f1" is unknown; known: accuracy'),
+    "unknown kind": ("kind: choice", "kind: choose", "kind: found 'choose'; input should be 'choice', 'tags', 'span', 'text' or 'mlm'"),
+    "unknown format": ("owner/name", "owner/name, format: conll", "sources.hub.format: found 'conll'; input should be 'parquet', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'"),
+    "no label set": ('label: {names: ["no", "yes"]}\n', "", "label.names: found [] for kind choice; expected the label set"),
+    "a configuration of an unknown split": ("owner/name", "owner/name, config: {dev: x}", 'sources.hub: unknown split "dev"; known: test, train, validation'),
+    "languages of an unknown split": ("owner/name", "owner/name, split_languages: {dev: [en]}", 'sources.hub: unknown split "dev"; known: test, train, validation'),
+    "an unknown language of a split": ("owner/name", "owner/name, split_languages: {test: [fr]}", 'sources.hub.split_languages.test: "fr" is no language of the task'),
+    "a word where there are none": ("{text} .", "{text} {token} .", "patterns.p1.text: found {token}; only tasks of kind tags ask about a word"),
     "no such field": ("{text} .", "{txt} .", 'patterns.p1.text: no field "txt"; did you mean "text"? known: text'),
     "label without a word": ('"no": bad, ', "", "patterns.p1.verbalizer: found ['yes']; expected one entry for each of ['no', 'yes']"),
     "no label words": ('verbalizer: {"no": bad, "yes": good}, ', "", "patterns.p1: a pattern with <slot> needs a verbalizer"),
@@ -99,6 +108,72 @@ ERRORS = {
     "a language's own text": ("source: mine", 'source: mine, by_language: {de: {text: "{txt} <slot>"}}', 'patterns.p1.by_language.de.text: no field "txt"; did you mean "text"? known: text'),
     "a language's own words": ("source: mine", 'source: mine, by_language: {de: {verbalizer: {"no": x}}}', "patterns.p1.by_language.de.verbalizer: found ['no']; expected one entry for each of ['no', 'yes']"),
 }  # fmt: skip
+
+
+KINDS = {
+    "tags": "kind: tags\nfields: {tokens: words}\nlabel: {column: tags, names: [A, B]}\nmetric: token_accuracy",
+    "span": "kind: span\nfields: {question: question, context: passage}\nlabel: {column: answers}\nmetric: f1",
+    "mlm": "kind: mlm\nfields: {text: text}\nmetric: accuracy",
+    "text": "kind: text\nfields: {text: text}\nmetric: accuracy",
+}
+TEXTS = {"tags": "{tokens} <sep> {token} ?", "span": "{question} <sep> {context}", "mlm": "{text}", "text": "{text}"}
+
+
+@pytest.fixture
+def load_kind(tmp_path):
+    """Load a small task of a kind, one part of it replaced."""
+
+    def load(kind: str, old: str = "", new: str = ""):
+        whole = f'about: mine\n{KINDS[kind]}\nlanguages: [en]\nsources: {{files: {{files: {{train: x}}}}}}\npatterns: {{p1: {{text: "{TEXTS[kind]}", source: mine}}}}\n'
+        assert old in whole
+        path = tmp_path / "mine.yaml"
+        path.write_text(whole.replace(old, new, 1) if old else whole, encoding="utf-8")
+        return load_task(str(path))
+
+    return load
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_loads_and_has_its_own_metric_alone_unless_it_names_more(load_kind, kind):
+    task = load_kind(kind)
+    assert (task.kind, task.metrics) == (kind, [task.metric])
+
+
+def test_the_metrics_of_a_task_begin_with_its_metric(load_kind):
+    task = load_kind("tags", "metric: token_accuracy", "metric: token_accuracy\nmetrics: [token_accuracy, entity_f1]")
+    assert task.metrics == ["token_accuracy", "entity_f1"]
+
+
+def test_a_tags_task_may_ask_once_a_sentence(load_kind):
+    assert load_kind("tags", " <sep> {token} ?", "").pattern("p1").text == "{tokens}"
+    assert load_kind("tags").words == "tokens"
+
+
+KIND_ERRORS = {
+    "no words": ("tags", "tokens: words", "text: words", "fields: found ['text']; kind tags needs tokens"),
+    "two fields of words": ("tags", "tokens: words", "tokens: words, other: x", "fields: found ['other', 'tokens']; kind tags needs tokens"),
+    "no tag set": ("tags", ", names: [A, B]", "", "label.names: found [] for kind tags; expected the label set"),
+    "neither words nor a word": ("tags", "{tokens} <sep> {token} ?", "what ?", "patterns.p1.text: kind tags reads its answers at {tokens}; the text has none"),
+    "a metric of whole texts": ("tags", "token_accuracy", "exact_match", 'metric: "exact_match" is unknown; known: entity_f1, token_accuracy, token_f1, topro_mt5_official, topro_official'),
+    "no context": ("span", ", context: passage", "", "fields: found ['question']; kind span needs context and question"),
+    "context not shown": ("span", " <sep> {context}", "", "patterns.p1.text: kind span reads its answers at {context}; the text has none"),
+    "a label set of answers": ("span", "column: answers", "names: [a]", "label.names: found ['a'] for kind span; expected none, only choice and tags have a label set"),
+    "a label set of no labels": ("mlm", "metric:", "label: {names: [a]}\nmetric:", "label.names: found ['a'] for kind mlm; expected none, only choice and tags have a label set"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", KIND_ERRORS)
+def test_what_does_not_fit_a_kind_is_one_line(load_kind, tmp_path, what):
+    kind, old, new, line = KIND_ERRORS[what]
+    with pytest.raises(UserError) as caught:
+        load_kind(kind, old, new)
+    assert str(caught.value) == f"{tmp_path}/mine.yaml: {line}"
+
+
+def test_the_tasks_of_xtreme_have_the_languages_of_its_lists():
+    sizes = {name: len(set(load_task(name).languages)) for name in ("panx", "udpos", "xquad", "mlqa", "tydiqa", "xnli", "pawsx")}
+    assert sizes == {"panx": 48, "udpos": 38, "xquad": 11, "mlqa": 7, "tydiqa": 9, "xnli": 15, "pawsx": 7}
+    assert set(load_task("udpos").languages) - set(load_task("udpos").sources["hub"].split_languages["test"]) == {"lt", "pl", "ro", "uk", "wo"}
 
 
 @pytest.mark.parametrize("what", ERRORS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
@@ -95,13 +94,19 @@ class Backbone(nn.Module, ABC):
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text inside a prompt, without special tokens."""
 
+    def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Token ids of a text, and the characters [start, end) of it that each stands for."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts, ends = zip(*found["offset_mapping"], strict=True) if found["input_ids"] else ((), ())
+        return found["input_ids"], list(starts), list(ends)
+
     @abstractmethod
     def word_ids(self, word: str, blank: str) -> list[int]:
         """Token ids of a label word where it stands in a prompt, after `blank`."""
 
     @abstractmethod
-    def encode(self, query: Query, key: str = "", language: str = "", gold: int = -1, wording: int = 0, max_tokens: int = 128) -> Encoded:
-        """Tokens of a query with the position of every mark.
+    def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
+        """Tokens of a query with the position of every mark; its slots have no gold yet.
 
         Raises:
             UserError: the prompt does not fit `max_tokens` even with its fields cut to one token.
@@ -114,6 +119,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def head(self, num_labels: int) -> nn.Module:
         """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's."""
+
+    def word_head(self, num_labels: int) -> nn.Module:
+        """Dropout and a linear layer, [S, H] -> [S, C], as AutoModelForTokenClassification has them."""
+        rate = next((getattr(self.config, key) for key in ("classifier_dropout", "hidden_dropout_prob") if getattr(self.config, key, None) is not None), 0.1)
+        linear = nn.Linear(self.hidden, num_labels)
+        nn.init.normal_(linear.weight, std=getattr(self.config, "initializer_range", 0.02))
+        nn.init.zeros_(linear.bias)
+        return nn.Sequential(nn.Dropout(rate), linear)
 
     @property
     @abstractmethod
@@ -361,41 +374,39 @@ class Backbone(nn.Module, ABC):
     # shortening, shared by the families
 
     def shorten(self, pieces: Sequence[Piece], budget: int, where: str) -> list[list[int]]:
-        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time.
+        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time; a
+        queried word only when no field has more than one token left.
 
         Raises:
             UserError: literals and one token per field alone need more than `budget`.
         """
-        ids = [self.tokenize(piece.text) if piece.kind == "text" else [] for piece in pieces]
-        fixed = sum(self.width(piece) if piece.kind != "text" else 0 if piece.field else len(i) for piece, i in zip(pieces, ids, strict=True))
-        fields = [i for piece, i in zip(pieces, ids, strict=True) if piece.field]
-        total = fixed + sum(map(len, fields))
+        ids = [self._text_ids(piece) if piece.kind == "text" else self.special(piece) for piece in pieces]
+        total = sum(map(len, ids))
         while total > budget:
-            longest = max(fields, key=len, default=[])
-            if len(longest) <= 1:
-                needed = fixed + len(fields)
-                raise UserError(f"train.max_tokens: {where} needs {needed} tokens for its fixed parts; only {budget} are left; raise max_tokens")
-            longest.pop()
+            fields = [i for piece, i in zip(pieces, ids, strict=True) if piece.field and len(i) > 1 and piece.mark != "word"]
+            words = [i for piece, i in zip(pieces, ids, strict=True) if piece.mark == "word" and len(i) > 1]
+            if not fields and not words:
+                raise UserError(f"train.max_tokens: {where} needs {total} tokens for its fixed parts; only {budget} are left; raise max_tokens")
+            max(fields or words, key=len).pop()
             total -= 1
         return ids
 
-    def width(self, piece: Piece) -> int:
-        """How many tokens a piece that is not text takes."""
-        return len(self.special(piece))
+    def _text_ids(self, piece: Piece) -> list[int]:
+        # a marked piece must have a token to stand at, even where the tokenizer drops all of its characters
+        return self.tokenize(piece.text) or ([self.tokenizer.unk_token_id or 0] if piece.mark else [])
 
     @abstractmethod
     def special(self, piece: Piece) -> list[int]:
-        """The token ids of a "slot", "soft" or "sep" piece."""
+        """The token ids of a "slot", "soft", "sep" or "tokens" piece."""
 
     def place(self, pieces: Sequence[Piece], ids: Sequence[list[int]], start: int) -> tuple[list[int], dict[str, list[int]]]:
         """Join the pieces' tokens; positions of marks count from `start`."""
         joined: list[int] = []
         marks: dict[str, list[int]] = {}
         for piece, own in zip(pieces, ids, strict=True):
-            tokens = own if piece.kind == "text" else self.special(piece)
             if piece.mark:
                 count = piece.count if piece.kind == "soft" else 1
                 at = start + len(joined)
-                marks.setdefault(piece.mark, []).extend(itertools.islice(itertools.count(at), count))
-            joined += tokens
+                marks.setdefault(piece.mark, []).extend(range(at, at + count))
+            joined += own
         return joined, marks

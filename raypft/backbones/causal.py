@@ -43,10 +43,12 @@ class CausalBackbone(Backbone):
             return []
         if piece.kind == "sep":
             return self.tokenize("\n")
+        if piece.kind == "tokens":
+            return list(piece.tokens)
         filler = self.tokenizer.unk_token_id
         return [self.tokenizer.eos_token_id if filler is None else filler] * piece.count
 
-    def encode(self, query: Query, key: str = "", language: str = "", gold: int = -1, wording: int = 0, max_tokens: int = 128) -> Encoded:
+    def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if any(piece.kind == "slot" for piece in query.pieces[:-1]):
             raise UserError("pattern: a causal model reads the answer at the end; <slot> must be the last part of the pattern's text")
         demos, marks = self._demo_tokens(query.demos, max_tokens)
@@ -54,9 +56,10 @@ class CausalBackbone(Backbone):
         where = f"the pattern (row {key})" if key else "the pattern"
         own, own_marks = self.place(query.pieces, self.shorten(query.pieces, max_tokens - start, where), start)
         tokens = self._begin + demos + own
-        return Encoded(
-            key, language, tokens, [0] * len(tokens), {**marks, **own_marks, "slot": [len(tokens) - 1]}, gold, wording, demo_tokens=start if demos else 0
-        )
+        words = [piece for piece in query.pieces if piece.mark == "slot" and piece.kind == "text"]
+        slots = own_marks["slot"] if words else [len(tokens) - 1]
+        marks = {**marks, **own_marks, "slot": slots}
+        return Encoded(key, language, tokens, [0] * len(tokens), marks, gold=[-1] * len(slots), demo_tokens=start if demos else 0)
 
     def _demo_tokens(self, pieces: tuple[Piece, ...], max_tokens: int) -> tuple[list[int], dict[str, list[int]]]:
         if (pieces, max_tokens) not in self._demos:

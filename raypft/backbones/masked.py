@@ -38,9 +38,11 @@ class MaskedBackbone(Backbone):
     def special(self, piece: Piece) -> list[int]:
         if piece.kind == "sep":
             return self._between
+        if piece.kind == "tokens":
+            return list(piece.tokens)
         return [self.tokenizer.mask_token_id] * piece.count
 
-    def encode(self, query: Query, key: str = "", language: str = "", gold: int = -1, wording: int = 0, max_tokens: int = 128) -> Encoded:
+    def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if query.demos:
             raise UserError("demos: a masked model takes no demonstrations; use a causal backbone, or a pattern without <demos>")
         budget = max_tokens - len(self._begin) - len(self._end)
@@ -48,14 +50,13 @@ class MaskedBackbone(Backbone):
         body, marks = self.place(query.pieces, ids, len(self._begin))
         marks.setdefault("slot", [0])
         split = next((i for i, piece in enumerate(query.pieces) if piece.kind == "sep"), len(ids))
-        own = [own if piece.kind == "text" else self.special(piece) for piece, own in zip(query.pieces, ids, strict=True)]
-        first_size = len(self._begin) + sum(map(len, own[: split + 1]))
+        first_size = len(self._begin) + sum(map(len, ids[: split + 1]))
         tokens = self._begin + body + self._end
         first_size = min(first_size, len(tokens))
         segments = [0] * first_size + [self._second_segment] * (len(tokens) - first_size)
         if split == len(ids):
             segments = [0] * len(tokens)
-        return Encoded(key, language, tokens, segments, marks, gold, wording)
+        return Encoded(key, language, tokens, segments, marks, gold=[-1] * len(marks["slot"]))
 
     def arguments(self, batch: Batch) -> dict:
         return {"token_type_ids": batch.segments}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -18,20 +20,43 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def stride(self) -> int:
+        """Tokens from one window of a passage to the next; 0: windows do not overlap."""
+        return 0
+
+
+class Answer(NamedTuple):
+    """What a model says to one prompt: the prompt's name, the readout's own value, and the scores behind it."""
+
+    prompt: str
+    value: Any
+    scores: list[float]
+
 
 class BaseReadout(nn.Module, ABC):
     """The interface of a readout, with the behaviour of one label per slot.
 
-    `needs_slot` says whether the pattern must have a <slot>; `wordings` are the languages' verbalizers in the order of
-    `Encoded.wording`.
+    Class attributes:
+        Config: the YAML keys with their defaults.
+        kinds, families: the task kinds and backbone families it works with.
+        needs_slot: whether the pattern must have a <slot>.
     """
 
     Config: type[Config] = Config
+    kinds: tuple[str, ...] = ("choice", "tags")
+    families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     needs_slot: bool = True
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
+        self.task = task
+
+    @staticmethod
+    def prepare(config: Any, prompt: Encoded, backbone: Backbone) -> Encoded:
+        """A prompt with what this readout needs beside: targets of a decoder, say. Called once, while encoding."""
+        return prompt
 
     @abstractmethod
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
@@ -46,8 +71,32 @@ class BaseReadout(nn.Module, ABC):
         each = functional.cross_entropy(scores.float(), batch.gold, reduction="none")
         return (each * batch.weight).sum(), batch.weight.sum()
 
-    def decide(self, scores: Tensor, batch: Batch) -> list[tuple[str, int, list[float]]]:
-        """(key, label index, probabilities [C]) per slot."""
+    def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
+        """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a single slot,
+        those of the chosen labels where there are several."""
         probabilities = scores.float().softmax(-1)
-        keys = [batch.keys[row] for row in batch.slots[:, 0].tolist()]
-        return list(zip(keys, probabilities.argmax(-1).tolist(), probabilities.tolist(), strict=True))
+        best, chosen = probabilities.max(-1)
+        answers = []
+        for name, own in zip(batch.names, slots_of(batch), strict=True):
+            shown = probabilities[own].flatten() if own.stop - own.start == 1 else best[own]
+            answers.append(Answer(name, chosen[own].tolist(), shown.tolist()))
+        return answers
+
+    def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
+        """The answer to a row out of the answers to its prompts: a label name, or a tag a word; and its scores."""
+        return self._named([i for answer in answers for i in answer.value]), [score for answer in answers for score in answer.scores]
+
+    def gold(self, prompts: Sequence[Encoded]) -> Any:
+        """What `gather` should have given."""
+        return self._named([i for prompt in prompts for i in prompt.gold])
+
+    def _named(self, indices: Sequence[int]) -> Any:
+        names = [self.task.label.names[i] if i >= 0 else None for i in indices]
+        return names if self.task.kind == "tags" else names[0]
+
+
+def slots_of(batch: Batch) -> list[slice]:
+    """The slots of each prompt."""
+    sizes = batch.slots[:, 0].bincount(minlength=len(batch.names)).tolist()
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""The family's own classification head, newly initialised where the checkpoint has none (vanilla fine-tuning)."""
+"""The family's own head, newly initialised where the checkpoint has none (vanilla fine-tuning): for a row, or for each word."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from raypft.tasks import Pattern, Task
 
 
 class Readout(BaseReadout):
-    """mBERT's pooler and classifier, RoBERTa's dense, tanh and classifier, a causal model's score layer; all of it trains."""
+    """mBERT's pooler and classifier, RoBERTa's dense, tanh and classifier, a causal model's score layer; of words, dropout and a
+    linear layer as AutoModelForTokenClassification has them. All of it trains."""
 
+    families = ("masked", "causal")
     needs_slot = False
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
-        self.head = backbone.head(len(task.label.names))
+        make = backbone.word_head if task.kind == "tags" else backbone.head
+        self.head = make(len(task.label.names))
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.head(states)

@@ -25,6 +25,8 @@ from raypft.job import Job, part_config
 from raypft.tasks import load_task
 
 ENCODER_CPUS = 0.5
+BESIDE = pa.schema([("file", pa.string()), ("role", pa.string()), ("number", pa.int64())])
+"""What travels with a row through Ray Data."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -40,11 +42,12 @@ def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table
     Args:
         files: name of an encoded file to the job and demonstrations that encode its rows, as JSON.
     """
-    records = [to_record(_encoder(*files[row["file"]])(json.loads(row["row"]))) for row in batch.to_pylist()]
-    encoded = pa.Table.from_pylist(records, schema=RECORD)
-    for column in ("file", "role", "number"):
-        encoded = encoded.append_column(column, batch[column])
-    return encoded
+    records = [
+        {**to_record(prompt), **{key: row[key] for key in BESIDE.names}}
+        for row in batch.to_pylist()
+        for prompt in _encoder(*files[row["file"]])(json.loads(row["row"]))
+    ]  # fmt: skip
+    return pa.Table.from_pylist(records, schema=pa.schema([*RECORD, *BESIDE]))
 
 
 def encoded_file(cell: Cell) -> Path:
@@ -52,7 +55,7 @@ def encoded_file(cell: Cell) -> Path:
     job = cell.job
     _, method = part_config(job.method, "method")
     pattern = load_task(job.task).pattern(job.pattern).model_dump()
-    parts = [job.task, pattern, cell.facts["backbone"], job.train.max_tokens, method.soft_tokens, cell.facts["manifest"]]
+    parts = [job.task, pattern, cell.facts["backbone"], job.train.max_tokens, method.soft_tokens, job.readout, cell.facts["manifest"]]
     return Path(job.storage).resolve() / ".encoded" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
 
 
@@ -72,7 +75,7 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     )
     encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
     for name, (path, _) in missing.items():
-        own = encoded.filter(pa.compute.equal(encoded["file"], name)).sort_by("number").drop_columns("file")
+        own = encoded.filter(pa.compute.equal(encoded["file"], name)).sort_by([("number", "ascending"), ("part", "ascending")]).drop_columns("file")
         partial = path.with_suffix(f".{os.getpid()}.partial")
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
             writer.write_table(own)

@@ -1,0 +1,87 @@
+"""Extractive question answering: every passage token is a slot, a linear layer scores it as start and as end of the answer.
+
+Source: Devlin et al. 2019, section 4.2; XTREME's run_squad. Windows that do not hold the answer train towards their first
+token; the best start and end of all windows of a passage, at most `longest` tokens apart, make the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raypft.backbones.base import Backbone
+from raypft.batch import Batch, Encoded
+from raypft.readouts import base
+from raypft.readouts.base import Answer, slots_of
+from raypft.tasks import Pattern, Task
+
+START, END = 1, 2
+"""The flags of a slot's gold."""
+
+
+class Config(base.Config):
+    """window_stride: tokens from one window of a passage to the next; longest: tokens of an answer at most."""
+
+    window_stride: int = Field(default=128, ge=1)
+    longest: int = Field(default=30, ge=1)
+
+    @property
+    def stride(self) -> int:
+        return self.window_stride
+
+
+class Readout(base.BaseReadout):
+    """Start and end scores, [S, 2]; the loss of a window is the mean of its two cross-entropies over its slots."""
+
+    Config = Config
+    kinds = ("span",)
+    families = ("masked", "causal")
+    needs_slot = False
+
+    def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
+        super().__init__(config, task, pattern, backbone)
+        self.longest = config.longest
+        self.ends = nn.Linear(backbone.hidden, 2)
+        nn.init.normal_(self.ends.weight, std=getattr(backbone.config, "initializer_range", 0.02))
+        nn.init.zeros_(self.ends.bias)
+
+    def scores(self, states: Tensor, batch: Batch) -> Tensor:
+        return self.ends(states)
+
+    def weight(self, prompt: Encoded) -> float:
+        return 1.0
+
+    def loss(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        total, weights = scores.new_zeros((), dtype=torch.float32), scores.new_zeros((), dtype=torch.float32)
+        for own in slots_of(batch):
+            gold, weight = batch.gold[own], batch.weight[own][0]
+            for column, flag in enumerate((START, END)):
+                at = (gold & flag).argmax()  # the first slot where no answer is marked
+                total = total + weight * functional.cross_entropy(scores[own, column].float().unsqueeze(0), at.unsqueeze(0)) / 2
+            weights = weights + weight
+        return total, weights
+
+    def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
+        answers = []
+        for name, own in zip(batch.names, slots_of(batch), strict=True):
+            start, end = scores[own].float()[1:].unbind(-1)
+            size = len(start)
+            both = start.unsqueeze(1) + end.unsqueeze(0)  # [size, size]
+            allowed = torch.ones(size, size, dtype=torch.bool, device=both.device).triu().tril(self.longest - 1)
+            best = int(both.masked_fill(~allowed, -torch.inf).argmax())
+            answers.append(Answer(name, [best // size + 1, best % size + 1], [float(both.flatten()[best])]))
+        return answers
+
+    def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
+        prompt, answer = max(zip(prompts, answers, strict=True), key=lambda pair: pair[1].scores[0])
+        first, last = answer.value
+        assert prompt.passage is not None
+        return prompt.passage.text[prompt.passage.starts[first] : prompt.passage.ends[last]], answer.scores
+
+    def gold(self, prompts: Sequence[Encoded]) -> Any:
+        return prompts[0].answers

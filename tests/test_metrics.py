@@ -1,0 +1,179 @@
+"""Metrics against numbers worked out by hand, formulas of the papers, scikit-learn, and the mock submission of XTREME."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from sklearn.metrics import f1_score
+
+from raypft.errors import UserError
+from raypft.metrics import METRICS, OF_KIND, metric
+from raypft.tasks import load_task, task_names
+
+TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
+
+
+def score(name: str, gold: list, answers: list, language: str = "en") -> float:
+    """The metric of that name."""
+    return metric(name)[1](gold, answers, language=language)
+
+
+def noisy(share: float, seed: int = 0) -> tuple[list[list[str]], list[list[str]]]:
+    """Sentences of random tags and answers, of which about `share` are random too."""
+    draw = random.Random(seed)
+    gold = [draw.choices(TAGS, weights=[7, 1, 1, 1, 1, 1, 1], k=draw.randint(1, 12)) for _ in range(60)]
+    return gold, [[draw.choice(TAGS) if draw.random() < share else tag for tag in tags] for tags in gold]
+
+
+PERFECT = {"choice": ["a", "b"], "text": ["a", "b c"], "mlm": ["x", "y"], "tags": [["B-PER", "I-PER", "O"], ["B-LOC"]], "span": [["Paris"], ["a dog", "two"]]}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in OF_KIND.items() for name in names])
+def test_what_is_right_scores_100_in_every_metric_of_a_kind(kind, name):
+    gold = PERFECT[kind]
+    assert score(name, gold, [g[-1] for g in gold] if kind == "span" else gold) == 100
+
+
+def test_every_metric_belongs_to_a_kind_and_every_task_names_those_of_its_kind():
+    assert set(METRICS) == {name for names in OF_KIND.values() for name in names}
+    for name in task_names():
+        assert set(load_task(name).metrics) <= set(OF_KIND[load_task(name).kind])
+
+
+def test_an_unknown_metric_names_the_nearest():
+    with pytest.raises(UserError) as caught:
+        metric("entity_f", OF_KIND["tags"])
+    assert str(caught.value).startswith('metric: "entity_f" is unknown; did you mean "entity_f1"? known: entity_f1, token_accuracy')
+    assert metric("accuracy")[0] == "accuracy@1"
+
+
+def test_gold_and_answers_of_different_length_are_refused():
+    for name, gold, answers in (("accuracy", ["a", "b"], ["a"]), ("token_accuracy", [["O", "O"]], [["O"]]), ("f1", [["a"], ["b"]], ["a"])):
+        with pytest.raises(ValueError, match="zip"):
+            score(name, gold, answers)
+
+
+# tags
+
+
+def test_entity_f1_counts_whole_entities():
+    gold = [["O", "B-PER", "I-PER", "O", "B-LOC"], ["B-ORG", "I-ORG"]]
+    answers = [["O", "B-PER", "I-PER", "O", "O"], ["B-ORG", "O"]]
+    # 3 gold entities, 2 answered, 1 of them right: P 1/2, R 1/3
+    assert score("entity_f1", gold, answers) == pytest.approx(40.0)
+    # a wrong type is a wrong entity; an I- after another type begins an entity
+    assert score("entity_f1", [["B-PER", "I-PER"]], [["B-LOC", "I-LOC"]]) == 0
+    assert score("entity_f1", [["B-PER", "I-LOC"]], [["B-PER", "B-LOC"]]) == 100
+
+
+def test_entity_f1_of_udpos_joins_neighbours_of_one_tag():
+    assert score("entity_f1", [["NOUN", "NOUN", "VERB"]], [["NOUN", "VERB", "VERB"]]) == 0
+    assert score("token_accuracy", [["NOUN", "NOUN", "VERB"]], [["NOUN", "VERB", "VERB"]]) == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_token_f1_is_scikit_learns_weighted_f1_and_topro_exchanges_its_arguments(share):
+    gold, answers = noisy(share)
+    flat, said = ([tag for tags in sentences for tag in tags] for sentences in (gold, answers))
+    assert score("token_f1", gold, answers) == pytest.approx(100 * f1_score(flat, said, average="weighted"))
+    assert score("topro_official", gold, answers) == pytest.approx(100 * f1_score(said, flat, average="weighted"))
+    assert score("token_f1", gold, answers) != pytest.approx(score("topro_official", gold, answers))
+
+
+def test_a_tagger_that_says_o_only_scores_by_the_formulas_of_the_fact_sheet():
+    gold = [["O"] * 8 + ["B-PER", "I-PER", "I-PER"], ["B-LOC", "I-LOC", "B-ORG", "I-ORG"]]
+    p = 8 / 15
+    answers = [["O"] * len(tags) for tags in gold]
+    scores = {name: score(name, gold, answers) for name in OF_KIND["tags"]}
+    assert scores == {
+        "entity_f1": 0,
+        "token_accuracy": pytest.approx(100 * p),
+        "token_f1": pytest.approx(100 * p * 2 * p / (1 + p)),
+        "topro_official": pytest.approx(100 * 2 * p / (1 + p)),
+        "topro_mt5_official": pytest.approx(100 * 2 * p / (1 + p)),
+    }
+    # the printed case: 53.3 % O gives 69.5 by both of ToPro's metrics and 37.1 in the right order
+    assert (round(scores["topro_official"], 0), round(scores["token_f1"], 0)) == (70, 37)
+
+
+def test_the_mt5_metric_is_2a_over_1_plus_a_and_takes_a_part_for_the_whole():
+    gold, answers = [["NOUN", "VERB", "ADJ", "DET"]], [["NOUN", "VERB", "ADV", "ADV"]]
+    assert score("topro_mt5_official", gold, answers) == pytest.approx(100 * 2 * 0.5 / 1.5)
+    assert score("topro_mt5_official", [["O", "X"]], [["B-LOC", "AUX"]]) == 100
+    assert score("topro_mt5_official", [["O", "X"]], [["B-PER", "NOUN"]]) == 0
+
+
+# answers
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "exact", "f1"),
+    [
+        (["Denver Broncos", "The Denver Broncos!"], "the denver broncos", 100, 100),
+        (["the cat sat"], "cat sat down", 0, 80),
+        (["10,000"], "10000", 100, 100),
+        (["a b", "c"], "b c", 0, 200 / 3),  # the article goes: "b" against "b c"
+        (["cat cat"], "cat", 0, 200 / 3),
+        (["Paris"], "London", 0, 0),
+        (["the"], "", 100, 0),  # nothing is left of either: equal, yet no word in common
+        (["“quoted”"], "quoted", 0, 0),  # only ASCII punctuation goes
+    ],
+)  # fmt: skip
+def test_squad_scores(gold, answer, exact, f1):
+    assert score("exact_match", [gold], [answer]) == exact
+    assert score("f1", [gold], [answer]) == pytest.approx(f1)
+
+
+def test_squad_scores_are_means_over_questions_of_the_best_gold_answer():
+    gold, answers = [["Saint Bernadette"], ["the Main Building", "Main Building"], ["1842"]], ["Bernadette", "main building", "1844"]
+    assert score("exact_match", gold, answers) == pytest.approx(100 / 3)
+    assert score("f1", gold, answers) == pytest.approx((200 / 3 + 100 + 0) / 3)
+
+
+@pytest.mark.parametrize(
+    ("language", "gold", "answer", "exact", "f1"),
+    [
+        ("en", "the “quoted” word", "quoted word", 100, 100),
+        ("es", "las Islas Canarias", "islas canarias", 100, 100),
+        ("de", "dem Haus", "das Haus", 100, 100),
+        ("de", "the Haus", "Haus", 0, 200 / 3),  # English articles stay
+        ("vi", "những con mèo", "con mèo", 100, 100),
+        ("hi", "एक घर", "घर", 0, 200 / 3),
+        ("hi", "घर।", "घर", 100, 100),
+        ("ar", "الطرق الترابية", "طرق ترابية", 100, 100),
+        ("zh", "电化电池", "电池", 0, 200 * 2 / 6),
+        ("zh", "2008年 北京", "2008 年北京", 100, 100),  # blanks beside characters do not count
+        ("zh", "《红楼梦》", "红楼梦", 100, 100),
+    ],
+)  # fmt: skip
+def test_mlqa_scores_know_the_language(language, gold, answer, exact, f1):
+    assert score("mlqa_exact_match", [[gold]], [answer], language) == exact
+    assert score("mlqa_f1", [[gold]], [answer], language) == pytest.approx(f1)
+
+
+MOCK = {
+    "ar": [("الطرق الترابية", "الطرق الترابية"), ("شمال شرق", "شمال شرق")],
+    "de": [("3050 und 3350 Meter", "3050 und 3350")],
+    "en": [("had sustained skin, liver, and respiratory injuries", "had sustained skin,")],
+    "es": [("unas estructuras en forma de abanico que seguían un patrón de hojas, lenguas y lóbulos", "unas estructuras en")],
+    "hi": [("उत्तर पूर्व", "उत्तर पूर्व")],
+    "vi": [("Đài Loan", "Đài Loan"), ("Khách Gia", "Khách Gia")],
+    "zh": [("电化电池", "电化电池")],
+}
+"""Answers and predictions of XTREME's mock submission to MLQA."""
+
+
+def test_the_mock_submission_to_mlqa_scores_what_xtreme_says():
+    means = []
+    for name in ("mlqa_exact_match", "mlqa_f1"):
+        scores = [score(name, [[g] for g, _ in pairs], [a for _, a in pairs], language) for language, pairs in MOCK.items()]
+        means.append(sum(scores) / len(scores))
+    assert means == pytest.approx([57.142857142857146, 81.76870748299321])
+
+
+def test_a_language_that_mlqa_does_not_have_is_one_line():
+    with pytest.raises(UserError) as caught:
+        score("mlqa_f1", [["a"]], ["a"], "sw")
+    assert str(caught.value) == 'metric: MLQA has no normalisation for "sw"; known: ar, de, en, es, hi, vi, zh; use exact_match or f1'
+    assert set(load_task("mlqa").languages) == {"ar", "de", "en", "es", "hi", "vi", "zh"}
