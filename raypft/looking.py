@@ -21,7 +21,6 @@ from raypft.readouts.verbalizer import label_columns
 from raypft.runs import Prepared
 from raypft.tasks import load_task, task_names
 
-
 LOOKED_AT = 200
 """Rows whose prompts are counted and measured."""
 

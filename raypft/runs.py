@@ -101,8 +101,8 @@ def draw_samples(job: Job) -> dict[int, Sample]:
     task, rule = load_task(job.task), protocol(job.protocol)
     origin = sources.choose(task, job.data.source, job.data.root, job.shots)
     train = sources.read_split(origin, "train", job.train.languages)
-    test = sources.read_split(origin, "test", job.test.languages or sources.languages_of(origin, "test"))
-    if train is None or test is None:
+    test = None if rule.tests_dev else sources.read_split(origin, "test", job.test.languages or sources.languages_of(origin, "test"))
+    if train is None or (test is None and not rule.tests_dev):
         raise UserError(f"data: source {origin.name} of {task.name} has no {'train' if train is None else 'test'} split; choose another data.source")
     wants_dev = (job.dev.rows or rule.dev) != "none" and not rule.dev_from_train
     validation = sources.read_split(origin, "validation", job.train.languages) if wants_dev else None
