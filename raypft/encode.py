@@ -13,7 +13,7 @@ from raypft.batch import Encoded, Passage
 from raypft.errors import UserError
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
-from raypft.prompts import Demonstration, Piece, Query, render
+from raypft.prompts import WORD_SEPARATOR, Demonstration, Piece, Query, first_word, queries, render
 from raypft.readouts import readout_class, readout_names
 from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks import Pattern, Task, load_task
@@ -45,11 +45,8 @@ class Encoder:
         return cls(task, task.pattern(job.pattern), backbone, config.soft_tokens, job.train.max_tokens, *part_config(job.readout, "readout"), shown)
 
     def queries(self, row: Mapping[str, Any]) -> list[Query]:
-        """The rendered prompts of a row, before they are cut to size: one, or one for each word that is asked about."""
-        if "{token}" not in self.pattern.text:
-            return [self._render(row)]
-        words = row[self.task.words]
-        return [self._render({**row, self.task.words: " ".join(words), "token": word}) for word in words]
+        """The rendered prompts of a row, before they are cut to size."""
+        return queries(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
 
     def _render(self, row: Mapping[str, Any]) -> Query:
         return render(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
@@ -63,7 +60,7 @@ class Encoder:
         else:
             names = self.task.label.names
             gold = [names.index(row["label"])] if names and row.get("label") else [-1]
-            parts = [replace(self._encode(self._render(row), row), gold=gold, answers=[str(row.get("label") or "")])]
+            parts = [replace(self._encode(self._render(row), row), gold=gold, answers=[self._word(row, str(row.get("label") or ""))])]
         wordings = ["", *self.pattern.by_language]
         language = str(row["language"])
         wording = wordings.index(language) if language in wordings else 0
@@ -78,12 +75,20 @@ class Encoder:
         tags = row.get("label") or [None] * len(words)
         gold = [-1 if tag is None else self.task.label.names.index(tag) for tag in tags]
         if "{token}" in self.pattern.text:
-            queries = self.queries(row)
-            return [replace(self._encode(q, row), gold=[g], answers=[t or ""]) for q, g, t in zip(queries, gold, tags, strict=True)]
+            asked = self.queries(row)
+            return [replace(self._encode(query, row), gold=[g], answers=[self._word(row, tag or "")]) for query, g, tag in zip(asked, gold, tags, strict=True)]
         return [
-            replace(self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end])
+            replace(
+                self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end],
+                answers=[WORD_SEPARATOR.join(f"{tag or ''}: {word}" for tag, word in zip(tags[start:end], words[start:end], strict=True))],
+            )
             for start, end in self._chunks(row, words)
         ]  # fmt: skip
+
+    def _word(self, row: Mapping[str, Any], label: str) -> str:
+        """The text that stands for a label: its word where the pattern has one."""
+        verbalizer = self.pattern.wording(str(row["language"])).verbalizer or {}
+        return first_word(verbalizer.get(label, label))
 
     def _chunks(self, row: Mapping[str, Any], words: Sequence[str]) -> list[tuple[int, int]]:
         """Sentences too long for one prompt are cut between words, as XTREME's preprocessing does."""
@@ -182,9 +187,10 @@ def check_fit(job: Job, backbone: Backbone) -> None:
         raise UserError(f"demos: {job.backbone} is a {backbone.family} model and takes no demonstrations; set demos=0 or use a causal backbone")
     if "demo_label" in method.marks and not job.demos:
         raise UserError(f"demos: method {job.method['name']} needs demonstrations; set demos=1")
-    limit = getattr(backbone.config, "max_position_embeddings", job.train.max_tokens)
-    if job.train.max_tokens > limit:
-        raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions")
+    limit, taken = backbone.num_positions, method_config.positions_taken
+    if limit is not None and job.train.max_tokens + taken > limit:
+        left = f"; method {job.method['name']} takes {taken} of them, which leaves {max(0, limit - taken)} for the text" if taken else ""
+        raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}")
     method(method_config, backbone)
     if readout.needs_slot:
         readout(readout_config, task, pattern, backbone)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from raypft.tasks import MARKUP, Pattern, Task
 
 Row = Mapping[str, object]
+WORD_SEPARATOR = " $$ "
+"""Between the words of a tagged sentence that is written out as text (ToPro, vanilla mT5)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ def render(task: Task, pattern: Pattern, row: Row, language: str, soft_length: i
             shown += _cut(task, pattern, demo.row, demo.language, 0, answer=demo.label)
             shown.append(Piece("text", pattern.demo_separator))
     return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
+
+
+def queries(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()) -> list[Query]:
+    """All the queries of a row: one, or one for each word where the pattern asks about {token}. Arguments as of `render`."""
+    if "{token}" not in pattern.text:
+        return [render(task, pattern, row, language, soft_length, demos)]
+    words: Sequence[str] = row[task.words]  # type: ignore[assignment]
+    sentence = " ".join(words)
+    return [render(task, pattern, {**row, task.words: sentence, "token": word}, language, soft_length, demos) for word in words]
 
 
 def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int, answer: str | None = None) -> list[Piece]:

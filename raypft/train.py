@@ -41,7 +41,7 @@ class Learner(nn.Module):
 
     def answer(self, batch: Batch) -> list[Answer]:
         """One answer per prompt."""
-        return self.readout.decide(self(batch), batch)
+        return self.readout.answer(self.method, batch)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name to trainable parameter, in a fixed order."""

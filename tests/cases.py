@@ -21,7 +21,11 @@ from raypft.tasks import Label, Pattern, Source, Task
 from raypft.tickets import metadata
 from raypft.train import Answer, Learner
 
-TEXT = {"masked": "{text} . it was <soft> <slot> .", "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>"}
+TEXT = {
+    "masked": "{text} . it was <soft> <slot> .",
+    "seq2seq": "{text} . it was <soft> <slot> .",
+    "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>",
+}
 ROWS = [("the film was good", 1), ("terrible one", 0), ("a great film it is", 1), ("bad bad three", 0), ("it was fine yes one two three four", 1)]
 SETTINGS = Train(epochs=5, lr=1e-3, batch_size=4)
 """5 rows in steps of 4: two steps an epoch, the second of one row, which leaves a rank of two empty."""
@@ -77,18 +81,19 @@ ARTEFACTS = {"ticket": ticket}
 """A method that starts from a file of another run has a key for it; here is who makes that file."""
 
 
-def config_of(method: str, backbone: Backbone, **keys):
-    """A method's configuration with its defaults, and the artefacts it needs."""
+def config_of(method: str, backbone: Backbone, **options):
+    """A method's configuration with its defaults, the artefacts it needs, and dropout off."""
     made = method_class(method).Config
-    return made(**{key: make(backbone) for key, make in ARTEFACTS.items() if key in made.model_fields}, **keys)
+    needed = {key: make(backbone) for key, make in ARTEFACTS.items() if key in made.model_fields}
+    return made(**needed | {name: 0.0 for name in made.model_fields if name == "dropout"} | options)
 
 
-def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer") -> Cell:
-    """A cell on a reset backbone, initialised by the seed."""
+def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer", **options) -> Cell:
+    """A cell on a reset backbone, initialised by the seed; `options` are keys of the method, dropout is off."""
     backbone.reset()
     torch.manual_seed(seed)
     made, kind = method_class(method), task()
-    config = config_of(method, backbone)
+    config = config_of(method, backbone, **options)
     pattern = kind.pattern(backbone.family)
     text = pattern.text if config.soft_tokens else pattern.text.replace(" <soft>", "")
     pattern = pattern.model_copy(update={"text": text})

@@ -110,6 +110,7 @@ BAD = {
     "more shots than rows": (["shots=13"], 'asks for 13 rows of "negative" in en; only 12 are left'),
     "max_tokens too small": (["train.max_tokens=5"], "raise max_tokens"),
     "max_tokens too large": (["train.max_tokens=500"], "has 160 positions"),
+    "prefix too long": (["method.name=prefix", "method.length=140"], "has 160 positions; method prefix takes 140 of them, which leaves 20 for the text"),
     "no soft tokens": (["pattern=soft"], "use method=soft_prompt"),
     "method and pattern": (["method=soft_prompt"], "needs <soft>"),
     "method and family": (["method=gnnavi"], "works with causal models"),
@@ -218,16 +219,20 @@ def test_changed_data_is_not_mixed_into_a_run(place, monkeypatch, capsys):
 
 
 def test_every_recipe_kind_runs(place, monkeypatch):
-    """Head, soft prompt, frozen and graph layer go the whole way."""
+    """Head, soft prompt, frozen, graph layer, prefix, LoRA and adapter go the whole way."""
     for recipe, more, model in (
         ("vanilla", ["pattern=vanilla"], "bert"),
         ("sp", ["pattern=soft"], "bert"),
         ("direct", ["train.epochs=0"], "bert"),
         ("gnnavi_sage", ["pattern=shown", "demos=1"], "llama"),
         ("icl", ["pattern=shown", "demos=1", "train.epochs=0"], "llama"),
+        ("prompt_tuning", ["pattern=vanilla"], "bert"),
+        ("prefix", ["pattern=shown", "demos=1"], "llama"),
+        ("lora", ["pattern=shown", "demos=1"], "llama"),
+        ("adapter", ["pattern=shown", "demos=1"], "llama"),
     ):
         assert call(monkeypatch, "run", *words(place, "seeds=1", "train.epochs=1", *more, recipe=recipe, model=model)) == 0
-    assert len(list((place / "runs").glob("*/seed-0/result.json"))) == 5
+    assert len(list((place / "runs").glob("*/seed-0/result.json"))) == 9
 
 
 def test_show_check_list_and_report(place, monkeypatch, capsys):
@@ -235,6 +240,9 @@ def test_show_check_list_and_report(place, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "label words: negative = bad ['bad']" in out
     assert "24 train, 24 dev, 32 test" in out
+    assert call(monkeypatch, "check", *words(place, "pattern=shown", "demos=1", recipe="lora", model="llama")) == 0
+    counted = 3 * 8 * ((32 + 32) + (32 + 16))  # blocks x rank x (in + out of query and of value)
+    assert f"trainable parameters of the method: {counted:,}" in capsys.readouterr().out
     assert call(monkeypatch, "show", "--json", *words(place), "--row", "de/201") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["key"] == "de/201"

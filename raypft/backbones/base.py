@@ -1,8 +1,10 @@
 """A pretrained model and the only places where a method may touch it.
 
 A backbone arrives frozen. Methods reach it through seams: `on_embed` (after the word embeddings), `on_layer` (after a
-number of blocks), `wrap` (replace linear layers), `open` (unfreeze), `sparse` (train only some entries), `untie` (an output
-embedding of its own). Seams take modules, not closures, so that ZeRO-3 gathers their parameters. `reset` undoes every seam and proves by checksum that the weights are the pristine ones.
+number of blocks), `on_keys` (before a layer's keys and values), `wrap` (replace linear layers), `inject` (peft's layers),
+`open` (unfreeze), `sparse` (train only some entries), `untie` (an output embedding of its own). Seams take modules, not
+closures, so that ZeRO-3 gathers their parameters. `reset` undoes every seam and proves by checksum that the weights are the
+pristine ones.
 A layer is always a number of blocks below the cut, from 1 to L.
 """
 
@@ -11,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raypft.backbones.attention import find_attention, leave_keys, take_keys
 from raypft.backbones.sparse import Sparse
 from raypft.batch import Batch, Encoded
 from raypft.errors import UserError
@@ -57,6 +61,10 @@ class Backbone(nn.Module, ABC):
     """
 
     family: str
+    outputs: tuple[tuple[str, str], ...] = ()
+    """Names, inside a block, of the linear layers that end its attention and its feed-forward part; one pair a model type."""
+    first_position: int = 0
+    """The id of the first token's position."""
     decoder: ColumnLinear
     _blocks: nn.ModuleList
     _sparse: list[Sparse]
@@ -82,6 +90,7 @@ class Backbone(nn.Module, ABC):
         self._opened: dict[str, Tensor] = {}
         self.__dict__["_sparse"] = []  # modules of the model already
         self.__dict__["_tied"] = None
+        self._positions_taken = 0
         self._batch: Batch | None = None
         self.requires_grad_(False)
         for layer, block in enumerate(self._blocks, start=1):
@@ -116,9 +125,13 @@ class Backbone(nn.Module, ABC):
     def arguments(self, batch: Batch) -> dict:
         """What the model's body is called with beside embeddings and mask."""
 
-    @abstractmethod
     def head(self, num_labels: int) -> nn.Module:
-        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's."""
+        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's.
+
+        Raises:
+            UserError: the family has none.
+        """
+        raise UserError(f"readout: {self.family} models have no classification head; use readout=verbalizer or readout=text")
 
     def word_head(self, num_labels: int) -> nn.Module:
         """Dropout and a linear layer, [S, H] -> [S, C], as AutoModelForTokenClassification has them."""
@@ -194,10 +207,70 @@ class Backbone(nn.Module, ABC):
         self.check_layer(layer)
         self._layer_seams.setdefault(layer, []).append(module)
 
-    def check_layer(self, layer: int) -> None:
-        """Raise a UserError unless 1 <= layer <= L."""
-        if not 1 <= layer <= self.num_layers:
-            raise UserError(f"method.layer: found {layer}; expected 1 to {self.num_layers}, the number of blocks below the cut of this model")
+    def on_keys(self, layer: int, module: nn.Module) -> None:
+        """Put `module(batch) -> (keys, values) [B or 1, A, P, D]` before the keys and values of attention `layer`, 1 to L.
+
+        One module an attention; A and D are `key_shape`. Every token sees all P.
+
+        Raises:
+            UserError: no such layer, or an attention that can't take keys.
+        """
+        self.check_layer(layer, len(self.attentions))
+        take_keys(self.model, self.attentions[layer - 1], lambda: module(self._batch))
+
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """The self-attentions in the order `on_keys` counts them."""
+        return [find_attention(block) for block in self._blocks]
+
+    @property
+    def key_shape(self) -> tuple[int, int]:
+        """Number of key heads and their size, A and D."""
+        heads = self.config.num_attention_heads
+        size = getattr(self.config, "head_dim", None) or self.hidden // heads
+        return getattr(self.config, "num_key_value_heads", None) or heads, size
+
+    def take_positions(self, count: int) -> None:
+        """Let the text's positions start after `count` others."""
+        self._positions_taken = count
+
+    @property
+    def num_positions(self) -> int | None:
+        """How many positions the model has, None where it has no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None else limit - self.first_position
+
+    def inject(self, settings: Mapping[str, Any]) -> list[nn.Module]:
+        """Let peft put its layers into the model (fields of a peft configuration, `peft_type` among them); the new ones.
+
+        Raises:
+            UserError: no module matches.
+        """
+        from raypft.backbones.peft_layers import inject_layers  # noqa: PLC0415  (peft takes seconds to import)
+
+        replaced = inject_layers(self.model, settings)
+        self._wrapped += replaced
+        return [getattr(parent, attribute) for parent, attribute, _ in replaced]
+
+    def output_names(self) -> list[tuple[str, str]]:
+        """The names in the model, block by block, of the linear layers that end attention and feed-forward part.
+
+        Raises:
+            UserError: the family does not know this model's names.
+        """
+        names = {block: name for name, block in self.model.named_modules()}
+        for pair in self.outputs:
+            found = [(f"{names[block]}.{pair[0]}", f"{names[block]}.{pair[1]}") for block in self._blocks]
+            if all(name in names.values() for both in found for name in both):
+                return found
+        expected = ", ".join(" and ".join(pair) for pair in self.outputs)
+        raise UserError(f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; choose another backbone")
+
+    def check_layer(self, layer: int, last: int | None = None) -> None:
+        """Raise a UserError unless 1 <= layer <= L (or another last one)."""
+        last = self.num_layers if last is None else last
+        if not 1 <= layer <= last:
+            raise UserError(f"method.layer: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model")
 
     def open(self, pattern: str) -> list[nn.Parameter]:
         """Unfreeze the parameters one of whose names matches a glob pattern, and return them.
@@ -282,6 +355,7 @@ class Backbone(nn.Module, ABC):
         for parent, attribute, old in reversed(self._wrapped):
             setattr(parent, attribute, old)
         self._wrapped.clear()
+        vars(self.model).pop("peft_config", None)
         while self._sparse:
             self._sparse.pop().undo()
         parameters |= dict(self.model.named_parameters(remove_duplicate=False))
@@ -298,9 +372,11 @@ class Backbone(nn.Module, ABC):
             raise RuntimeError("reset: the backbone's weights differ from the loaded ones; a method wrote to them past the seams")
 
     def forget_seams(self) -> None:
-        """Detach the modules put in by `on_embed` and `on_layer`."""
+        """Detach the modules put in by `on_embed`, `on_layer` and `on_keys`."""
         self._embed_seams.clear()
         self._layer_seams.clear()
+        self._positions_taken = 0
+        leave_keys(self.model)
 
     @torch.no_grad()
     def checksum(self) -> int:
@@ -329,7 +405,9 @@ class Backbone(nn.Module, ABC):
         raise UserError(f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; this model shape is not supported")
 
     def _after_block(self, layer: int):
-        def hook(_module, _inputs, output: Tensor) -> Tensor:
+        def hook(_module, _inputs, output):
+            if isinstance(output, tuple):  # T5's blocks give their attention bias beside
+                return (self._through_seams(layer, output[0]), *output[1:])
             return self._through_seams(layer, output)
 
         return hook
@@ -340,7 +418,11 @@ class Backbone(nn.Module, ABC):
         return states
 
     def _run(self, states: Tensor, batch: Batch) -> Tensor:
-        return self.model.base_model(inputs_embeds=states, attention_mask=batch.mask, **self.arguments(batch)).last_hidden_state
+        positions = {}
+        if self._positions_taken:
+            first = self.first_position + self._positions_taken
+            positions["position_ids"] = torch.arange(first, first + states.shape[1], device=states.device).expand(len(states), -1)
+        return self.model.base_model(inputs_embeds=states, attention_mask=batch.mask, **positions, **self.arguments(batch)).last_hidden_state
 
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:

@@ -18,6 +18,7 @@ class CausalBackbone(Backbone):
     """A decoder; <slot> must end the pattern and takes no token, <sep> is a line break."""
 
     family = "causal"
+    outputs = (("attn.c_proj", "mlp.c_proj"), ("self_attn.o_proj", "mlp.down_proj"))
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)

@@ -16,9 +16,13 @@ class MaskedBackbone(Backbone):
     """A model with a masked-language-model head; pieces after <sep> are the second segment of the pair."""
 
     family = "masked"
+    outputs = (("attention.output.dense", "output.dense"),)
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
+        # RoBERTa's positions start after its padding id, BERT's at 0
+        padding = [m.padding_idx for name, m in self.model.named_modules() if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+        self.first_position = padding[0] + 1 if padding and padding[0] is not None else 0
         if self.tokenizer is None:
             return
         pair = self.tokenizer("a", "b", return_special_tokens_mask=True)

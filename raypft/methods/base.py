@@ -29,6 +29,11 @@ class Config(BaseModel):
         """Hash of the file this method starts from, which is part of the cell key; empty where there is none."""
         return ""
 
+    @property
+    def positions_taken(self) -> int:
+        """How many of the model's positions the method takes before the text's."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Result:
@@ -54,7 +59,7 @@ class BaseMethod(nn.Module, ABC):
 
     Config: type[Config] = Config
     numerics: int = 1
-    families: tuple[str, ...] = ("masked", "causal")
+    families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     trains: bool = True
     max_zero_stage: int = 3
     marks: tuple[str, ...] = ()

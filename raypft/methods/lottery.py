@@ -46,6 +46,7 @@ class Method(base.BaseMethod):
     """The prompt encoder and the K active entries train."""
 
     Config = Config
+    families = ("masked", "causal")  # a segment is of one stack of layers
     marks = ("soft",)
 
     def __init__(self, config: Config, backbone: Backbone) -> None:

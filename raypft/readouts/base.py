@@ -75,6 +75,10 @@ class BaseReadout(nn.Module, ABC):
         each = functional.cross_entropy(scores.float(), batch.gold, reduction="none")
         return (each * batch.weight).sum(), batch.weight.sum()
 
+    def answer(self, method: nn.Module, batch: Batch) -> list[Answer]:
+        """One answer per prompt, by running the method."""
+        return self.decide(self.scores(method(batch), batch), batch)
+
     def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
         """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a single slot,
         those of the chosen labels where there are several."""

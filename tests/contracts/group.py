@@ -35,6 +35,8 @@ class Case:
     weight_decay: float = 0.0
     probe: Callable[[cases.Cell, Stepper], dict[str, Any]] | None = None
     """A function of a test module, asked after the last step on every rank."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Keys of the method that differ from their defaults."""
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def run_case(case: Case) -> dict[str, Any]:
     from raypft.scale.stepper import DeepSpeedStepper
     from raypft.train import Progress, TorchStepper, fit
 
-    cell = cases.cell(case.method, tiny.backbone(case.kind))
+    cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
     settings = cases.SETTINGS.model_copy(
         update={
             "precision": case.precision,

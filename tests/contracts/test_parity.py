@@ -22,6 +22,13 @@ def engines(method: str) -> list[str | int]:
 
 
 PLANS = [Case(method, kind, engine) for method, kind in METHODS for engine in engines(method)]
+OTHER_WAYS = [
+    Case(method, kind, engine, options=options)
+    for method, options in (("prefix", (("mlp", True),)), ("adapter", (("placement", "houlsby"),)))
+    for kind in ("bert", "gpt2")
+    for engine in ENGINES
+]
+"""Parameters that reach the model in another way than a method's defaults do."""
 EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
@@ -40,7 +47,7 @@ def reference():
 @pytest.fixture(scope="module")
 def two():
     """Everything in one group of two processes."""
-    plans = PLANS + EXTRA
+    plans = PLANS + OTHER_WAYS + EXTRA
     return dict(zip(plans, run_group(2, plans), strict=True))
 
 
@@ -58,7 +65,13 @@ def test_one_loss_curve(plan, reference, one, two):
     assert two[plan]["losses"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("plan", [plan for plan in PLANS if plan.engine == 3], ids=str)
+@pytest.mark.parametrize("plan", OTHER_WAYS, ids=str)
+def test_one_loss_curve_in_other_ways(plan, two):
+    expected = run_case(Case(plan.method, plan.kind, "torch", options=plan.options))["losses"]
+    assert two[plan]["losses"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("plan", [plan for plan in PLANS + OTHER_WAYS if plan.engine == 3], ids=str)
 def test_stage_three_partitions_every_parameter(plan, two):
     shares = two[plan]["shares"]
     assert shares

@@ -1,0 +1,95 @@
+"""Attention with keys and values put before a layer's own, the same way for every family.
+
+transformers looks attention functions up by name. `take_keys` selects a name under which its own function (SDPA or eager)
+is wrapped: the wrapper asks the attention module for keys and values, puts them first and opens the mask for them. Only the
+module's own projections see positions, so rotary embeddings, grouped heads and sliding windows need no care here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from raypft.errors import UserError
+
+KINDS = ("sdpa", "eager")
+PREFIX = "keys_first_"
+GIVES_KEYS = "gives_keys"
+
+Keys = tuple[Tensor, Tensor]
+"""Keys and values, [B, A, P, D] each, B = 1 where all prompts get the same; A is the number of key heads."""
+
+
+def take_keys(model: nn.Module, attention: nn.Module, give: Callable[[], Keys]) -> None:
+    """From now on `attention` puts what `give()` returns before its own keys and values; every token sees them.
+
+    Raises:
+        UserError: the model does not look its attention function up by name, or uses another kind than SDPA and eager.
+    """
+    config = getattr(attention, "config", model.config)  # an encoder and a decoder have copies of their own
+    kind = config._attn_implementation.removeprefix(PREFIX)
+    home = sys.modules[type(attention).__module__]
+    if kind not in KINDS or not hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
+        raise UserError(f"backbone: {config.model_type} with {kind} attention can't take keys of a method; expected a model with sdpa or eager attention")
+    config._attn_implementation = PREFIX + kind
+    attention.__dict__[GIVES_KEYS] = give
+
+
+def leave_keys(model: nn.Module) -> None:
+    """Undo every `take_keys`."""
+    for module in model.modules():
+        module.__dict__.pop(GIVES_KEYS, None)
+        config = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", "").startswith(PREFIX):
+            config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
+
+
+def find_attention(block: nn.Module) -> nn.Module:
+    """The self-attention of a block: its first module that knows whether it is causal.
+
+    Raises:
+        UserError: there is none.
+    """
+    for module in block.modules():
+        if hasattr(module, "is_causal"):
+            return module
+    raise UserError(f"backbone: {type(block).__name__} has no attention that can take keys of a method; choose another backbone")
+
+
+def _wrapped(kind: str) -> Callable:
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **keywords):
+        # every model file has its own eager function (gemma2's caps its scores)
+        inner = ALL_ATTENTION_FUNCTIONS["sdpa"] if kind == "sdpa" else sys.modules[type(module).__module__].eager_attention_forward
+        give = vars(module).get(GIVES_KEYS)
+        if give is not None:
+            first_key, first_value = (first.to(key).expand(len(key), -1, -1, -1) for first in give())
+            width = first_key.shape[2]
+            key, value = torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)
+            if mask is not None:  # [B, 1, T, T] -> [B, 1, T, P + T]
+                mask = functional.pad(mask, (width, 0), value=1 if mask.dtype == torch.bool else 0)
+            if keywords.get("position_bias") is not None:
+                keywords["position_bias"] = functional.pad(keywords["position_bias"], (width, 0))
+            keywords["is_causal"] = False  # the mask says it; without one every token sees all
+        return inner(module, query, key, value, mask, **keywords)
+
+    return attend
+
+
+def _mask(kind: str) -> Callable:
+    def make(**keywords) -> Tensor | None:
+        # a causal mask left to the kernel could not be opened for the keys in front
+        return ALL_MASK_ATTENTION_FUNCTIONS[kind](**{**keywords, "allow_is_causal_skip": False})
+
+    return make
+
+
+for _kind in KINDS:
+    AttentionInterface.register(PREFIX + _kind, _wrapped(_kind))
+    AttentionMaskInterface.register(PREFIX + _kind, _mask(_kind))

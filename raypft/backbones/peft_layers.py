@@ -1,0 +1,66 @@
+"""peft's own layers in a backbone, and what they learned in peft's own layout."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_config, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import nn
+
+from raypft.backbones.base import Backbone
+from raypft.errors import UserError
+
+PREFIX = "base_model.model."
+
+
+def inject_layers(model: nn.Module, settings: Mapping[str, Any]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Let peft replace modules of `model`; what was replaced: parent, attribute, old module.
+
+    Args:
+        settings: fields of a peft configuration, `peft_type` among them.
+
+    Raises:
+        UserError: peft finds no such module, or knows no default for this model type.
+    """
+    before = dict(model.named_modules())
+    config = get_peft_config({"task_type": None, **settings})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft sets fan_in_fan_out for GPT-2 by itself and says so
+            inject_adapter_in_model(config, model)
+    except ValueError as error:
+        vars(model).pop("peft_config", None)
+        model_type = model.config.model_type  # type: ignore[union-attr]
+        found = settings.get("target_modules") or f"peft's default for {model_type}"
+        raise UserError(f"method.targets: found {found}; expected names of linear layers of this model: {str(error).splitlines()[0]}") from None
+    replaced = []
+    for name, old in before.items():
+        parent_name, _, attribute = name.rpartition(".")
+        parent = before.get(parent_name)
+        if parent is not None and name and getattr(parent, attribute, None) is not old:
+            replaced.append((parent, attribute, old))
+    return replaced
+
+
+def save_peft(backbone: Backbone, folder: Path) -> None:
+    """Write the injected layers so that `peft.PeftModel.from_pretrained(base, folder)` computes the same.
+
+    Writes adapter_model.safetensors and adapter_config.json.
+
+    Raises:
+        UserError: nothing was injected.
+    """
+    model: Any = backbone.model
+    if not hasattr(model, "peft_config"):
+        raise UserError("export: the method has no layers of peft; expected method=lora")
+    folder.mkdir(parents=True, exist_ok=True)
+    values = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({PREFIX + name: value.detach().cpu().contiguous() for name, value in values.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = backbone.source
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

@@ -1,0 +1,95 @@
+"""Prefix: trained keys and values before those of every layer; the model stays frozen (prefix and deep prompt tuning).
+
+Source: Li & Liang 2021, prefix tuning, with `mlp`; Liu et al. 2022 (P-tuning v2) and Tu et al. 2022 (deep prompt tuning of
+multilingual models), without; Yuan et al. 2024 (GNNavi), row Prefix.
+Formula: attention of layer l = softmax(Q [K_l; K]^T / sqrt(D)) [V_l; V], every token sees all of K_l, V_l in R^{A x P x D}.
+
+    mlp false: K_l, V_l are trained, drawn from N(0, 1)                                     2 L P A D parameters
+    mlp true:  (K_l, V_l)_i = W_l tanh(U e_i + c) + b_l, e_i in R^H, U in R^{M x H}         P H + M H + M + (M + 1) 2 L A D
+
+Differs: dropout of the frozen model is off while the prefix trains. `shift_positions: false` lets the text's positions start
+where they would without a prefix; the official codes shift them by P.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raypft.backbones.base import Backbone
+from raypft.batch import Batch
+from raypft.methods import base
+
+
+class Config(base.Config):
+    """length: P; mlp: reparameterise; hidden: its size M; dropout: on keys and values; shift_positions: text starts at P."""
+
+    length: int = Field(default=16, ge=1)
+    mlp: bool = False
+    hidden: int = Field(default=512, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    shift_positions: bool = True
+
+    @property
+    def positions_taken(self) -> int:
+        return self.length if self.shift_positions else 0
+
+
+class Trunk(nn.Module):
+    """The part of the MLP that all layers share.
+
+    Shapes: () -> [P, M].
+    """
+
+    def __init__(self, length: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(length, width))
+        self.linear = nn.Linear(width, hidden)
+
+    def forward(self) -> Tensor:
+        return self.linear(self.embedding).tanh()
+
+
+class LayerPrefix(nn.Module):
+    """Keys and values of one layer.
+
+    Shapes: batch of B prompts -> keys, values [B, A, P, D] each, [1, A, P, D] where all prompts get the same.
+    """
+
+    def __init__(self, config: Config, heads: int, size: int, trunk: Trunk | None) -> None:
+        super().__init__()
+        self.shape = (config.length, 2, heads, size)
+        self.table = nn.Parameter(torch.randn(self.shape)) if trunk is None else None
+        self.linear = nn.Linear(config.hidden, 2 * heads * size) if trunk is not None else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.__dict__["trunk"] = trunk  # a plain reference: it is the method's, not one layer's
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        table = self.table if self.linear is None else self.linear(self.trunk()).view(self.shape)
+        table = table.permute(1, 2, 0, 3).unsqueeze(1)  # type: ignore[union-attr]  # [P, 2, A, D] -> [2, 1, A, P, D]
+        if self.training and self.dropout.p:
+            table = self.dropout(table.expand(-1, len(batch.ids), -1, -1, -1))
+        return table[0], table[1]
+
+
+class Method(base.BaseMethod):
+    """A prefix at every attention of the backbone."""
+
+    Config = Config
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.num_attentions = len(backbone.attentions)
+        self.trunk = Trunk(config.length, backbone.hidden, config.hidden) if config.mlp else None
+        self.layers = nn.ModuleList(LayerPrefix(config, *backbone.key_shape, self.trunk) for _ in range(self.num_attentions))
+        for layer, module in enumerate(self.layers, start=1):
+            backbone.on_keys(layer, module)
+        backbone.take_positions(config.positions_taken)
+
+    def predicted_parameters(self) -> int:
+        heads, size = self.backbone.key_shape
+        length, hidden, width = self.config.length, self.config.hidden, 2 * self.num_attentions * heads * size
+        if not self.config.mlp:
+            return length * width
+        return length * self.backbone.hidden + hidden * (self.backbone.hidden + 1) + (hidden + 1) * width

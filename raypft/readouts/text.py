@@ -1,0 +1,97 @@
+"""Text-to-text: the decoder writes the answer; every target position is a slot, its scores are over the whole vocabulary.
+
+Source: Raffel et al. 2020; Ma et al. 2024 (ToPro), mT5: the target of a word's prompt is its tag, cut or padded to 5 tokens, and
+padding is trained on (`pad_to: 5`). A sentence asked as a whole (no {token}) is answered "TAG: word $$ TAG: word".
+Differs: answers are decoded greedily; ToPro's UDPOS rows use 3 beams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raypft.backbones.base import Backbone
+from raypft.batch import Batch, Encoded
+from raypft.prompts import WORD_SEPARATOR
+from raypft.readouts import base
+from raypft.readouts.base import Answer
+from raypft.tasks import Pattern, Task
+
+
+class Config(base.Config):
+    """longest: tokens of an answer at most; pad_to: targets get this many tokens, and the padding is trained on."""
+
+    longest: int = Field(default=8, ge=1)
+    pad_to: int | None = Field(default=None, ge=1)
+
+
+class Readout(base.BaseReadout):
+    """Greedy decoding; an answer that is a label's word stands for the label."""
+
+    Config = Config
+    kinds = ("choice", "tags", "text")
+    families = ("seq2seq",)
+    needs_slot = False
+
+    def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
+        super().__init__(config, task, pattern, backbone)
+        self.longest = config.longest
+        self.__dict__["backbone"] = backbone  # its parameters belong to the method
+        self.labels: dict[str, str] = {}
+        for language in ["", *pattern.by_language]:
+            for label, words in (pattern.wording(language).verbalizer or {}).items():
+                self.labels |= dict.fromkeys([words] if isinstance(words, str) else words, label)
+
+    @staticmethod
+    def prepare(config: Config, prompt: Encoded, backbone: Any) -> Encoded:
+        start = prompt.target[:1]
+        ids = backbone.answer_ids(prompt.answers[0])
+        if config.pad_to is not None:
+            ids = (ids + [backbone.tokenizer.pad_token_id] * config.pad_to)[: config.pad_to]
+        return replace(prompt, marks={**prompt.marks, "slot": list(range(len(ids)))}, gold=ids, target=[*start, *ids[:-1]])
+
+    def scores(self, states: Tensor, batch: Batch) -> Tensor:
+        return self.backbone.vocabulary_scores(states)
+
+    def answer(self, method: nn.Module, batch: Batch) -> list[Answer]:
+        # a fixed number of steps: under ZeRO-3 every rank must run equally many
+        size = len(batch.names)
+        assert batch.target is not None
+        said, chance = batch.target[:, :1], torch.ones(size, device=batch.ids.device)
+        ended = torch.zeros(size, dtype=torch.bool, device=batch.ids.device)
+        for step in range(self.longest):
+            at = torch.tensor([(row, step) for row in range(size)], device=batch.ids.device)
+            states = method(replace(batch, target=said, slots=at))
+            best, token = self.backbone.vocabulary_scores(states).float().softmax(-1).max(-1)
+            chance = torch.where(ended, chance, chance * best)
+            ended |= token == self.backbone.tokenizer.eos_token_id
+            said = torch.cat([said, token.unsqueeze(1)], dim=1)
+        texts = self.backbone.answer_texts(said[:, 1:].tolist())  # type: ignore[operator]
+        return [Answer(name, text, [p]) for name, text, p in zip(batch.names, texts, chance.tolist(), strict=True)]
+
+    def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
+        scores = [score for answer in answers for score in answer.scores]
+        if self.task.kind != "tags":
+            return self._label(answers[0].value), scores
+        found = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            size = len(tags_of(prompt.answers[0]))
+            found += [self._label(tag) for tag in (tags_of(answer.value) + [""] * size)[:size]]
+        return found, scores
+
+    def gold(self, prompts: Sequence[Encoded]) -> Any:
+        labels = [self._label(tag) for prompt in prompts for tag in tags_of(prompt.answers[0])]
+        return labels if self.task.kind == "tags" else self._label(prompts[0].answers[0])
+
+    def _label(self, text: str) -> str:
+        return self.labels.get(text, text)
+
+
+def tags_of(text: str) -> list[str]:
+    """The tags of an answer, "TAG: word $$ TAG: word" or one tag alone."""
+    return [part.split(":")[0].strip() for part in text.split(WORD_SEPARATOR.strip())]
