@@ -33,7 +33,7 @@ class Train(Strict):
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="adam couples weight decay as L2")
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
-    schedule: Literal["constant", "linear"] = "constant"
+    schedule: Literal["constant", "linear", "exponential"] = Field(default="constant", description="linear: to 0; exponential: 0.95 an epoch")
     warmup: float = Field(default=0.0, ge=0, le=1, description="share of the steps")
     max_tokens: int = Field(default=128, ge=4)
     dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the model's own rates")

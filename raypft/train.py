@@ -199,10 +199,12 @@ class Progress:
 
 
 def learning_rate(settings: Train, step: int, total: int) -> float:
-    """The rate of optimizer step `step` (from 0) out of `total`: linear warm-up, then constant or linear to 0."""
+    """The rate of optimizer step `step` (from 0) out of `total`: linear warm-up, then constant, linear to 0, or 0.95 an epoch."""
     warmup = int(settings.warmup * total)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
+    if settings.schedule == "exponential":
+        return settings.lr * 0.95 ** (step * settings.epochs // total)
     if settings.schedule == "linear":
         return settings.lr * (total - step) / max(1, total - warmup)
     return settings.lr
