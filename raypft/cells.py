@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Encoded
@@ -26,6 +25,7 @@ from raypft.cache import LowerStates
 from raypft.data import Rows, share
 from raypft.fewshot import Sample
 from raypft.job import Job, Train, part_config
+from raypft.methods.base import Result
 from raypft.metrics import ENGLISH, metric
 from raypft.readouts.base import Answer, BaseReadout
 from raypft.tasks import Task, load_task
@@ -117,6 +117,7 @@ def run_cell(
                 parameter.copy_(progress.values[name])
     stepper = make_stepper(learner, job.train, progress.optimizer if progress else None)
     start = {"event": "start", "seed": seed, "epochs": job.train.epochs if learner.method.trains else 0, "trainable": sum(trainable.values())}
+    start["notes"] = learner.method.notes()
     if progress is not None:
         start |= {"event": "resume", "epoch": progress.epoch, "step": progress.step}
     tell(start)
@@ -148,7 +149,7 @@ def run_cell(
         "workers": stepper.world,
     }
     if stepper.rank == 0:
-        write_result(folder, task, result, answers, values)
+        write_result(folder, task, result, answers, learner.method.result(values))
     return result
 
 
@@ -254,21 +255,25 @@ def _mean(scores: Mapping[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def write_result(folder: Path, task: Task, result: dict[str, Any], rows: Sequence[RowAnswer], values: dict[str, Tensor]) -> None:
-    """Write a finished cell; result.json comes last and says that it is whole.
-
-    Raises:
-        RuntimeError: the saved parameters differ from the live ones when read back.
-    """
+def write_result(folder: Path, task: Task, result: dict[str, Any], rows: Sequence[RowAnswer], kept: Result) -> None:
+    """Write a finished cell; result.json comes last and says that it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     pa_parquet.write_table(answer_table(task, rows), folder / "predictions.parquet")
-    if values:
-        path = folder / "trained.safetensors"
-        save_file({name: value.contiguous() for name, value in values.items()}, path)
-        back = load_file(path)
-        if set(back) != set(values) or not all(torch.equal(back[name], value) for name, value in values.items()):
-            raise RuntimeError(f"{path}: the saved parameters differ from the live ones when read back")
+    if kept.tensors:
+        save_tensors(folder / kept.file, kept)
     partial = folder / "result.json.partial"
     partial.write_text(json.dumps(result, indent=1))
     partial.replace(folder / "result.json")
     (folder / "state.pt").unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, kept: Result) -> None:
+    """Write what is kept of the trained parameters, and read it back.
+
+    Raises:
+        RuntimeError: the saved values differ from the live ones.
+    """
+    save_file({name: value.contiguous() for name, value in kept.tensors.items()}, path, kept.metadata)
+    back = load_file(path)
+    if set(back) != set(kept.tensors) or not all(torch.equal(back[name], value) for name, value in kept.tensors.items()):
+        raise RuntimeError(f"{path}: the saved parameters differ from the live ones when read back")

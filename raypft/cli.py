@@ -73,7 +73,8 @@ class Teller:
 def describe(event: dict[str, Any], label: str) -> str:
     """An event as a line for a person."""
     if event["event"] == "start":
-        return f"{label}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs"
+        notes = [f"\n{label}: {note}" for note in event.get("notes", [])]
+        return f"{label}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs" + "".join(notes)
     if event["event"] == "resume":
         return f"{label}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
     if event["event"] == "reuse":

@@ -5,7 +5,7 @@ The order depends on (seed, epoch) only, so the number of workers and micro-batc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -52,10 +52,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """The batch of some rows; of no rows, a filler of weight 0 that keeps a rank in step."""
+    def batch(self, rows: Sequence[int], drawn: Mapping[int, Encoded] | None = None) -> Batch:
+        """The batch of some rows; of no rows, a filler of weight 0 that keeps a rank in step.
+
+        Args:
+            drawn: prompts that stand in for the rows' own.
+        """
         chosen, weight = (rows, 1.0) if rows else ([0], 0.0)
-        prompts = [self.prompts[row] for row in chosen]
+        prompts = [(drawn or {}).get(row, self.prompts[row]) for row in chosen]
         columns = [self.columns[row] for row in chosen]
         if self.cache is None:
             return collate(prompts, self.pad, columns, weight)

@@ -174,6 +174,8 @@ def check_fit(job: Job, backbone: Backbone) -> None:
         raise UserError(f"readout: {job.readout['name']} works with {' and '.join(readout.families)} models; {job.backbone} is {backbone.family}")
     if readout.needs_slot and "<slot>" not in pattern.text:
         raise UserError(f"readout: {job.readout['name']} reads a label word at <slot>; pattern {job.pattern} has none; use readout=head")
+    if job.zero.stage > method.max_zero_stage:
+        raise UserError(f"zero.stage: found {job.zero.stage}; method {job.method['name']} works up to stage {method.max_zero_stage}")
     for mark, markup in (("soft", "<soft>"), ("demo_label", "<demos>")):
         if mark in method.marks and markup not in pattern.text:
             raise UserError(f"pattern: method {job.method['name']} needs {markup}; pattern {job.pattern} of {task.name} has none")

@@ -26,7 +26,8 @@ class Protocol:
     """Sizes and roles of train, dev and test.
 
     dev: how many rows select the epoch; dev_from_train: they are held out of train although a validation split exists;
-    dev_limit, test_limit: at most so many rows; sample_per_seed: each seed draws its own sample.
+    dev_limit, test_limit: at most so many rows; dev_share: so much of train is held out; tests_dev: what is held out is also
+    what is tested, for data that is not there to be tested on; sample_per_seed: each seed draws its own sample.
     """
 
     about: str
@@ -35,6 +36,8 @@ class Protocol:
     dev_limit: int | None = None
     test_limit: int | None = None
     sample_per_seed: bool = False
+    dev_share: float | None = None
+    tests_dev: bool = False
 
 
 PROTOCOLS = {
@@ -42,6 +45,9 @@ PROTOCOLS = {
     "profit": Protocol("Ma et al. 2023: k per class drawn per seed, full English dev set", "full", sample_per_seed=True),
     "zs2021": Protocol("Zhao & Schuetze 2021: k per class, a dev set of the same k", "k_shot"),
     "gnnavi": Protocol("Yuan et al. 2024: k per class per seed, up to 1,000 train rows as dev, up to 1,000 test rows", "full", True, 1000, 1000, True),
+    "ticket_search": Protocol(
+        "LTP section 3.1: a tenth of the text is held out; it selects the epoch and is reported", "full", True, dev_share=0.1, tests_dev=True
+    ),
 }
 
 
@@ -78,7 +84,7 @@ def protocol(name: str) -> Protocol:
 def draw(
     train: pa.Table,
     validation: pa.Table | None,
-    test: pa.Table,
+    test: pa.Table | None,
     *,
     labels: list[str],
     rule: Protocol,
@@ -109,7 +115,8 @@ def draw(
     if dev == "none":
         dev_rows = None
     elif validation is None or rule.dev_from_train:
-        size = min(dev_limit or 1000, len(train) // 5 // max(1, len(train["language"].unique())))
+        share = len(train) // max(1, len(train["language"].unique()))
+        size = max(1, round(rule.dev_share * share)) if rule.dev_share else min(dev_limit or 1000, share // 5)
         dev_rows, pool = _split_off(train, size, seed)
         notes.append(f"dev: {len(dev_rows)} rows held out of train by sample seed {seed}")
     if dev_rows is not None and dev == "k_shot" and shots is not None:
@@ -121,6 +128,9 @@ def draw(
         shown = _per_class(pool, languages, labels, demos, seed, "demos")
         pool = _without(pool, shown)
     chosen = _sorted(pool, seed, "train") if shots is None else _per_class(pool, languages, labels, shots, seed, "train")
+    test = dev_rows if rule.tests_dev else test
+    if test is None:
+        raise UserError("dev.rows: found none; this protocol tests what it holds out; leave dev.rows out")
     limits = [n for n in (test_limit, rule.test_limit) if n is not None]
     if limits:
         test = _limit(test, min(limits), TEST_SEED, "test")

@@ -37,7 +37,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     steps = -(-prompts // job.train.batch_size) * job.train.epochs
     method, config = part_config(job.method, "method")
     with torch.device("meta"):
-        parameters = method(config, skeleton).predicted_parameters()
+        made = method(config, skeleton)
     skeleton.reset()
     lines = [
         f"{job.recipe}: {job.task}, {job.backbone} ({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
@@ -46,7 +46,8 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         *[f"test labels in {language}: {counts}" for language, counts in label_distribution(encoder.task, sample.test.to_pylist()).items()],
         f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
         *label_words(job, encoder),
-        f"trainable parameters of the method: {parameters:,}",
+        f"trainable parameters of the method: {made.predicted_parameters():,}",
+        *made.notes(),
         f"steps: {steps} a seed (about {prompts} prompts an epoch), {len(job.seeds)} seeds",
     ]
     return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": [*lines, f"ok: results go to {prepared.folder}"]}

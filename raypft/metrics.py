@@ -160,7 +160,7 @@ METRICS: dict[str, tuple[int, Metric]] = {
 OF_KIND = {
     "choice": ("accuracy",),
     "text": ("accuracy",),
-    "mlm": ("accuracy",),
+    "mlm": ("token_accuracy",),
     "tags": ("entity_f1", "token_accuracy", "token_f1", "topro_official", "topro_mt5_official"),
     "span": ("exact_match", "f1", "mlqa_exact_match", "mlqa_f1"),
 }

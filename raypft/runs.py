@@ -81,7 +81,7 @@ def prepare(job: Job) -> Prepared:
         first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
         encode_sample(job, skeleton, first)
     manifests = {seed: sample.manifest() for seed, sample in samples.items()}
-    method, _ = part_config(job.method, "method")
+    method, method_config = part_config(job.method, "method")
     weights = revision(Path(skeleton.source)) if skeleton.source else ""
     task = load_task(job.task)
     asked = {
@@ -89,6 +89,9 @@ def prepare(job: Job) -> Prepared:
         "labels": task.label.names,
         "metrics": [metric(name)[0] for name in task.metrics],
     }
+    artefact = method_config.artefact()
+    if artefact:
+        asked["artefact"] = artefact
     keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=weights, numerics=method.numerics, asked=asked) for seed in job.seeds}
     return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
@@ -98,8 +101,8 @@ def draw_samples(job: Job) -> dict[int, Sample]:
     task, rule = load_task(job.task), protocol(job.protocol)
     origin = sources.choose(task, job.data.source, job.data.root, job.shots)
     train = sources.read_split(origin, "train", job.train.languages)
-    test = sources.read_split(origin, "test", job.test.languages or sources.languages_of(origin, "test"))
-    if train is None or test is None:
+    test = None if rule.tests_dev else sources.read_split(origin, "test", job.test.languages or sources.languages_of(origin, "test"))
+    if train is None or (test is None and not rule.tests_dev):
         raise UserError(f"data: source {origin.name} of {task.name} has no {'train' if train is None else 'test'} split; choose another data.source")
     wants_dev = (job.dev.rows or rule.dev) != "none" and not rule.dev_from_train
     validation = sources.read_split(origin, "validation", job.train.languages) if wants_dev else None

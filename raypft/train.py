@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from raypft.batch import Batch
+from raypft.batch import Batch, Encoded
 from raypft.data import Rows, micro_batches, order, share
 from raypft.errors import UserError
 from raypft.job import Train
@@ -242,7 +242,8 @@ def fit(
         while progress.step < steps:
             chosen = rows[progress.step * settings.batch_size : (progress.step + 1) * settings.batch_size]
             number = progress.epoch * steps + progress.step
-            progress.losses.append(_optimizer_step(stepper, train, chosen, settings, seed, number, steps * settings.epochs))
+            drawn = {row: stepper.learner.readout.redraw(train.prompts[row], seed, progress.epoch) for row in chosen}
+            progress.losses.append(_optimizer_step(stepper, train, drawn, settings, seed, number, steps * settings.epochs))
             progress.step += 1
             saver.after_step(progress, number + 1)
         seconds += time.perf_counter() - began
@@ -259,15 +260,15 @@ def fit(
     return progress
 
 
-def _optimizer_step(stepper: Stepper, train: Rows, rows: list[int], settings: Train, seed: int, number: int, total: int) -> float:
+def _optimizer_step(stepper: Stepper, train: Rows, drawn: dict[int, Encoded], settings: Train, seed: int, number: int, total: int) -> float:
     # dropout depends on where the run is, not on how it got there: a resumed run draws the same masks
     torch.manual_seed(((seed * 1_000_003 + number) * 1_009 + stepper.rank) % (1 << 63))
     learner = stepper.learner
-    weight = sum(learner.readout.weight(train.prompts[row]) for row in rows)
-    parts = micro_batches(train.by_length(rows), stepper.rank, stepper.world, settings.micro_batch)
+    weight = sum(learner.readout.weight(prompt) for prompt in drawn.values())
+    parts = micro_batches(train.by_length(list(drawn)), stepper.rank, stepper.world, settings.micro_batch)
     total_loss = 0.0
     for i, part in enumerate(parts):
-        batch = train.batch(part).to(stepper.device)
+        batch = train.batch(part, drawn).to(stepper.device)
         loss, _ = learner.readout.loss(stepper.scores(batch), batch)
         loss = loss * (stepper.world / weight)
         total_loss += float(loss.detach())

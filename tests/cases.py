@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from raypft.backbones import Backbone
+from raypft.backbones.places import places
 from raypft.batch import Encoded
 from raypft.job import Train
 from raypft.methods import method_class, method_names
 from raypft.prompts import Demonstration, render
 from raypft.readouts import readout_class
 from raypft.tasks import Label, Pattern, Source, Task
+from raypft.tickets import metadata
 from raypft.train import Answer, Learner
 
 TEXT = {
@@ -51,12 +56,44 @@ def supported() -> list[tuple[str, str]]:
     return [(name, kind) for name in method_names() for family, kinds in tiny.FAMILIES.items() for kind in kinds if family in method_class(name).families]
 
 
+FOLDER = tempfile.TemporaryDirectory(prefix="raypft-tests-")
+"""Lives as long as the process."""
+
+
+def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str, strategy: str, settings: dict) -> None:
+    """What a search writes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(differences, path, metadata(differences, revision, strategy, settings))
+
+
+def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:
+    """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same model."""
+    path = Path(FOLDER.name) / type(backbone.model).__name__ / f"{strategy}-{revision}.safetensors"
+    if not path.is_file():
+        generator = torch.Generator().manual_seed(1)
+        shapes = {name: p.shape for name, p in backbone.model.named_parameters(remove_duplicate=False)}
+        differences = {name: torch.randn(shapes[name], generator=generator) for name, place in places(backbone).items() if place.in_body}
+        save_ticket(path, differences, revision or backbone.revision, strategy, {"seed": 1})
+    return str(path)
+
+
+ARTEFACTS = {"ticket": ticket}
+"""A method that starts from a file of another run has a key for it; here is who makes that file."""
+
+
+def config_of(method: str, backbone: Backbone, **options):
+    """A method's configuration with its defaults, the artefacts it needs, and dropout off."""
+    made = method_class(method).Config
+    needed = {key: make(backbone) for key, make in ARTEFACTS.items() if key in made.model_fields}
+    return made(**needed | {name: 0.0 for name in made.model_fields if name == "dropout"} | options)
+
+
 def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer", **options) -> Cell:
     """A cell on a reset backbone, initialised by the seed; `options` are keys of the method, dropout is off."""
     backbone.reset()
     torch.manual_seed(seed)
     made, kind = method_class(method), task()
-    config = made.Config(**{name: 0.0 for name in made.Config.model_fields if name == "dropout"} | options)
+    config = config_of(method, backbone, **options)
     pattern = kind.pattern(backbone.family)
     text = pattern.text if config.soft_tokens else pattern.text.replace(" <soft>", "")
     pattern = pattern.model_copy(update={"text": text})

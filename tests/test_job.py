@@ -14,7 +14,8 @@ from raypft.tasks import FOLDER
 
 NLI = ["task=xnli", "backbone=mbert"]
 SST2 = ["task=sst2", "backbone=gpt2"]
-TASK_OF = {name: SST2 if "pattern: gnnavi" in (RECIPES / f"{name}.yaml").read_text() else NLI for name in recipe_names()}
+MLM = ["task=mlmtext", "backbone=mbert"]
+TASK_OF = {name: SST2 if "pattern: gnnavi" in (RECIPES / f"{name}.yaml").read_text() else NLI for name in recipe_names()} | {"ticket_search": MLM}
 """What each recipe is for: GNNavi's pattern asks causal models, the others masked ones."""
 
 
@@ -83,7 +84,7 @@ ERRORS = {
     'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, zero': "shot=3",
     'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, gpus_per_worker, max_failures, workers': "resources.worker=2",
     'recipes/profit.yaml: readout: unknown key "mod"; did you mean "mode"? known: mode': "readout.mod=mean",
-    'protocol: "profi" is unknown; did you mean "profit"? known: fixed, gnnavi, profit, zs2021': "protocol=profi",
+    'protocol: "profi" is unknown; did you mean "profit"? known: fixed, gnnavi, profit, ticket_search, zs2021': "protocol=profi",
     'task xnli: no pattern "profit11"; did you mean "profit1"? known: dp, dp_in_language, mp, profit0, profit1, profit2, profit3, profit4, sp, vanilla': "pattern=profit11",
     'recipes/profit.yaml: train.languages: task xnli has no language "eng"; did you mean "en"? known: ar, bg, de, el, en, es, fr, hi, ru, sw, th, tr, ur, vi, zh': "train.languages=[eng]",
     "method: found no name; expected method: NAME or method: {name: NAME, …}": "method={}",

@@ -26,7 +26,13 @@ def noisy(share: float, seed: int = 0) -> tuple[list[list[str]], list[list[str]]
     return gold, [[draw.choice(TAGS) if draw.random() < share else tag for tag in tags] for tags in gold]
 
 
-PERFECT = {"choice": ["a", "b"], "text": ["a", "b c"], "mlm": ["x", "y"], "tags": [["B-PER", "I-PER", "O"], ["B-LOC"]], "span": [["Paris"], ["a dog", "two"]]}
+PERFECT = {
+    "choice": ["a", "b"],
+    "text": ["a", "b c"],
+    "mlm": [[7, 8], [9]],
+    "tags": [["B-PER", "I-PER", "O"], ["B-LOC"]],
+    "span": [["Paris"], ["a dog", "two"]],
+}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in OF_KIND.items() for name in names])

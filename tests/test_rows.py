@@ -16,7 +16,7 @@ from raypft.tasks import load_task
 
 TAGS = {"kind": "tags", "fields": {"tokens": "tokens"}, "label": {"column": "tags", "names": ["A", "B", "O"]}, "metric": "token_accuracy"}
 SPAN = {"kind": "span", "fields": {"question": "question", "context": "context"}, "label": {"column": "answers"}, "metric": "f1"}
-MLM = {"kind": "mlm", "fields": {"text": "text"}, "metric": "accuracy"}
+MLM = {"kind": "mlm", "fields": {"text": "text"}, "metric": "token_accuracy"}
 TEXT = {"kind": "text", "fields": {"text": "text"}, "metric": "accuracy"}
 SENTENCES = [
     {"id": "s1", "language": "en", "tokens": ["2020-01-01", "is", "here"], "tags": ["A", "O", "B"]},

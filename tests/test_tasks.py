@@ -113,7 +113,7 @@ ERRORS = {
 KINDS = {
     "tags": "kind: tags\nfields: {tokens: words}\nlabel: {column: tags, names: [A, B]}\nmetric: token_accuracy",
     "span": "kind: span\nfields: {question: question, context: passage}\nlabel: {column: answers}\nmetric: f1",
-    "mlm": "kind: mlm\nfields: {text: text}\nmetric: accuracy",
+    "mlm": "kind: mlm\nfields: {text: text}\nmetric: token_accuracy",
     "text": "kind: text\nfields: {text: text}\nmetric: accuracy",
 }
 TEXTS = {"tags": "{tokens} <sep> {token} ?", "span": "{question} <sep> {context}", "mlm": "{text}", "text": "{text}"}

@@ -2,8 +2,9 @@
 
 A backbone arrives frozen. Methods reach it through seams: `on_embed` (after the word embeddings), `on_layer` (after a
 number of blocks), `on_keys` (before a layer's keys and values), `wrap` (replace linear layers), `inject` (peft's layers),
-`open` (unfreeze). Seams take modules, not closures, so that ZeRO-3 gathers their parameters. `reset` undoes every seam and
-proves by checksum that the weights are the pristine ones.
+`open` (unfreeze), `sparse` (train only some entries), `untie` (an output embedding of its own). Seams take modules, not
+closures, so that ZeRO-3 gathers their parameters. `reset` undoes every seam and proves by checksum that the weights are the
+pristine ones.
 A layer is always a number of blocks below the cut, from 1 to L.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypft.backbones.attention import find_attention, leave_keys, take_keys
+from raypft.backbones.sparse import Sparse
 from raypft.batch import Batch, Encoded
 from raypft.errors import UserError
 from raypft.prompts import Piece, Query
@@ -65,6 +67,8 @@ class Backbone(nn.Module, ABC):
     """The id of the first token's position."""
     decoder: ColumnLinear
     _blocks: nn.ModuleList
+    _sparse: list[Sparse]
+    _tied: nn.Parameter | None
 
     def __init__(self, model: nn.Module, tokenizer, source: str | None = None, revision: str = "in memory") -> None:
         super().__init__()
@@ -84,6 +88,8 @@ class Backbone(nn.Module, ABC):
         self._layer_seams: dict[int, list[nn.Module]] = {}
         self._wrapped: list[tuple[nn.Module, str, nn.Module]] = []
         self._opened: dict[str, Tensor] = {}
+        self.__dict__["_sparse"] = []  # modules of the model already
+        self.__dict__["_tied"] = None
         self._positions_taken = 0
         self._batch: Batch | None = None
         self.requires_grad_(False)
@@ -267,12 +273,14 @@ class Backbone(nn.Module, ABC):
             raise UserError(f"method.layer: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model")
 
     def open(self, pattern: str) -> list[nn.Parameter]:
-        """Unfreeze the parameters whose name matches a glob pattern, and return them.
+        """Unfreeze the parameters one of whose names matches a glob pattern, and return them.
 
         Raises:
             UserError: no parameter matches.
         """
-        found = [(name, p) for name, p in self.model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+        named = self.model.named_parameters(remove_duplicate=False)
+        matching = {p: name for name, p in named if fnmatch.fnmatchcase(name, pattern)}
+        found = [(name, p) for p, name in matching.items()]
         if not found:
             raise UserError(f'open("{pattern}"): no parameter of the model has such a name; e.g. {next(self.model.named_parameters())[0]}')
         for name, parameter in found:
@@ -300,6 +308,42 @@ class Backbone(nn.Module, ABC):
             setattr(parent, attribute, made[-1])
         return made
 
+    def sparse(self, name: str, indices: Tensor) -> nn.Parameter:
+        """Let only some entries of a parameter train, and return their values, [K], the parameter that does.
+
+        A parameter that several modules share (a tied embedding) stays shared: the entries act in every use and sum the
+        gradients of all; `untie` first where the output embedding must not move.
+
+        Args:
+            name: any parameter of the model, by any of its names.
+            indices: flat positions, [K], K >= 1, ascending.
+
+        Raises:
+            UserError: no such parameter.
+            ValueError: positions outside the parameter, repeated or not in order.
+        """
+        known = dict(self.model.named_parameters(remove_duplicate=False))
+        if name not in known:
+            raise UserError(f'sparse("{name}"): no parameter of the model has such a name; e.g. {next(iter(known))}')
+        weight = known[name]
+        if not indices.is_meta and (len(indices) == 0 or indices[0] < 0 or indices[-1] >= weight.numel() or (indices[1:] <= indices[:-1]).any()):
+            raise ValueError(f"sparse({name}): expected ascending positions in 0..{weight.numel() - 1}, at least one")
+        made = Sparse(weight, indices)
+        made.stand_in(self.model)
+        self._sparse.append(made)
+        return made.values
+
+    def untie(self) -> None:
+        """Give the output embedding a frozen copy of its own where it shares the input embedding's weight."""
+        shared = self.decoder.weight
+        if shared is self.model.get_input_embeddings().weight:
+            self.__dict__["_tied"] = shared  # past nn.Module: it is a parameter of the model, not of this
+            self.decoder.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
+
+    def loaded(self, name: str) -> Tensor:
+        """The value a parameter opened under this name had when the model was loaded."""
+        return self._opened[name]
+
     def reset(self) -> None:
         """Undo every seam and restore opened weights.
 
@@ -307,15 +351,20 @@ class Backbone(nn.Module, ABC):
             RuntimeError: the weights are not the ones that were loaded (something wrote past the seams).
         """
         self.forget_seams()
-        parameters = dict(self.model.named_parameters())  # those inside wrappers too
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))  # those inside wrappers too
         for parent, attribute, old in reversed(self._wrapped):
             setattr(parent, attribute, old)
         self._wrapped.clear()
         vars(self.model).pop("peft_config", None)
-        parameters |= dict(self.model.named_parameters())
+        while self._sparse:
+            self._sparse.pop().undo()
+        parameters |= dict(self.model.named_parameters(remove_duplicate=False))
         for name, value in self._opened.items():
             parameters[name].data = value.to(parameters[name].device)
         self._opened.clear()
+        if self._tied is not None:
+            self.decoder.weight = self._tied
+            self.__dict__["_tied"] = None
         self._batch = None
         self.model.zero_grad(set_to_none=True)
         self.requires_grad_(False)

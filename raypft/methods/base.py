@@ -6,6 +6,7 @@ To add one, write `raypft/methods/<name>.py` with a class `Method` and a test; t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -24,10 +25,23 @@ class Config(BaseModel):
         """How many soft tokens <soft> stands for, P."""
         return 0
 
+    def artefact(self) -> str:
+        """Hash of the file this method starts from, which is part of the cell key; empty where there is none."""
+        return ""
+
     @property
     def positions_taken(self) -> int:
         """How many of the model's positions the method takes before the text's."""
         return 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is kept of a training: the file in the cell's folder, its tensors by name, and what the file says about them."""
+
+    file: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] | None = None
 
 
 class BaseMethod(nn.Module, ABC):
@@ -38,6 +52,7 @@ class BaseMethod(nn.Module, ABC):
         numerics: raised when a change alters results; part of the cell key.
         families: the backbone families it works with.
         trains: False where there is nothing to train (zero epochs).
+        max_zero_stage: the highest ZeRO stage it works on.
 
     `constant_below` is the number of blocks whose output never changes while training; their states may be cached.
     """
@@ -46,6 +61,7 @@ class BaseMethod(nn.Module, ABC):
     numerics: int = 1
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     trains: bool = True
+    max_zero_stage: int = 3
     marks: tuple[str, ...] = ()
     """The marks a pattern must put into every prompt for this method to mean anything."""
 
@@ -62,6 +78,14 @@ class BaseMethod(nn.Module, ABC):
     def penalty(self) -> Tensor | None:
         """A term added to the loss once per optimizer step, or None."""
         return None
+
+    def result(self, values: dict[str, Tensor]) -> Result:
+        """What to keep of the trained values, name in the learner to fp32 tensor on CPU."""
+        return Result("trained.safetensors", values)
+
+    def notes(self) -> list[str]:
+        """What the user should know about the method as built, one line each."""
+        return []
 
     @abstractmethod
     def predicted_parameters(self) -> int:

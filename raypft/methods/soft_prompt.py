@@ -18,16 +18,21 @@ from raypft.batch import Batch
 from raypft.methods import base
 
 
-class Config(base.Config):
-    """length: soft tokens P; encoder: how they are reparameterised; train_backbone: whether the model trains too."""
+class PromptConfig(base.Config):
+    """length: soft tokens P; encoder: how they are reparameterised."""
 
     length: int = Field(default=4, ge=1)
     encoder: Literal["lstm", "none"] = "lstm"
-    train_backbone: bool = True
 
     @property
     def soft_tokens(self) -> int:
         return self.length
+
+
+class Config(PromptConfig):
+    """The prompt's keys; train_backbone: whether the model trains too."""
+
+    train_backbone: bool = True
 
 
 class PromptEncoder(nn.Module):
@@ -51,6 +56,13 @@ class PromptEncoder(nn.Module):
         return states.scatter(1, at, prompt.to(states.dtype).expand(len(states), -1, -1))
 
 
+def encoder_parameters(length: int, hidden: int, encoder: str) -> int:
+    """Size of the prompt encoder: P x H vectors, two LSTM directions, two linear layers."""
+    lstm = 2 * (4 * hidden * (hidden + hidden) + 8 * hidden)
+    mlp = (2 * hidden * hidden + hidden) + (hidden * hidden + hidden)
+    return length * hidden + (lstm + mlp if encoder == "lstm" else 0)
+
+
 class Method(base.BaseMethod):
     """A prompt encoder behind the word embeddings; the backbone trains too unless told otherwise."""
 
@@ -65,7 +77,5 @@ class Method(base.BaseMethod):
             backbone.open("*")
 
     def predicted_parameters(self) -> int:
-        h, length = self.backbone.hidden, self.config.length
-        encoder = 2 * (4 * h * (h + h) + 8 * h) + (2 * h * h + h) + (h * h + h)
-        own = length * h + (encoder if self.config.encoder == "lstm" else 0)
+        own = encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
         return own + (sum(p.numel() for p in self.backbone.model.parameters()) if self.config.train_backbone else 0)

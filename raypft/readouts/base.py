@@ -58,6 +58,10 @@ class BaseReadout(nn.Module, ABC):
         """A prompt with what this readout needs beside: targets of a decoder, say. Called once, while encoding."""
         return prompt
 
+    def redraw(self, prompt: Encoded, seed: int, epoch: int) -> Encoded:
+        """The prompt as an epoch of training sees it, of the same length; must depend on nothing but prompt, seed and epoch."""
+        return prompt
+
     @abstractmethod
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         """[S, H] -> [S, C]."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.multiprocessing as multiprocessing
+
+if TYPE_CHECKING:
+    import cases
+
+    from raypft.train import Stepper
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,9 @@ class Case:
     resume: dict[str, Any] | None = None
     keep: bool = False
     """Return the whole state after the last step."""
+    weight_decay: float = 0.0
+    probe: Callable[[cases.Cell, Stepper], dict[str, Any]] | None = None
+    """A function of a test module, asked after the last step on every rank."""
     options: tuple[tuple[str, Any], ...] = ()
     """Keys of the method that differ from their defaults."""
 
@@ -44,7 +52,14 @@ def run_case(case: Case) -> dict[str, Any]:
 
     cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
     settings = cases.SETTINGS.model_copy(
-        update={"precision": case.precision, "micro_batch": case.micro_batch, "clip": case.clip, "epochs": case.epochs, "select": "last"}
+        update={
+            "precision": case.precision,
+            "micro_batch": case.micro_batch,
+            "clip": case.clip,
+            "epochs": case.epochs,
+            "select": "last",
+            "weight_decay": case.weight_decay,
+        }
     )
     progress = None
     if case.resume is not None:
@@ -73,6 +88,8 @@ def run_case(case: Case) -> dict[str, Any]:
     if case.keep:
         progress.values, progress.optimizer = stepper.values(), stepper.optimizer_state()
         out["progress"] = vars(progress)
+    if case.probe is not None:
+        out["probe"] = case.probe(cell, stepper)
     before = stepper.values()
     stepper.set_values({name: value + 1 for name, value in before.items()})
     out["values"] = before

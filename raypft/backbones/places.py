@@ -1,0 +1,54 @@
+"""Where in a model its parameters are: which block, body or head, normalisation or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raypft.backbones.base import Backbone
+from raypft.errors import UserError
+
+THIRDS = ("lower", "middle", "higher")
+
+
+@dataclass(frozen=True)
+class Place:
+    """layer: number of the block, from 1, None outside the blocks; in_body: not in the head; is_norm: of a normalisation layer."""
+
+    layer: int | None
+    in_body: bool
+    is_norm: bool
+
+
+def places(backbone: Backbone) -> dict[str, Place]:
+    """Name of every parameter of the model, once each, to its place; one that body and head share goes by its body's name."""
+    model, blocks = backbone.model, backbone._blocks
+    start = next(name for name, module in model.named_modules() if module is blocks) + "."
+    body = f"{model.base_model_prefix}."
+    norms = {name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
+    # body first: XLM-R registers its head before the body, and named_parameters would call the embedding by the head's name
+    named = sorted(model.named_parameters(remove_duplicate=False), key=lambda pair: not pair[0].startswith(body))
+    found, seen = {}, set()
+    for name, parameter in named:
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        layer = int(name.removeprefix(start).split(".")[0]) + 1 if name.startswith(start) else None
+        found[name] = Place(layer, name.startswith(body), name.rpartition(".")[0] in norms)
+    return found
+
+
+def segment_layers(segment: str, num_layers: int) -> range:
+    """The layers of a segment: all, lower, middle, higher (thirds of the model) or FIRST-LAST.
+
+    Raises:
+        UserError: it reaches outside the model.
+    """
+    if segment == "all":
+        return range(1, num_layers + 1)
+    if segment in THIRDS:
+        third = THIRDS.index(segment)
+        return range(round(num_layers * third / 3) + 1, round(num_layers * (third + 1) / 3) + 1)
+    first, last = (int(number) for number in segment.split("-"))
+    if not 1 <= first <= last <= num_layers:
+        raise UserError(f"method.segment: found {segment}; expected layers FIRST-LAST from 1 to {num_layers}, first not after last, e.g. 1-{num_layers}")
+    return range(first, last + 1)

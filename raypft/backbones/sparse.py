@@ -1,0 +1,84 @@
+"""A parameter of which only some entries train: a frozen weight, and a flat trainable vector with the active values.
+
+The values are written into the weight for the forward pass and their gradient is gathered from the weight's, so frozen
+entries stay bit-identical under any optimizer, and optimizer and checkpoint need memory for the K active entries only.
+Masking gradients would do neither: weight decay moves what is masked. The dense gradient lives for one layer at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Written(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, base: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        # through .data: a second use in the same step writes the same numbers, which autograd must not take for a change
+        base.data.view(-1).index_copy_(0, index.long(), values)
+        return base.data
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return gradients[0].reshape(-1).index_select(0, index), None, None
+
+
+class Sparse(nn.Module):
+    """Stands where a parameter stood, in every module that shares it; called, it gives the weight with the values in place.
+
+    The frozen weight is a buffer: ZeRO-3 replicates it on every worker.
+
+    Args:
+        weight: the pretrained parameter.
+        indices: flat positions of the active entries, [K], ascending.
+    """
+
+    def __init__(self, weight: nn.Parameter, indices: Tensor) -> None:
+        super().__init__()
+        index = indices.to(weight.device, torch.int32 if weight.numel() < 2**31 else torch.long)
+        self.parameter = [weight]  # in a list: not a parameter of this module
+        self.loaded = weight.detach().view(-1).index_select(0, index)
+        self.values = nn.Parameter(self.loaded.clone())
+        self.register_buffer("base", weight.detach(), persistent=False)
+        self.register_buffer("index", index, persistent=False)
+        self.owners: list[tuple[nn.Module, str]] = []
+        self.handles: list[Any] = []
+
+    def forward(self) -> Tensor:
+        """() -> the weight, in its own shape."""
+        if self.base.dtype != self.values.dtype:  # DeepSpeed casts parameters to half precision and, on stage 3, leaves buffers
+            self.base = self.base.to(self.values.dtype)
+        return _Written.apply(self.values, self.base, self.index)  # type: ignore[return-value]
+
+    def stand_in(self, model: nn.Module) -> None:
+        """Take the parameter's place in every module that has it: tied uses share the values, and add up in their gradient."""
+        weight = self.parameter[0]
+        self.owners = [(module, name) for module in model.modules() for name, own in module._parameters.items() if own is weight]
+        for module, name in self.owners:
+            module._parameters[name] = None  # the entry stays, and with it the order of the parameters
+            module._modules[name] = self
+
+            def put(module: nn.Module, *_: Any, name: str = name) -> None:
+                module.__dict__[name] = self()
+
+            def take(module: nn.Module, *_: Any, name: str = name) -> None:
+                module.__dict__.pop(name, None)
+
+            self.handles += [module.register_forward_pre_hook(put), module.register_forward_hook(take, always_call=True)]
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put the pretrained parameter back, bit for bit."""
+        for handle in self.handles:
+            handle.remove()
+        base: Any = self.base
+        base.view(-1).index_copy_(0, self.index.long(), self.loaded.to(base.device))  # type: ignore[operator]
+        weight = self.parameter[0]
+        weight.data = base
+        for module, name in self.owners:
+            del module._modules[name]
+            module._parameters[name] = weight

@@ -1,0 +1,90 @@
+"""The search for a lottery ticket: masked-language-model training that stays near the pretrained values; `lottery` cuts from it.
+
+Source: Lottery Ticket Prompt-learning (arXiv 2404.01242), section 3.1; Ansell et al. 2022 (LT-SFT), whose selection it reuses.
+Formula: loss = mean over masked tokens of the cross-entropy + (l1 / N) sum |theta_i - theta_i^0|, the penalty once per optimizer
+step, N = parameters of the pretrained model. Layer normalisations are frozen. What is kept: theta - theta^0 of every trained
+parameter of the body, the candidates of the ticket.
+
+    decoupled:         the output embedding is a frozen copy, the input embedding trains on its own
+    vanilla:           input and output embedding stay tied and train
+    freeze_embeddings: only the layers (and the head) train
+
+Differs: the head's normalisation is frozen like the others (their name filter misses it in RoBERTa models); N leaves the copied
+output embedding out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from raypft import tickets
+from raypft.backbones.base import Backbone
+from raypft.backbones.places import Place, places
+from raypft.methods import base
+
+
+class Config(base.Config):
+    """strategy: what the embeddings do; l1: strength of the pull towards the pretrained values."""
+
+    strategy: Literal["decoupled", "vanilla", "freeze_embeddings"] = "decoupled"
+    l1: float = Field(default=0.1, ge=0)
+
+
+class Method(base.BaseMethod):
+    """Everything trains but normalisations and what the strategy freezes."""
+
+    Config = Config
+    families = ("masked",)
+    max_zero_stage = 2  # the penalty reads whole parameters
+    opened: dict[str, nn.Parameter]
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.strategy, self.l1 = config.strategy, config.l1
+        self.size = sum(p.numel() for p in backbone.model.parameters())
+        place = places(backbone)
+        frozen = _frozen(backbone, place, config.strategy)
+        self.num_frozen = sum(backbone.model.get_parameter(name).numel() for name in frozen)
+        if config.strategy == "decoupled":
+            backbone.untie()
+        self.opened = {name: backbone.open(name)[0] for name in place if name not in frozen}
+        self.candidates = [name for name in self.opened if place[name].in_body]
+        self._starts: dict[str, Tensor] = {}
+
+    def start(self, name: str) -> Tensor:
+        """The pretrained value that training began from, on the parameter's device and as rounded there."""
+        parameter = self.opened[name]
+        kept = self._starts.get(name)
+        if kept is None or kept.device != parameter.device or kept.dtype != parameter.dtype:
+            kept = self._starts[name] = self.backbone.loaded(name).to(parameter.device, parameter.dtype)
+        return kept
+
+    def penalty(self) -> Tensor | None:
+        """(l1 / N) sum |theta - theta^0|, a number; its gradient is 0 where nothing moved."""
+        if not self.l1:
+            return None
+        return self.l1 / self.size * sum((p - self.start(name)).abs().sum() for name, p in self.opened.items())
+
+    def result(self, values: dict[str, Tensor]) -> base.Result:
+        """The candidates' trained minus pretrained values; `values` are used up."""
+        called = {id(p): f"method.{name}" for name, p in self.named_parameters()}
+        differences = {name: values[called[id(self.opened[name])]].sub_(self.start(name).float().cpu()) for name in self.candidates}
+        return base.Result(tickets.FILE, differences, tickets.metadata(differences, self.backbone.revision, self.strategy, self.config.model_dump()))
+
+    def predicted_parameters(self) -> int:
+        return self.size - self.num_frozen
+
+
+def _frozen(backbone: Backbone, place: dict[str, Place], strategy: str) -> set[str]:
+    """The parameters that do not train; asked before the output embedding gets its copy, which never trains."""
+    frozen = {name for name, own in place.items() if own.is_norm}
+    if strategy == "freeze_embeddings":
+        frozen |= {name for name, own in place.items() if own.in_body and own.layer is None}
+    if strategy == "decoupled":
+        shared = backbone.model.get_input_embeddings().weight
+        output = {id(p) for p in backbone.decoder.parameters() if p is not shared}
+        frozen |= {name for name in place if id(backbone.model.get_parameter(name)) in output}
+    return frozen

@@ -1,0 +1,252 @@
+"""The search: masking by the rule and by its seed, the penalty by hand, what each strategy trains, and from search to ticket to LTP."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import cases
+import pyarrow as pa
+import pytest
+import tiny
+import torch
+from group import Case, run_group
+from safetensors.torch import load_file, save_file
+
+from raypft.backbones.places import places
+from raypft.batch import Encoded, collate
+from raypft.data import Rows
+from raypft.errors import UserError
+from raypft.fewshot import PROTOCOLS, draw
+from raypft.job import load_job
+from raypft.methods.ticket_search import Config, Method
+from raypft.readouts import mlm
+from raypft.runs import prepare, run
+from raypft.tasks import load_task
+from raypft.tickets import FILE, open_ticket
+from raypft.train import Learner, TorchStepper, fit
+
+STRATEGIES = ["decoupled", "vanilla", "freeze_embeddings"]
+
+
+def text(size: int, key: str = "en/0", seed: int = 0) -> Encoded:
+    """A prompt of random words between <s> and </s>."""
+    ids = torch.randint(6, 41, (size,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Encoded(key, "en", [0, *ids, 2], [0] * (size + 2), {"slot": [0]})
+
+
+# masking
+
+
+def test_masking_follows_the_rule():
+    """15 % chosen; of these 80 % mask, 10 % random, 10 % kept; special tokens never; gold and slots name what stood there."""
+    backbone, prompt = tiny.backbone("bert"), text(20_000)
+    found = mlm.masked(prompt, "1/0", 0.15, backbone)
+    slots = found.marks["slot"]
+    assert len(slots) / 20_000 == pytest.approx(0.15, abs=0.01)
+    assert found.gold == [prompt.ids[position] for position in slots]
+    assert {position for position, (a, b) in enumerate(zip(prompt.ids, found.ids, strict=True)) if a != b} <= set(slots)
+    assert {0, 20_001}.isdisjoint(slots)
+    kinds = Counter("mask" if (new := found.ids[p]) == 4 else "same" if new == old else "other" for p, old in zip(slots, found.gold, strict=True))
+    shares = {kind: count / len(slots) for kind, count in kinds.items()}
+    # a random token is the mask or the old one now and then: 1 in 41 each
+    assert shares == pytest.approx({"mask": 0.8 + 0.1 / 41, "same": 0.1 + 0.1 / 41, "other": 0.1 * 39 / 41}, abs=0.02)
+
+
+def test_masking_is_a_function_of_seed_epoch_and_row():
+    """A drawn prompt drawn again gives what the text itself gives: earlier masks leave no trace."""
+    backbone = tiny.backbone("bert")
+    first, again = (mlm.masked(text(50), draw_, 0.15, backbone) for draw_ in ("1/0", "1/0"))
+    assert first == again
+    others = [mlm.masked(text(50), "1/1", 0.15, backbone), mlm.masked(text(50), "2/0", 0.15, backbone), mlm.masked(text(50, "en/1"), "1/0", 0.15, backbone)]
+    assert all(other.marks != first.marks for other in others)
+    assert mlm.masked(first, "1/1", 0.15, backbone) == others[0]
+
+
+def test_a_short_text_has_one_slot_and_an_empty_one_is_refused():
+    backbone = tiny.backbone("bert")
+    assert all(len(mlm.masked(text(1), f"{i}/0", 0.15, backbone).marks["slot"]) == 1 for i in range(30))
+    with pytest.raises(UserError, match=r"^data: row en/0 has no known token that could be masked; leave it out$"):
+        mlm.masked(text(0), "1/0", 0.15, backbone)
+
+
+# the readout
+
+
+def learner(backbone, **config) -> Learner:
+    """The search's method and readout on a tiny model."""
+    task = load_task("mlmtext")
+    backbone.reset()
+    return Learner(Method(Config(**config), backbone), mlm.Readout(mlm.Config(), task, task.pattern("vanilla"), backbone))
+
+
+def prompts(backbone) -> list[Encoded]:
+    return [mlm.masked(text(size, f"en/{size}", size), "held out", 0.3, backbone) for size in (12, 5, 30, 9, 21)]
+
+
+def test_loss_is_the_cross_entropy_of_what_stood_there_over_the_vocabulary():
+    backbone = tiny.backbone("bert")
+    made, own = learner(backbone), prompts(backbone)
+    batch = collate(own, 1)
+    loss, weight = made.readout.loss(made(batch), batch)
+    with torch.no_grad():
+        logits = backbone.model(input_ids=batch.ids, attention_mask=batch.mask).logits.log_softmax(-1)
+    by_hand = -sum(logits[row, p, g] for row, prompt in enumerate(own) for p, g in zip(prompt.marks["slot"], prompt.gold, strict=True))
+    assert weight == sum(len(prompt.gold) for prompt in own)
+    assert torch.allclose(loss, by_hand, rtol=1e-5)
+    answers = made.answer(batch)
+    assert answers[2].value == [int(logits[2, p].argmax()) for p in own[2].marks["slot"]]
+    assert made.readout.gold(own[1:3]) == own[1].gold + own[2].gold
+    assert made.readout.gather(own[1:3], answers[1:3]) == (answers[1].value + answers[2].value, answers[1].scores + answers[2].scores)
+
+
+def losses(epochs: int = 3, seed: int = 0, **train) -> list[float]:
+    backbone = tiny.backbone("bert")
+    made = learner(backbone)
+    settings = cases.SETTINGS.model_copy(update={"epochs": epochs, "lr": 1e-2, **train})
+    rows = Rows(prompts(backbone), made.method, 1)
+    return fit(TorchStepper(made, settings), rows, None, settings, seed, lambda answers: 0.0).losses
+
+
+def test_each_epoch_masks_anew_and_micro_batches_change_nothing():
+    """With a vanishing rate the model stands still: losses of equal masks would repeat."""
+    still = losses(lr=1e-12, batch_size=5)
+    assert max(still) - min(still) > 1e-3
+    assert losses() == losses()
+    assert losses(micro_batch=1) == pytest.approx(losses(), rel=1e-4)
+    assert losses(seed=1) != losses()
+
+
+# the method
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_each_strategy_trains(kind, strategy):
+    """Never a normalisation; the embeddings unless frozen, with the output where tied; counts by hand."""
+    backbone = tiny.backbone(kind)
+    whole = sum(p.numel() for p in backbone.model.parameters())
+    norms = sum(p.numel() for module in backbone.model.modules() if isinstance(module, torch.nn.LayerNorm) for p in module.parameters())
+    embeddings = sum(p.numel() for name, p in backbone.model.base_model.embeddings.named_parameters() if "LayerNorm" not in name)
+    bias = backbone.decoder.bias.numel()
+    method = Method(Config(strategy=strategy), backbone)
+    expected = whole - norms - {"decoupled": bias, "vanilla": 0, "freeze_embeddings": embeddings}[strategy]
+    assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == expected
+    assert backbone.decoder.weight.requires_grad == (strategy == "vanilla")
+    assert backbone.model.get_input_embeddings().weight.requires_grad == (strategy != "freeze_embeddings")
+    place = places(tiny.backbone(kind))
+    assert any(name.endswith("word_embeddings.weight") for name in method.candidates) == (strategy != "freeze_embeddings")
+    assert all(place[name].in_body and not place[name].is_norm for name in method.candidates)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr"])
+def test_penalty_by_hand(kind):
+    """0.1 / N times the distance; its gradient 0.1 / N in the direction of the move, none where nothing moved."""
+    backbone = tiny.backbone(kind)
+    whole = sum(p.numel() for p in backbone.model.parameters())
+    method = Method(Config(l1=0.1), backbone)
+    assert float(method.penalty().detach()) == 0
+    weight = backbone.model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[3, 5] += 0.25
+        weight[4, 1] -= 0.5
+    penalty = method.penalty()
+    assert float(penalty.detach()) == pytest.approx(0.1 / whole * 0.75)
+    penalty.backward()
+    assert float(weight.grad[3, 5]) == pytest.approx(0.1 / whole)
+    assert float(weight.grad[4, 1]) == pytest.approx(-0.1 / whole)
+    assert weight.grad.count_nonzero() == 2
+    assert Method(Config(l1=0), tiny.backbone(kind)).penalty() is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_result_is_what_moved(kind, strategy, tmp_path):
+    """Trained minus pretrained of the body's parameters, in the model's order, head left out."""
+    backbone, fresh = tiny.backbone(kind), tiny.backbone(kind)
+    made = learner(backbone, strategy=strategy)
+    own = prompts(backbone)
+    stepper = TorchStepper(made, cases.SETTINGS)
+    fit(stepper, Rows(own, made.method, 1), None, cases.SETTINGS, 0, lambda answers: 0.0)
+    result = made.method.result(stepper.values())
+    trained, pretrained = (dict(b.model.named_parameters(remove_duplicate=False)) for b in (backbone, fresh))
+    assert result.file == FILE
+    assert list(result.tensors) == made.method.candidates
+    for name, difference in result.tensors.items():
+        assert torch.equal(difference, trained[name].detach() - pretrained[name].detach())
+    assert sum(int(d.count_nonzero()) for d in result.tensors.values()) > 0
+    save_file(result.tensors, tmp_path / FILE, result.metadata)
+    ticket = open_ticket(str(tmp_path))
+    assert (ticket.names, ticket.strategy, ticket.revision) == (tuple(made.method.candidates), strategy, "in memory")
+
+
+def unmoved(cell, stepper) -> dict[str, int]:
+    """How many differences a search has at positions that no prompt reaches, and elsewhere."""
+    differences = cell.learner.method.result(stepper.values()).tensors
+    far = differences["bert.embeddings.position_embeddings.weight"][100:]
+    return {"far": int(far.count_nonzero()), "all": sum(int(d.count_nonzero()) for d in differences.values())}
+
+
+def test_half_precision_leaves_no_difference_where_nothing_moved():
+    """ZeRO's fp32 values start from the rounded weights: their rounding is no movement."""
+    plans = [Case("ticket_search", "bert", stage, precision=precision, probe=unmoved) for stage, precision in ((0, "fp32"), (1, "bf16"), (2, "bf16"))]
+    for found in run_group(1, plans):
+        assert found["probe"]["far"] == 0
+        assert found["probe"]["all"] > 10_000
+
+
+def test_stage_three_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^zero.stage: found 3; method ticket_search works up to stage 2$"):
+        prepare(search(tmp_path, "zero.stage=3", "resources.workers=1"))
+
+
+# from text to ticket to prompt-learning
+
+
+def search(place, *overrides: str):
+    """A search on ten short texts with a model saved at `place`."""
+    backbone = tiny.backbone("xlmr")
+    for part in (backbone.model, backbone.tokenizer):
+        part.save_pretrained(place / "model")
+    (place / "mlmtext").mkdir(exist_ok=True)
+    rows = [
+        {"text": f"the film was {a} and it is {b}", "language": "en"}
+        for a in ("good", "bad", "fine", "great", "terrible")
+        for b in ("one", "two", "three", "four")
+    ]
+    (place / "mlmtext" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["task=mlmtext", f"backbone={place}/model", f"data.root={place}", f"storage={place}/runs", "train.max_tokens=32", "train.batch_size=4"]
+    return load_job("ticket_search", [*common, *overrides])
+
+
+def test_a_search_run_gives_the_ticket_that_ltp_trains(tmp_path):
+    """The whole way on disk: the run keeps the ticket only, LTP takes its folder, the ticket's entries are the ones that moved most."""
+    job = search(tmp_path, "train.lr=1e-2", "train.epochs=6")
+    prepared = prepare(job)
+    ((result,),) = run([prepared], lambda event: None)
+    folder = prepared.folder / "seed-0"
+    assert {path.name for path in folder.iterdir()} == {"events.jsonl", "result.json", "predictions.parquet", FILE}
+    assert result["metric"].startswith("token_accuracy")
+    assert result["rows"] == {"en": 2}
+    assert result["dev"] == max(record["dev"] for record in result["history"])
+    assert any("held out of train" in note for note in result["notes"])
+    assert result["history"][-1]["loss"] < 0.95 * result["history"][0]["loss"]  # the frozen output of a random model allows no large margin
+    moved = load_file(folder / FILE)
+    assert (moved["roberta.embeddings.word_embeddings.weight"][7:9].abs().sum(1) > 0).any()
+    overrides = ["task=nli", f"backbone={tmp_path}/model", f"storage={tmp_path}/runs", f"method.ticket={prepared.folder}", "readout.mode=raw_piece"]
+    ltp = load_job("ltp", [*overrides, "protocol=fixed", "shots=1", "seeds=[0]", "train.epochs=1", "train.max_tokens=150", "test.limit=2", "dev.limit=2"])
+    events: list = []
+    ((after,),) = run([prepare(ltp)], events.append)
+    pool = sum(difference.numel() for difference in moved.values())
+    prompt = 4 * 32 + 2 * (4 * 32 * 64 + 8 * 32) + (2 * 32 * 32 + 32) + (32 * 32 + 32)
+    assert after["trainable"] == after["predicted_method"] == round(0.2 * pool) + prompt
+    assert any(f"of {pool:,} candidate entries train" in note for event in events for note in event.get("notes", []))
+
+
+def test_what_is_held_out_is_what_is_tested():
+    """A tenth of the text; it cannot be left out."""
+    table = pa.table({"id": [str(i) for i in range(40)], "language": ["en"] * 40, "label": [""] * 40, "text": ["x"] * 40})
+    found = draw(table, None, None, labels=[], rule=PROTOCOLS["ticket_search"], shots=None, demos=0, seed=0)
+    assert (len(found.train), len(found.dev), found.test is found.dev) == (36, 4, True)
+    with pytest.raises(UserError, match=r"^dev.rows: found none; this protocol tests what it holds out"):
+        draw(table, None, None, labels=[], rule=PROTOCOLS["ticket_search"], shots=None, demos=0, seed=0, dev="none")
