@@ -6,6 +6,7 @@ Methods touch it through the seams of `seams.py` only; families (masked, causal,
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -53,6 +54,9 @@ class Backbone(Seams, ABC):
     """
 
     family: str
+    _anchor: str = ""
+    """What every text is tokenized after, where a tokenizer would put a blank before it; its tokens are dropped again."""
+    _anchor_size: int = 0
     decoder: ColumnLinear
 
     def __init__(self, model: nn.Module, tokenizer, source: str | None = None, revision: str = "in memory") -> None:
@@ -69,10 +73,20 @@ class Backbone(Seams, ABC):
         """Token ids of a text inside a prompt, without special tokens."""
 
     def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
-        """Token ids of a text, and the characters [start, end) of it that each stands for."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        starts, ends = zip(*found["offset_mapping"], strict=True) if found["input_ids"] else ((), ())
-        return found["input_ids"], list(starts), list(ends)
+        """Token ids of a text as `tokenize` gives them, and the characters [start, end) of it that each stands for, without the
+        blanks that some tokenizers count to the word after them."""
+        anchored = self._anchor + text
+        found = self.tokenizer(anchored, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = found["input_ids"][self._anchor_size :], found["offset_mapping"][self._anchor_size :]
+        if not ids:  # as in `_text_ids`
+            ids, spans = [self.tokenizer.unk_token_id or 0], [(len(self._anchor), len(anchored))]
+        starts = [end - len(anchored[start:end].lstrip()) for start, end in spans]
+        ends = [end for _, end in spans]
+        for i, limit in enumerate([*starts[1:], len(anchored)]):
+            # a normaliser that joins e and its accent gives the place of the e alone
+            while ends[i] < limit and unicodedata.combining(anchored[ends[i]]):
+                ends[i] += 1
+        return ids, [start - len(self._anchor) for start in starts], [end - len(self._anchor) for end in ends]
 
     @abstractmethod
     def word_ids(self, word: str, blank: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -80,13 +81,22 @@ class BaseReadout(nn.Module, ABC):
         return self.decide(self.scores(method(batch), batch), batch)
 
     def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
+<<<<<<< HEAD
         """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a row's label, that of
         the chosen tag for each word."""
+=======
+        """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a slot that answers a
+        whole row, those of the chosen labels where each word has one."""
+>>>>>>> seqtests
         probabilities = scores.float().softmax(-1)
         best, chosen = probabilities.max(-1)
         answers = []
         for name, own in zip(batch.names, slots_of(batch), strict=True):
+<<<<<<< HEAD
             shown = probabilities[own].flatten() if self.task.kind == "choice" else best[own]
+=======
+            shown = best[own] if self.task.kind == "tags" else probabilities[own].flatten()
+>>>>>>> seqtests
             answers.append(Answer(name, chosen[own].tolist(), shown.tolist()))
         return answers
 
@@ -106,5 +116,4 @@ class BaseReadout(nn.Module, ABC):
 def slots_of(batch: Batch) -> list[slice]:
     """The slots of each prompt."""
     sizes = batch.slots[:, 0].bincount(minlength=len(batch.names)).tolist()
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return [slice(end - size, end) for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
