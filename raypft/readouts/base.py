@@ -81,22 +81,13 @@ class BaseReadout(nn.Module, ABC):
         return self.decide(self.scores(method(batch), batch), batch)
 
     def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
-<<<<<<< HEAD
         """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a row's label, that of
         the chosen tag for each word."""
-=======
-        """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a slot that answers a
-        whole row, those of the chosen labels where each word has one."""
->>>>>>> seqtests
         probabilities = scores.float().softmax(-1)
         best, chosen = probabilities.max(-1)
         answers = []
         for name, own in zip(batch.names, slots_of(batch), strict=True):
-<<<<<<< HEAD
-            shown = probabilities[own].flatten() if self.task.kind == "choice" else best[own]
-=======
             shown = best[own] if self.task.kind == "tags" else probabilities[own].flatten()
->>>>>>> seqtests
             answers.append(Answer(name, chosen[own].tolist(), shown.tolist()))
         return answers
 
