@@ -163,6 +163,9 @@ def run_group(world: int, cases_: Sequence[Case]) -> list[dict[str, Any]]:
         spawned.join()
     except Exception:
         found = results.get() if not results.empty() else traceback.format_exc()
+    finally:
+        for process in spawned.processes:
+            process.kill()  # a member may wait for ever for one that failed
     if isinstance(found, str):
         raise AssertionError(found)
     return [revive(one) for one in found]
