@@ -177,11 +177,16 @@ def show(
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|schema")]) -> None:
-    """What there is; `schema` prints the JSON Schema of a job file for editors."""
+def list_(
+    what: Annotated[str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
+) -> None:
+    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
     from raypft.looking import catalogue  # noqa: PLC0415
 
-    for line in catalogue(what):
+    if (what is None) != matrix:
+        raise UserError("list: name one catalogue, e.g. raypft list methods, or raypft list --matrix")
+    for line in catalogue(what or "matrix"):
         print(line)
 
 

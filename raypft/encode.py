@@ -13,8 +13,8 @@ from raypft.batch import Encoded, Passage
 from raypft.errors import UserError
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
+from raypft.matrix import MARKUP, check_job
 from raypft.prompts import WORD_SEPARATOR, Demonstration, Piece, Query, first_word, queries, render
-from raypft.readouts import readout_class, readout_names
 from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks import Pattern, Task, load_task
 
@@ -159,25 +159,17 @@ def check_fit(job: Job, backbone: Backbone) -> None:
     """What job, task and backbone must agree on, known without weights.
 
     Raises:
-        UserError: method and family, pattern and readout, marks, demonstrations or layer do not fit together; label words.
+        UserError: method, family, readout and kind (matrix.check_job), pattern and readout, marks, demonstrations or layer do not fit together; label words.
     """
     method, method_config = part_config(job.method, "method")
     readout, readout_config = part_config(job.readout, "readout")
     task = load_task(job.task)
     pattern = task.pattern(job.pattern)
-    if backbone.family not in method.families:
-        raise UserError(f"method: {job.method['name']} works with {' and '.join(method.families)} models; {job.backbone} is {backbone.family}")
-    if task.kind not in readout.kinds:
-        fitting = [name for name in readout_names() if task.kind in readout_class(name).kinds]
-        raise UserError(f"readout: {job.readout['name']} does not answer tasks of kind {task.kind} ({task.name}); use readout={' or '.join(fitting)}")
-    if backbone.family not in readout.families:
-        raise UserError(f"readout: {job.readout['name']} works with {' and '.join(readout.families)} models; {job.backbone} is {backbone.family}")
+    check_job(job, backbone.family)
     if readout.needs_slot and "<slot>" not in pattern.text:
         raise UserError(f"readout: {job.readout['name']} reads a label word at <slot>; pattern {job.pattern} has none; use readout=head")
-    if job.zero.stage > method.max_zero_stage:
-        raise UserError(f"zero.stage: found {job.zero.stage}; method {job.method['name']} works up to stage {method.max_zero_stage}")
-    for mark, markup in (("soft", "<soft>"), ("demo_label", "<demos>")):
-        if mark in method.marks and markup not in pattern.text:
+    for markup in [markup for mark in method.marks for markup in MARKUP[mark]]:
+        if markup not in pattern.text:
             raise UserError(f"pattern: method {job.method['name']} needs {markup}; pattern {job.pattern} of {task.name} has none")
     if "<soft>" in pattern.text and not method_config.soft_tokens:
         raise UserError(f"pattern: {job.pattern} has <soft>, but method {job.method['name']} has no soft tokens; use method=soft_prompt or another pattern")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
+from raypft.tasks import Kind
 
 
 class Config(BaseModel):
@@ -50,7 +52,7 @@ class BaseMethod(nn.Module, ABC):
     Class attributes:
         Config: the YAML keys with their defaults.
         numerics: raised when a change alters results; part of the cell key.
-        families: the backbone families it works with.
+        families, kinds: the backbone families and task kinds it works with.
         trains: False where there is nothing to train (zero epochs).
         max_zero_stage: the highest ZeRO stage it works on.
 
@@ -60,6 +62,7 @@ class BaseMethod(nn.Module, ABC):
     Config: type[Config] = Config
     numerics: int = 1
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
+    kinds: tuple[str, ...] = get_args(Kind)
     trains: bool = True
     max_zero_stage: int = 3
     marks: tuple[str, ...] = ()
