@@ -128,7 +128,7 @@ def run_cell(
 
     if learner.method.trains and job.train.epochs:
         progress = fit(
-            stepper, train, dev, job.train, seed, score, progress, lambda p: p.save(folder / "state.pt"), lambda e: tell({"event": "epoch", "seed": seed, **e})
+            stepper, train, dev, job.train, seed, score, progress, lambda p: p.save(folder / "state.pt"), lambda event: tell({"seed": seed, **event})
         )
     answers = by_row(learner.readout, prompts["test"], evaluate(stepper, test, job.train.eval_batch))
     values = stepper.values()

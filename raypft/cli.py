@@ -63,10 +63,12 @@ class Teller:
         elif event["event"] == "epoch" and cell in self.tasks:
             dev = f"dev {event['dev']:.1f}" if "dev" in event else ""
             self.bars.update(self.tasks[cell], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
+        elif event["event"] == "step" and cell in self.tasks:
+            self.bars.update(self.tasks[cell], note=f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}")
         elif event["event"] == "result" and cell in self.tasks:
             self.bars.remove_task(self.tasks.pop(cell))
         text = describe(event, label)
-        if text and (event["event"] != "epoch" or not console.is_terminal):
+        if text and (event["event"] not in ("epoch", "step") or not console.is_terminal):
             self.bars.console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -79,6 +81,8 @@ def describe(event: dict[str, Any], label: str) -> str:
         return f"{label}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
     if event["event"] == "reuse":
         return f"{label}: finished before, reused"
+    if event["event"] == "step":
+        return f"{label}: epoch {event['epoch']}, step {event['step']} of {event['steps']}, loss {event['loss']:.4f}"
     if event["event"] == "epoch":
         dev = f", dev {event['dev']:.1f}" if "dev" in event else ""
         return f"{label}: epoch {event['epoch']}, loss {event['loss']:.4f}{dev}"

@@ -164,6 +164,8 @@ def set_adam_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Pa
             optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **own}
 
 
+TELL_SECONDS = 30
+"""In a long epoch, how often its progress is told."""
 DISK = 200e6
 """Bytes a second that a state file is assumed to be written with before one has been: values and two moments, fp32."""
 
@@ -226,7 +228,7 @@ def fit(
     Args:
         score: dev answers to the number that selects the epoch.
         progress: where an interrupted run stands; its values and optimizer state are already in the stepper.
-        save: keeps a Progress (called on rank 0); tell: called on every rank with each epoch's numbers.
+        save: keeps a Progress (called on rank 0); tell: called on every rank with the events epoch and step.
 
     Raises:
         UserError: the loss is not finite.
@@ -235,6 +237,7 @@ def fit(
     steps = -(-len(train) // settings.batch_size)
     saver = _Saver(stepper, settings, save)
     seconds = progress.history[-1]["train_seconds"] if progress.history else 0.0
+    told = time.perf_counter()
     while progress.epoch < settings.epochs and not _out_of_patience(progress, settings):
         rows = order(len(train), seed, progress.epoch)
         began = time.perf_counter()
@@ -246,6 +249,9 @@ def fit(
             progress.losses.append(_optimizer_step(stepper, train, drawn, settings, seed, number, steps * settings.epochs))
             progress.step += 1
             saver.after_step(progress, number + 1)
+            if time.perf_counter() - told > TELL_SECONDS and progress.step < steps:
+                told = time.perf_counter()
+                tell({"event": "step", "epoch": progress.epoch + 1, "step": progress.step, "steps": steps, "loss": progress.losses[-1]})
         seconds += time.perf_counter() - began
         progress.step, progress.epoch = 0, progress.epoch + 1
         record = {"epoch": progress.epoch, "loss": sum(progress.losses[-steps:]) / steps, "train_seconds": seconds}
@@ -253,7 +259,8 @@ def fit(
             record["dev"] = score(evaluate(stepper, dev, settings.eval_batch))
         progress.history.append(record)
         _keep(progress, stepper, settings, record)
-        tell(record)
+        told = time.perf_counter()
+        tell({"event": "epoch", **record})
         saver.after_epoch(progress)
     if settings.epochs and settings.select == "best" and progress.best_values:
         stepper.set_values(progress.best_values)

@@ -80,13 +80,13 @@ class BaseReadout(nn.Module, ABC):
         return self.decide(self.scores(method(batch), batch), batch)
 
     def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
-        """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a single slot,
-        those of the chosen labels where there are several."""
+        """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a row's label, that of
+        the chosen tag for each word."""
         probabilities = scores.float().softmax(-1)
         best, chosen = probabilities.max(-1)
         answers = []
         for name, own in zip(batch.names, slots_of(batch), strict=True):
-            shown = probabilities[own].flatten() if own.stop - own.start == 1 else best[own]
+            shown = probabilities[own].flatten() if self.task.kind == "choice" else best[own]
             answers.append(Answer(name, chosen[own].tolist(), shown.tolist()))
         return answers
 

@@ -12,7 +12,7 @@ from group import Case, run_case, run_group
 from raypft.methods import method_class
 
 # one kind a family here; the other kinds run every method in test_methods.py
-METHODS = [(method, kind) for method, kind in cases.supported() if method_class(method).trains and kind in ("bert", "gpt2")]
+METHODS = [(method, kind) for method, kind in cases.supported() if method_class(method).trains and kind in ("bert", "gpt2", "t5")]
 ENGINES: list[str | int] = ["torch", 0, 1, 2, 3]
 
 

@@ -1,0 +1,35 @@
+"""The loop's own promises: what it tells on the way, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import tiny
+
+from raypft import train
+from raypft.data import Rows
+from raypft.job import Train
+from raypft.train import TorchStepper, fit, learning_rate
+
+
+def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
+    """Steps are told beside epochs, but not the last one of an epoch, which the epoch's own event tells."""
+    monkeypatch.setattr(train, "TELL_SECONDS", -1)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    settings = cases.SETTINGS.model_copy(update={"epochs": 2, "batch_size": 2})
+    rows = Rows(cell.prompts, cell.learner.method, 1)
+    events: list[dict] = []
+    progress = fit(TorchStepper(cell.learner, settings), rows, None, settings, 0, cell.score, tell=events.append)
+    told = [(event["event"], event["epoch"], event.get("step")) for event in events]
+    assert told == [("step", 1, 1), ("step", 1, 2), ("epoch", 1, None), ("step", 2, 1), ("step", 2, 2), ("epoch", 2, None)]
+    assert events[0]["loss"] == progress.losses[0]
+    assert events[0]["steps"] == 3
+
+
+def test_the_rate_of_every_step():
+    """Warm-up rises to the full rate; then constant, linear to 0, or 0.95 an epoch."""
+    rates = {name: [learning_rate(Train(lr=1.0, epochs=2, schedule=name), step, 4) for step in range(4)] for name in ("constant", "linear", "exponential")}
+    assert rates["constant"] == [1, 1, 1, 1]
+    assert rates["linear"] == [1, 0.75, 0.5, 0.25]
+    assert rates["exponential"] == pytest.approx([1, 1, 0.95, 0.95])
+    assert [learning_rate(Train(lr=1.0, epochs=2, warmup=0.5), step, 4) for step in range(4)] == [0.5, 1, 1, 1]
