@@ -154,14 +154,14 @@ def run_cell(
 
 
 def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
-    """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) of choice tasks or scores of others."""
+    """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) where each label has one, scores elsewhere."""
     columns: dict[str, list[Any]] = {
         "id": [row.key.split("/", 1)[1] for row in rows],
         "language": [row.language for row in rows],
         "gold": [row.gold for row in rows],
         "answer": [row.answer for row in rows],
     }
-    if task.kind == "choice":
+    if task.kind == "choice" and all(len(row.scores) == len(task.label.names) for row in rows):
         columns |= {f"p({name})": [row.scores[i] for row in rows] for i, name in enumerate(task.label.names)}
     else:
         columns["scores"] = [row.scores for row in rows]

@@ -80,7 +80,7 @@ def test_every_axis_is_used():
 
 @pytest.mark.parametrize("combination", [c for c in COMBINATIONS if allowed(*c)], ids="-".join)
 def test_what_goes_together_trains_and_answers(combination, folder):
-    method, family, readout, kind = combination
+    method, family, _, kind = combination
     made = job(folder, *combination)
     check_job(made, family)
     backbone = tiny.backbone(tiny.FAMILIES[family][0])

@@ -77,7 +77,8 @@ def run_table(folders: Sequence[Path]) -> Table:
     for _, job, results in runs:
         table.rows.append(_row(job, results, languages, wide, columns))
     majority = first_results[0]["majority"]
-    table.rows.append(_majority(majority, columns))
+    if majority:  # none where answers are texts
+        table.rows.append(_majority(majority, columns))
     table.notes = _notes(runs, languages)
     return table.turned() if len(columns) > WIDEST else table
 
