@@ -226,6 +226,16 @@ def predict(
         print_table(using.shown(trained, found))
 
 
+@app.command()
+def export(run: Run, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")], seed: Seed = None) -> None:
+    """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
+    from raypft.export import export as write  # noqa: PLC0415
+    from raypft.using import load_trained  # noqa: PLC0415
+
+    write(load_trained(run, seed), folder)
+    console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
+
+
 def quiet() -> None:
     """Progress belongs to raypft; the libraries' chatter stays off the terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

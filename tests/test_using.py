@@ -13,14 +13,27 @@ import pytest
 import tiny
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_cli import call
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DynamicCache,
+)
 
 from raypft import runs
 from raypft.backbones import load_backbone
+from raypft.batch import collate
 from raypft.errors import UserError
 from raypft.job import make_job
 from raypft.methods import method_class, method_names
+from raypft.report import mean_std
 from raypft.using import load_trained, predict, rows_of_file, rows_of_texts
 
 WORDS = {"negative": "bad", "positive": "good"}
@@ -81,7 +94,7 @@ def place(tmp_path_factory) -> Path:
 FAMILY = {"bert": "masked", "xlmr": "masked", "gpt2": "causal", "llama": "causal", "t5": "seq2seq"}
 
 
-def job(place: Path, kind: str, model: str, method: str, **more):
+def job(place: Path, kind: str, model: str, method: str, /, **more):
     """A job of a tiny task; `more` replaces its keys."""
     needed = {key: make(load_backbone(f"{place}/{model}")) for key, make in cases.ARTEFACTS.items() if key in method_class(method).Config.model_fields}
     soft = " soft" if "soft" in method_class(method).marks else ""
@@ -99,7 +112,8 @@ def ran(made) -> Path:
     """The folder of a job's finished run."""
     prepared = runs.prepare(made)
     if not (prepared.folder / f"seed-{made.seeds[-1]}" / "result.json").is_file():
-        runs.run([prepared], lambda event: None)
+        with torch.enable_grad():
+            runs.run([prepared], lambda event: None)
     return prepared.folder
 
 
@@ -332,3 +346,184 @@ def test_a_table_for_the_terminal(trained):
     table = shown(model, predict(model, rows_of_texts(model, ["the film"])))
     assert table.columns == ["id", "language", "answer", "scores"]
     assert len(table.rows[0][2].split()) == 2
+
+
+# exports
+
+
+def written(model, folder: Path) -> Path:
+    from raypft.export import export
+
+    export(model, folder)
+    return folder
+
+
+def scored(model) -> list[tuple[dict, torch.Tensor, dict]]:
+    """Prompts of two test rows: inputs of transformers, our scores [S, C], marks."""
+    found = []
+    kind = model.task.kind
+    for row in rows_of_file(model, f"{Path(model.job.data.root)}/test.parquet").slice(0, 2).to_pylist():
+        for prompt in model.encoder(row):
+            batch = collate([prompt], 1, [model.learner.method.columns(prompt)])
+            segments = {"token_type_ids": batch.segments} if FAMILY[Path(model.job.backbone).name] == "masked" else {}
+            with torch.no_grad():
+                found.append(({"input_ids": batch.ids, "attention_mask": batch.mask, **segments}, model.learner(batch), prompt.marks))
+    assert found, kind
+    return found
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def label_columns(model) -> list[int]:
+    return [own[0] for own in model.learner.readout.wordings[0]]
+
+
+@pytest.mark.parametrize("name", ["full bert", "full gpt2", "full t5"])
+@torch.no_grad()
+def test_a_language_model_folder_gives_the_same_logits(name, place, tmp_path):
+    kind, model, method, more = CASES[name]
+    trained = load_trained(ran(job(place, kind, model, method, **more)))
+    folder = written(trained, tmp_path / "out")
+    auto = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[FAMILY[model]]
+    alone = auto.from_pretrained(folder).eval()
+    assert f"{auto.__name__}.from_pretrained(FOLDER)" in (folder / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == trained.learner.method.backbone.tokenizer.get_vocab()
+    assert not (folder / "method").exists()
+    for inputs, scores, marks in scored(trained):
+        if model == "t5":
+            inputs["decoder_input_ids"] = torch.tensor([[1, trained.learner.method.backbone._sentinel]])
+        logits = alone(**inputs).logits[0, marks["slot"]]
+        same(logits[:, label_columns(trained)], scores)
+
+
+HEADS = {
+    "sequence bert": ("choice", "bert", "full", {"pattern": "vanilla", "readout": "head"}),
+    "sequence xlmr": ("choice", "xlmr", "full", {"pattern": "vanilla", "readout": "head"}),
+    "sequence gpt2": ("choice", "gpt2", "full", {"pattern": "vanilla", "readout": "head", "demos": 0}),
+    "token bert": ("tags", "bert", "full", {"readout": "head"}),
+    "token llama": ("tags", "llama", "full", {"readout": "head"}),
+    "question bert": ("span", "bert", "full", {"readout": "span"}),
+    "question gpt2": ("span", "gpt2", "full", {"readout": "span"}),
+}
+ADAPTERS = {f"lora {name}": (kind, model, "lora", more) for name, (kind, model, _, more) in HEADS.items()} | {
+    "lora question llama": ("span", "llama", "lora", {"readout": "span"}),
+}
+AUTO = {"choice": AutoModelForSequenceClassification, "tags": AutoModelForTokenClassification, "span": AutoModelForQuestionAnswering}
+
+
+def head_logits(out, kind: str, slots: list[int]) -> torch.Tensor:
+    if kind == "choice":
+        return out.logits
+    if kind == "tags":
+        return out.logits[0, slots]
+    return torch.stack([out.start_logits, out.end_logits], dim=-1)[0, slots]
+
+
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_a_folder_with_a_head_gives_the_same_logits(name, place, tmp_path):
+    kind, model, method, more = HEADS[name]
+    trained = load_trained(ran(job(place, kind, model, method, **more)))
+    folder = written(trained, tmp_path / "out")
+    alone = AUTO[kind].from_pretrained(folder).eval()
+    if kind != "span":
+        assert alone.config.id2label == {0: "negative", 1: "positive"}
+    for inputs, scores, marks in scored(trained):
+        same(head_logits(alone(**inputs), kind, marks["slot"]), scores)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@torch.no_grad()
+def test_an_adapter_with_a_head_gives_the_same_logits_in_plain_peft(name, place, tmp_path):
+    kind, model, method, more = ADAPTERS[name]
+    trained = load_trained(ran(job(place, kind, model, method, **more)))
+    folder = written(trained, tmp_path / "out")
+    base = AUTO[kind].from_pretrained(place / model, **({"num_labels": 2} if kind != "span" else {}), pad_token_id=1)
+    alone = PeftModel.from_pretrained(base, folder).eval()
+    for inputs, scores, marks in scored(trained):
+        same(head_logits(alone(**inputs), kind, marks["slot"]), scores)
+
+
+@torch.no_grad()
+def test_an_adapter_gives_the_same_logits_in_plain_peft(place, tmp_path):
+    trained = load_trained(ran(job(place, "choice", "llama", "lora")))
+    folder = written(trained, tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "llama"), folder).eval()
+    for inputs, scores, marks in scored(trained):
+        same(alone(**inputs).logits[0, marks["slot"]][:, label_columns(trained)], scores)
+
+
+@pytest.mark.parametrize("name", ["soft_prompt bert", "lottery bert", "lottery gpt2"])
+@torch.no_grad()
+def test_a_prompt_and_its_model_give_the_same_logits(name, place, tmp_path):
+    """Changed weights in the model folder, sparse ones in their place; the prompt's vectors where <soft> stands."""
+    kind, model, method, more = CASES[name]
+    trained = load_trained(ran(job(place, kind, model, method, **more)))
+    folder = written(trained, tmp_path / "out")
+    alone = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}[FAMILY[model]].from_pretrained(folder).eval()
+    prompt = load_file(folder / "method" / "parts.safetensors")["prompt"]
+    assert prompt.shape == (4, tiny.HIDDEN)
+    assert json.loads((folder / "method" / "config.json").read_text())["method"]["name"] == method
+    for inputs, scores, marks in scored(trained):
+        embedded = alone.get_input_embeddings()(inputs.pop("input_ids"))
+        embedded[0, marks["soft"]] = prompt
+        same(alone(inputs_embeds=embedded, **inputs).logits[0, marks["slot"]][:, label_columns(trained)], scores)
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+@torch.no_grad()
+def test_a_prefix_gives_the_same_logits_as_past_keys_and_values(mlp, place, tmp_path):
+    trained = load_trained(ran(job(place, "choice", "gpt2", "prefix", method={"name": "prefix", "length": 5, "mlp": mlp})))
+    folder = written(trained, tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "parts.safetensors"}
+    parts = load_file(folder / "parts.safetensors")
+    alone = AutoModelForCausalLM.from_pretrained(place / "gpt2").eval()
+    for inputs, scores, marks in scored(trained):
+        past = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(parts["keys"], parts["values"], strict=True)):
+            past.update(keys.unsqueeze(0), values.unsqueeze(0), layer)
+        mask = torch.cat([torch.ones(1, 5, dtype=torch.long), inputs["attention_mask"]], dim=1)
+        logits = alone(input_ids=inputs["input_ids"], attention_mask=mask, past_key_values=past).logits
+        same(logits[0, marks["slot"]][:, label_columns(trained)], scores)
+
+
+def test_parts_hold_the_whole_of_what_was_trained(place, tmp_path):
+    """Modules by their own names, and a head that no model folder could hold."""
+    trained = load_trained(ran(job(place, "choice", "bert", "adapter", pattern="vanilla", readout="head")))
+    parts = load_file(written(trained, tmp_path / "out") / "parts.safetensors")
+    expected = load_file(trained.folder / "seed-3" / "trained.safetensors")
+    assert {name.removeprefix("method."): value.tolist() for name, value in expected.items()} == {name: value.tolist() for name, value in parts.items()}
+
+
+def test_the_card(place, tmp_path):
+    trained = load_trained(ran(job(place, "choice", "bert", "full", seeds=[3, 4])), 4)
+    text = (written(trained, tmp_path / "out") / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front == {"language": ["en"], "license": "unknown", "library_name": "transformers", "tags": ["raypft", "full"]}
+    for part in ("kind choice, labels negative, positive", "tested on en, de", "metric: accuracy", "negative = bad, positive = good", "## Licence\n\nUnknown"):
+        assert part in text
+    scores = [result["scores"]["de"] for result in trained.results]
+    assert f"| de | {scores[1]:.1f} | {mean_std(scores)} |" in text
+    assert str(place) not in text
+
+
+@pytest.mark.parametrize("name", ["frozen bert", "ticket_search bert"])
+def test_what_cannot_be_exported_is_one_line(name, place, monkeypatch, tmp_path, capsys):
+    kind, model, method, more = CASES[name]
+    lines = {"frozen": "export: nothing was trained in ", "ticket_search": "holds no trained.safetensors; this run did not keep a model that answers"}
+    assert call(monkeypatch, "export", str(ran(job(place, kind, model, method, **more))), f"{tmp_path}/out") == 2
+    error = capsys.readouterr().err
+    assert lines[method] in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_export_command(place, monkeypatch, tmp_path, capsys):
+    run = str(ran(job(place, "choice", "bert", "full")))
+    assert call(monkeypatch, "export", run, f"{tmp_path}/out") == 0
+    assert "README.md says how to load it" in capsys.readouterr().out.replace("\n", " ")
+    assert call(monkeypatch, "export", run, f"{tmp_path}/out") == 2
+    assert "holds something already; give a new folder" in capsys.readouterr().err

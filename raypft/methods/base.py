@@ -86,6 +86,10 @@ class BaseMethod(nn.Module, ABC):
         """What to keep of the trained values, name in the learner to fp32 tensor on CPU."""
         return Result("trained.safetensors", values)
 
+    def parts(self) -> dict[str, Tensor]:
+        """What the method has beside the backbone, as it is used in answering: name to tensor; for an export."""
+        return {name: p for name, p in self.trainable().items() if not name.startswith("backbone.")}
+
     def notes(self) -> list[str]:
         """What the user should know about the method as built, one line each."""
         return []
