@@ -66,7 +66,7 @@ def settings(trained: Trained) -> dict[str, Any]:
         "kind": trained.task.kind,
         "labels": trained.task.label.names,
         "backbone": {"name": base_name(job.backbone), "revision": trained.result["backbone"]},
-        "method": {"name": job.method["name"], **trained.learner.method.config.model_dump()},
+        "method": {"name": job.method["name"], **without_folders(trained.learner.method.config.model_dump())},
         "readout": {"name": job.readout["name"], **trained.learner.readout.config.model_dump()},
         "pattern": trained.encoder.pattern.model_dump(),
         "max_tokens": job.train.max_tokens,
@@ -78,6 +78,11 @@ def base_name(backbone: str) -> str:
     if backbone in ALIASES:
         return ALIASES[backbone].hub
     return Path(backbone).name if Path(backbone).exists() else backbone
+
+
+def without_folders(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose paths are their last parts: where something lay here means nothing elsewhere."""
+    return {key: Path(value).name if isinstance(value, str) and Path(value).exists() else value for key, value in values.items()}
 
 
 def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...]]) -> str:
@@ -110,7 +115,7 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
         "## Results", "", *results_table(trained), "",
         "## Training", "",
         f"- recipe {job.recipe}" + (f": {job.source}" if job.source else ""),
-        f"- method {job.method}, {result['trainable']:,} trainable parameters; readout {job.readout}",
+        f"- method {without_folders(job.method)}, {result['trainable']:,} trainable parameters; readout {job.readout}",
         f"- protocol {job.protocol}, shots {job.shots or 'all'}: {sizes['train']} train and {sizes['dev']} dev rows; seed {trained.seed}",
         f"- {', '.join(f'{key} {value}' for key, value in job.train.model_dump(exclude={'languages'}).items() if value is not None)}; epoch {result['best_epoch']} kept",
         f"- base model revision {result['backbone']}, rows {result['manifest']}, cell {result['cell']}", "",

@@ -256,14 +256,14 @@ def _write_inputs(prepared: Prepared) -> None:
     folder = prepared.folder
     (folder / "job.yaml").write_text(prepared.job.dump())
     (folder / "provenance.json").write_text(json.dumps(provenance(prepared), indent=1))
-    for cell in prepared.cells():
-        if cell.sample.demos is not None:
-            cell.folder.mkdir(exist_ok=True)
-            pa_parquet.write_table(cell.sample.demos, cell.folder / DEMOS)
     path = folder / "samples.json"
     stored = json.loads(path.read_text()) if path.is_file() else {}
     stored |= {str(seed): {"cell": prepared.keys[seed], **manifest} for seed, manifest in prepared.manifests.items()}
     path.write_text(json.dumps(stored, ensure_ascii=False))
+    for cell in prepared.cells():  # after samples.json: a seed's folder says that it was begun
+        if cell.sample.demos is not None:
+            cell.folder.mkdir(exist_ok=True)
+            pa_parquet.write_table(cell.sample.demos, cell.folder / DEMOS)
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

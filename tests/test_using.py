@@ -291,6 +291,17 @@ def test_bad_runs(place, tmp_path):
         load_trained(tmp_path)
 
 
+def test_a_finished_run_without_demonstrations_gets_them_when_started_again(place):
+    made = job(place, "choice", "gpt2", "gnnavi", recipe="older")
+    demos = ran(made) / "seed-3" / "demos.parquet"
+    expected = pa_parquet.read_table(demos)
+    demos.unlink()
+    told = []
+    runs.run([runs.prepare(made)], told.append)
+    assert [event["event"] for event in told] == ["reuse"]
+    assert pa_parquet.read_table(demos).equals(expected)
+
+
 def test_a_changed_model_or_pattern_is_noticed(place, tmp_path):
     shutil.copytree(place / "bert", tmp_path / "bert")
     shutil.copy(place / "choice.yaml", tmp_path / "choice.yaml")
@@ -406,10 +417,9 @@ HEADS = {
     "token llama": ("tags", "llama", "full", {"readout": "head"}),
     "question bert": ("span", "bert", "full", {"readout": "span"}),
     "question gpt2": ("span", "gpt2", "full", {"readout": "span"}),
+    "question llama": ("span", "llama", "full", {"readout": "span"}),
 }
-ADAPTERS = {f"lora {name}": (kind, model, "lora", more) for name, (kind, model, _, more) in HEADS.items()} | {
-    "lora question llama": ("span", "llama", "lora", {"readout": "span"}),
-}
+ADAPTERS = {f"lora {name}": (kind, model, "lora", more) for name, (kind, model, _, more) in HEADS.items() if name != "question llama"}
 AUTO = {"choice": AutoModelForSequenceClassification, "tags": AutoModelForTokenClassification, "span": AutoModelForQuestionAnswering}
 
 
@@ -467,6 +477,9 @@ def test_a_prompt_and_its_model_give_the_same_logits(name, place, tmp_path):
     prompt = load_file(folder / "method" / "parts.safetensors")["prompt"]
     assert prompt.shape == (4, tiny.HIDDEN)
     assert json.loads((folder / "method" / "config.json").read_text())["method"]["name"] == method
+    assert not [
+        path for path in folder.rglob("*") if path.suffix in (".json", ".md") and (str(place) in path.read_text() or cases.FOLDER.name in path.read_text())
+    ]
     for inputs, scores, marks in scored(trained):
         embedded = alone.get_input_embeddings()(inputs.pop("input_ids"))
         embedded[0, marks["soft"]] = prompt
@@ -518,6 +531,14 @@ def test_what_cannot_be_exported_is_one_line(name, place, monkeypatch, tmp_path,
     error = capsys.readouterr().err
     assert lines[method] in error
     assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_transformers_has_no_place_for(place, tmp_path):
+    """LlamaForQuestionAnswering calls its body otherwise and starts it anew."""
+    trained = load_trained(ran(job(place, "span", "llama", "lora", readout="span")))
+    with pytest.raises(UserError, match="export: AutoModelForQuestionAnswering of llama does not load the language model"):
+        written(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -46,8 +46,8 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
     """Write a model folder with its tokenizer that transformers alone loads."""
     values = weights(backbone)
     if head is None:
-        # the search's output embedding may have been given a weight of its own
-        tied = backbone.config.tie_word_embeddings and backbone.decoder_is_tied
+        # a method may have given the output embedding a weight of its own
+        tied = getattr(backbone.config, "tie_word_embeddings", True) and backbone.decoder_is_tied
         config = type(backbone.config).from_dict({**backbone.config.to_dict(), "tie_word_embeddings": tied})
         model: Any = FAMILIES[backbone.family][1].from_config(config, dtype=torch.float32)
         model.load_state_dict(values)
