@@ -17,10 +17,10 @@ VOCABULARY, ROWS, TOKENS = 60_000, 24, 64
 
 def steps(count: int, keep: bool) -> dict[str, float]:
     """CPU and wall seconds a step."""
-    import torch
-    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
+    import torch  # noqa: PLC0415  (the parent process needs none of it)
+    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM  # noqa: PLC0415
 
-    from raypft.cells import keep_freed_memory
+    from raypft.cells import keep_freed_memory  # noqa: PLC0415
 
     if keep:
         keep_freed_memory()

@@ -32,7 +32,7 @@ class Encoded:
     gold: one entry a slot, what the readout makes of it is its own: a label's index, a token id, flags; -1 if unknown;
     wording: index of the verbalizer the prompt's language uses; demo_tokens: how many tokens at the start are
     demonstrations (the same in every prompt of a run); target: what a decoder reads, [U], slots are then positions in it;
-    answers: texts that are right, where the answer is a text; passage: what a span is read from.
+    answers: the right answer as text, one a word that is tagged, all that are right of a span; passage: what a span is read from.
     """
 
     key: str

@@ -17,7 +17,7 @@ CHUNK = 8
 
 
 class LowerStates:
-    """Name of a prompt to its states after `layer` blocks, [T, H], in CPU memory.
+    """A prompt's states after `layer` blocks, [T, H], in CPU memory; found by its tokens, since splits may repeat each other's ids.
 
     Args:
         limit: bytes to use at most; `fits` says whether prompts would exceed it.
@@ -27,14 +27,18 @@ class LowerStates:
         self.backbone = backbone
         self.layer = layer
         self.limit = limit
-        self.states: dict[str, Tensor] = {}
+        self._states: dict[tuple[int, ...], Tensor] = {}
+
+    def of(self, prompt: Encoded) -> Tensor:
+        """What `fill` computed for a prompt, [T, H]."""
+        return self._states[(*prompt.ids, *prompt.segments)]
 
     def fits(self, prompts: Sequence[Encoded]) -> bool:
         """Whether the states of these prompts stay within the limit (fp32)."""
         return 4 * self.backbone.hidden * sum(len(p.ids) for p in prompts) <= self.limit
 
     def fill(self, prompts: Sequence[Encoded], pad: int, device: str) -> None:
-        """Compute what is not kept yet, `CHUNK` prompts of like length at a time.
+        """Compute and keep, `CHUNK` prompts of like length at a time.
 
         Every rank must call this with equally many prompts: under ZeRO-3 each chunk gathers parameters on all ranks.
         """
@@ -43,4 +47,4 @@ class LowerStates:
             chunk = ordered[start : start + CHUNK]
             states = self.backbone.lower(collate(chunk, pad).to(device), self.layer).cpu()
             for row, prompt in enumerate(chunk):
-                self.states[prompt.name] = states[row, : len(prompt.ids)].clone()
+                self._states[(*prompt.ids, *prompt.segments)] = states[row, : len(prompt.ids)].clone()

@@ -154,7 +154,7 @@ def run_cell(
 
 
 def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
-    """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) where each label has one, scores elsewhere."""
+    """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) where a row has one each, scores elsewhere."""
     columns: dict[str, list[Any]] = {
         "id": [row.key.split("/", 1)[1] for row in rows],
         "language": [row.language for row in rows],
@@ -208,10 +208,11 @@ class RowAnswer:
 
 def by_row(readout: BaseReadout, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> list[RowAnswer]:
     """The answers to rows out of the answers to their prompts, which stand next to each other."""
+    begins = [i for i, prompt in enumerate(prompts) if prompt.part == 0]  # not by key: a row may stand there twice
     found = []
-    for key, group in itertools.groupby(zip(prompts, answers, strict=True), key=lambda pair: pair[0].key):
-        own, said = zip(*group, strict=True)
-        found.append(RowAnswer(key, own[0].language, readout.gold(own), *readout.gather(own, said)))
+    for begin, end in itertools.pairwise([*begins, len(prompts)]):
+        own = prompts[begin:end]
+        found.append(RowAnswer(own[0].key, own[0].language, readout.gold(own), *readout.gather(own, answers[begin:end])))
     return found
 
 

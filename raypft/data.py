@@ -63,7 +63,7 @@ class Rows:
         columns = [self.columns[row] for row in chosen]
         if self.cache is None:
             return collate(prompts, self.pad, columns, weight)
-        return collate(prompts, self.pad, columns, weight, [self.cache.states[self.prompts[row].name] for row in chosen])
+        return collate(prompts, self.pad, columns, weight, [self.cache.of(prompt) for prompt in prompts])
 
     def by_length(self, rows: Sequence[int]) -> list[int]:
         """The rows ordered by prompt length, so that batches pad little."""

@@ -14,7 +14,7 @@ from raypft.errors import UserError
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
 from raypft.matrix import MARKUP, check_job
-from raypft.prompts import WORD_SEPARATOR, Demonstration, Piece, Query, first_word, queries, render
+from raypft.prompts import Demonstration, Piece, Query, first_word, queries, render
 from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks import Pattern, Task, load_task
 
@@ -80,7 +80,7 @@ class Encoder:
         return [
             replace(
                 self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end],
-                answers=[WORD_SEPARATOR.join(f"{tag or ''}: {word}" for tag, word in zip(tags[start:end], words[start:end], strict=True))],
+                answers=[f"{tag or ''}: {word}" for tag, word in zip(tags[start:end], words[start:end], strict=True)],
             )
             for start, end in self._chunks(row, words)
         ]  # fmt: skip
@@ -92,60 +92,66 @@ class Encoder:
 
     def _chunks(self, row: Mapping[str, Any], words: Sequence[str]) -> list[tuple[int, int]]:
         """Sentences too long for one prompt are cut between words, as XTREME's preprocessing does."""
-        sizes = [max(1, len(self.backbone.tokenize(f" {word}"))) for word in words]
-        alone = self._encode(self._render({**row, self.task.words: words[:1]}), row, UNLIMITED)
-        room = self.max_tokens - (len(alone.ids) - sizes[0])
+
+        def size(word: str, blank: str) -> int:
+            return max(1, len(self.backbone.tokenize(blank + word)))
+
+        query = self._render({**row, self.task.words: words[:1]})
+        # a part's first word stands after the pattern's own blank, if it has one
+        blank = next(piece.text for piece in query.pieces if piece.mark == "slot").removesuffix(words[0])
+        room = self.max_tokens - (len(self._encode(query, row, UNLIMITED).ids) - size(words[0], blank))
         chunks, start, used = [], 0, 0
-        for i, size in enumerate(sizes):
-            if i > start and used + size > room:
+        for i, word in enumerate(words):
+            if i > start and used + size(word, " ") > room:
                 chunks.append((start, i))
                 start, used = i, 0
-            used += size
+            used += size(word, " " if i > start else blank)
         return [*chunks, (start, len(words))]
 
     def _windows(self, row: Mapping[str, Any]) -> list[Encoded]:
         """A passage in windows that overlap; slot 0 is the prompt's first token, which stands for "no answer here".
 
-        At most half of a window goes to the question. Gold of a slot: 1 where the answer starts + 2 where it ends.
+        At most half of a window goes to the question, the same part of it in all. Gold of a slot: 1 where the answer starts
+        + 2 where it ends.
         """
-        query = self._render(row)
+        query, context = self._render(row), row[self.task.fields["context"]]
         at = next(i for i, piece in enumerate(query.pieces) if piece.mark == "passage")
-        lead = len(query.pieces[at].text) - len(row["context"])
+        lead = len(query.pieces[at].text) - len(query.pieces[at].text.lstrip()) - (len(context) - len(context.lstrip()))
         ids, starts, ends = self.backbone.offsets(query.pieces[at].text)
         starts, ends = [max(0, start - lead) for start in starts], [max(0, end - lead) for end in ends]
 
-        def framed(tokens: Sequence[int], limit: int) -> Encoded:
+        def framed(tokens: Sequence[int]) -> Encoded:
             pieces = list(query.pieces)
             pieces[at] = Piece("tokens", mark="passage", tokens=tuple(tokens))
-            return self._encode(Query(query.demos, tuple(pieces)), row, limit)
+            return self._encode(Query(query.demos, tuple(pieces)), row, self.max_tokens // 2 + len(tokens))
 
-        frame = framed((), self.max_tokens // 2)
-        room = self.max_tokens - len(frame.ids)
+        room = self.max_tokens - len(framed(()).ids)
         step = min(room, self.readout_config.stride or room)
         first, last = _answer_tokens(row, starts, ends)
         windows = []
         for begin in range(0, max(1, len(ids) - room + step), step):
             window = slice(begin, min(begin + room, len(ids)))
-            part = framed(ids[window], self.max_tokens)
+            part = framed(ids[window])
             size, place = window.stop - window.start, part.marks["passage"][0]
-            flags = [0] * (size + 1)
-            inside = first is not None and window.start <= first and last < window.stop
-            for token, flag in ((first, 1), (last, 2)) if first is not None else ():
-                flags[token - window.start + 1 if inside else 0] += flag
-            passage = Passage(row["context"], [0, *starts[window]], [0, *ends[window]])
+            gold = [0 if row.get("label") else -1] * (size + 1)
+            if row.get("label"):
+                inside = window.start <= first and last < window.stop
+                gold[first - window.start + 1 if inside else 0] += 1
+                gold[last - window.start + 1 if inside else 0] += 2
+            passage = Passage(context, [0, *starts[window]], [0, *ends[window]])
             marks = {**part.marks, "slot": [0, *range(place, place + size)]}
-            windows.append(replace(part, marks=marks, gold=flags, answers=list(row.get("label") or []), passage=passage))
+            windows.append(replace(part, marks=marks, gold=gold, answers=list(row.get("label") or []), passage=passage))
         return windows
 
 
-def _answer_tokens(row: Mapping[str, Any], starts: Sequence[int], ends: Sequence[int]) -> tuple[int | None, int]:
-    """First and last token of the row's first answer."""
+def _answer_tokens(row: Mapping[str, Any], starts: Sequence[int], ends: Sequence[int]) -> tuple[int, int]:
+    """First and last token of the row's first answer; -1 where it has none, or no token stands for it."""
     if not row.get("label"):
-        return None, -1
+        return -1, -1
     begin = row["starts"][0]
     end = begin + len(row["label"][0])
     inside = [i for i, (start, stop) in enumerate(zip(starts, ends, strict=True)) if stop > begin and start < end]
-    return (inside[0], inside[-1]) if inside else (None, -1)
+    return (inside[0], inside[-1]) if inside else (-1, -1)
 
 
 def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:
@@ -166,8 +172,6 @@ def check_fit(job: Job, backbone: Backbone) -> None:
     task = load_task(job.task)
     pattern = task.pattern(job.pattern)
     check_job(job, backbone.family)
-    if readout.needs_slot and "<slot>" not in pattern.text:
-        raise UserError(f"readout: {job.readout['name']} reads a label word at <slot>; pattern {job.pattern} has none; use readout=head")
     for markup in [markup for mark in method.marks for markup in MARKUP[mark]]:
         if markup not in pattern.text:
             raise UserError(f"pattern: method {job.method['name']} needs {markup}; pattern {job.pattern} of {task.name} has none")

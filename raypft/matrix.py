@@ -22,22 +22,28 @@ MARKUP = {"soft": ("<soft>",), "demo_label": ("<demos>", "<slot>")}
 """What a pattern must hold for a mark to be recorded."""
 
 
-def readouts_for(method: str, family: str | None = None, kind: str | None = None) -> list[str]:
-    """The readouts that go with a method, on a family and for a task kind where these are given."""
+def readouts_for(method: str, family: str | None = None, kind: str | None = None, slot: bool = True) -> list[str]:
+    """The readouts that go with a method, on a family and for a task kind where these are given.
+
+    Args:
+        slot: whether the pattern has a <slot>.
+    """
     own = method_class(method)
     families = own.families if family is None else tuple({family} & set(own.families))
     kinds = own.kinds if kind is None else tuple({kind} & set(own.kinds))
-    return [name for name in readout_names() if set(families) & set(readout_class(name).families) and set(kinds) & set(readout_class(name).kinds)]
+    found = [(name, readout_class(name)) for name in readout_names()]
+    return [name for name, reads in found if set(families) & set(reads.families) and set(kinds) & set(reads.kinds) and (slot or not reads.needs_slot)]
 
 
 def check_job(job: Job, family: str | None = None) -> None:
-    """Whether a job's method, readout, task kind and ZeRO stage go together, and with a model family where it is known.
+    """Whether a job's method, readout, task kind and ZeRO stage go together, and with the model family once it is known.
 
     Raises:
         UserError: the first thing that does not, and what works instead.
     """
     task, method, readout = load_task(job.task), job.method["name"], job.readout["name"]
     own, reads = method_class(method), readout_class(readout)
+    instead = _instead(method, family, task.kind, "<slot>" in task.pattern(job.pattern).text)
     if job.zero.stage > own.max_zero_stage:
         raise UserError(f"zero.stage: found {job.zero.stage}; method {method} works up to stage {own.max_zero_stage}")
     if family is not None and family not in own.families:
@@ -45,20 +51,20 @@ def check_job(job: Job, family: str | None = None) -> None:
     if task.kind not in own.kinds:
         raise UserError(f"method: {method} works with tasks of kind {_and(own.kinds)}; {task.name} is {task.kind}; {_other_method(family, task.kind)}")
     if task.kind not in reads.kinds:
-        raise UserError(f"readout: {readout} does not answer tasks of kind {task.kind} ({task.name}); {_instead(method, family, task.kind)}")
+        raise UserError(f"readout: {readout} does not answer tasks of kind {task.kind} ({task.name}); {instead}")
     if family is not None and family not in reads.families:
-        raise UserError(f"readout: {readout} works with {_and(reads.families)} models; {job.backbone} is {family}; {_instead(method, family, task.kind)}")
+        raise UserError(f"readout: {readout} works with {_and(reads.families)} models; {job.backbone} is {family}; {instead}")
+    if family is not None and reads.needs_slot and "<slot>" not in task.pattern(job.pattern).text:
+        raise UserError(f"readout: {readout} reads a label word at <slot>; pattern {job.pattern} has none; {instead}")
     if not set(own.families) & set(reads.families):
-        raise UserError(
-            f"readout: {readout} works with {_and(reads.families)} models, method {method} with {_and(own.families)}; {_instead(method, family, task.kind)}"
-        )
+        raise UserError(f"readout: {readout} works with {_and(reads.families)} models, method {method} with {_and(own.families)}; {instead}")
 
 
-def _instead(method: str, family: str | None, kind: str) -> str:
-    fitting = readouts_for(method, family, kind)
+def _instead(method: str, family: str | None, kind: str, slot: bool) -> str:
+    fitting = readouts_for(method, family, kind, slot)
     if fitting:
         return f"use readout={_or(fitting)}"
-    families = [other for other in FAMILIES if readouts_for(method, other, kind)]
+    families = [other for other in FAMILIES if readouts_for(method, other, kind, slot)]
     return f"use a {_or(families)} backbone" if families else _other_method(family, kind)
 
 

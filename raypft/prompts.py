@@ -98,7 +98,8 @@ def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int
         position = match.end()
     if text[position:]:
         pieces.append(Piece("text", text[position:]))
-    return [piece for piece in pieces if piece.text or piece.kind not in ("text", "soft") or (piece.kind == "soft" and piece.count)]
+    # a marked text stays even when empty: an empty word has a slot, too
+    return [piece for piece in pieces if piece.text or (piece.count if piece.kind == "soft" else piece.mark or piece.kind != "text")]
 
 
 def _marked(task: Task, verbalizer: Mapping[str, object], match, blank: str, row: Row, soft_length: int, answer: str | None) -> list[Piece]:

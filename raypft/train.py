@@ -342,11 +342,11 @@ def evaluate(stepper: Stepper, rows: Rows, batch_size: int) -> list[Answer]:
     stepper.learner.eval()
     own = share(rows.by_length(range(len(rows))), stepper.rank, stepper.world)
     count = math.ceil(math.ceil(len(rows) / stepper.world) / batch_size)
-    answers: list[Answer] = []
+    answers: list[tuple[int, Answer]] = []
     for i in range(count):
         part = own[i * batch_size : (i + 1) * batch_size]
         found = stepper.learner.answer(rows.batch(part).to(stepper.device))
         if part:
-            answers += found
-    by_name = {answer[0]: Answer(*answer) for part in stepper.gather(answers) for answer in part}
-    return [by_name[prompt.name] for prompt in rows.prompts]
+            answers += zip(part, found, strict=True)
+    by_number = dict(pair for answered in stepper.gather(answers) for pair in answered)
+    return [by_number[row] for row in range(len(rows))]

@@ -138,13 +138,10 @@ def predict(trained: Trained, rows: pa.Table) -> pa.Table:
     stepper = local_stepper(learner, job.train, None)
     tables = []
     for start in range(0, len(rows), CHUNK):
-        # known by number: ids of new rows may repeat
-        numbered = [{**row, "id": str(number)} for number, row in enumerate(rows.slice(start, CHUNK).to_pylist(), start=start)]
-        prompts = [prompt for row in numbered for prompt in trained.encoder(row)]
+        prompts = [prompt for row in rows.slice(start, CHUNK).to_pylist() for prompt in trained.encoder(row)]
         answers = evaluate(stepper, Rows(prompts, method, 0 if pad is None else pad), job.train.eval_batch)
         tables.append(answer_table(trained.task, by_row(learner.readout, prompts, answers)).drop_columns("gold"))
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return table.set_column(0, "id", rows["id"])
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def check_ending(path: Path) -> None:

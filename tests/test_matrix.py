@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 
 def job(folder: Path, method: str, family: str, readout: str, kind: str, stage: int = 0) -> Job:
     soft = "soft" in method_class(method).marks
-    slot = readout_class(readout).needs_slot or "demo_label" in method_class(method).marks
+    slot = kind in ("choice", "tags") and (readout_class(readout).needs_slot or "demo_label" in method_class(method).marks)
     return Job(
         task=f"{folder}/{kind}.yaml", pattern=f"{family}-{soft}-{slot}", backbone="tiny", method={"name": method}, readout={"name": readout},
         train={"max_tokens": 48}, zero={"stage": stage}, demos=1,
@@ -122,7 +122,7 @@ LINES = {
     ("gnnavi", "masked", "head", "choice"): "method: gnnavi works with causal models; tiny is masked",
     ("gnnavi", "causal", "span", "span"): "method: gnnavi works with tasks of kind choice; span is span; use method=adapter or frozen",
     ("full", "masked", "verbalizer", "span"): "readout: verbalizer does not answer tasks of kind span (span); use readout=span",
-    ("full", "seq2seq", "head", "choice"): "readout: head works with masked and causal models; tiny is seq2seq; use readout=text or verbalizer",
+    ("full", "seq2seq", "head", "choice"): "readout: head works with masked and causal models; tiny is seq2seq; use readout=text",
     ("full", "causal", "mlm", "mlm"): "readout: mlm works with masked models; tiny is causal; use a masked backbone",
     ("gnnavi", "causal", "head", "mlm"): "method: gnnavi works with tasks of kind choice; mlm is mlm; use a masked backbone",
     ("adapter", "masked", "head", "text"): "readout: head does not answer tasks of kind text (text); use a seq2seq backbone",

@@ -96,7 +96,9 @@ FAMILY = {"bert": "masked", "xlmr": "masked", "gpt2": "causal", "llama": "causal
 
 def job(place: Path, kind: str, model: str, method: str, /, **more):
     """A job of a tiny task; `more` replaces its keys."""
-    needed = {key: make(load_backbone(f"{place}/{model}")) for key, make in cases.ARTEFACTS.items() if key in method_class(method).Config.model_fields}
+    keys = [key for key in cases.ARTEFACTS if key in method_class(method).Config.model_fields]
+    backbone = load_backbone(f"{place}/{model}") if keys else None
+    needed = {key: cases.ARTEFACTS[key](backbone, revision=backbone.revision) for key in keys}
     soft = " soft" if "soft" in method_class(method).marks else ""
     family = FAMILY[model]
     values = {

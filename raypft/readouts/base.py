@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ class BaseReadout(nn.Module, ABC):
         best, chosen = probabilities.max(-1)
         answers = []
         for name, own in zip(batch.names, slots_of(batch), strict=True):
-            shown = probabilities[own].flatten() if self.task.kind == "choice" else best[own]
+            shown = best[own] if self.task.kind == "tags" else probabilities[own].flatten()
             answers.append(Answer(name, chosen[own].tolist(), shown.tolist()))
         return answers
 
@@ -111,5 +112,4 @@ class BaseReadout(nn.Module, ABC):
 def slots_of(batch: Batch) -> list[slice]:
     """The slots of each prompt."""
     sizes = batch.slots[:, 0].bincount(minlength=len(batch.names)).tolist()
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return [slice(end - size, end) for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]

@@ -42,15 +42,17 @@ class Readout(base.BaseReadout):
         super().__init__(config, task, pattern, backbone)
         self.longest = config.longest
         self.__dict__["backbone"] = backbone  # its parameters belong to the method
-        self.labels: dict[str, str] = {}
+        self.asks_words = "{token}" in pattern.text
+        self.labels: list[dict[str, str]] = []
+        """Label word to label, one map a wording: a word may stand for another label in another language."""
         for language in ["", *pattern.by_language]:
-            for label, words in (pattern.wording(language).verbalizer or {}).items():
-                self.labels |= dict.fromkeys([words] if isinstance(words, str) else words, label)
+            verbalizer = pattern.wording(language).verbalizer or {}
+            self.labels.append({word: label for label, words in verbalizer.items() for word in ([words] if isinstance(words, str) else words)})
 
     @staticmethod
     def prepare(config: Config, prompt: Encoded, backbone: Any) -> Encoded:
         start = prompt.target[:1]
-        ids = backbone.answer_ids(prompt.answers[0])
+        ids = backbone.answer_ids(WORD_SEPARATOR.join(prompt.answers))
         if config.pad_to is not None:
             ids = (ids + [backbone.tokenizer.pad_token_id] * config.pad_to)[: config.pad_to]
         return replace(prompt, marks={**prompt.marks, "slot": list(range(len(ids)))}, gold=ids, target=[*start, *ids[:-1]])
@@ -76,22 +78,24 @@ class Readout(base.BaseReadout):
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
         scores = [score for answer in answers for score in answer.scores]
-        if self.task.kind != "tags":
-            return self._label(answers[0].value), scores
         found = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            size = len(tags_of(prompt.answers[0]))
-            found += [self._label(tag) for tag in (tags_of(answer.value) + [""] * size)[:size]]
-        return found, scores
+            texts = [answer.value]
+            if self.task.kind == "tags" and not self.asks_words:
+                size = len(prompt.answers)
+                texts = ([tag_of(part) for part in answer.value.split(WORD_SEPARATOR.strip())] + [""] * size)[:size]
+            found += [self._label(prompt, text) for text in texts]
+        return found if self.task.kind == "tags" else found[0], scores
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
-        labels = [self._label(tag) for prompt in prompts for tag in tags_of(prompt.answers[0])]
-        return labels if self.task.kind == "tags" else self._label(prompts[0].answers[0])
+        whole = self.task.kind == "tags" and not self.asks_words
+        labels = [self._label(prompt, tag_of(text) if whole else text) for prompt in prompts for text in prompt.answers]
+        return labels if self.task.kind == "tags" else labels[0]
 
-    def _label(self, text: str) -> str:
-        return self.labels.get(text, text)
+    def _label(self, prompt: Encoded, text: str) -> str:
+        return self.labels[prompt.wording].get(text, text)
 
 
-def tags_of(text: str) -> list[str]:
-    """The tags of an answer, "TAG: word $$ TAG: word" or one tag alone."""
-    return [part.split(":")[0].strip() for part in text.split(WORD_SEPARATOR.strip())]
+def tag_of(text: str) -> str:
+    """The tag in "TAG: word"."""
+    return text.partition(": ")[0].strip()

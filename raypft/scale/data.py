@@ -54,8 +54,17 @@ def encoded_file(cell: Cell) -> Path:
     """Where a cell's encoded prompts are: named after all they depend on, so that cells share what they can."""
     job = cell.job
     _, method = part_config(job.method, "method")
-    pattern = load_task(job.task).pattern(job.pattern).model_dump()
-    parts = [job.task, pattern, cell.facts["backbone"], job.train.max_tokens, method.soft_tokens, job.readout, cell.facts["manifest"]]
+    task = load_task(job.task)
+    parts = [
+        job.task,
+        task.label.names,
+        task.pattern(job.pattern).model_dump(),
+        cell.facts["backbone"],
+        job.train.max_tokens,
+        method.soft_tokens,
+        job.readout,
+        cell.facts["manifest"],
+    ]
     return Path(job.storage).resolve() / ".encoded" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
 
 

@@ -265,6 +265,8 @@ def _check_wording(task: Task, wording: Wording, where: str) -> None:
     for kind, field in (("tags", "tokens"), ("span", "context")):
         if task.kind == kind and "{token}" not in text and f"{{{field}}}" not in text:
             raise UserError(f"{where}.text: kind {kind} reads its answers at {{{field}}}; the text has none")
+    if task.kind == "tags" and "{token}" not in text and "<slot>" in text:
+        raise UserError(f"{where}.text: found <slot> without {{token}}; every word of {{tokens}} is a slot already")
     left = MARKUP.sub("", text)
     if re.search(r"[{}]|<\w+>", left):
         raise UserError(f'{where}.text: markup not understood in "{text}"; known: {{field}} {{field|strip}} <slot> <soft> <sep> <demos>')

@@ -1,0 +1,290 @@
+"""A cell: answers of prompts become answers of rows, metrics and tables; what does not fit is refused; tags and spans end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pa_parquet
+import pytest
+import tiny
+import torch
+
+from raypft import runs
+from raypft.backbones import load_skeleton
+from raypft.batch import Encoded
+from raypft.cache import LowerStates
+from raypft.cells import RowAnswer, answer_table, by_row, majority, measured
+from raypft.data import Rows
+from raypft.encode import check_fit
+from raypft.errors import UserError
+from raypft.job import load_job
+from raypft.methods import method_class
+from raypft.metrics import metric
+from raypft.readouts import readout_class
+from raypft.readouts.base import Answer
+from raypft.tasks import Label, Pattern, Source, Task
+from raypft.train import Learner, TorchStepper, evaluate
+
+
+def task(kind: str, names: list[str], metrics: list[str]) -> Task:
+    fields = {"tags": {"tokens": "tokens"}, "span": {"question": "question", "context": "context"}}.get(kind, {"text": "text"})
+    return Task(
+        name="t", about="", kind=kind, fields=fields, label=Label(names=names), languages=["en", "de"], metric=metrics[0], metrics=metrics,
+        sources={"files": Source(files={"train": "x"})}, patterns={},
+    )  # fmt: skip
+
+
+def head(own: Task, kind: str = "bert"):
+    reads = readout_class("head")
+    return reads(reads.Config(), own, Pattern(text="{tokens}", source="test"), tiny.backbone(kind))
+
+
+def prompt(key: str, gold: list[int], part: int = 0, ids: int = 5) -> Encoded:
+    return Encoded(key, key[:2], [ids] * max(2, len(gold)), [0] * max(2, len(gold)), {"slot": list(range(len(gold)))}, gold=gold, part=part)
+
+
+def said(prompts, *values: list[int]) -> list[Answer]:
+    return [Answer(p.name, list(value), [0.5] * len(value)) for p, value in zip(prompts, values, strict=True)]
+
+
+# rows
+
+
+def test_answers_of_parts_are_joined_to_rows_in_order():
+    own = task("tags", ["A", "B"], ["token_accuracy"])
+    prompts = [prompt("en/1", [0, 1]), prompt("en/1", [1], 1), prompt("de/1", [0]), prompt("en/2", [-1])]
+    rows = by_row(head(own), prompts, said(prompts, [0, 0], [1], [1], [0]))
+    assert rows == [
+        RowAnswer("en/1", "en", ["A", "B", "B"], ["A", "A", "B"], [0.5] * 3),
+        RowAnswer("de/1", "de", ["A"], ["B"], [0.5]),
+        RowAnswer("en/2", "en", [None], ["A"], [0.5]),
+    ]
+
+
+def test_a_row_that_stands_there_twice_counts_twice():
+    """Choice rows without ids of their own are called by their content."""
+    own = task("choice", ["A", "B"], ["accuracy"])
+    prompts = [prompt("en/1", [0]), prompt("en/1", [1]), prompt("en/2", [1])]
+    rows = by_row(head(own), prompts, said(prompts, [0], [0], [1]))
+    assert [(row.gold, row.answer) for row in rows] == [("A", "A"), ("B", "A"), ("B", "B")]
+
+
+def test_rows_of_one_name_keep_their_own_answers():
+    """Evaluated in batches by length, two rows of one id are not mixed up."""
+    backbone = tiny.backbone("bert")
+    own = task("choice", ["A", "B"], ["accuracy"])
+    frozen = method_class("frozen")
+    learner = Learner(frozen(frozen.Config(), backbone), head(own)).eval()
+    prompts = [prompt("en/1", [0], ids=9), prompt("en/1", [1], ids=20), prompt("en/2", [1], ids=30)]
+    stepper = TorchStepper(learner, load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla"]).train)
+    answers = evaluate(stepper, Rows(prompts, learner.method, 1), 2)
+    with torch.no_grad():
+        alone = [learner.answer(Rows([p], learner.method, 1).batch([0]))[0] for p in prompts]
+    for found, expected in zip(answers, alone):
+        assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert answers[0].scores != pytest.approx(answers[1].scores, abs=1e-5)
+
+
+def test_cached_states_are_those_of_the_prompt_not_of_its_name():
+    """Rows of train and dev may have one id: SST-2 counts both from 0."""
+    backbone = tiny.backbone("llama")
+    train, dev = prompt("en/0", [0], ids=9), Encoded("en/0", "en", [20, 21, 22], [0] * 3, {"slot": [2]}, gold=[1])
+    cache = LowerStates(backbone, 2)
+    cache.fill([train], 1, "cpu")
+    cache.fill([dev], 1, "cpu")
+    for own in (train, dev):
+        rows = Rows([own], method_class("frozen")(method_class("frozen").Config(), backbone), 1)
+        assert torch.equal(cache.of(own), backbone.lower(rows.batch([0]), 2)[0])
+
+
+# metrics and tables
+
+
+def rows_of(*found: tuple[str, object, object]) -> list[RowAnswer]:
+    return [RowAnswer(f"{language}/{i}", language, gold, answer, [0.5]) for i, (language, gold, answer) in enumerate(found)]
+
+
+def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
+    own = task("tags", ["B-A", "O"], ["entity_f1", "token_accuracy"])
+    rows = rows_of(("de", ["B-A", "O"], ["O", "O"]), ("en", ["B-A"], ["B-A"]), ("en", ["O", "O"], ["O", "B-A"]))
+    found = measured(own, rows)
+    assert found["metric"] == metric("entity_f1")[0] == "entity_f1@1"
+    assert list(found["metrics"]) == ["entity_f1@1", "token_accuracy@1"]
+    assert found["metrics"]["token_accuracy@1"] == {"en": pytest.approx(200 / 3), "de": 50}
+    assert found["metrics"]["entity_f1@1"] == found["scores"]
+    assert list(found["scores"]) == ["en", "de"], "in the task's order"
+    assert found["mean"] == pytest.approx(sum(found["scores"].values()) / 2)
+    assert found["mean_without_english"] == found["scores"]["de"] == 0
+    assert found["rows"] == {"de": 1, "en": 2}
+
+
+def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
+    choice = rows_of(("en", "A", "B"), ("en", "A", "B"), ("en", "B", "B"), ("de", "B", "A"))
+    assert [row.answer for row in majority(task("choice", ["A", "B"], ["accuracy"]), choice)] == ["A", "A", "A", "B"]
+    tags = rows_of(("en", ["A", "B", "A"], ["B", "B", "B"]), ("en", ["B", "A"], ["A", "A"]), ("de", ["B"], ["A"]))
+    assert [row.answer for row in majority(task("tags", ["A", "B"], ["token_accuracy"]), tags)] == [["A"] * 3, ["A"] * 2, ["B"]]
+    spans = rows_of(("en", ["one", "two"], "one"))
+    own = task("span", [], ["exact_match", "f1"])
+    assert majority(own, spans) == []
+    assert measured(own, spans)["majority"] == {}
+    assert measured(own, spans)["metrics"] == {"exact_match@1": {"en": 100}, "f1@1": {"en": 100}}
+
+
+def test_the_table_of_predictions_has_the_columns_of_its_kind():
+    choice = [RowAnswer("en/a/1", "en", "A", "B", [0.25, 0.75])]
+    own = task("choice", ["A", "B"], ["accuracy"])
+    assert answer_table(own, choice).to_pylist() == [{"id": "a/1", "language": "en", "gold": "A", "answer": "B", "p(A)": 0.25, "p(B)": 0.75}]
+    texts = [RowAnswer("en/1", "en", "A", "nonsense", [0.5])]
+    assert answer_table(own, texts).to_pylist() == [{"id": "1", "language": "en", "gold": "A", "answer": "nonsense", "scores": [0.5]}]
+    tags = [RowAnswer("en/1", "en", ["A", "B"], ["A", "A"], [0.5, 0.25])]
+    assert answer_table(task("tags", ["A", "B"], ["token_accuracy"]), tags).to_pylist()[0]["scores"] == [0.5, 0.25]
+    span = [RowAnswer("en/1", "en", ["one", "two"], "one", [7.5])]
+    row = {"id": "1", "language": "en", "gold": ["one", "two"], "answer": "one", "scores": [7.5]}
+    assert answer_table(task("span", [], ["f1"]), span).to_pylist() == [row]
+
+
+def test_scores_of_a_sentence_are_one_a_word_even_of_one_word():
+    own = task("tags", ["A", "B", "C"], ["token_accuracy"])
+    reads = head(own)
+    learner = Learner(method_class("frozen")(method_class("frozen").Config(), tiny.backbone("bert")), reads).eval()
+    prompts = [prompt("en/1", [0, 1, 2]), prompt("en/2", [1])]
+    batch = Rows(prompts, learner.method, 1).batch([0, 1])
+    with torch.no_grad():
+        rows = by_row(reads, prompts, learner.answer(batch))
+    assert [len(row.scores) for row in rows] == [3, 1]
+
+
+# what fits together, and whole runs
+
+TAGS = """
+about: test
+kind: tags
+fields: {tokens: tokens}
+label: {column: tags, names: [Positive, Negative]}
+languages: [en, de]
+metric: token_accuracy
+metrics: [token_accuracy, token_f1]
+sources:
+  files: {files: {train: tags, validation: tags, test: tags}}
+patterns:
+  vanilla: {text: "{tokens}", source: test}
+  topro: {text: "{tokens} <sep> {token} is <slot> .", verbalizer: {Positive: good, Negative: bad}, source: test}
+  ends: {text: "{tokens} . {token} is <slot>", verbalizer: {Positive: good, Negative: bad}, source: test}
+  written: {text: "{tokens} <sep> {token} is", source: test}
+"""
+SPAN = """
+about: test
+kind: span
+fields: {question: question, context: context}
+label: {column: answers}
+languages: [en]
+metric: exact_match
+metrics: [exact_match, f1]
+sources:
+  files: {files: {train: span, validation: span, test: span}}
+patterns:
+  vanilla: {text: "{question} <sep> {context}", source: test}
+"""
+THINGS, DOINGS = ("film", "one", "two", "three"), ("was", "is", "good", "bad")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A task of tags and one of spans, their rows, and a tiny model of each family."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "mytags.yaml").write_text(TAGS)
+    (folder / "myspan.yaml").write_text(SPAN)
+    rows = [
+        {"id": str(i), "language": language, "tokens": [THINGS[i % 4], *[DOINGS[i // 2 % 4]] * (i % 3)], "tags": ["Positive", *["Negative"] * (i % 3)]}
+        for language in ("en", "de")
+        for i in range(9)
+    ]
+    (folder / "tags.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    contexts = [f"{'seven eight ' * (i % 4)}{THINGS[i % 4]} was {DOINGS[2 + i % 2]} six" for i in range(8)]
+    answers = [f"was {DOINGS[2 + i % 2]}" for i in range(8)]
+    rows = [
+        {"id": str(i), "question": "it ?", "context": text, "answers": {"text": [answer], "answer_start": [text.index(answer)]}}
+        for i, (text, answer) in enumerate(zip(contexts, answers))
+    ]
+    (folder / "span.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for kind in ("xlmr", "llama", "t5"):
+        made = tiny.backbone(kind)
+        made.model.save_pretrained(folder / kind)
+        made.tokenizer.save_pretrained(folder / kind)
+    return folder
+
+
+def job(place: Path, name: str, model: str, *more: str):
+    base = ["seeds=1", "train.epochs=60", "train.lr=3e-3", "train.batch_size=8", "train.patience=null", "train.languages=[en]", "train.max_tokens=20"]
+    where = [f"task={place}/my{name}.yaml", f"backbone={place}/{model}", f"data.root={place}", f"storage={place}/runs-{name}"]
+    return load_job("profit", [*where, *base, "train.dropout=0.0", "protocol=fixed", *more])
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "more", "message"),
+    [
+        ("span", "xlmr", [], r"readout: verbalizer does not answer tasks of kind span \(myspan\); use readout=span"),
+        ("tags", "xlmr", ["readout=span"], r"readout: span does not answer tasks of kind tags \(mytags\); use readout=head"),
+        ("tags", "xlmr", ["readout=text", "pattern=topro"], r"readout: text works with seq2seq models; .*xlmr is masked; use readout=head or verbalizer"),
+        (
+            "tags",
+            "t5",
+            ["readout=head", "pattern=topro"],
+            r"readout: head works with masked and causal models; .*t5 is seq2seq; use readout=text or verbalizer",
+        ),
+        ("tags", "t5", [], r"readout: verbalizer reads a label word at <slot>; pattern vanilla has none; use readout=text"),
+        ("tags", "llama", [], r"pattern vanilla has none; use readout=head"),
+        ("span", "t5", ["readout=span"], r"span works with masked and causal models; .*t5 is seq2seq; no readout does for this pattern and a seq2seq model"),
+        ("span", "t5", [], r"verbalizer does not answer tasks of kind span \(myspan\); no readout does for this pattern and a seq2seq model"),
+    ],
+)
+def test_a_readout_that_does_not_fit_is_refused_with_one_that_does(name, model, more, message, place):
+    made = job(place, name, model, "pattern=vanilla", *more)
+    with pytest.raises(UserError, match=message) as caught:
+        check_fit(made, load_skeleton(made.backbone))
+    assert "\n" not in str(caught.value)
+
+
+def result(made) -> tuple[dict, list[dict], runs.Prepared]:
+    """The one result of a job and its predictions."""
+    prepared = runs.prepare(made)
+    ((found,),) = runs.run([prepared], lambda event: None)
+    return found, pa_parquet.read_table(prepared.folder / "seed-0" / "predictions.parquet").to_pylist(), prepared
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("xlmr", ["pattern=vanilla", "readout=head"]),
+        ("llama", ["pattern=vanilla", "readout=head"]),
+        ("xlmr", ["pattern=topro"]),
+        ("t5", ["pattern=topro"]),
+        ("llama", ["pattern=ends"]),
+        ("t5", ["pattern=written", "readout={name: text, longest: 3}", "train.epochs=80", "train.lr=1e-2"]),
+    ],
+)
+def test_tags_end_to_end(model, more, place):
+    """A slot a word or a prompt a word, for every family: learned, and the scores are those of the predictions."""
+    found, predictions, prepared = result(job(place, "tags", model, "dev.rows=none", *more))
+    assert list(found["metrics"]) == ["token_accuracy@1", "token_f1@1"]
+    assert found["rows"] == {"en": 9, "de": 9}
+    assert found["scores"]["en"] == 100
+    words = [(g, a) for row in predictions if row["language"] == "de" for g, a in zip(row["gold"], row["answer"], strict=True)]
+    assert found["scores"]["de"] == pytest.approx(100 * sum(g == a for g, a in words) / len(words))
+    assert found["majority"]["en"] == pytest.approx(50)
+    assert [len(row["answer"]) for row in predictions[:3]] == [len(row["gold"]) for row in predictions[:3]]
+    assert "MAJ" in (prepared.folder / "table.md").read_text()
+
+
+@pytest.mark.parametrize(("model", "max_tokens"), [("xlmr", 12), ("llama", 8)])
+def test_spans_end_to_end(model, max_tokens, place):
+    """Passages longer than a window; no majority row, since answers are texts."""
+    more = ["pattern=vanilla", "readout={name: span, window_stride: 3, longest: 3}", f"train.max_tokens={max_tokens}", "train.lr=1e-2"]
+    found, predictions, prepared = result(job(place, "span", model, *more))
+    assert found["scores"] == {"en": 100}
+    assert found["metrics"] == {"exact_match@1": {"en": 100}, "f1@1": {"en": 100}}
+    assert found["rows"] == {"en": 8}
+    assert found["majority"] == {}
+    assert all(row["answer"] == row["gold"][0] for row in predictions)
+    assert "MAJ" not in (prepared.folder / "table.md").read_text()

@@ -1,0 +1,335 @@
+"""Rows become prompts: one, one a word, parts of a sentence, or windows of a passage; each slot with its gold."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+import tiny
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from raypft.backbones import backbone_from_config
+from raypft.batch import collate
+from raypft.encode import RECORD, Encoder, from_record, to_record
+from raypft.readouts import readout_class
+from raypft.tasks import Label, Pattern, Source, Task
+
+SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+WORDS = {"THING": "good", "DOING": "bad"}
+
+
+def task(kind: str, asks: str, **fields) -> Task:
+    """A task with one pattern "p"."""
+    names = {"tags": list(WORDS), "choice": list(WORDS)}.get(kind, [])
+    pattern = Pattern(text=asks, verbalizer=WORDS if "<slot>" in asks else None, source="test")
+    return Task(
+        name="tiny", about="test", kind=kind, fields=fields, label=Label(names=names), languages=["en"], metric="accuracy",
+        sources={"files": Source(files={"train": "x"})}, patterns={"p": pattern},
+    )  # fmt: skip
+
+
+def encoder(task: Task, backbone, readout: str, max_tokens: int = 64, **options) -> Encoder:
+    reads = readout_class(readout)
+    return Encoder(task, task.pattern("p"), backbone, 0, max_tokens, reads, reads.Config(**options))
+
+
+def tags(text: str, backbone, max_tokens: int = 64, readout: str = "head") -> Encoder:
+    return encoder(task("tags", text, tokens="tokens"), backbone, readout, max_tokens)
+
+
+def spans(backbone, max_tokens: int = 64, text: str = "{question} <sep> {context}", **options) -> Encoder:
+    return encoder(task("span", text, question="question", context="context"), backbone, "span", max_tokens, **options)
+
+
+def row(words: str | list[str], label: list[str] | None = None) -> dict:
+    return {"id": "7", "language": "en", "tokens": words.split() if isinstance(words, str) else words, "label": label}
+
+
+def asked(question: str, context: str, *answers: str) -> dict:
+    return {
+        "id": "7",
+        "language": "en",
+        "question": question,
+        "context": context,
+        "label": list(answers) or None,
+        "starts": [context.index(a) for a in answers],
+    }
+
+
+def read(backbone, prompt) -> list[str]:
+    return backbone.tokenizer.convert_ids_to_tokens(prompt.ids)
+
+
+# one prompt a word
+
+ASKS = "{tokens} <sep> {token} is <slot> ."
+
+
+def test_a_prompt_a_word_with_its_gold_and_number():
+    backbone = tiny.backbone("xlmr")
+    made = tags(ASKS, backbone, readout="verbalizer")(row("the film was", ["THING", "DOING", "THING"]))
+    assert [read(backbone, prompt)[6:8] for prompt in made] == [["the", "is"], ["film", "is"], ["was", "is"]]
+    assert [prompt.gold for prompt in made] == [[0], [1], [0]]
+    assert [prompt.part for prompt in made] == [0, 1, 2]
+    assert [prompt.name for prompt in made] == ["en/7#0", "en/7#1", "en/7#2"]
+    assert [prompt.answers for prompt in made] == [["good"], ["bad"], ["good"]]
+    assert all([read(backbone, prompt)[i] for i in prompt.marks["slot"]] == ["<mask>"] for prompt in made)
+    assert all(prompt.marks["word"] == [6] for prompt in made)
+
+
+def test_the_queried_word_is_cut_last():
+    """Down to one token the sentence pays; only then the word does."""
+    backbone = tiny.backbone("xlmr")
+    sentence = row(["one:two:three", "four"])
+    whole = read(backbone, tags(ASKS, backbone, 64, "verbalizer")(sentence)[0])
+    assert whole == ["<s>", "one", ":", "two", ":", "three", "four", "</s>", "</s>", "one", ":", "two", ":", "three", "is", "<mask>", ".", "</s>"]
+    for size, sentence_tokens, word_tokens in ((18, 6, 5), (14, 2, 5), (13, 1, 5), (12, 1, 4), (9, 1, 1)):
+        made = tags(ASKS, backbone, size, "verbalizer")(sentence)[0]
+        found = read(backbone, made)
+        first = found.index("</s>")
+        assert (first - 1, found.index("is") - first - 2) == (sentence_tokens, word_tokens), size
+        assert len(found) == size
+
+
+# one slot a word
+
+
+def test_each_word_has_a_slot_at_its_first_token():
+    backbone = tiny.backbone("xlmr")
+    (made,) = tags("Review : {tokens}", backbone)(row(["the", "one:two", "film"], ["THING", "DOING", "THING"]))
+    assert read(backbone, made) == ["<s>", "Review", ":", "the", "one", ":", "two", "film", "</s>"]
+    assert made.marks["slot"] == [3, 4, 7]
+    assert made.gold == [0, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["xlmr", "llama"])
+def test_words_that_the_tokenizer_drops_or_that_are_empty_have_a_slot(kind):
+    backbone = tiny.backbone(kind)
+    for words in (["", "film", " "], ["", ""], ["the", "", "film"]):
+        (made,) = tags("{tokens}", backbone)(row(words, ["THING"] * len(words)))
+        assert len(made.marks["slot"]) == len(set(made.marks["slot"])) == len(made.gold) == len(words)
+        assert [read(backbone, made)[i] for i in made.marks["slot"]] == [word.strip() or "<unk>" for word in words]
+        assert collate([made], 1).slots.shape == (len(words), 2)
+    (_, empty) = tags("{tokens} <sep> {token} is", backbone)(row(["the", ""], ["THING"] * 2))
+    assert read(backbone, empty)[empty.marks["word"][0]] == "<unk>"
+
+
+def test_a_long_sentence_is_cut_between_words_into_parts_that_fit():
+    backbone = tiny.backbone("xlmr")
+    words = ["one", "two:three", "four", "five:six:seven", "eight", "a", "film"]
+    (whole,) = tags("{tokens} .", backbone)(row(words, ["THING", "DOING"] * 3 + ["THING"]))
+    made = tags("{tokens} .", backbone, 8)(row(words, ["THING", "DOING"] * 3 + ["THING"]))
+    texts = [read(backbone, part)[1:-2] for part in made]
+    assert texts == [["one", "two", ":", "three", "four"], ["five", ":", "six", ":", "seven"], ["eight", "a", "film"]]
+    assert [token for text in texts for token in text] == read(backbone, whole)[1:-2]
+    assert [gold for part in made for gold in part.gold] == whole.gold
+    assert [part.part for part in made] == [0, 1, 2]
+    assert [len(part.marks["slot"]) for part in made] == [3, 1, 3]
+    assert [part.answers for part in made][1] == ["DOING: five:six:seven"]
+
+
+def test_one_word_that_fits_nowhere_is_cut():
+    backbone = tiny.backbone("xlmr")
+    made = tags("{tokens} .", backbone, 6)(row(["a", "one:two:three:four", "film"]))
+    assert [read(backbone, part)[1:-2] for part in made] == [["a"], ["one", ":", "two"], ["film"]]
+    assert [part.gold for part in made] == [[-1]] * 3
+
+
+def byte_level():
+    """A causal model whose " a" is one token and "a" as many as it has bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters, "Ġa", "ab", "Ġab"])}
+    inner = Tokenizer(models.BPE(vocabulary, [("Ġ", "a"), ("a", "b"), ("Ġ", "ab")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.post_processor = processors.ByteLevel(trim_offsets=False)
+    inner.decoder = decoders.ByteLevel()
+    special = {name: value for name, value in SPECIAL.items() if name in ("pad_token", "eos_token", "unk_token")}
+    return backbone_from_config(tiny.config("gpt2"), PreTrainedTokenizerFast(tokenizer_object=inner, **special))
+
+
+def test_parts_are_full_where_a_word_is_longer_without_its_blank():
+    """ "xab" is two tokens, " xab" three: a part's first word stands without a blank, and no token is lost or wasted."""
+    backbone = byte_level()
+    assert [len(backbone.tokenize(text)) for text in ("xab", " xab")] == [2, 3]
+    made = tags("{tokens}", backbone, 8)(row(["xab"] * 5))
+    assert [len(part.ids) for part in made] == [8, 5]
+    assert "".join(backbone.tokenizer.decode(part.ids) + " " for part in made).split() == ["xab"] * 5
+
+
+# windows of a passage
+
+
+def real(kind: str, texts: list[str]):
+    """A model with a tokenizer trained on the texts: WordPiece as BERT's, Unigram as XLM-R's and Llama-2's, byte-level BPE as GPT-2's."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    if kind == "bert":
+        inner = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        inner.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=400, min_frequency=2, special_tokens=special)
+    elif kind in ("xlmr", "llama"):
+        inner = Tokenizer(models.Unigram())
+        inner.normalizer = normalizers.Sequence([normalizers.NFKC(), *([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")] if kind == "llama" else [])])
+        inner.pre_tokenizer = pre_tokenizers.Metaspace() if kind == "xlmr" else pre_tokenizers.Split("▁", "merged_with_next")
+        trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>")
+    else:
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.post_processor = processors.ByteLevel(trim_offsets=False)
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    inner.train_from_iterator([*texts, "a b"], trainer)
+    if kind in ("bert", "xlmr"):
+        inner.post_processor = tiny.tokenizer(special=True).backend_tokenizer.post_processor
+    return backbone_from_config(tiny.config(kind), PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL))
+
+
+PASSAGES = [
+    ("Who sleeps in the yard?", "In the old yard, the two dogs sleep; a cat watches.", "the two dogs"),
+    ("Wo schläft er?", "Er schläft im Haus am großen Fluß.", "im Haus am großen Fluß"),
+    ("谁住在北京?", "王先生一九八〇年出生于上海,现在住在北京。", "王先生"),
+    ("แมวอยู่ที่ไหน", "แมวตัวเล็กอยู่ที่บ้านหลังใหญ่ริมแม่น้ำ", "บ้านหลังใหญ่"),
+    ("कौन?", "राजा दशरथ के चार पुत्र थे, राम सबसे बड़े थे।", "चार पुत्र"),
+    ("Qui?", "Le cafe\u0301 de Zoe\u0308 est ferme\u0301 le lundi.", "cafe\u0301 de Zoe\u0308"),
+    ("من؟", "ذهب أحمدُ إلى المدرسةِ صباحًا.", "أحمدُ"),
+    ("Who?", "  Two blanks  before  Anna Smith .", "Anna Smith"),
+]
+
+
+def marked(window) -> str | None:
+    """The characters from the slot flagged as start to the one flagged as end; None where no answer is in the window."""
+    first, last = (next(i for i, gold in enumerate(window.gold) if gold & flag) for flag in (1, 2))
+    return window.passage.text[window.passage.starts[first] : window.passage.ends[last]] if first else None
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr", "gpt2", "llama"])
+@pytest.mark.parametrize("text", ["{question} <sep> {context}", "{context} <sep> {question}", "{context|strip} ? {question}"])
+def test_gold_slots_stand_for_exactly_the_answer_in_any_script(kind, text):
+    backbone = real(kind, [part for passage in PASSAGES for part in passage])
+    for question, context, answer in PASSAGES:
+        (window,) = spans(backbone, 150, text)(asked(question, context, answer))
+        assert marked(window) == answer
+        assert window.passage.text == context
+        assert len(window.passage.starts) == len(window.passage.ends) == len(window.gold) == len(window.marks["slot"])
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr", "gpt2", "llama"])
+def test_offsets_belong_to_the_tokens_of_the_same_text(kind):
+    """With or without a blank in front, and where a tokenizer begins every text with a blank."""
+    backbone = real(kind, [part for passage in PASSAGES for part in passage])
+    for _, context, _ in PASSAGES:
+        for text in (context, f" {context}"):
+            ids, starts, ends = backbone.offsets(text)
+            assert ids == backbone.tokenize(text)
+            assert all(not text[start:end][:1].isspace() for start, end in zip(starts, ends))
+            covered = {i for start, end in zip(starts, ends) for i in range(start, end)}
+            assert covered >= {i for i, character in enumerate(text) if not character.isspace()}
+
+
+def test_windows_move_by_the_stride_and_flag_the_answer():
+    backbone = tiny.backbone("xlmr")
+    made = spans(backbone, 10, window_stride=3)(asked("Yes", "one two three four five six seven eight", "five six"))
+    # <s> Yes </s> </s> ... </s>: five passage tokens a window
+    texts = [[read(backbone, part)[i] for i in part.marks["slot"]] for part in made]
+    assert texts == [["<s>", *words.split()] for words in ("one two three four five", "four five six seven eight")]
+    assert [part.gold for part in made] == [[3, 0, 0, 0, 0, 0], [0, 0, 1, 2, 0, 0]], "half an answer is none"
+    assert [part.part for part in made] == [0, 1]
+    assert all(len(part.ids) == 10 for part in made)
+    assert [marked(part) for part in made] == [None, "five six"]
+    assert all(part.answers == ["five six"] for part in made)
+    single = spans(backbone, 10, window_stride=3)(asked("Yes", "one two three four five six", "four"))
+    assert [part.gold for part in single] == [[0, 0, 0, 0, 3, 0], [0, 3, 0, 0]]
+
+
+@pytest.mark.parametrize("tokens", range(1, 12))
+@pytest.mark.parametrize("stride", [1, 3, 4, 128])
+def test_every_passage_token_is_in_a_window_and_no_window_is_needless(tokens, stride):
+    words = "one two three four five six seven eight the a film"
+    context = " ".join(words.split()[:tokens])
+    made = spans(tiny.backbone("xlmr"), 10, window_stride=stride)(asked("Yes", context, "one"))
+    covered = [{*part.passage.starts[1:]} for part in made]
+    assert set().union(*covered) == {context.index(word) for word in context.split()}
+    assert all(len(part.ids) <= 10 for part in made)
+    assert len(made) == (1 if tokens <= 5 else 1 + -(-(tokens - 5) // min(stride, 5)))
+
+
+def test_a_question_takes_half_a_window_at_most_and_is_the_same_in_all():
+    backbone = tiny.backbone("xlmr")
+    question = "the film was good it is bad one two three four"
+    made = spans(backbone, 14, window_stride=128)(asked(question, "one two three four five six seven eight", "eight"))
+    shown = [read(backbone, part) for part in made]
+    assert [part[: part.index("</s>")] for part in shown] == [["<s>", "the", "film", "was"]] * 2, "7 tokens with the special ones"
+    assert [len(part.marks["slot"]) for part in made] == [8, 2]
+
+
+def test_of_several_answers_the_first_is_trained_on_and_all_are_kept():
+    (made,) = spans(tiny.backbone("xlmr"))(asked("Yes ?", "one two three four", "three", "two three"))
+    assert marked(made) == "three"
+    assert made.answers == ["three", "two three"]
+
+
+def test_the_passage_may_be_called_otherwise_in_the_rows():
+    own = task("span", "{question} <sep> {context}", question="ask", context="document")
+    (made,) = encoder(own, tiny.backbone("xlmr"), "span")({"id": "1", "language": "en", "ask": "Yes ?", "document": "one two", "label": ["two"], "starts": [4]})
+    assert marked(made) == "two"
+
+
+def test_a_passage_of_characters_the_tokenizer_drops_has_a_slot():
+    backbone = tiny.backbone("xlmr")
+    (made,) = spans(backbone)(asked("Yes ?", "   "))
+    assert [read(backbone, made)[i] for i in made.marks["slot"]] == ["<s>", "<unk>"]
+
+
+# rows without gold, and records
+
+
+def choice(backbone) -> Encoder:
+    return encoder(task("choice", "{text} <slot>", text="text"), backbone, "verbalizer")
+
+
+def everything(labelled: bool) -> list:
+    """Prompts of every kind of task and form of pattern."""
+    backbone, decoder = tiny.backbone("xlmr"), tiny.backbone("t5")
+    sentence = row("the film was", ["THING", "DOING", "THING"] if labelled else None)
+    question = asked("Yes ?", "one two three four five six", *(["two three"] if labelled else []))
+    classed = {"id": "1", "language": "en", "text": "a film", "label": "DOING" if labelled else None}
+    makers = [
+        (tags(ASKS, backbone, readout="verbalizer"), sentence),
+        (tags("{tokens}", backbone, 6), sentence),
+        (tags("{tokens}", tiny.backbone("gpt2"), 6), sentence),
+        (tags(ASKS, decoder, readout="verbalizer"), sentence),
+        (spans(backbone, 10, window_stride=2), question),
+        (spans(tiny.backbone("llama"), 10, window_stride=2), question),
+        (choice(backbone), classed),
+        (choice(decoder), classed),
+    ]
+    return [prompt for make, asked_row in makers for prompt in make(asked_row)]
+
+
+def test_gold_of_rows_without_labels_is_unknown_everywhere():
+    for prompt in everything(labelled=False):
+        assert prompt.gold == [-1] * len(prompt.marks["slot"])
+    assert all(-1 not in prompt.gold for prompt in everything(labelled=True))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_prompts_survive_arrow(labelled):
+    written = [tags("{tokens}", tiny.backbone("mt5"), readout="text")(row("the film"))[0], choice(tiny.backbone("mt5"))({**row(""), "text": "x"})[0]]
+    prompts = [*everything(labelled), *written]
+    table = pa.Table.from_pylist([to_record(prompt) for prompt in prompts], schema=RECORD)
+    assert [from_record(record) for record in table.to_pylist()] == prompts
+
+
+def test_ray_data_keeps_the_parts_of_a_row_together_and_in_order(monkeypatch):
+    from raypft.scale import data
+
+    make = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer")
+    monkeypatch.setattr(data, "_encoder", lambda job, demos: make)
+    sentences = [{**row(words, ["THING"] * len(words.split())), "id": str(i)} for i, words in enumerate(["the film was", "a", "it is"])]
+    batch = pa.table({"file": ["f"] * 3, "role": ["test"] * 3, "number": [0, 1, 2], "row": [json.dumps(own) for own in sentences]})
+    found = data.encode_batch(batch, {"f": ("", "")})
+    assert found["number"].to_pylist() == [0, 0, 0, 1, 2, 2]
+    assert found["part"].to_pylist() == [0, 1, 2, 0, 0, 1]
+    expected = [prompt for own in sentences for prompt in make(own)]
+    assert [from_record(record) for record in found.drop_columns(data.BESIDE.names).to_pylist()] == expected

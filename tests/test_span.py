@@ -1,0 +1,111 @@
+"""Readout span: the loss by hand, what an answer may be, which window answers; three toy questions are learned."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import tiny
+import torch
+from test_encode import asked, spans, task
+from torch.nn import functional
+
+from raypft.batch import Encoded, Passage, collate
+from raypft.cells import by_row
+from raypft.data import Rows
+from raypft.job import Train
+from raypft.methods import method_class
+from raypft.metrics import exact_match
+from raypft.readouts.base import Answer
+from raypft.readouts.span import Config, Readout
+from raypft.train import Learner, TorchStepper, evaluate, fit
+
+TEXT = "one two three four"
+PASSAGE = Passage(TEXT, [0, 0, 4, 8, 14], [0, 3, 7, 13, 18])
+
+
+def readout(longest: int = 30) -> Readout:
+    own = task("span", "{question} <sep> {context}", question="question", context="context")
+    return Readout(Config(longest=longest), own, own.pattern("p"), tiny.backbone("bert"))
+
+
+def window(part: int, gold: list[int], passage: Passage | None = None, key: str = "en/1") -> Encoded:
+    """A prompt whose first len(gold) tokens are slots."""
+    return Encoded(key, "en", [5] * 6, [0] * 6, {"slot": list(range(len(gold)))}, gold=gold, part=part, answers=["two"], passage=passage)
+
+
+def test_loss_is_the_mean_cross_entropy_of_start_and_end_over_a_windows_slots():
+    """Windows of unequal size in one batch; one without the answer learns its first slot."""
+    batch = collate([window(0, [0, 0, 1, 2, 0]), window(1, [3, 0, 0]), window(2, [0, 3])], 1)
+    scores = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for own, (start, end) in ((slice(0, 5), (2, 3)), (slice(5, 8), (0, 0)), (slice(8, 10), (1, 1))):
+        logs = scores[own].log_softmax(0)
+        expected -= (logs[start, 0] + logs[end, 1]) / 2
+    loss, weight = readout().loss(scores, batch)
+    assert torch.allclose(loss, expected)
+    assert weight == 3
+    assert readout().weight(window(0, [0, 0, 1, 2, 0])) == 1
+    apart = [readout().loss(scores[own], collate([one], 1))[0] for one, own in ((window(0, [0, 0, 1, 2, 0]), slice(0, 5)), (window(1, [3, 0, 0]), slice(5, 8)))]
+    assert torch.allclose(apart[0], functional.cross_entropy(scores[:5].T, torch.tensor([2, 3])))
+    assert torch.allclose(sum(apart), readout().loss(scores[:8], collate([window(0, [0, 0, 1, 2, 0]), window(1, [3, 0, 0])], 1))[0])
+
+
+def test_a_filler_weighs_nothing():
+    scores = torch.randn(3, 2, requires_grad=True)
+    loss, weight = readout().loss(scores, collate([window(0, [0, 1, 2])], 1, weight=0.0))
+    assert float(loss) == float(weight) == 0
+    loss.backward()
+    assert not scores.grad.any()
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 30])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_answer_is_the_best_pair_that_is_allowed(longest, seed):
+    """Start before end, at most `longest` tokens, never the first slot, however well it scores; against trying all pairs."""
+    scores = torch.randn(10, 2, generator=torch.Generator().manual_seed(seed))
+    scores[0], scores[6] = 50, 50  # the first slots of both windows
+    answers = readout(longest).decide(scores, collate([window(0, [0] * 6), window(1, [0] * 4)], 1))
+    assert [answer.prompt for answer in answers] == ["en/1#0", "en/1#1"]
+    for answer, own in zip(answers, (scores[:6], scores[6:])):
+        pairs = [(s, e) for s, e in itertools.product(range(1, len(own)), repeat=2) if s <= e < s + longest]
+        best = max(pairs, key=lambda pair: float(own[pair[0], 0] + own[pair[1], 1]))
+        assert answer.value == list(best)
+        assert answer.scores == [pytest.approx(float(own[best[0], 0] + own[best[1], 1]))]
+
+
+def test_the_best_window_answers_with_the_characters_between():
+    later = Passage(TEXT, [0, 8, 14], [0, 13, 18])
+    prompts = [window(0, [0] * 5, PASSAGE), window(1, [0] * 3, later)]
+    first, second = Answer("en/1#0", [2, 3], [1.0]), Answer("en/1#1", [1, 2], [2.0])
+    assert readout().gather(prompts, [first, second]) == ("three four", [2.0])
+    assert readout().gather(prompts, [first._replace(scores=[3.0]), second]) == ("two three", [3.0])
+    assert readout().gold(prompts) == ["two"]
+
+
+@pytest.mark.parametrize(("kind", "max_tokens"), [("bert", 12), ("xlmr", 12), ("llama", 8)])
+def test_three_toy_questions_are_learned(kind, max_tokens):
+    """Exact match 100 through fit; the last passage takes two windows and more."""
+    backbone = tiny.backbone(kind)
+    encoder = spans(backbone, max_tokens, window_stride=3)
+    rows = [
+        asked("film", "one two good film four", "good film"),
+        asked("Yes", "bad one two three", "bad"),
+        asked("No", "seven six five four three two one great fine", "great fine"),
+    ]
+    prompts = [prompt for i, row in enumerate(rows) for prompt in encoder({**row, "id": str(i)})]
+    assert len(prompts) > len(rows)
+    torch.manual_seed(0)
+    full = method_class("full")
+    learner = Learner(full(full.Config(), backbone), Readout(Config(), encoder.task, encoder.pattern, backbone))
+    settings = Train(epochs=60, lr=1e-2, batch_size=8, select="last", eval_batch=2)
+    stepper, data = TorchStepper(learner, settings), Rows(prompts, learner.method, 1)
+
+    def score(answers: list[Answer]) -> float:
+        found = by_row(learner.readout, prompts, answers)
+        return exact_match([row.gold for row in found], [row.answer for row in found])
+
+    assert score(evaluate(stepper, data, 2)) < 100
+    progress = fit(stepper, data, data, settings, 0, score)
+    assert progress.history[-1]["dev"] == 100
+    assert [row.answer for row in by_row(learner.readout, prompts, evaluate(stepper, data, 2))] == ["good film", "bad", "great fine"]
