@@ -1,6 +1,6 @@
-"""The command line: run, show, check, list, report, predict, export.
+"""The command line: run, show, check, list, report, predict, export, submit, cluster.
 
-Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft.
+Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`: cluster/README.md.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from raypft.errors import UserError
+from raypft.scale.cluster.commands import cluster_app, submit_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Prompt-based fine-tuning of language models, distributed on Ray."
 )
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(submit_app, name="submit")
 console = Console()
 Names = Annotated[
     list[str], typer.Argument(metavar="RECIPE|FILE... [KEY=VALUE...]", help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.")
@@ -251,7 +254,7 @@ def main(command: Callable[[], None] = app) -> None:
         command()
     except UserError as error:
         print(f"raypft: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.code) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend. The command line prints its line and exits with 2."""
+    """Something the user can mend. The command line prints its line and exits with `code`."""
+
+    code = 2
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,87 @@
+"""`raypft cluster check`: what would otherwise be found out by a job that waits for ever or loses its checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raypft.errors import UserError
+from raypft.scale.cluster.client import ENDED, JobServer
+from raypft.scale.cluster.feasible import Infeasible, at_a_time, bundle_text, impossible, job_bundles, shapes_of
+from raypft.scale.cluster.submit import stop
+
+
+class NoStorage(UserError):
+    """A worker can't write where results go."""
+
+    code = 73
+
+
+def fitting(words: list[str], definition: Any, where: str) -> Iterator[str]:
+    """A line for each job that fits the definition, and how many at once.
+
+    Raises:
+        Infeasible: one can never be placed; with what is missing and what would fit.
+    """
+    from raypft.job import load_job  # noqa: PLC0415  (a method's own keys need torch)
+
+    shapes = shapes_of(definition.pools)
+    for name in (word for word in words if "=" not in word):
+        bundles = job_bundles(load_job(name, [word for word in words if "=" in word]))
+        line = impossible(bundles, shapes, where)
+        if line:
+            raise Infeasible(line)
+        wanted = ", ".join(sorted({bundle_text(bundle) for bundle in bundles}))
+        yield f"{name}: fits, {at_a_time(bundles, shapes)} at a time: {len(bundles)} of {wanted}" if bundles else f"{name}: runs in its driver, without workers"
+
+
+def running(server: JobServer, definition: Any, timeout: int) -> Iterator[str]:
+    """A line for each thing that is right on a running cluster: token, versions, storage.
+
+    Raises:
+        UserError: versions differ. NoStorage: a worker can't write to the storage, or no worker comes.
+    """
+    yield f"{server.address.url}: reached, token {server.token_source if server.headers else 'not asked for'}"
+    if not server.headers:
+        raise UserError(
+            f"{server.address.url}: found a job server that asks for no token; anyone who reaches it runs code there; start it with RAY_AUTH_MODE=token"
+        )
+    server.check_version()
+    storage = definition.storage if "://" in definition.storage else str(Path(definition.storage).absolute())
+    found = _probe(server, storage, timeout)
+    if "error" in found:
+        refusal = Infeasible if found.get("code") == Infeasible.code else NoStorage
+        raise refusal(f"storage {storage}: a worker can't write there: {found['error']}" if refusal is NoStorage else f"{definition.name}: {found['error']}")
+    for role in ("driver", "worker"):
+        theirs, ours = found[role]["python"].rsplit(".", 1)[0], platform.python_version().rsplit(".", 1)[0]
+        if theirs != ours:
+            raise UserError(f"{server.address.url}: the {role} runs Python {theirs}, here is {ours}; use one version")
+        yield f"{role}: Ray {found[role]['ray']}, Python {found[role]['python']}, node {found[role]['node'][:12]}"
+    alone = " (driver and worker are one node: that others see it is not shown)" if found["driver"]["node"] == found["worker"]["node"] else ""
+    yield f"storage {storage}: a worker wrote, the driver read{alone}"
+
+
+def _probe(server: JobServer, storage: str, timeout: int) -> dict[str, Any]:
+    source = (Path(__file__).parent / "probe.py").read_text()
+    name = f"check-{time.time_ns()}"
+    server.submit({"entrypoint": shlex.join(["python", "-c", source, storage, str(timeout)]), "submission_id": name})
+    until = time.monotonic() + timeout + 60
+    try:
+        while (job := server.job(name))["status"] not in ENDED:
+            if time.monotonic() > until:
+                raise UserError(f"{server.address.url}: the check did not end within {timeout + 60} s; raypft submit logs {name}")
+            time.sleep(0.3)
+    except BaseException:
+        asyncio.run(stop(server, name))
+        raise
+    lines = server.log(name).strip().splitlines()
+    try:
+        return json.loads(lines[-1])
+    except (IndexError, json.JSONDecodeError):
+        raise UserError(f"{server.address.url}: the check ended {job['status']}: {' '.join((job.get('message') or '').split())[-300:]}") from None

@@ -1,0 +1,79 @@
+"""What a running cluster's autoscaler sees, and draining a node; needs Ray and the cluster's own address."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from raypft.errors import UserError, nearest
+from raypft.scale.cluster.client import find_token
+from raypft.scale.cluster.feasible import Shape, bundle_text, impossible
+
+
+def _authorized() -> None:
+    token, _ = find_token()
+    if token:
+        # Ray sends a token only when told to
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+def cluster_status(address: str) -> Any:
+    """The autoscaler's view: nodes, launches, what waits.
+
+    Raises:
+        UserError: no cluster answers at host:port.
+    """
+    _authorized()
+    from ray.autoscaler.v2.sdk import get_cluster_status  # noqa: PLC0415
+
+    try:
+        return get_cluster_status(address)
+    except Exception as error:  # Ray raises several kinds, all of them for a head that doesn't answer
+        raise UserError(f"cluster: no Ray at {address}: {' '.join(str(error).split())[:200]}; is it up, and is the token right?") from None
+
+
+def status_lines(found: Any, shapes: list[Shape], where: str) -> list[str]:
+    """Nodes, launches and what waits, each waiting shape with the reason."""
+    lines = [f"{(node.node_id or node.instance_id)[:12]} {node.ray_node_type_name} {state}" for state, nodes in _by_state(found) for node in nodes]
+    lines += [f"starting: {launch.count} x {launch.ray_node_type_name}" for launch in found.pending_launches]
+    lines += [f"failed to start: {launch.count} x {launch.ray_node_type_name}: {launch.details}" for launch in found.failed_launches]
+    for bundle, count in waiting(found):
+        reason = impossible([bundle], shapes, where) if shapes else None
+        lines.append(f"waiting: {count} x {bundle_text(bundle)}: {'never: ' + reason if reason else 'for nodes to come or to be free'}")
+    return lines
+
+
+def _by_state(found: Any) -> list[tuple[str, Any]]:
+    return [("busy", found.active_nodes), ("idle", found.idle_nodes), ("joining", found.pending_nodes)]
+
+
+def waiting(found: Any) -> list[tuple[dict[str, float], int]]:
+    """Bundles that are not placed, and how often each is asked for."""
+    demands = found.resource_demands
+    groups = [*demands.ray_task_actor_demand, *demands.placement_group_demand]
+    return [(dict(by.bundle), by.count) for demand in groups for by in demand.bundles_by_count]
+
+
+def drain(address: str, node: str, seconds: int) -> str:
+    """Tell a node that it will go: work on it may save itself until the deadline. What a cloud's notice of a spot machine does.
+
+    Args:
+        node: the beginning of a node's id.
+
+    Raises:
+        UserError: no such node, or several.
+    """
+    found = cluster_status(address)
+    ids = [n.node_id for _, nodes in _by_state(found) for n in nodes if n.node_id]
+    chosen = [one for one in ids if one.startswith(node)]
+    if len(chosen) != 1:
+        raise UserError(f'node "{node}": {len(chosen)} nodes begin so; {nearest(node, [one[:12] for one in ids])}')
+    from ray._raylet import GcsClient  # noqa: PLC0415
+    from ray.core.generated import autoscaler_pb2  # noqa: PLC0415
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=address).drain_node(chosen[0], reason, "raypft cluster drain", int((time.time() + seconds) * 1000))
+    if not accepted:
+        raise UserError(f"node {chosen[0][:12]}: it can't be drained: {why}")
+    return chosen[0]

@@ -1,0 +1,236 @@
+"""`raypft submit`: a command as a job of a cluster, its output here, its exit code ours.
+
+Exit codes: what the command exits with; 130 stopped or left from here, 143 stopped by someone else, 69 no server, 74 server lost, 75 nodes never
+came, 77 token, 78 the job's environment could not be made. Ray's own command line returns 1 for all of them and leaves a job running on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from raypft import __version__
+from raypft.errors import UserError
+from raypft.scale.cluster.client import ENDED, JobServer, Lost, NoJob, Unreachable
+from raypft.scale.cluster.package import pack
+
+STOPPED_HERE, STOPPED_ELSEWHERE, NO_NODES, NO_ENVIRONMENT = 130, 143, 75, 78
+BY_ERROR = {
+    "RUNTIME_ENV_SETUP_FAILURE": NO_ENVIRONMENT,
+    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": NO_NODES,
+    "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE": NO_NODES,
+    "JOB_SUPERVISOR_ACTOR_DIED": Lost.code,
+}
+RECONNECT_SECONDS = 60
+PENDING_SECONDS = 6
+"""A job that was asked to stop and is still pending after this waits for resources; then its supervisor must be ended."""
+STOP_SECONDS = 60
+CANCEL = """
+import ray, sys
+ray.init(log_to_driver=False)
+ray.kill(ray.get_actor("_ray_internal_job_actor_" + sys.argv[1], namespace="SUPERVISOR_ACTOR_RAY_NAMESPACE"), no_restart=True)
+"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run: words after `raypft`, or a whole command where raw; what it needs beside."""
+
+    words: list[str]
+    raw: bool = False
+    job_id: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    working_dir: Path | None = Path()
+    package_uri: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    stop_wait: int = 60
+    gpus: float = 0
+
+    @property
+    def entrypoint(self) -> str:
+        """The command line that the cluster runs."""
+        return shlex.join(self.words if self.raw else ["python", "-m", "raypft.cli", *self.words])
+
+
+class Teller:
+    """A job's output on stdout, what happens to it on stderr; with as_json both as JSON lines on stdout."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    def log(self, text: str) -> None:
+        """Output of the job."""
+        sys.stdout.write(json.dumps({"event": "log", "text": text}) + "\n" if self.as_json else text)
+        sys.stdout.flush()
+
+    def say(self, event: str, text: str, **more: Any) -> None:
+        """Something that happened."""
+        if self.as_json:
+            print(json.dumps({"event": event, "text": text, **more}), flush=True)
+        else:
+            print(f"raypft: {text}", file=sys.stderr, flush=True)
+
+
+def submit(server: JobServer, order: Order, tell: Teller) -> str:
+    """Package, upload, submit; the job's id. A job of the same id, command and package is taken as this one.
+
+    Raises:
+        UserError: versions differ; the package is too large; the id is another job's.
+    """
+    server.check_version()
+    env = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(order.stop_wait), **order.env}
+    runtime: dict[str, Any] = {"env_vars": env}
+    metadata = {**order.metadata, "raypft": __version__}
+    if order.package_uri:
+        runtime["working_dir"] = order.package_uri
+    elif order.working_dir:
+        package = pack(order.working_dir)
+        server.upload(package.name, package.content)
+        runtime["working_dir"] = f"gcs://{package.name}"
+        metadata |= {"commit": package.commit, "dirty": str(package.dirty), "package": package.sha}
+        tell.say("package", f"{package.num_files} files, {len(package.content) / 2**20:.1f} MiB zipped, commit {package.commit[:8]}{'+' * package.dirty}")
+    # of all that decides what runs, so that another job of this id is told from the same one
+    metadata["order"] = hashlib.sha256(json.dumps([order.entrypoint, runtime, order.gpus], sort_keys=True).encode()).hexdigest()[:16]
+    job_id = order.job_id or f"{Path(order.words[0]).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{metadata['order'][:6]}"
+    if order.job_id and _submitted_before(server, job_id, metadata["order"], tell):
+        return job_id
+    request = {"entrypoint": order.entrypoint, "submission_id": job_id, "runtime_env": runtime, "metadata": metadata}
+    server.submit({**request, **({"entrypoint_num_gpus": order.gpus} if order.gpus else {})})
+    tell.say("submitted", f"job {job_id}: {order.entrypoint}", id=job_id)
+    return job_id
+
+
+def _submitted_before(server: JobServer, job_id: str, order: str, tell: Teller) -> bool:
+    try:
+        found = server.job(job_id)
+    except NoJob:
+        return False
+    if (found.get("metadata") or {}).get("order") != order:
+        raise UserError(f'job "{job_id}" exists with another command or package ({found["status"]}); choose another --id, or raypft submit attach {job_id}')
+    tell.say("attached", f"job {job_id} was submitted before, {found['status']}", id=job_id)
+    return True
+
+
+def follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: Literal["stop", "detach"] = "stop") -> int:
+    """Show a job's output until it ends, and return its exit code. Ctrl-C or SIGTERM stops the job, a second one leaves it.
+
+    Raises:
+        UserError: no such job. Lost: the server is gone for a minute.
+    """
+    server.job(job_id)
+    return asyncio.run(_follow(server, job_id, tell, on_interrupt))
+
+
+async def _follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: str) -> int:
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    watched = asyncio.create_task(_watch(server, job_id, tell))
+    pressed = asyncio.create_task(signals.get())
+    stopping: asyncio.Task[None] | None = None
+    try:
+        while True:
+            await asyncio.wait({watched, pressed, stopping} - {None}, return_when=asyncio.FIRST_COMPLETED)
+            if watched.done():
+                return told(watched.result(), tell, asked=stopping is not None)
+            if stopping and stopping.done():
+                stopping.result()
+                stopping = asyncio.create_task(asyncio.sleep(3600))
+            if not pressed.done():
+                continue
+            if stopping or on_interrupt == "detach":
+                tell.say("left", f"job {job_id} goes on; raypft submit attach {job_id} --address {server.address.url}", id=job_id)
+                return STOPPED_HERE
+            tell.say("stopping", f"stopping job {job_id}; once more leaves it as it is", id=job_id)
+            stopping = asyncio.create_task(stop(server, job_id))
+            pressed = asyncio.create_task(signals.get())
+    finally:
+        for task in (watched, pressed, stopping):
+            if task:
+                task.cancel()
+
+
+async def _watch(server: JobServer, job_id: str, tell: Teller) -> dict[str, Any]:
+    """Shows output as it comes; the job as it ended."""
+    noted = asyncio.create_task(_note_pending(server, job_id, tell))
+    shown, last_seen = 0, time.monotonic()
+    try:
+        while True:
+            position = 0
+            try:
+                async for text in server.tail(job_id):  # from the first byte each time
+                    tell.log(text[max(0, shown - position) :])
+                    position += len(text)
+                    shown, last_seen = max(shown, position), time.monotonic()
+                job = await asyncio.to_thread(server.job, job_id)
+                last_seen = time.monotonic()
+                if job["status"] in ENDED:
+                    return job
+            except (ConnectionError, Unreachable) as error:
+                if time.monotonic() - last_seen > RECONNECT_SECONDS:
+                    where = f"raypft submit attach {job_id} --address {server.address.url}"
+                    raise Lost(f"job {job_id}: no answer from {server.address.url} for {RECONNECT_SECONDS} s ({error}); when it is back: {where}") from None
+            await asyncio.sleep(0.3)
+    finally:
+        noted.cancel()
+
+
+async def _note_pending(server: JobServer, job_id: str, tell: Teller) -> None:
+    await asyncio.sleep(20)
+    job = await asyncio.to_thread(server.job, job_id)
+    if job["status"] == "PENDING":
+        tell.say("pending", f"job {job_id} has not started: {' '.join((job.get('message') or 'no reason given').split())}", id=job_id)
+
+
+async def stop(server: JobServer, job_id: str) -> None:
+    """Stop a job that runs, or one that waits for resources, which Ray's own stop leaves waiting.
+
+    Raises:
+        UserError: no such job.
+    """
+    if (await asyncio.to_thread(server.job, job_id))["status"] in ENDED:
+        return
+    await asyncio.to_thread(server.stop, job_id)
+    if await _status_after(server, job_id, PENDING_SECONDS, beside="PENDING") == "PENDING":
+        helper = f"{job_id}-cancel-{int(time.time())}"
+        request = {"entrypoint": shlex.join(["python", "-c", CANCEL, job_id]), "submission_id": helper, "metadata": {"cancels": job_id}}
+        await asyncio.to_thread(server.submit, request)
+        await _status_after(server, job_id, STOP_SECONDS, beside="PENDING")
+
+
+async def _status_after(server: JobServer, job_id: str, seconds: float, beside: str) -> str:
+    """The first status other than one, or that one after so long."""
+    until = time.monotonic() + seconds
+    while (status := (await asyncio.to_thread(server.job, job_id))["status"]) == beside and time.monotonic() < until:
+        await asyncio.sleep(0.3)
+    return status
+
+
+def told(job: dict[str, Any], tell: Teller, asked: bool = False) -> int:
+    """The exit code of a job that ended, and a line about it.
+
+    Args:
+        asked: it was asked to stop from here.
+    """
+    job_id, status, error = job["submission_id"], job["status"], job.get("error_type")
+    code = job.get("driver_exit_code")
+    never_ran = "never ran" in (job.get("message") or "")  # Ray's word for a pending job whose supervisor was ended
+    if status == "SUCCEEDED":
+        code = 0
+    elif status == "STOPPED" or never_ran:
+        code = STOPPED_HERE if asked else STOPPED_ELSEWHERE
+    else:
+        code = code or BY_ERROR.get(error or "", 1)
+        code = 128 - code if code < 0 else code
+    reason = f": {' '.join((job.get('message') or '').split())[:300]}" if error in BY_ERROR and not never_ran else ""
+    tell.say("ended", f"job {job_id} {'CANCELLED' if never_ran else status}, exit code {code}{reason}", id=job_id, status=status, code=code)
+    return code

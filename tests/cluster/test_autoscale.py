@@ -1,0 +1,83 @@
+"""Ray's real autoscaler with nodes that are processes here: from zero to two and back, a drain, what can never come."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from here import Here
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TWO_TASKS = """
+import ray, time
+ray.init(log_to_driver=False)
+@ray.remote(num_cpus=1, num_gpus=1)
+def where():
+    time.sleep(8)
+    return ray.get_runtime_context().get_node_id()
+print("nodes", len(set(ray.get([where.remote(), where.remote()]))))
+"""
+FOUR_GPUS = "import ray, time\nray.init(log_to_driver=False)\n@ray.remote(num_gpus=4)\ndef never(): pass\nnever.remote()\nprint('ready')\ntime.sleep(300)"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A fake cluster with no worker."""
+    made = Here(tmp_path_factory.mktemp("fake"), "fake")
+    code, _, err = made("cluster", "up", str(made.file))
+    assert code == 0, err
+    yield made
+    assert "ended" in made("cluster", "down", str(made.file))[1]
+
+
+def status(here: Here) -> str:
+    """Lines of `raypft cluster status`."""
+    code, out, err = here("cluster", "status", str(here.file))
+    assert code == 0, err
+    return out
+
+
+def until(here: Here, pattern: str, present: bool = True, seconds: float = 60) -> str:
+    """The status when it first shows a pattern, or no longer does."""
+    end = time.monotonic() + seconds
+    while bool(re.search(pattern, out := status(here))) != present:
+        assert time.monotonic() < end, out
+        time.sleep(1)
+    return out
+
+
+def test_tasks_bring_nodes_which_go_when_idle(here):
+    assert " gpu1 " not in status(here)
+    running = here.start("submit", *here.at((None, "--id", "two", "--raw", "--no-package", "--", "python", "-c", TWO_TASKS)))
+    until(here, r" gpu1 ")
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, "nodes 2\n" in out) == (0, True), (out, err)
+    until(here, r" gpu1 ", present=False)
+
+
+def test_what_can_never_come_is_told_from_what_may(here):
+    start = time.monotonic()
+    words = ["run", "profit", "task=sentiment", "backbone=x", "resources.workers=1", "resources.gpus_per_worker=4"]
+    code, _, err = here("submit", "--cluster", str(here.file), "--", *words)
+    assert (code, "the job needs {CPU: 1, GPU: 4} on one node; the largest is gpu1" in err) == (75, True), err
+    assert time.monotonic() - start < 5
+    # what gets past the definition waits for ever; status says so
+    assert here.submit("--id", "never", "--no-wait", "--raw", "--no-package", "--", "python", "-c", FOUR_GPUS)[0] == 0
+    out = until(here, r"waiting: ")
+    assert re.search(r"waiting: 1 x \{.*GPU: 4\}: never: .*ask for at most 1 GPU a worker", out), out
+    assert here.submit("stop", "never")[0] == 0
+
+
+def test_a_node_can_be_drained(here):
+    hold = "import ray, time\nray.init(log_to_driver=False)\n@ray.remote(num_gpus=1)\ndef hold(): time.sleep(60)\nray.get(hold.remote())"
+    assert here.submit("--id", "hold", "--no-wait", "--raw", "--no-package", "--", "python", "-c", hold)[0] == 0
+    out = until(here, r"^[0-9a-f]{12} gpu1 busy$")
+    node = re.search(r"([0-9a-f]{12}) gpu1", out)[1]
+    code, out, err = here("cluster", "drain", node, "--cluster", str(here.file), "--deadline", "5")
+    assert (code, out.startswith(node), out.endswith("goes within 5 s\n")) == (0, True, True), err
+    until(here, node, present=False)
+    code, _, err = here("cluster", "drain", "zzz", "--cluster", str(here.file))
+    assert (code, 'node "zzz": 0 nodes begin so' in err) == (2, True)
+    assert here.submit("stop", "hold")[0] == 0

@@ -1,0 +1,233 @@
+"""What submit, check and up decide without a cluster: packages, addresses, tokens, feasibility, exit codes, processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from raypft.cli import app, main
+from raypft.errors import UserError
+from raypft.scale.cluster import submit, up
+from raypft.scale.cluster.client import Address, JobServer, Unreachable, find_address, find_token
+from raypft.scale.cluster.definition import load
+from raypft.scale.cluster.feasible import Shape, at_a_time, impossible, job_bundles, shapes_here, shapes_of
+from raypft.scale.cluster.package import pack
+from raypft.scale.cluster.processes import alive, end, processes, started_by
+from raypft.scale.cluster.render_launcher import pools_text
+
+FOLDER = Path(__file__).parents[2] / "cluster"
+
+
+def run(*words: str) -> int:
+    """Exit code of a command."""
+    with pytest.raises(SystemExit) as left:
+        main(lambda: app(list(words)))
+    return int(left.value.code or 0)
+
+
+def test_a_package_takes_what_git_knows_or_would_know_and_is_named_by_its_content(tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for name in ("kept.py", "sub/also.txt", "ignored.txt", "weights.safetensors", "runs/result.json", ".venv/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".gitignore").write_text("ignored.txt\n")
+    first = pack(tmp_path)
+    assert zipfile.ZipFile(BytesIO(first.content)).namelist() == [".gitignore", "kept.py", "sub/also.txt"]
+    assert (first.commit, first.dirty) == ("none", True)
+    os.utime(tmp_path / "kept.py", (0, 0))
+    assert pack(tmp_path).name == first.name
+    (tmp_path / "kept.py").write_text("changed")
+    assert pack(tmp_path).name != first.name
+
+
+def test_a_package_above_the_limit_is_refused_before_it_is_zipped(tmp_path):
+    with (tmp_path / "big.dat").open("wb") as file:
+        file.truncate(91 * 2**20)
+    (tmp_path / "small.txt").write_text("x")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"holds 91 MiB, the job server takes 90; largest, in MiB: big.dat 91.0, small.txt 0.0; name them in .gitignore"):
+        pack(tmp_path)
+    assert time.monotonic() - start < 1
+    with pytest.raises(UserError, match=r"package: no folder .*nowhere; give --working-dir"):
+        pack(tmp_path / "nowhere")
+
+
+def test_the_address_is_the_users_first_word(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    local = load(FOLDER / "local.yaml")
+    assert find_address("http://mine:1/", local) == Address("http://mine:1", "--address")
+    assert find_address(None, local) == Address("http://127.0.0.1:28265", "cluster raypft-local")
+    assert find_address(None, None) == Address("http://elsewhere:8265", "$RAY_ADDRESS")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError, match=r'address "10.0.0.1:6379" \(\$RAY_ADDRESS\): expected the job server\'s URL'):
+        find_address(None)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert find_address(None).source == "the default"
+
+
+def test_a_token_is_found_as_ray_finds_it_and_never_travels_in_the_clear(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert find_token() == (None, f"no $RAY_AUTH_TOKEN and no file {tmp_path / 'token'}")
+    up.make_token()
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+    token, source = find_token()
+    assert (len(token or ""), source) == (64, str(tmp_path / "token"))
+    up.make_token()
+    assert find_token()[0] == token
+    with pytest.raises(UserError, match=r"http://192.0.2.1:8265 \(--address\): the token would travel unencrypted; use https, a tunnel"):
+        JobServer(Address("http://192.0.2.1:8265", "--address"))
+
+
+def test_nobody_at_an_address_is_one_line_and_code_69(capsys):
+    assert run("submit", "--address", "http://127.0.0.1:1", "--", "list", "recipes") == 69
+    said = capsys.readouterr().err
+    assert said.startswith("raypft: no job server at http://127.0.0.1:1 (--address): ")
+    assert said.count("\n") == 1
+    assert Unreachable.code == 69
+
+
+@pytest.mark.parametrize("option", ["--env", "--metadata"])
+def test_a_pair_without_a_key_is_refused(option, capsys):
+    assert run("submit", option, "COLOUR", "--", "list", "recipes") == 2
+    assert f'{option} "COLOUR": expected KEY=VALUE' in capsys.readouterr().err
+
+
+def test_another_ray_on_the_cluster_is_refused():
+    server = SimpleNamespace(ray_version="2.59.0", address=Address("http://x", "--address"))
+    with pytest.raises(UserError, match=r"http://x runs Ray 2.59.0, here is 2.60.0; install raypft with the cluster's version"):
+        JobServer.check_version(server)  # type: ignore[arg-type]
+
+
+def ended(status: str, error: str | None = None, code: int | None = None, message: str = "") -> dict:
+    return {"submission_id": "j", "status": status, "error_type": error, "driver_exit_code": code, "message": message}
+
+
+@pytest.mark.parametrize(
+    ("job", "asked", "code"),
+    [
+        (ended("SUCCEEDED"), False, 0),
+        (ended("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", 7), False, 7),
+        (ended("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR", -9), False, 137),
+        (ended("FAILED", "JOB_ENTRYPOINT_COMMAND_ERROR"), False, 1),
+        (ended("STOPPED"), True, 130),
+        (ended("STOPPED"), False, 143),
+        (ended("FAILED", "JOB_SUPERVISOR_ACTOR_DIED", None, "The actor never ran - it was cancelled"), True, 130),
+        (ended("FAILED", "JOB_SUPERVISOR_ACTOR_DIED"), False, 74),
+        (ended("FAILED", "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"), False, 75),
+        (ended("FAILED", "RUNTIME_ENV_SETUP_FAILURE"), False, 78),
+    ],
+)
+def test_the_table_of_exit_codes(job, asked, code, capsys):
+    assert submit.told(job, submit.Teller(), asked) == code
+    assert f"exit code {code}" in capsys.readouterr().err
+    assert f"| {code} |" in (FOLDER / "README.md").read_text() or code == 7
+
+
+AWS = shapes_of(load(FOLDER / "aws.yaml").pools)
+
+
+def test_what_no_node_holds_is_refused_with_what_would_fit():
+    line = impossible([{"CPU": 1, "GPU": 16}], AWS, "cluster/aws.yaml")
+    assert line == (
+        "cluster/aws.yaml: the job needs {CPU: 1, GPU: 16} on one node; the largest is gpu8 {CPU: 192, GPU: 8} x 2; "
+        "ask for at most 8 GPU a worker, or add a pool to cluster/aws.yaml"
+    )
+    assert "add a pool with TPU to" in (impossible([{"TPU": 1}], AWS, "cluster/aws.yaml") or "")
+
+
+def test_what_the_cluster_holds_only_in_part_is_refused():
+    small = [Shape("gpu1", {"CPU": 1, "GPU": 1}, 2)]
+    assert impossible([{"CPU": 1, "GPU": 1}] * 2, small, "c") is None
+    line = impossible([{"CPU": 1, "GPU": 1}] * 3, small, "c")
+    assert line == "c: the job needs {CPU: 3, GPU: 3} at once in 3 parts; at its largest the cluster is gpu1 {CPU: 1, GPU: 1} x 2; ask for fewer workers"
+    # CPU work goes where there is no GPU
+    mixed = [*small, Shape("cpu", {"CPU": 2, "GPU": 0}, 1)]
+    assert impossible([{"CPU": 1}, {"CPU": 1}, {"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}], mixed, "c") is None
+
+
+def test_how_many_jobs_fit_at_a_time():
+    assert at_a_time([{"CPU": 1, "GPU": 1}], [Shape("gpu1", {"CPU": 4, "GPU": 1}, 3)]) == 3
+    assert at_a_time([{"CPU": 1, "GPU": 0.5}], [Shape("gpu1", {"CPU": 4, "GPU": 1}, 3)]) == 6
+    assert at_a_time([{"CPU": 3}], [Shape("cpu", {"CPU": 4}, 2)]) == 2
+
+
+def test_a_job_asks_for_its_workers_and_what_feeds_them():
+    job = SimpleNamespace(resources=SimpleNamespace(workers=2, cpus_per_worker=None, gpus_per_worker=1))
+    assert job_bundles(job) == [{"CPU": 1.0, "GPU": 1}] * 2 + [{"CPU": 1.0}] * 2
+    assert job_bundles(SimpleNamespace(resources=SimpleNamespace(workers=0, cpus_per_worker=None, gpus_per_worker=0))) == []
+
+
+def test_a_job_reads_its_clusters_pools_from_the_heads_environment(monkeypatch):
+    monkeypatch.delenv("RAYPFT_CLUSTER", raising=False)
+    assert shapes_here() is None
+    monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(load(FOLDER / "aws.yaml")))
+    assert sorted(shapes_here() or [], key=str) == sorted(AWS, key=str)
+
+
+def test_an_impossible_job_is_refused_at_once_with_code_75(capsys):
+    words = ["profit", "task=sentiment", "backbone=bert-base-cased", "resources.workers=1", "resources.gpus_per_worker=4"]
+    start = time.monotonic()
+    assert run("submit", "--cluster", str(FOLDER / "fake.yaml"), "--", "run", *words) == 75
+    assert time.monotonic() - start < 10  # importing torch is most of it
+    assert "the job needs {CPU: 1, GPU: 4} on one node; the largest is gpu1 {CPU: 1, GPU: 1} x 2" in capsys.readouterr().err
+    start = time.monotonic()
+    assert run("cluster", "check", str(FOLDER / "fake.yaml"), "--offline", *words) == 75
+    assert time.monotonic() - start < 5
+    capsys.readouterr()
+    words[-1] = "resources.gpus_per_worker=1"
+    main(lambda: app(["cluster", "check", str(FOLDER / "fake.yaml"), "--offline", *words], standalone_mode=False))
+    assert capsys.readouterr().out == "profit: fits, 1 at a time: 3 of {CPU: 1, GPU: 1}, {CPU: 1}\n"
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_clusters_of_others_are_not_started_from_here(verb, capsys):
+    assert run("cluster", verb, str(FOLDER / "aws.yaml")) == 2
+    assert f"cluster {verb}: found kind aws; only local and fake clusters live on this machine; use: ray {verb} cluster/rendered/" in capsys.readouterr().err
+    assert run("cluster", verb, str(FOLDER / "kubernetes.yaml")) == 2
+    assert "use: kubectl apply" in capsys.readouterr().err
+
+
+def test_a_head_that_ends_at_once_is_told_with_its_last_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    monkeypatch.setattr(up, "head_command", lambda definition, folder: [sys.executable, "-c", "print('no room'); raise SystemExit(3)"])
+    with pytest.raises(UserError, match="cluster up: the head of raypft-local ended with 3: no room"):
+        up.up(load(FOLDER / "local.yaml"))
+    assert not up.state_file("raypft-local").exists()
+
+
+def test_where_ray_is_must_be_told_for_other_peoples_clusters(capsys):
+    assert run("cluster", "status", str(FOLDER / "aws.yaml")) == 2
+    assert "where Ray of raypft-aws is can't be told from kind aws; give --ray HOST:PORT" in capsys.readouterr().err
+
+
+def test_ending_ends_a_tree_with_its_own_sessions_and_nothing_else():
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    tree = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {deaf!r}], start_new_session=True); time.sleep(60)"
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    leader = subprocess.Popen([sys.executable, "-c", tree], start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        assert leader.stdout
+        assert leader.stdout.readline() == "up\n"
+        born = processes()[leader.pid].born
+        assert started_by(leader.pid, born + 1) == []  # a later process of the same number
+        found = started_by(leader.pid, born)
+        assert len(found) == 2
+        assert end(leader.pid, born) == 2
+        assert alive(found) == []
+        assert bystander.poll() is None
+    finally:
+        for process in (bystander, leader):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
