@@ -1,4 +1,4 @@
-"""The command line: run, show, check, list, report, submit, cluster.
+"""The command line: run, show, check, list, report, predict, export, submit, cluster.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`: cluster/README.md.
 """
@@ -29,6 +29,8 @@ console = Console()
 Names = Annotated[
     list[str], typer.Argument(metavar="RECIPE|FILE... [KEY=VALUE...]", help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.")
 ]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+Seed = Annotated[int | None, typer.Option(help="Which seed of the run; the first finished one by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
 
@@ -184,12 +186,57 @@ def show(
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|schema")]) -> None:
-    """What there is; `schema` prints the JSON Schema of a job file for editors."""
+def list_(
+    what: Annotated[str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
+) -> None:
+    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
     from raypft.looking import catalogue  # noqa: PLC0415
 
-    for line in catalogue(what):
+    if (what is None) != matrix:
+        raise UserError("list: name one catalogue, e.g. raypft list methods, or raypft list --matrix")
+    for line in catalogue(what or "matrix"):
         print(line)
+
+
+@app.command()
+def predict(
+    folder: Run,
+    data: Annotated[str | None, typer.Option(help="A file with the task's columns; labels are not looked at.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="One row: a text, or field=text for each field; words are split at blanks.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of rows that do not say theirs; the training language by default.")] = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="A .parquet or .jsonl file instead of the terminal.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score new rows with a finished run: labels with probabilities, a tag a word, or answer texts."""
+    if (data is None) == (not text):
+        raise UserError("predict: give rows with --data FILE, or one row with --text, not both")
+    from raypft import using  # noqa: PLC0415
+
+    if out is not None:
+        using.check_ending(out)
+    trained = using.load_trained(folder, seed)
+    rows = using.rows_of_file(trained, data, language) if data is not None else using.rows_of_texts(trained, text or [], language)
+    found = using.predict(trained, rows)
+    if out is not None:
+        using.write(found, out)
+        console.print(f"{len(found)} rows in {out}", highlight=False, soft_wrap=True)
+    elif as_json or not console.is_terminal:
+        for line in using.lines_of(found):
+            print(line)
+    else:
+        print_table(using.shown(trained, found))
+
+
+@app.command()
+def export(run: Run, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")], seed: Seed = None) -> None:
+    """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
+    from raypft.export import export as write  # noqa: PLC0415
+    from raypft.using import load_trained  # noqa: PLC0415
+
+    write(load_trained(run, seed), folder)
+    console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
 
 
 def quiet() -> None:

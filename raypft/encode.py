@@ -13,8 +13,8 @@ from raypft.batch import Encoded, Passage
 from raypft.errors import UserError
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
+from raypft.matrix import MARKUP, check_job
 from raypft.prompts import Demonstration, Piece, Query, first_word, queries, render
-from raypft.readouts import readout_class, readout_names
 from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks import Pattern, Task, load_task
 
@@ -165,25 +165,15 @@ def check_fit(job: Job, backbone: Backbone) -> None:
     """What job, task and backbone must agree on, known without weights.
 
     Raises:
-        UserError: method and family, pattern and readout, marks, demonstrations or layer do not fit together; label words.
+        UserError: method, family, readout and kind (matrix.check_job), pattern and readout, marks, demonstrations or layer do not fit together; label words.
     """
     method, method_config = part_config(job.method, "method")
     readout, readout_config = part_config(job.readout, "readout")
     task = load_task(job.task)
     pattern = task.pattern(job.pattern)
-    if backbone.family not in method.families:
-        raise UserError(f"method: {job.method['name']} works with {' and '.join(method.families)} models; {job.backbone} is {backbone.family}")
-    fitting = _fitting_readouts(task, pattern, backbone)
-    if task.kind not in readout.kinds:
-        raise UserError(f"readout: {job.readout['name']} does not answer tasks of kind {task.kind} ({task.name}); {fitting}")
-    if backbone.family not in readout.families:
-        raise UserError(f"readout: {job.readout['name']} works with {' and '.join(readout.families)} models; {job.backbone} is {backbone.family}; {fitting}")
-    if readout.needs_slot and "<slot>" not in pattern.text:
-        raise UserError(f"readout: {job.readout['name']} reads a label word at <slot>; pattern {job.pattern} has none; {fitting}")
-    if job.zero.stage > method.max_zero_stage:
-        raise UserError(f"zero.stage: found {job.zero.stage}; method {job.method['name']} works up to stage {method.max_zero_stage}")
-    for mark, markup in (("soft", "<soft>"), ("demo_label", "<demos>")):
-        if mark in method.marks and markup not in pattern.text:
+    check_job(job, backbone.family)
+    for markup in [markup for mark in method.marks for markup in MARKUP[mark]]:
+        if markup not in pattern.text:
             raise UserError(f"pattern: method {job.method['name']} needs {markup}; pattern {job.pattern} of {task.name} has none")
     if "<soft>" in pattern.text and not method_config.soft_tokens:
         raise UserError(f"pattern: {job.pattern} has <soft>, but method {job.method['name']} has no soft tokens; use method=soft_prompt or another pattern")
@@ -200,13 +190,6 @@ def check_fit(job: Job, backbone: Backbone) -> None:
     method(method_config, backbone)
     if readout.needs_slot:
         readout(readout_config, task, pattern, backbone)
-
-
-def _fitting_readouts(task: Task, pattern: Pattern, backbone: Backbone) -> str:
-    """What to use instead of a readout that does not fit."""
-    found = [(name, readout_class(name)) for name in readout_names()]
-    fitting = [name for name, r in found if task.kind in r.kinds and backbone.family in r.families and ("<slot>" in pattern.text or not r.needs_slot)]
-    return f"use readout={' or '.join(fitting)}" if fitting else f"no readout does for this pattern and a {backbone.family} model"
 
 
 def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

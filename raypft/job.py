@@ -159,6 +159,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def recipe_source(name: str) -> str:
+    """The paper and section a shipped recipe comes from."""
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+
+
 def load_job(name: str, overrides: list[str] | None = None) -> Job:
     """A recipe or job file with dotted overrides (`train.lr=1e-4`) applied, validated.
 
@@ -190,6 +195,8 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
     Raises:
         UserError: the first thing that does not fit, with what would.
     """
+    from raypft.matrix import check_job  # noqa: PLC0415  (reads the catalogues, which need torch)
+
     for key in ("task", "backbone"):
         if key not in values:
             raise UserError(f'{where}: key "{key}" is missing; add {key}=… to the command or the file')
@@ -206,6 +213,7 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
         for language in languages:
             if language not in task.languages:
                 raise UserError(f'{where}: {key}: task {task.name} has no language "{language}"; {nearest(language, task.languages)}')
+    check_job(job)
     return job
 
 

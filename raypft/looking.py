@@ -13,7 +13,8 @@ from raypft.batch import Encoded, collate
 from raypft.cells import build_learner
 from raypft.encode import Encoder, label_distribution
 from raypft.errors import UserError, nearest
-from raypft.job import Job, load_job, part_config, recipe_names
+from raypft.job import Job, part_config, recipe_names, recipe_source
+from raypft.matrix import matrix
 from raypft.methods import method_class, method_names
 from raypft.prompts import readable
 from raypft.readouts import readout_class, readout_names
@@ -139,7 +140,8 @@ def catalogue(what: str) -> list[str]:
         ],
         "readouts": lambda: [f"{name:12} {_first_line(readout_class(name).__module__)}" for name in readout_names()],
         "backbones": lambda: [f"{name:14} {alias.hub}: {alias.about}" + (" (gated)" if alias.gated else "") for name, alias in ALIASES.items()],
-        "recipes": lambda: [f"{name:12} {load_job(name, ['task=sst2', 'backbone=x', 'pattern=vanilla']).source}" for name in recipe_names()],
+        "recipes": lambda: [f"{name:12} {recipe_source(name)}" for name in recipe_names()],
+        "matrix": lambda: [matrix()],
         "schema": lambda: [json.dumps(Job.model_json_schema(), indent=1)],
     }
     if what not in catalogues:

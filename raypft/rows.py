@@ -38,11 +38,12 @@ def spoken(source: Source, table: pa.Table) -> list[str] | None:
     return [back.get(code, code) for code in codes]
 
 
-def normalise(task: Task, source: Source, table: pa.Table, where: str, language: str | None) -> pa.Table:
+def normalise(task: Task, source: Source, table: pa.Table, where: str, language: str | None, labelled: bool = True) -> pa.Table:
     """The table in our columns.
 
     Args:
         where: the file or data set, for messages; language: of rows whose table doesn't say, None for the task's first.
+        labelled: False leaves labels out, whatever the table holds; a text of a tags task is then split at blanks.
 
     Raises:
         UserError: missing column; hidden label or one outside the set; words without one tag each; no words; no answer or
@@ -54,7 +55,7 @@ def normalise(task: Task, source: Source, table: pa.Table, where: str, language:
         if values is None:
             theirs = " or ".join(their_columns(source, name))
             raise UserError(f'data: {where} has no column "{theirs}"; found: {", ".join(table.column_names)}')
-        fields[name] = _words(values, name, where) if task.kind == "tags" else _text(values)
+        fields[name] = _words(values, name, where, split=not labelled) if task.kind == "tags" else _text(values)
     languages = spoken(source, table) or [language or task.languages[0]] * table.num_rows
     content = ["\x1f".join(" ".join(v) if isinstance(v, list) else v for v in values) for values in zip(*fields.values(), strict=True)]
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in content]
@@ -65,7 +66,7 @@ def normalise(task: Task, source: Source, table: pa.Table, where: str, language:
         {
             "id": pa.array(ids if task.kind == "choice" else _unique(ids, hashes, languages), pa.string()),
             "language": pa.array(languages, pa.string()),
-            **_labels(task, source, table, where, fields, ids),
+            **(_labels(task, source, table, where, fields, ids) if labelled else {}),
             **{name: pa.array(values, kind) for name, values in fields.items()},
         }
     )
@@ -102,8 +103,6 @@ def _tags(task: Task, source: Source, values: list, words: list[list[str]], wher
     known = set(task.label.names)
     named = [[source.labels.get(str(tag), str(tag)) for tag in value or []] for value in values]
     for row, (own, tags) in enumerate(zip(words, named, strict=True)):
-        if not own:
-            raise UserError(f"data: {where} row {row} has no words; drop it from the file")
         if not tags:
             raise UserError(f"data: {where} row {row} has no tags (hidden labels?); scores need labels")
         if len(own) != len(tags):
@@ -144,11 +143,15 @@ def _text(values: Sequence[object]) -> list[str]:
     return [str(value) if value is not None else "" for value in values]
 
 
-def _words(values: list, name: str, where: str) -> list[list[str]]:
+def _words(values: list, name: str, where: str, split: bool = False) -> list[list[str]]:
+    if split:
+        values = [value.split() if isinstance(value, str) else value for value in values]
     for row, value in enumerate(values):
-        if value is not None and not isinstance(value, list):
+        if not value:
+            raise UserError(f"data: {where} row {row} has no words; drop it from the file")
+        if not isinstance(value, list):
             raise UserError(f'data: {where} row {row}: column "{name}" holds {value!r}; expected a list of words')
-    return [[str(word) for word in value or []] for value in values]
+    return [[str(word) for word in value] for value in values]
 
 
 def _unique(ids: list[str], hashes: list[str], languages: list[str]) -> list[str]:

@@ -3,7 +3,8 @@
 runs/<name>/job.yaml            the resolved job
            provenance.json      git, versions, device, model and data revision
            samples.json         the sample manifest of every seed
-           seed-<n>/events.jsonl, predictions.parquet, trained.safetensors, result.json   (state.pt while unfinished)
+           seed-<n>/events.jsonl, predictions.parquet, trained.safetensors, result.json   (state.pt while unfinished);
+                    demos.parquet where the prompts show demonstrations
            table.md             mean and std over seeds
 """
 
@@ -23,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pa_parquet
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -38,6 +40,8 @@ from raypft.metrics import metric
 from raypft.tasks import load_task
 
 PACKAGES = ("torch", "transformers", "deepspeed", "ray", "peft", "torch-geometric", "datasets", "pyarrow", "safetensors")
+DEMOS = "demos.parquet"
+"""A seed's demonstrations, so that a run can be used where its data is not."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,18 @@ def prepare(job: Job) -> Prepared:
         first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
         encode_sample(job, skeleton, first)
     manifests = {seed: sample.manifest() for seed, sample in samples.items()}
-    method, method_config = part_config(job.method, "method")
     weights = revision(Path(skeleton.source)) if skeleton.source else ""
+    keys = {seed: cell_key(job, seed, manifests[seed]["hash"], weights) for seed in job.seeds}
+    return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
+
+
+def cell_key(job: Job, seed: int, data: str, weights: str) -> str:
+    """The key of a cell: a hash over all that decides its numbers.
+
+    Args:
+        data: hash of the sample manifest; weights: revision of the backbone.
+    """
+    method, method_config = part_config(job.method, "method")
     task = load_task(job.task)
     asked = {
         "pattern": task.pattern(job.pattern).model_dump(exclude={"source"}),
@@ -92,8 +106,7 @@ def prepare(job: Job) -> Prepared:
     artefact = method_config.artefact()
     if artefact:
         asked["artefact"] = artefact
-    keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=weights, numerics=method.numerics, asked=asked) for seed in job.seeds}
-    return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
+    return job.key(seed=seed, data=data, backbone=weights, numerics=method.numerics, asked=asked)
 
 
 def draw_samples(job: Job) -> dict[int, Sample]:
@@ -247,6 +260,10 @@ def _write_inputs(prepared: Prepared) -> None:
     stored = json.loads(path.read_text()) if path.is_file() else {}
     stored |= {str(seed): {"cell": prepared.keys[seed], **manifest} for seed, manifest in prepared.manifests.items()}
     path.write_text(json.dumps(stored, ensure_ascii=False))
+    for cell in prepared.cells():  # after samples.json: a seed's folder says that it was begun
+        if cell.sample.demos is not None:
+            cell.folder.mkdir(exist_ok=True)
+            pa_parquet.write_table(cell.sample.demos, cell.folder / DEMOS)
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

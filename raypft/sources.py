@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from raypft.errors import UserError, nearest
 from raypft.readers import ENDINGS, read_file
-from raypft.rows import normalise, spoken
+from raypft.rows import normalise, spoken, their_columns
 from raypft.tasks import Source, Task
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -71,6 +71,42 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
             raise UserError(f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}')
     keep = pa.compute.is_in(table["language"], pa.array(languages))
     return table.filter(keep)
+
+
+def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -> pa.Table:
+    """The rows of any one file, in the task's or the source's columns; labels are not looked at.
+
+    Args:
+        language: of all rows; None takes the column "language", and `otherwise` where there is none.
+
+    Raises:
+        UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does not have,
+            or one given although the file says it.
+    """
+    if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
+        raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
+    system, inner = _system(path)
+    if not _find(system, inner, None):
+        raise UserError(f"data: no file {path}")
+    return rows_of_table(origin, read_file(system, inner, None, language), path, language, otherwise)
+
+
+def rows_of_table(origin: Origin, table: pa.Table, where: str, language: str | None, otherwise: str) -> pa.Table:
+    """`read_rows` of a table that is read already."""
+    task, theirs = origin.task, origin.source
+    columns: dict[str, str | list[str]] = {
+        ours: list(dict.fromkeys([*their_columns(theirs, ours), ours])) for ours in ("id", "language", *task.fields.values())
+    }
+    source = theirs.model_copy(update={"columns": columns})
+    if language is not None and spoken(source, table) is not None:
+        raise UserError(f"data: {where} says each row's language itself; leave the language {language} out")
+    if not len(table):
+        raise UserError(f"data: {where} has no rows")
+    rows = normalise(task, source, table, where, language or otherwise, labelled=False)
+    for number, spoken_in in enumerate(rows["language"].to_pylist()):
+        if spoken_in not in task.languages:
+            raise UserError(f'data: {where} row {number}: task {task.name} has no language "{spoken_in}"; {nearest(spoken_in, task.languages)}')
+    return rows
 
 
 def languages_of(origin: Origin, split: str) -> list[str]:
@@ -139,15 +175,20 @@ def _file_table(origin: Origin, pattern: str, language: str | None) -> tuple[pa.
         path = str(SAMPLES / path.removeprefix("samples:"))
     elif origin.root is not None:
         path = f"{origin.root.rstrip('/')}/{path}"
-    try:
-        system, inner = (fs.FileSystem.from_uri(path)) if "://" in path else (fs.LocalFileSystem(), path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data: {path} can't be reached: {str(error).splitlines()[0]}") from None
+    system, inner = _system(path)
     files = _find(system, inner, origin.source.format)
     if not files:
         return None, path
     tables = [read_file(system, file, origin.source.format, theirs) for file in files]
     return pa.concat_tables(tables), path + files[0].removeprefix(inner) if files[0].startswith(inner) else path
+
+
+def _system(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it."""
+    try:
+        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data: {path} can't be reached: {str(error).splitlines()[0]}") from None
 
 
 def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:

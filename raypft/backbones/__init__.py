@@ -53,7 +53,7 @@ ALIASES = {
     ),
 }
 
-_FAMILIES = {
+FAMILIES = {
     "masked": (MaskedBackbone, AutoModelForMaskedLM),
     "causal": (CausalBackbone, AutoModelForCausalLM),
     "seq2seq": (Seq2SeqBackbone, AutoModelForSeq2SeqLM),
@@ -154,7 +154,7 @@ def load_backbone(name: str, dropout: float | None = None) -> Backbone:
         for key in _DROPOUTS:
             if getattr(config, key, None) is not None:
                 setattr(config, key, dropout)
-    backbone_class, auto = _FAMILIES[family_of(config)]
+    backbone_class, auto = FAMILIES[family_of(config)]
     model = auto.from_pretrained(folder, config=config, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     backbone = backbone_class(model, tokenizer, str(folder), revision(folder))
@@ -169,7 +169,7 @@ def load_skeleton(name: str) -> Backbone:
     """
     folder = locate(name)
     config = read_config(folder)
-    backbone_class, auto = _FAMILIES[family_of(config)]
+    backbone_class, auto = FAMILIES[family_of(config)]
     with torch.device("meta"):
         model = auto.from_config(config)
     return backbone_class(model, AutoTokenizer.from_pretrained(folder), str(folder), revision(folder)).eval()
@@ -177,5 +177,5 @@ def load_skeleton(name: str) -> Backbone:
 
 def backbone_from_config(config, tokenizer=None) -> Backbone:
     """A randomly initialised backbone made from a configuration, for tests and (under `torch.device("meta")`) for counting."""
-    backbone_class, auto = _FAMILIES[family_of(config)]
+    backbone_class, auto = FAMILIES[family_of(config)]
     return backbone_class(auto.from_config(config, dtype=torch.float32), tokenizer).eval()

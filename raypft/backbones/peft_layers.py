@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.export import Head, auto_class, head_places
 from raypft.errors import UserError
 
 PREFIX = "base_model.model."
@@ -47,21 +48,28 @@ def inject_layers(model: nn.Module, settings: Mapping[str, Any]) -> list[tuple[n
     return replaced
 
 
-def save_peft(backbone: Backbone, folder: Path) -> None:
+def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels: Sequence[str] = ()) -> None:
     """Write the injected layers so that `peft.PeftModel.from_pretrained(base, folder)` computes the same.
 
-    Writes adapter_model.safetensors and adapter_config.json.
+    Writes adapter_model.safetensors and adapter_config.json. With a head, `base` is the transformers model that has one.
 
     Raises:
-        UserError: nothing was injected.
+        UserError: nothing was injected; or transformers gives the model with this head no weights of the language model.
     """
     model: Any = backbone.model
     if not hasattr(model, "peft_config"):
         raise UserError("export: the method has no layers of peft; expected method=lora")
-    folder.mkdir(parents=True, exist_ok=True)
     values = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({PREFIX + name: value.detach().cpu().contiguous() for name, value in values.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
     config = copy.copy(model.peft_config["default"])
+    if head is not None:
+        body, modules = head_places(backbone, head, labels)
+        if body != model.base_model_prefix:
+            kind = f"{auto_class(backbone, head)} of {model.config.model_type}"
+            raise UserError(f"export: {kind} does not load the language model that the adapter was trained on; no adapter can be written; use raypft predict")
+        values |= {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+        config.modules_to_save = [name.rpartition(".")[2] for name in modules]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({PREFIX + name: value.detach().cpu().contiguous() for name, value in values.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
     config.base_model_name_or_path = backbone.source
     config.inference_mode = True
     config.save_pretrained(str(folder))

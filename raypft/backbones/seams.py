@@ -208,6 +208,12 @@ class Seams(nn.Module):
             self.__dict__["_tied"] = shared  # past nn.Module: it is a parameter of the model, not of this
             self.decoder.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
 
+    @property
+    def decoder_is_tied(self) -> bool:
+        """Whether the output embedding shares the input embedding's weight, or the sparse parameter in its place."""
+        places = [{**vars(module)["_parameters"], **vars(module)["_modules"]}.get("weight") for module in (self.decoder, self.model.get_input_embeddings())]
+        return places[0] is places[1]
+
     def loaded(self, name: str) -> Tensor:
         """The value a parameter opened under this name had when the model was loaded."""
         return self._opened[name]

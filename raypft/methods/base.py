@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
+from raypft.tasks import Kind
 
 
 class Config(BaseModel):
@@ -50,7 +52,7 @@ class BaseMethod(nn.Module, ABC):
     Class attributes:
         Config: the YAML keys with their defaults.
         numerics: raised when a change alters results; part of the cell key.
-        families: the backbone families it works with.
+        families, kinds: the backbone families and task kinds it works with.
         trains: False where there is nothing to train (zero epochs).
         max_zero_stage: the highest ZeRO stage it works on.
 
@@ -60,6 +62,7 @@ class BaseMethod(nn.Module, ABC):
     Config: type[Config] = Config
     numerics: int = 1
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
+    kinds: tuple[str, ...] = get_args(Kind)
     trains: bool = True
     max_zero_stage: int = 3
     marks: tuple[str, ...] = ()
@@ -82,6 +85,10 @@ class BaseMethod(nn.Module, ABC):
     def result(self, values: dict[str, Tensor]) -> Result:
         """What to keep of the trained values, name in the learner to fp32 tensor on CPU."""
         return Result("trained.safetensors", values)
+
+    def parts(self) -> dict[str, Tensor]:
+        """What the method has beside the backbone, as it is used in answering: name to tensor; for an export."""
+        return {name: p for name, p in self.trainable().items() if not name.startswith("backbone.")}
 
     def notes(self) -> list[str]:
         """What the user should know about the method as built, one line each."""

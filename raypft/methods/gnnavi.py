@@ -74,6 +74,7 @@ class Method(base.BaseMethod):
 
     Config = Config
     families = ("causal",)
+    kinds = ("choice",)  # demonstrations are of classes
     marks = ("demo_label",)
 
     def __init__(self, config: Config, backbone: Backbone) -> None:

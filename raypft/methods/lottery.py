@@ -15,6 +15,7 @@ import re
 from typing import Literal
 
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.places import places, segment_layers
@@ -70,6 +71,9 @@ class Method(base.BaseMethod):
         if found.zeros:
             lines.append(f"ticket: {found.zeros:,} active entries did not move in the search; they were taken in the order of the parameters")
         return lines
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"prompt": self.prompt.vectors()}
 
     def predicted_parameters(self) -> int:
         return soft_prompt.encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder) + self.cut.size

@@ -65,9 +65,13 @@ class LayerPrefix(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.__dict__["trunk"] = trunk  # a plain reference: it is the method's, not one layer's
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self) -> Tensor:
+        """[2, A, P, D]."""
         table = self.table if self.linear is None else self.linear(self.trunk()).view(self.shape)
-        table = table.permute(1, 2, 0, 3).unsqueeze(1)  # type: ignore[union-attr]  # [P, 2, A, D] -> [2, 1, A, P, D]
+        return table.permute(1, 2, 0, 3)  # type: ignore[union-attr]  # [P, 2, A, D] -> [2, A, P, D]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        table = self.keys_and_values().unsqueeze(1)
         if self.training and self.dropout.p:
             table = self.dropout(table.expand(-1, len(batch.ids), -1, -1, -1))
         return table[0], table[1]
@@ -86,6 +90,11 @@ class Method(base.BaseMethod):
         for layer, module in enumerate(self.layers, start=1):
             backbone.on_keys(layer, module)
         backbone.take_positions(config.positions_taken)
+
+    def parts(self) -> dict[str, Tensor]:
+        """keys, values: [L, A, P, D] each."""
+        both = torch.stack([layer.keys_and_values() for layer in self.layers])  # type: ignore[operator]
+        return {"keys": both[:, 0], "values": both[:, 1]}
 
     def predicted_parameters(self) -> int:
         heads, size = self.backbone.key_shape

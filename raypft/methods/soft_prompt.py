@@ -47,11 +47,15 @@ class PromptEncoder(nn.Module):
         self.lstm = nn.LSTM(hidden, hidden, bidirectional=True, batch_first=True) if encoder == "lstm" else None
         self.mlp = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)) if encoder == "lstm" else None
 
+    def vectors(self) -> Tensor:
+        """The prompt, [P, H]."""
+        if self.lstm is None or self.mlp is None:
+            return self.embedding
+        return self.mlp(self.lstm(self.embedding.unsqueeze(0))[0]).squeeze(0)
+
     def forward(self, states: Tensor, batch: Batch) -> Tensor:
         """Word embeddings [B, T, H] with the rows at `batch.soft` [B, P] replaced."""
-        prompt = self.embedding
-        if self.lstm is not None and self.mlp is not None:
-            prompt = self.mlp(self.lstm(prompt.unsqueeze(0))[0]).squeeze(0)
+        prompt = self.vectors()
         at = batch.soft.unsqueeze(-1).expand(-1, -1, states.shape[-1])  # type: ignore[union-attr]
         return states.scatter(1, at, prompt.to(states.dtype).expand(len(states), -1, -1))
 
@@ -75,6 +79,9 @@ class Method(base.BaseMethod):
         backbone.on_embed(self.prompt)
         if config.train_backbone:
             backbone.open("*")
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"prompt": self.prompt.vectors()}
 
     def predicted_parameters(self) -> int:
         own = encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)

@@ -63,6 +63,11 @@ class BaseReadout(nn.Module, ABC):
         """The prompt as an epoch of training sees it, of the same length; must depend on nothing but prompt, seed and epoch."""
         return prompt
 
+    def exported_head(self) -> tuple[str, nn.Module] | None:
+        """What transformers' model with such a head reads ("sequence", "token" or "question") and the trained module; None
+        where the language-model head answers."""
+        return None
+
     @abstractmethod
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         """[S, H] -> [S, C]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
@@ -21,6 +21,9 @@ class Readout(BaseReadout):
         super().__init__(config, task, pattern, backbone)
         make = backbone.word_head if task.kind == "tags" else backbone.head
         self.head = make(len(task.label.names))
+
+    def exported_head(self) -> tuple[str, nn.Module] | None:
+        return "token" if self.task.kind == "tags" else "sequence", self.head
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.head(states)

@@ -50,6 +50,9 @@ class Readout(base.BaseReadout):
         nn.init.normal_(self.ends.weight, std=getattr(backbone.config, "initializer_range", 0.02))
         nn.init.zeros_(self.ends.bias)
 
+    def exported_head(self) -> tuple[str, nn.Module] | None:
+        return "question", self.ends
+
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.ends(states)
 

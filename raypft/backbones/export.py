@@ -1,0 +1,87 @@
+"""Trained backbones and heads in the layouts of transformers and peft, so that others load them without raypft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from raypft.backbones import FAMILIES
+from raypft.backbones.base import Backbone
+from raypft.backbones.sparse import Sparse
+
+HEADS = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification, "question": AutoModelForQuestionAnswering}
+"""What a head reads to the transformers class that has it."""
+
+Head = tuple[str, nn.Module]
+"""A key of HEADS, and the trained module."""
+
+
+def injected(backbone: Backbone) -> bool:
+    """Whether peft's layers are in the model."""
+    return hasattr(backbone.model, "peft_config")
+
+
+@torch.no_grad()
+def weights(backbone: Backbone) -> dict[str, Tensor]:
+    """The model's weights under transformers' names, the active entries of sparse parameters in their place."""
+    found = dict(backbone.model.state_dict())
+    for name, module in backbone.model.named_modules(remove_duplicate=False):
+        if isinstance(module, Sparse):
+            del found[f"{name}.values"]
+            found[name] = module().detach().clone()
+    return found
+
+
+def auto_class(backbone: Backbone, head: Head | None) -> str:
+    """The transformers class that loads the model with this head, with the language-model head where None."""
+    return (FAMILIES[backbone.family][1] if head is None else HEADS[head[0]]).__name__
+
+
+def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequence[str]) -> None:
+    """Write a model folder with its tokenizer that transformers alone loads."""
+    values = weights(backbone)
+    if head is None:
+        # a method may have given the output embedding a weight of its own
+        tied = getattr(backbone.config, "tie_word_embeddings", True) and backbone.decoder_is_tied
+        config = type(backbone.config).from_dict({**backbone.config.to_dict(), "tie_word_embeddings": tied})
+        model: Any = FAMILIES[backbone.family][1].from_config(config, dtype=torch.float32)
+        model.load_state_dict(values)
+    else:
+        model = _with_head(backbone, head, labels)
+        body = f"{backbone.model.base_model_prefix}."
+        loaded = model.base_model.load_state_dict({name.removeprefix(body): v for name, v in values.items() if name.startswith(body)}, strict=False)
+        assert not loaded.unexpected_keys
+        assert all(name.startswith("pooler.") for name in loaded.missing_keys)
+        for name, module in head_modules(model, head).items():
+            model.get_submodule(name).load_state_dict(module.state_dict())
+    model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+
+
+def head_places(backbone: Backbone, head: Head, labels: Sequence[str]) -> tuple[str, dict[str, nn.Module]]:
+    """Prefix of the body's parameters in the transformers model that has this head, and there name to trained module."""
+    with torch.device("meta"):
+        model = _with_head(backbone, head, labels)
+    return model.base_model_prefix, head_modules(model, head)
+
+
+def head_modules(model: Any, head: Head) -> dict[str, nn.Module]:
+    """Where in a transformers model the modules of a head belong."""
+    module = head[1]
+    last = getattr(module, "classifier", module[-1] if isinstance(module, nn.Sequential) else module)
+    (name,) = [name for name, child in model.named_children() if child is not model.base_model and list(child.parameters())]
+    pooler = getattr(module, "pooler", None)
+    return {name: last} if pooler is None else {name: last, f"{model.base_model_prefix}.pooler": pooler}
+
+
+def _with_head(backbone: Backbone, head: Head, labels: Sequence[str]) -> Any:
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
+    pad = backbone.config.pad_token_id if backbone.config.pad_token_id is not None else backbone.tokenizer.pad_token_id
+    pad = backbone.tokenizer.eos_token_id if pad is None else pad  # a causal model's head reads the last token that is no padding
+    config = type(backbone.config).from_dict({**backbone.config.to_dict(), **names, "pad_token_id": pad})
+    return HEADS[head[0]].from_config(config, dtype=torch.float32)
