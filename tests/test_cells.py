@@ -233,8 +233,8 @@ def job(place: Path, name: str, model: str, *more: str):
         ),
         ("tags", "t5", [], r"readout: verbalizer reads a label word at <slot>; pattern vanilla has none; use readout=text"),
         ("tags", "llama", [], r"pattern vanilla has none; use readout=head"),
-        ("span", "t5", ["readout=span"], r"span works with masked and causal models; .*t5 is seq2seq; no readout does for this pattern and a seq2seq model"),
-        ("span", "t5", [], r"verbalizer does not answer tasks of kind span \(myspan\); no readout does for this pattern and a seq2seq model"),
+        ("span", "t5", ["readout=span"], r"span works with masked and causal models; .*t5 is seq2seq; use a masked or causal backbone"),
+        ("span", "t5", [], r"verbalizer does not answer tasks of kind span \(myspan\); use readout=span"),
     ],
 )
 def test_a_readout_that_does_not_fit_is_refused_with_one_that_does(name, model, more, message, place):
