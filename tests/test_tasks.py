@@ -155,6 +155,7 @@ KIND_ERRORS = {
     "no tag set": ("tags", ", names: [A, B]", "", "label.names: found [] for kind tags; expected the label set"),
     "neither words nor a word": ("tags", "{tokens} <sep> {token} ?", "what ?", "patterns.p1.text: kind tags reads its answers at {tokens}; the text has none"),
     "a slot beside the words' own": ("tags", "{tokens} <sep> {token} ?", "{tokens} <slot> ?", "patterns.p1.text: found <slot> without {token}; every word of {tokens} is a slot already"),
+    "demonstrations": ("tags", "{tokens} <sep>", "<demos>{tokens} <sep>", "patterns.p1.text: found <demos>; only tasks of kind choice show demonstrations"),
     "a metric of whole texts": ("tags", "token_accuracy", "exact_match", 'metric: "exact_match" is unknown; known: entity_f1, token_accuracy, token_f1, topro_mt5_official, topro_official'),
     "no context": ("span", ", context: passage", "", "fields: found ['question']; kind span needs context and question"),
     "context not shown": ("span", " <sep> {context}", "", "patterns.p1.text: kind span reads its answers at {context}; the text has none"),

@@ -274,6 +274,8 @@ def _check_wording(task: Task, wording: Wording, where: str) -> None:
         raise UserError(f"{where}.text: found {text.count('<slot>')} <slot>; expected at most one")
     if "<demos>" in text and not text.startswith("<demos>"):
         raise UserError(f"{where}.text: <demos> must come first")
+    if "<demos>" in text and task.kind != "choice":
+        raise UserError(f"{where}.text: found <demos>; only tasks of kind choice show demonstrations")
     if wording.verbalizer is not None and set(wording.verbalizer) != set(task.label.names):
         raise UserError(f"{where}.verbalizer: found {sorted(wording.verbalizer)}; expected one entry for each of {task.label.names}")
     if "<slot>" in text and wording.verbalizer is None:
