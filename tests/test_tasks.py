@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(tmp_path):
     assert str(caught.value) == f"task: no file {tmp_path}/none.yaml; give a task name or a path to a task YAML"
 
 
-SOURCE_KEYS = "columns, config, files, format, gated, hub, labels, language_before, languages, split_languages, splits"
+SOURCE_KEYS = "columns, config, files, format, gated, hub, labels, language_before, languages, revision, split_languages, splits"
 PATTERN_KEYS = "by_language, demo_separator, mode, source, text, verbalizer"
 TASK_KEYS = "about, fields, kind, label, languages, metric, metrics, name, patterns, sources"
 ERRORS = {
