@@ -6,6 +6,7 @@ each with its source. `load_task("xnli")` reads `raypft/tasks/xnli.yaml`; a path
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -146,6 +147,12 @@ def load_task(name: str) -> Task:
         if path.parent != FOLDER:
             raise UserError(f"task: no file {path}; give a task name or a path to a task YAML")
         raise UserError(f'task: "{name}" is unknown; {nearest(name, task_names())}')
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, changed: int) -> Task:
+    """A campaign asks for the same few tasks thousands of times; `changed` makes an edited file another one."""
     where = f"tasks/{path.name}" if path.parent == FOLDER else str(path)
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
