@@ -290,7 +290,7 @@ def set_key(values: dict[str, Any], key: str, value: Any, told: str = "") -> Non
         UserError: a part of the key is no group of keys.
     """
     if isinstance(value, str):
-        value = _number(value)
+        value = number(value)
     *path, last = key.split(".")
     here = values
     for part in path:
@@ -304,9 +304,9 @@ def set_key(values: dict[str, Any], key: str, value: Any, told: str = "") -> Non
     here[last] = value
 
 
-def _number(text: str) -> str | float:
+def number(text: str) -> str | float:
     """YAML 1.1 reads 1e-4 as text; researchers do not."""
     try:
-        return float(text) if "e" in text.lower() and text[0] in "0123456789.-+" else text
+        return float(text) if "e" in text.lower() and text[:1] in "0123456789.-+" else text
     except ValueError:
         return text

@@ -80,6 +80,7 @@ class Prepared:
             "sizes": manifest["sizes"],
             "notes": manifest["notes"],
             "test_rows": manifest["test_hash"],
+            "protocol": self.job.protocol,
         }
 
 
@@ -193,11 +194,13 @@ def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
 
 
 def conclude(prepared: Prepared) -> list[dict[str, Any]]:
-    """Write the run's table; its results by seed."""
+    """Write the run's table, where something of it is tested; its results by seed."""
     from raypft.report import run_table  # noqa: PLC0415
 
-    (prepared.folder / "table.md").write_text(run_table([prepared.folder]).markdown())
-    return [result for result in read_results(prepared.folder) if result["seed"] in prepared.job.seeds]
+    results = read_results(prepared.folder)
+    if results:
+        (prepared.folder / "table.md").write_text(run_table([prepared.folder]).markdown())
+    return [result for result in results if result["seed"] in prepared.job.seeds]
 
 
 class Here:

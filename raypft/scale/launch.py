@@ -101,7 +101,7 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell, stop: Path | None = None) -> N
     """
     job = cells[0].job
     resources = job.resources
-    with ray_session(), _quiet_loggers():
+    with ray_session(), quiet_loggers():
         cpus = cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
         encode_on_ray(cells)
         storage = Path(job.storage).resolve() / ".ray"
@@ -235,7 +235,7 @@ def ray_logs() -> str:
 
 
 @contextmanager
-def _quiet_loggers() -> Iterator[None]:
+def quiet_loggers() -> Iterator[None]:
     names = ("ray.train", "ray.data", "ray.tune", "ray")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

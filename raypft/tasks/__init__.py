@@ -203,7 +203,8 @@ def _model_at(title: str, location: tuple[int | str, ...]) -> list[str]:
             # a map's own keys may be called as fields of its values are: sources.hub
             if getattr(model, "__origin__", None) is dict:
                 continue
-        arguments = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        parts = [getattr(a, "__origin__", a) for a in getattr(model, "__args__", ())]  # the model inside an Annotated
+        arguments = [a for a in parts if isinstance(a, type) and issubclass(a, BaseModel)]
         if arguments:
             model = arguments[0]
     return list(getattr(model, "model_fields", {}))
