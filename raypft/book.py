@@ -144,7 +144,7 @@ class Book:
 
     def write_campaign(self) -> None:
         """Keep the resolved campaign beside its ledger."""
-        text = yaml.safe_dump(self.campaign.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(self.campaign.model_dump(mode="json", exclude_none=True, warnings=False), sort_keys=False, allow_unicode=True)
         (self.campaign.folder / "campaign.yaml").write_text(text, encoding="utf-8")
 
 

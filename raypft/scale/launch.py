@@ -235,11 +235,12 @@ def ray_logs() -> str:
 
 
 @contextmanager
-def quiet_loggers() -> Iterator[None]:
+def quiet_loggers(level: int = logging.ERROR) -> Iterator[None]:
+    """Ray's loggers say nothing below `level`."""
     names = ("ray.train", "ray.data", "ray.tune", "ray")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ seeds done, epochs go to the run store. The ledger is written here, by the drive
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -33,6 +34,7 @@ from raypft.scale.trial import Trial
 TRIAL_CPUS = 0.1
 """What a trial reserves beside its worker group."""
 FILES = ".tune"
+NO_CHECKPOINTS = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
 
 
 def needs(job: Job, cpus: float) -> tuple[Job, dict[str, float], dict[str, float]]:
@@ -233,7 +235,7 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], tell: Tell, watc
     """One Tune experiment over all studies."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     files = campaign.folder.resolve() / (campaign.tracker or FILES)
-    with ray_session(), quiet_loggers():
+    with ray_session(), quiet_loggers(logging.CRITICAL):
         has = ray.cluster_resources()
         cpus = has.get("CPU", 0)
         jobs = [study.place.job(study.example) for study in studies]
@@ -243,7 +245,7 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], tell: Tell, watc
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(search_alg=director, scheduler=Stops(director), num_samples=most, reuse_actors=True),
-            run_config=tune.RunConfig(name=f"attempt-{time.time_ns()}", storage_path=str(files), verbose=0, callbacks=watch),
+            run_config=tune.RunConfig(name=f"attempt-{time.time_ns()}", storage_path=str(files), verbose=0, callbacks=watch, checkpoint_config=NO_CHECKPOINTS),
         ).fit()
     if campaign.tracker is None:
         shutil.rmtree(files, ignore_errors=True)

@@ -172,7 +172,8 @@ def validation_line(where: str, error: Exception, loaded: object) -> str:
     """One line out of a pydantic error: where, key, found, expected; an unknown key names the nearest."""
     if not isinstance(error, ValidationError):
         return f"{where}: {error}"
-    first = error.errors()[0]
+    errors = error.errors()  # a key that is missing may be one that is misspelt
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     # pydantic ends the place in a union with the type it tried
     place = first["loc"][:-1] if first["loc"] and str(first["loc"][-1]) in ("str", "list[str]", "dict[str,str]") else first["loc"]
     key = ".".join(str(part) for part in place)
