@@ -94,7 +94,9 @@ def test_what_a_search_tries(tmp_path):
     grid = next(p for p in load_campaign(write(tmp_path, **search(space=space))).places() if p.search)
     assert grid.listed() == [{"method.layer": layer, "train.lr": lr} for layer in (4, 10, 16) for lr in (0.1, 0.2)]
     space = {"method.layer": {"range": [1, 24]}, "train.lr": {"log": ["1e-5", "1e-2"]}, "train.weight_decay": {"uniform": [0.0, 0.1]}}
-    drawn = [next(p for p in load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=n))).places() if p.search).listed() for n in (20, 30)]
+    drawn = [
+        next(p for p in load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=n))).places() if p.search).listed() for n in (20, 30)
+    ]
     assert drawn[1] is not None
     assert drawn[1][:20] == drawn[0], "a larger budget goes on where the smaller ended"
     assert len({found["method.layer"] for found in drawn[1]}) > 5
@@ -156,9 +158,9 @@ def test_unknown_campaigns_and_scales_are_told_with_the_nearest(tmp_path):
         load_campaign(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(UserError, match='scale: "smal" is unknown; did you mean "small"'):
         load_campaign(write(tmp_path), scale="smal")
-    with pytest.raises(UserError, match='scales.small.rows: "GNC" is no row; did you mean "GCN"'):
+    with pytest.raises(UserError, match=r'scales\.small\.rows: "GNC" is no row; did you mean "GCN"'):
         load_campaign(write(tmp_path, scales={"small": {"rows": ["GNC"]}}), scale="small")
-    with pytest.raises(UserError, match='scales.small: unknown key "sed"'):
+    with pytest.raises(UserError, match=r'scales\.small: unknown key "sed"'):
         load_campaign(write(tmp_path, scales={"small": {"sed": 1}}), scale="small")
 
 
@@ -167,7 +169,7 @@ def test_shipped_campaigns_load(name):
     campaign = load_campaign(name)
     assert campaign.source
     assert list(campaign.places())
-    for scale in (yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales") or {}):
+    for scale in yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales") or {}:
         assert list(load_campaign(name, scale=scale).places())
 
 
@@ -247,7 +249,7 @@ def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811
     campaign = load_campaign(small(place), ["dev.rows=none"])
     searched = list(campaign.places())[1]
     book = Book(campaign)
-    with pytest.raises(UserError, match="search: Searched mytask has no dev rows to choose by; set dev.rows: full"):
+    with pytest.raises(UserError, match=r"search: Searched mytask has no dev rows to choose by; set dev\.rows: full"):
         book.check(book.configuration(searched, {"train.lr": 0.01}))
 
 

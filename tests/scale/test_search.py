@@ -14,7 +14,12 @@ from raypft.scale.trackers import PACKAGES, tracker
 from raypft.scale.tune import at_once, needs
 from raypft.space import Search
 
-SPACE = {"method.layer": {"range": [1, 9, 4]}, "train.lr": {"log": [1e-5, 1e-1]}, "method": [{"name": "lora"}, {"name": "adapter"}], "train.clip": {"uniform": [0.0, 1.0]}}
+SPACE = {
+    "method.layer": {"range": [1, 9, 4]},
+    "train.lr": {"log": [1e-5, 1e-1]},
+    "method": [{"name": "lora"}, {"name": "adapter"}],
+    "train.clip": {"uniform": [0.0, 1.0]},
+}
 
 
 def tpe() -> Tpe:
