@@ -125,7 +125,9 @@ def _records(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
 def _costs(cells: Cells) -> Table:
     """What each configuration shown cost: means over seeds, of memory the most."""
     table = Table("cost", [*cells.axes, "task", "row", *COSTS])
-    for point, task, row in itertools.product(cells.every_point, cells.campaign.tasks, cells.campaign.rows):
+    rows: list[str] = list(cells.campaign.rows)
+    tasks: list[str] = list(cells.campaign.tasks)
+    for point, task, row in itertools.product(cells.every_point, tasks, rows):
         found = cells.at(row, task, point)
         if found is not None and found.best.results:
             table.rows.append([*map(text, point), task, row, *_cost(found.best)])
