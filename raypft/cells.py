@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Encoded
@@ -33,6 +34,9 @@ from raypft.train import Learner, Progress, Stepper, TorchStepper, evaluate, fit
 
 MakeStepper = Callable[[Learner, Train, dict[str, Any] | None], Stepper]
 Tell = Callable[[dict[str, Any]], None]
+TRAINED = "trained.safetensors"
+TESTED, UNTESTED = "result.json", "searched.json"
+"""The result of a cell, and what it is before the test, where that is withheld."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,18 @@ class Cell:
     sample: Sample
     folder: Path
     facts: dict[str, Any]
+    test: bool = True
+    """False withholds the test: a search tests only what it has chosen."""
 
     @property
     def finished(self) -> bool:
         """Whether its result is on disk."""
-        return (self.folder / "result.json").is_file()
+        return is_finished(self.folder, self.test)
+
+
+def is_finished(folder: Path, test: bool = True) -> bool:
+    """Whether a cell's folder holds a result; one without a test is enough where none is asked for."""
+    return (folder / TESTED).is_file() or (not test and (folder / UNTESTED).is_file())
 
 
 def recorder(folder: Path) -> Tell:
@@ -95,10 +106,12 @@ def run_cell(
     facts: Mapping[str, Any],
     make_stepper: MakeStepper = local_stepper,
     tell: Tell = lambda event: None,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Train, select, test once, and write result.json, predictions.parquet and trained.safetensors into `folder`.
 
-    Goes on from `folder/state.pt` where there is one, and tells from where.
+    Goes on from `folder/state.pt` where there is one, and tells from where. With `test` false the test is withheld and the
+    result is searched.json; called again with `test` true it tests what was trained then.
 
     Args:
         prompts: role to encoded prompts.
@@ -109,19 +122,59 @@ def run_cell(
     task = load_task(job.task)
     learner = build_learner(job, backbone, seed)
     trainable = {name: p.numel() for name, p in learner.trainable().items()}
-    method_parameters = sum(n for name, n in trainable.items() if name.startswith("method."))
+    sizes = {
+        "trainable": sum(trainable.values()),
+        "trainable_method": sum(n for name, n in trainable.items() if name.startswith("method.")),
+        "predicted_method": learner.method.predicted_parameters(),
+    }
     progress = Progress.load(folder / "state.pt")
     if progress is not None:
         with torch.no_grad():
             for name, parameter in learner.trainable().items():
                 parameter.copy_(progress.values[name])
     stepper = make_stepper(learner, job.train, progress.optimizer if progress else None)
-    start = {"event": "start", "seed": seed, "epochs": job.train.epochs if learner.method.trains else 0, "trainable": sum(trainable.values())}
+    before = json.loads((folder / UNTESTED).read_text()) if (folder / UNTESTED).is_file() else None
+    if before is None:
+        tell(_start(job, seed, learner, progress, sizes["trainable"]))
+        trained = _train(job, seed, prompts, stepper, progress, folder, tell)
+    else:
+        trained = _trained(before, stepper, folder)
+    answers = by_row(learner.readout, prompts["test"], evaluate(stepper, _test_rows(learner, prompts), job.train.eval_batch)) if test else []
+    values = stepper.values()
+    result = {
+        "seed": seed,
+        **facts,
+        **(measured(task, answers) if test else {}),
+        **trained,
+        **sizes,
+        "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
+        "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
+        "workers": stepper.world,
+    }
+    if stepper.rank == 0:
+        if test:
+            write_result(folder, task, result, answers, learner.method.result(values))
+        else:
+            write_searched(folder, result, values)
+    return result
+
+
+def _start(job: Job, seed: int, learner: Learner, progress: Progress | None, trainable: int) -> dict[str, Any]:
+    """The event of a cell's start."""
+    start = {"event": "start", "seed": seed, "epochs": job.train.epochs if learner.method.trains else 0, "trainable": trainable}
     start["notes"] = learner.method.notes()
-    if progress is not None:
-        start |= {"event": "resume", "epoch": progress.epoch, "step": progress.step}
-    tell(start)
-    train, dev, test = rows_of(job, learner, stepper, prompts)
+    return start if progress is None else start | {"event": "resume", "epoch": progress.epoch, "step": progress.step}
+
+
+def _train(
+    job: Job, seed: int, prompts: Mapping[str, Sequence[Encoded]], stepper: Stepper, progress: Progress | None, folder: Path, tell: Tell
+) -> dict[str, Any]:
+    """Fit the learner, or score it on dev as it is where nothing trains; what the result says about it.
+
+    `dev` is the score of the epoch that is kept.
+    """
+    task, learner = load_task(job.task), stepper.learner
+    train, dev = rows_of(job, learner, stepper, prompts)
 
     def score(answers: Sequence[Answer]) -> float:
         return _mean(scores_by_language(task, task.metric, by_row(learner.readout, prompts["dev"], answers)))
@@ -130,27 +183,25 @@ def run_cell(
         progress = fit(
             stepper, train, dev, job.train, seed, score, progress, lambda p: p.save(folder / "state.pt"), lambda e: tell({"event": "epoch", "seed": seed, **e})
         )
-    answers = by_row(learner.readout, prompts["test"], evaluate(stepper, test, job.train.eval_batch))
-    values = stepper.values()
-    result = {
-        "seed": seed,
-        **facts,
-        **measured(task, answers),
-        "best_epoch": progress.best_epoch if progress else 0,
-        "dev": progress.best_score if progress and dev is not None else None,
-        "history": progress.history if progress else [],
-        "losses": progress.losses if progress else [],
-        "trainable": sum(trainable.values()),
-        "trainable_method": method_parameters,
-        "predicted_method": learner.method.predicted_parameters(),
-        "seconds": time.perf_counter() - began,
-        "train_seconds": progress.history[-1]["train_seconds"] if progress and progress.history else 0.0,
-        "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
-        "workers": stepper.world,
+        kept = progress.best_score if job.train.select == "best" else progress.history[-1].get("dev")
+    else:
+        progress = Progress(best_epoch=0)
+        kept = score(evaluate(stepper, dev, job.train.eval_batch)) if dev is not None else None
+    return {
+        "best_epoch": progress.best_epoch,
+        "dev": kept if dev is not None else None,
+        "history": progress.history,
+        "losses": progress.losses,
+        "train_seconds": progress.history[-1]["train_seconds"] if progress.history else 0.0,
     }
-    if stepper.rank == 0:
-        write_result(folder, task, result, answers, learner.method.result(values))
-    return result
+
+
+def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str, Any]:
+    """Put the values of a training whose test was withheld into the learner; what its result said about it."""
+    path = folder / TRAINED
+    if path.is_file():
+        stepper.set_values(load_file(path))
+    return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
 
 
 def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
@@ -168,11 +219,14 @@ def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
     return pa.table(columns)
 
 
-def rows_of(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]]) -> tuple[Rows, Rows | None, Rows]:
-    """The rows of each role; train and dev with cached states where the method's lower blocks are constant and they fit."""
+def _test_rows(learner: Learner, prompts: Mapping[str, Sequence[Encoded]]) -> Rows:
+    return Rows(prompts["test"], learner.method, learner.method.backbone.tokenizer.pad_token_id or 0)
+
+
+def rows_of(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]]) -> tuple[Rows, Rows | None]:
+    """The rows of train and dev, with cached states where the method's lower blocks are constant and they fit."""
     method, backbone = learner.method, learner.method.backbone
-    pad = backbone.tokenizer.pad_token_id
-    pad = 0 if pad is None else pad
+    pad = backbone.tokenizer.pad_token_id or 0
     cache = None
     train_prompts, dev_prompts = prompts["train"], prompts.get("dev", [])
     if method.constant_below and job.train.epochs and not method.backbone_moves:
@@ -184,7 +238,7 @@ def rows_of(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, 
         cache.fill(train_prompts, pad, stepper.device)
         if dev is not None:
             cache.fill([dev.prompts[row] for row in rows_to_cache(dev, stepper.rank, stepper.world)], pad, stepper.device)
-    return train, dev, Rows(prompts["test"], method, pad)
+    return train, dev
 
 
 def rows_to_cache(rows: Rows, rank: int, world: int) -> list[int]:
@@ -261,9 +315,22 @@ def write_result(folder: Path, task: Task, result: dict[str, Any], rows: Sequenc
     pa_parquet.write_table(answer_table(task, rows), folder / "predictions.parquet")
     if kept.tensors:
         save_tensors(folder / kept.file, kept)
-    partial = folder / "result.json.partial"
+    _conclude(folder, TESTED, result)
+    (folder / UNTESTED).unlink(missing_ok=True)
+
+
+def write_searched(folder: Path, result: dict[str, Any], values: dict[str, Tensor]) -> None:
+    """Write a cell whose test is withheld; searched.json comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if values:
+        save_tensors(folder / TRAINED, Result(TRAINED, values))
+    _conclude(folder, UNTESTED, result)
+
+
+def _conclude(folder: Path, name: str, result: dict[str, Any]) -> None:
+    partial = folder / f"{name}.partial"
     partial.write_text(json.dumps(result, indent=1))
-    partial.replace(folder / "result.json")
+    partial.replace(folder / name)
     (folder / "state.pt").unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""The command line: run, show, check, list, report.
+"""The command line: run, tune, plan, show, check, list, report.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft.
 """
@@ -112,11 +112,66 @@ def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where
         print_table(run_table(folders))
 
 
+Campaigns = Annotated[
+    list[str],
+    typer.Argument(metavar="CAMPAIGN|FILE [scale=NAME] [KEY=VALUE...]", help="A campaign of tune_spaces/ or its file, then overrides of its defaults."),
+]
+
+
+def read_campaign(words: list[str]) -> Any:
+    """The campaign that the words name; `scale=` and `tracker=` are the campaign's, other overrides go into its defaults."""
+    from raypft.campaign import load_campaign  # noqa: PLC0415
+
+    names = [word for word in words if "=" not in word]
+    if len(names) != 1:
+        raise UserError(f"campaign: found {len(names)} names; expected one, e.g. raypft tune quickstart")
+    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("scale", "tracker")}
+    return load_campaign(names[0], [word for word in words if "=" in word and word.partition("=")[0] not in own], **own)
+
+
 @app.command()
-def report(folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one task.")], as_json: Json = False) -> None:
-    """The table of one or more runs, as Markdown when not on a terminal."""
+def tune(words: Campaigns, fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False, as_json: Json = False) -> None:
+    """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Then its tables."""
+    from raypft.live import CampaignTeller  # noqa: PLC0415
+    from raypft.report.campaign import write_tables  # noqa: PLC0415
+    from raypft.scale.tune import run_campaign  # noqa: PLC0415  (ray is loaded only where it is used)
+
+    campaign = read_campaign(words)
+    if not as_json:
+        console.print(f"[bold]{campaign.name}[/] {campaign.about}\nin {campaign.folder}", highlight=False, soft_wrap=True)
+    with CampaignTeller(console, as_json) as teller:
+        rows = run_campaign(campaign, teller, fresh)
+    table = write_tables(campaign, rows, campaign.folder)
+    if as_json:
+        print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)
+    else:
+        print(table.read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def plan(words: Campaigns, as_json: Json = False) -> None:
+    """What a campaign would run and need, before anything starts; exit code 0 or 2."""
+    from raypft.plan import planned  # noqa: PLC0415
+
+    found = planned(read_campaign(words))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        for line in found["lines"]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...|CAMPAIGN...", help="Folders of runs of one task, or of campaigns.")], as_json: Json = False
+) -> None:
+    """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from what is finished."""
     from raypft.report import run_table  # noqa: PLC0415
 
+    if (folders[0] / "campaign.yaml").is_file():
+        for folder in folders:
+            report_campaign(folder, as_json)
+        return
     table = run_table(folders)
     if as_json:
         print(json.dumps(vars(table)))
@@ -124,6 +179,19 @@ def report(folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help=
         print_table(table)
     else:
         print(table.markdown(), end="")
+
+
+def report_campaign(folder: Path, as_json: bool) -> None:
+    """Write a campaign's tables from its finished cells and print them."""
+    from raypft.book import Book, reopened  # noqa: PLC0415
+    from raypft.report.campaign import write_tables  # noqa: PLC0415
+
+    campaign = reopened(folder)
+    table = write_tables(campaign, Book(campaign, lambda line: print(line, file=sys.stderr)).rows(), folder)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "table": str(table)}))
+    else:
+        print(table.read_text(encoding="utf-8"), end="")
 
 
 def print_table(table: Any) -> None:

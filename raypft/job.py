@@ -165,6 +165,18 @@ def load_job(name: str, overrides: list[str] | None = None) -> Job:
     Raises:
         UserError: unknown recipe (nearest named), missing file, key or value that does not fit (where, found, expected).
     """
+    values, where = load_values(name)
+    for override in overrides or []:
+        set_key(values, *split_override(override), told=override)
+    return make_job(values, where)
+
+
+def load_values(name: str) -> tuple[dict[str, Any], str]:
+    """What a recipe or job file says, and how messages call it.
+
+    Raises:
+        UserError: unknown recipe (nearest named), missing or unreadable file.
+    """
     is_file = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_file else RECIPES / f"{name}.yaml"
     if not path.is_file():
@@ -172,16 +184,24 @@ def load_job(name: str, overrides: list[str] | None = None) -> Job:
             raise UserError(f"job: no file {path}; give a recipe name or a path to a job YAML")
         raise UserError(f'recipe: "{name}" is unknown; {nearest(name, recipe_names())}')
     where = str(path) if is_file else f"recipes/{path.name}"
+    values = read_yaml(path, where)
+    values.setdefault("recipe", path.stem)
+    return values, where
+
+
+def read_yaml(path: Path, where: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: not readable, or no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of keys, found {type(values).__name__}")
-    values.setdefault("recipe", path.stem)
-    for override in overrides or []:
-        _override(values, override)
-    return make_job(values, where)
+    return values
 
 
 def make_job(values: dict[str, Any], where: str = "job") -> Job:
@@ -248,16 +268,29 @@ def _part(values: dict[str, Any], part: str, where: str) -> dict[str, Any]:
     return {"name": values["name"], **config.model_dump(exclude_defaults=True)}
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def split_override(override: str) -> tuple[str, Any]:
+    """`train.lr=1e-4` as key and value.
+
+    Raises:
+        UserError: no key=value, or a value that is no YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f'override "{override}": expected key=value, e.g. train.lr=1e-4')
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f'override "{override}": the value is not readable as YAML; quote it') from None
+
+
+def set_key(values: dict[str, Any], key: str, value: Any, told: str = "") -> None:
+    """Put a value at a dotted key of a job's values; messages call it `told`.
+
+    Raises:
+        UserError: a part of the key is no group of keys.
+    """
     if isinstance(value, str):
-        value = _number(value)
+        value = number(value)
     *path, last = key.split(".")
     here = values
     for part in path:
@@ -265,15 +298,15 @@ def _override(values: dict[str, Any], override: str) -> None:
         # `method: gnnavi` is short for `method: {name: gnnavi}`
         below = {"name": below} if isinstance(below, str) else below
         if not isinstance(below, dict):
-            raise UserError(f'override "{override}": {part} is not a group of keys')
+            raise UserError(f'override "{told or key}": {part} is not a group of keys')
         here[part] = dict(below)
         here = here[part]
     here[last] = value
 
 
-def _number(text: str) -> str | float:
+def number(text: str) -> str | float:
     """YAML 1.1 reads 1e-4 as text; researchers do not."""
     try:
-        return float(text) if "e" in text.lower() and text[0] in "0123456789.-+" else text
+        return float(text) if "e" in text.lower() and text[:1] in "0123456789.-+" else text
     except ValueError:
         return text

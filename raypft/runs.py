@@ -9,6 +9,7 @@ runs/<name>/job.yaml            the resolved job
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -28,16 +29,31 @@ import yaml
 from filelock import FileLock, Timeout
 
 from raypft import sources
-from raypft.backbones import Backbone, load_backbone, load_skeleton, revision
+from raypft.backbones import Backbone, load_backbone, load_skeleton
 from raypft.cells import Cell, Tell, recorder, run_cell
 from raypft.encode import check_fit, encode_sample
 from raypft.errors import UserError
 from raypft.fewshot import Sample, draw, protocol
-from raypft.job import Job, Resources, part_config
+from raypft.job import Job, Resources, Train, part_config
 from raypft.metrics import metric
 from raypft.tasks import load_task
 
+NOT_SAMPLED = set(Train.model_fields) - {"languages"}
+"""Keys of `train` that do not decide which rows are drawn."""
 PACKAGES = ("torch", "transformers", "deepspeed", "ray", "peft", "torch-geometric", "datasets", "pyarrow", "safetensors")
+
+
+class Shelf:
+    """What preparing many jobs has in common, each made once: splits, samples with their manifests, skeletons."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave the first time it was asked for under this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 @dataclass(frozen=True)
@@ -51,9 +67,9 @@ class Prepared:
     keys: dict[int, str]
     skeleton: Backbone
 
-    def cells(self) -> list[Cell]:
+    def cells(self, test: bool = True) -> list[Cell]:
         """The cells of the job, by seed."""
-        return [Cell(self.job, seed, self.samples[seed], self.folder / f"seed-{seed}", self._facts(seed)) for seed in self.job.seeds]
+        return [Cell(self.job, seed, self.samples[seed], self.folder / f"seed-{seed}", self._facts(seed), test) for seed in self.job.seeds]
 
     def _facts(self, seed: int) -> dict[str, Any]:
         manifest = self.manifests[seed]
@@ -64,25 +80,35 @@ class Prepared:
             "sizes": manifest["sizes"],
             "notes": manifest["notes"],
             "test_rows": manifest["test_hash"],
+            "protocol": self.job.protocol,
         }
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job, shelf: Shelf | None = None) -> Prepared:
     """Read the rows, draw the samples, check that job, task and backbone fit together.
 
     Raises:
         UserError: anything that would fail later.
     """
-    samples = draw_samples(job)
-    skeleton = load_skeleton(job.backbone)
-    check_fit(job, skeleton)
-    skeleton.reset()
-    for sample in samples.values():
+    prepared = identify(job, shelf or Shelf())
+    check_fit(job, prepared.skeleton)
+    prepared.skeleton.reset()
+    for sample in {id(sample): sample for sample in prepared.samples.values()}.values():
         first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
-        encode_sample(job, skeleton, first)
-    manifests = {seed: sample.manifest() for seed, sample in samples.items()}
+        encode_sample(job, prepared.skeleton, first)
+    return prepared
+
+
+def identify(job: Job, shelf: Shelf) -> Prepared:
+    """The samples and the cell keys of a job, unchecked.
+
+    Raises:
+        UserError: data or backbone can't be read.
+    """
+    samples = draw_samples(job, shelf)
+    manifests = {seed: shelf.once(("manifest", id(sample)), sample.manifest) for seed, sample in samples.items()}
+    skeleton = shelf.once(("skeleton", job.backbone), functools.partial(load_skeleton, job.backbone))
     method, method_config = part_config(job.method, "method")
-    weights = revision(Path(skeleton.source)) if skeleton.source else ""
     task = load_task(job.task)
     asked = {
         "pattern": task.pattern(job.pattern).model_dump(exclude={"source"}),
@@ -92,31 +118,35 @@ def prepare(job: Job) -> Prepared:
     artefact = method_config.artefact()
     if artefact:
         asked["artefact"] = artefact
-    keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=weights, numerics=method.numerics, asked=asked) for seed in job.seeds}
+    keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=skeleton.revision, numerics=method.numerics, asked=asked) for seed in job.seeds}
     return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 
-def draw_samples(job: Job) -> dict[int, Sample]:
+def draw_samples(job: Job, shelf: Shelf) -> dict[int, Sample]:
     """The sample of every seed."""
     task, rule = load_task(job.task), protocol(job.protocol)
     origin = sources.choose(task, job.data.source, job.data.root, job.shots)
-    train = sources.read_split(origin, "train", job.train.languages)
-    test = None if rule.tests_dev else sources.read_split(origin, "test", job.test.languages or sources.languages_of(origin, "test"))
-    if train is None or (test is None and not rule.tests_dev):
-        raise UserError(f"data: source {origin.name} of {task.name} has no {'train' if train is None else 'test'} split; choose another data.source")
-    wants_dev = (job.dev.rows or rule.dev) != "none" and not rule.dev_from_train
-    validation = sources.read_split(origin, "validation", job.train.languages) if wants_dev else None
-    drawn: dict[int, Sample] = {}
-    by_seed: dict[int, Sample] = {}
-    for seed in job.seeds:
-        sample_seed = job.sample_seed_of(seed)
-        if sample_seed not in drawn:
-            drawn[sample_seed] = draw(
-                train, validation, test, labels=task.label.names if task.kind == "choice" else [], rule=rule, shots=job.shots, demos=job.demos, seed=sample_seed,
-                dev=job.dev.rows, dev_limit=job.dev.limit, test_limit=job.test.limit,
-            )  # fmt: skip
-        by_seed[seed] = drawn[sample_seed]
-    return by_seed
+    place = (job.task, origin.name, origin.root, origin.shots if "{shots}" in str(origin.source.files) else None)
+
+    def split(name: str, languages: list[str]) -> Any:
+        return shelf.once(("split", *place, name, *languages), lambda: sources.read_split(origin, name, languages))
+
+    def draw_one(sample_seed: int) -> Sample:
+        train = split("train", job.train.languages)
+        test = None if rule.tests_dev else split("test", job.test.languages or sources.languages_of(origin, "test"))
+        if train is None or (test is None and not rule.tests_dev):
+            raise UserError(f"data: source {origin.name} of {task.name} has no {'train' if train is None else 'test'} split; choose another data.source")
+        wants_dev = (job.dev.rows or rule.dev) != "none" and not rule.dev_from_train
+        return draw(
+            train, split("validation", job.train.languages) if wants_dev else None, test, labels=task.label.names if task.kind == "choice" else [],
+            rule=rule, shots=job.shots, demos=job.demos, seed=sample_seed, dev=job.dev.rows, dev_limit=job.dev.limit, test_limit=job.test.limit,
+        )  # fmt: skip
+
+    asked = job.model_dump_json(include={"task", "protocol", "shots", "demos", "dev", "test", "data", "train"}, exclude={"train": NOT_SAMPLED})
+    return {
+        seed: shelf.once(("sample", asked, job.sample_seed_of(seed)), functools.partial(draw_one, job.sample_seed_of(seed)))
+        for seed in job.seeds
+    }  # fmt: skip
 
 
 def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[list[dict[str, Any]]]:
@@ -130,7 +160,7 @@ def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[l
     with ExitStack() as stack:
         stack.enter_context(_session([ready.job for ready in prepared]))
         for ready in prepared:
-            stack.enter_context(_begun(ready, fresh))
+            stack.enter_context(begun(ready, fresh))
         todo: dict[Resources, list[Cell]] = {}
         for ready in prepared:
             for cell in ready.cells():
@@ -144,15 +174,17 @@ def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[l
 
                 run_on_ray(cells, tell)
             else:
-                _run_here(cells, tell)
-        return [_conclude(ready) for ready in prepared]
+                here = Here()
+                for cell in cells:
+                    here.run(cell, tell)
+        return [conclude(ready) for ready in prepared]
 
 
 @contextmanager
-def _begun(prepared: Prepared, fresh: bool) -> Iterator[None]:
-    """The run's folder, locked and with its inputs written."""
+def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
+    """The run's folder, locked (waiting so many seconds for another process) and with its inputs written."""
     prepared.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(prepared.folder):
+    with locked(prepared.folder, wait):
         if fresh:
             for path in prepared.folder.glob("seed-*"):
                 shutil.rmtree(path)
@@ -161,27 +193,38 @@ def _begun(prepared: Prepared, fresh: bool) -> Iterator[None]:
         yield
 
 
-def _conclude(prepared: Prepared) -> list[dict[str, Any]]:
+def conclude(prepared: Prepared) -> list[dict[str, Any]]:
+    """Write the run's table, where something of it is tested; its results by seed."""
     from raypft.report import run_table  # noqa: PLC0415
 
-    (prepared.folder / "table.md").write_text(run_table([prepared.folder]).markdown())
-    return [result for result in read_results(prepared.folder) if result["seed"] in prepared.job.seeds]
+    results = read_results(prepared.folder)
+    if results:
+        (prepared.folder / "table.md").write_text(run_table([prepared.folder]).markdown())
+    return [result for result in results if result["seed"] in prepared.job.seeds]
 
 
-def _run_here(cells: Sequence[Cell], tell: Tell) -> None:
-    backbone, loaded = None, None
-    for cell in cells:
+class Here:
+    """Runs cells in this process; the backbone stays loaded from one to the next."""
+
+    def __init__(self) -> None:
+        self.backbone: Backbone | None = None
+        self.loaded: Any = None
+
+    def run(self, cell: Cell, tell: Tell) -> dict[str, Any]:
+        """Run one cell; its result."""
         wanted = (cell.job.backbone, cell.job.train.dropout)
-        if backbone is None or wanted != loaded:
-            backbone, loaded = load_backbone(*wanted), wanted
+        if self.backbone is None or wanted != self.loaded:
+            self.backbone, self.loaded = load_backbone(*wanted), wanted
         note, name = recorder(cell.folder), cell.folder.parent.name
 
-        def both(event: dict[str, Any], note: Tell = note, name: str = name) -> None:
+        def both(event: dict[str, Any]) -> None:
             note(event)
             tell({"run": name, **event})
 
-        result = run_cell(cell.job, cell.seed, encode_sample(cell.job, backbone, cell.sample), backbone, cell.folder, cell.facts, tell=both)
-        both({"event": "result", "seed": cell.seed, "mean": result["mean"]})
+        prompts = encode_sample(cell.job, self.backbone, cell.sample)
+        result = run_cell(cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test)
+        both({"event": "result", "seed": cell.seed, "mean": result.get("mean")})
+        return result
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -217,9 +260,14 @@ def _session(jobs: Sequence[Job]) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float = 0) -> Iterator[None]:
+    """The folder is this process's alone.
+
+    Raises:
+        UserError: another process has it.
+    """
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=wait):
             yield
     except Timeout:
         raise UserError(f"run: another process is at work on {folder}; wait for it, or choose another storage=") from None

@@ -4,6 +4,7 @@ came after the cell's last state.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
 from raypft.backbones import load_backbone
-from raypft.cells import Cell, Tell, recorder, run_cell
+from raypft.cells import Cell, Tell, is_finished, recorder, run_cell
 from raypft.errors import UserError
 from raypft.job import Job
 from raypft.scale.data import ENCODER_CPUS, encode_on_ray, encoded_file, read_encoded
@@ -89,26 +90,24 @@ def check_resources(job: Job) -> None:
         cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
 
 
-def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
+def run_on_ray(cells: Sequence[Cell], tell: Tell, stop: Path | None = None) -> None:
     """Run cells, which have the same resources, on one Ray Train worker group; results are on disk when it returns.
+
+    Args:
+        stop: where a file appears, the workers end after their epoch; the rest of the cells is left as it is.
 
     Raises:
         UserError: CPUs do not fit; or training failed, with the worker's own line.
     """
     job = cells[0].job
     resources = job.resources
-    with ray_session(), _quiet_loggers():
+    with ray_session(), quiet_loggers():
         cpus = cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
         encode_on_ray(cells)
         storage = Path(job.storage).resolve() / ".ray"
         trainer = TorchTrainer(
             work,
-            train_loop_config={
-                "cells": [
-                    {"job": c.job.model_dump(), "seed": c.seed, "folder": str(c.folder.resolve()), "encoded": str(encoded_file(c)), "facts": c.facts}
-                    for c in cells
-                ]
-            },
+            train_loop_config={"cells": [_packed(cell) for cell in cells], "stop": stop and str(stop)},
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus_per_worker > 0,
@@ -126,14 +125,31 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
                 raise _plain(error, storage) from None
 
 
+def _packed(cell: Cell) -> dict[str, Any]:
+    """A cell as workers get it."""
+    return {
+        "job": cell.job.model_dump(), "seed": cell.seed, "folder": str(cell.folder.resolve()), "encoded": str(encoded_file(cell)), "facts": cell.facts,
+        "test": cell.test,
+    }  # fmt: skip
+
+
+class _Stopped(Exception):
+    """The cells are no longer wanted; every worker raises it after the same epoch."""
+
+
 def work(config: dict[str, Any]) -> None:
     """What each worker runs: the unfinished cells, one after the other."""
+    with contextlib.suppress(_Stopped):
+        _work(config)
+
+
+def _work(config: dict[str, Any]) -> None:
     from raypft.scale.stepper import DeepSpeedStepper  # noqa: PLC0415  (sets what DeepSpeed reads at import)
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     cells = config["cells"]
     everyone: list[Any] = [None] * distributed.get_world_size()
-    done = [(Path(cell["folder"]) / "result.json").is_file() for cell in cells]
+    done = [is_finished(Path(cell["folder"]), cell["test"]) for cell in cells]
     distributed.all_gather_object(everyone, ([cell["facts"]["cell"] for cell in cells], done))
     if any(keys != everyone[0][0] for keys, _ in everyone):
         raise RuntimeError(f"workers received different jobs: {everyone}")
@@ -151,11 +167,25 @@ def work(config: dict[str, Any]) -> None:
             return steppers[-1]
 
         note = recorder(folder) if distributed.get_rank() == 0 else lambda event: None
-        result = run_cell(job, seed, read_encoded(Path(cell["encoded"])), backbone, folder, cell["facts"], make_stepper, note)
-        note({"event": "result", "seed": seed, "mean": result["mean"]})
+
+        def tell(event: dict[str, Any], note: Tell = note) -> None:
+            note(event)
+            _check_wanted(config["stop"])
+
+        result = run_cell(job, seed, read_encoded(Path(cell["encoded"])), backbone, folder, cell["facts"], make_stepper, tell, cell["test"])
+        note({"event": "result", "seed": seed, "mean": result.get("mean")})
         steppers[-1].close()
         if job.zero.stage == 3 or job.train.precision != "fp32":
             backbone = None  # partitioned or cast weights do not come back; the next cell loads anew
+
+
+def _check_wanted(stop: str | None) -> None:
+    """Rank 0 looks for the stop file, all ranks learn what it saw: none is left waiting in a collective."""
+    if stop is not None:
+        seen = [Path(stop).exists()]
+        distributed.broadcast_object_list(seen)
+        if seen[0]:
+            raise _Stopped
 
 
 @contextmanager
@@ -205,11 +235,12 @@ def ray_logs() -> str:
 
 
 @contextmanager
-def _quiet_loggers() -> Iterator[None]:
+def quiet_loggers(level: int = logging.ERROR) -> Iterator[None]:
+    """Ray's loggers say nothing below `level`."""
     names = ("ray.train", "ray.data", "ray.tune", "ray")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:

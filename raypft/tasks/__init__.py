@@ -6,6 +6,7 @@ each with its source. `load_task("xnli")` reads `raypft/tasks/xnli.yaml`; a path
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -148,6 +149,12 @@ def load_task(name: str) -> Task:
         if path.parent != FOLDER:
             raise UserError(f"task: no file {path}; give a task name or a path to a task YAML")
         raise UserError(f'task: "{name}" is unknown; {nearest(name, task_names())}')
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, changed: int) -> Task:
+    """A campaign asks for the same few tasks thousands of times; `changed` makes an edited file another one."""
     where = f"tasks/{path.name}" if path.parent == FOLDER else str(path)
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -167,7 +174,8 @@ def validation_line(where: str, error: Exception, loaded: object) -> str:
     """One line out of a pydantic error: where, key, found, expected; an unknown key names the nearest."""
     if not isinstance(error, ValidationError):
         return f"{where}: {error}"
-    first = error.errors()[0]
+    errors = error.errors()  # a key that is missing may be one that is misspelt
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     # pydantic ends the place in a union with the type it tried
     place = first["loc"][:-1] if first["loc"] and str(first["loc"][-1]) in ("str", "list[str]", "dict[str,str]") else first["loc"]
     key = ".".join(str(part) for part in place)
@@ -198,7 +206,8 @@ def _model_at(title: str, location: tuple[int | str, ...]) -> list[str]:
             # a map's own keys may be called as fields of its values are: sources.hub
             if getattr(model, "__origin__", None) is dict:
                 continue
-        arguments = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        parts = [getattr(a, "__origin__", a) for a in getattr(model, "__args__", ())]  # the model inside an Annotated
+        arguments = [a for a in parts if isinstance(a, type) and issubclass(a, BaseModel)]
         if arguments:
             model = arguments[0]
     return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,251 @@
+"""Ray Tune around campaigns: one trial is one configuration, its seeds one after the other; Tune sees the mean on dev over the
+seeds done, epochs go to the run store. The ledger is written here, by the driver alone; results are in the run folders.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raypft import runs
+from raypft.book import Book, Configuration
+from raypft.campaign import Campaign
+from raypft.cells import Tell
+from raypft.errors import UserError
+from raypft.job import Job
+from raypft.scale.data import ENCODER_CPUS
+from raypft.scale.launch import READER_CPUS, cpus_per_worker, quiet_loggers, ray_session
+from raypft.scale.search import Study
+from raypft.scale.trackers import tracker
+from raypft.scale.trial import Trial
+
+TRIAL_CPUS = 0.1
+"""What a trial reserves beside its worker group."""
+FILES = ".tune"
+NO_CHECKPOINTS = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
+
+
+def needs(job: Job, cpus: float) -> tuple[Job, dict[str, float], dict[str, float]]:
+    """The job with its CPUs settled, what its trial's own process reserves, and all that the trial takes.
+
+    Raises:
+        UserError: it does not fit the cluster; Ray would wait for ever.
+    """
+    own = job.resources
+    if not own.workers:
+        taken = {"CPU": own.cpus_per_worker or min(1.0, cpus), **({"GPU": own.gpus_per_worker} if own.gpus_per_worker else {})}
+        return job, taken, taken
+    each = cpus_per_worker(job, cpus - TRIAL_CPUS)
+    settled = job.model_copy(update={"resources": own.model_copy(update={"cpus_per_worker": each})})
+    total = {"CPU": TRIAL_CPUS + own.workers * each + READER_CPUS + ENCODER_CPUS}
+    return settled, {"CPU": TRIAL_CPUS}, total | ({"GPU": own.workers * own.gpus_per_worker} if own.gpus_per_worker else {})
+
+
+def at_once(jobs: list[Job], has: dict[str, float]) -> int:
+    """How many trials may run together such that none waits for what another holds.
+
+    Raises:
+        UserError: a trial asks for more than the cluster has.
+    """
+    found = math.inf
+    for job in jobs:
+        for name, amount in needs(job, has.get("CPU", 0))[2].items():
+            if amount > has.get(name, 0) + 1e-9:
+                raise UserError(f"resources: a trial takes {amount:g} {name}s (workers={job.resources.workers}); Ray has {has.get(name, 0):g}; ask for less")
+            found = min(found, has.get(name, 0) / amount + 1e-9)
+    return 1 if math.isinf(found) else int(found)
+
+
+def cluster_resources() -> dict[str, float]:
+    """CPUs and GPUs of the running cluster."""
+    with ray_session():
+        return ray.cluster_resources()
+
+
+@dataclass
+class Running:
+    """A trial at work: the seeds it still has to do, dev scores of those done, and whether it is tested."""
+
+    study: Study
+    configuration: Configuration
+    test: bool
+    todo: list[int]
+    devs: list[float] = field(default_factory=list)
+    failed: bool = False
+    stopped: str = ""
+
+
+class Director(Searcher):
+    """Hands out trials and keeps the book: which configuration runs, which cells are finished, failed or pruned."""
+
+    def __init__(self, book: Book, studies: list[Study], limit: int, cpus: float, tell: Tell) -> None:
+        super().__init__(metric="dev", mode="max")
+        self.book, self.studies, self.limit, self.cpus, self.tell = book, studies, limit, cpus, tell
+        self.running: dict[str, Running] = {}
+        self.began, self.run = time.monotonic(), 0
+
+    def __deepcopy__(self, memo: Any) -> Director:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the ledger is the state."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """The configuration of the next trial, None for later, FINISHED when all is done."""
+        for study in self.studies if len(self.running) < self.limit else ():
+            found = study.next(trial_id)
+            if found is not None:
+                return self._start(trial_id, study, *found)
+        return None if self.running else Searcher.FINISHED
+
+    def _start(self, trial: str, study: Study, configuration: Configuration, test: bool) -> dict[str, Any]:
+        """What the trial gets: readable keys for trackers, the rest as JSON."""
+        chosen = configuration is study.chosen
+        book, keys = self.book, configuration.keys
+        todo = [seed for seed in keys if book.where(configuration, seed, test) is None]
+        known = [book.ledger.get(keys[seed]).get("dev") for seed in keys if seed not in todo]
+        devs = [] if chosen else [dev for dev in known if dev is not None]
+        fresh = book.fresh and not any(book.ledger.get(key) for key in keys.values())
+        self.running[trial] = Running(study, configuration, test, todo, devs)
+        if not chosen:
+            book.note(configuration, todo[0], "running", dev=None)
+        self._say({"event": "trial", "label": configuration.label, "chosen": chosen})
+        job, _, _ = needs(configuration.job, self.cpus)
+        work = {
+            "job": job.model_dump(), "keys": {str(seed): keys[seed] for seed in todo}, "devs": devs, "test": test, "fresh": fresh,
+            "ends_on_failure": study.search is not None,
+        }  # fmt: skip
+        place = configuration.place
+        return {"row": place.row, "task": place.task, **place.axes, **configuration.values, "work": json.dumps(work)}
+
+    def stops(self, trial: str, result: dict[str, Any]) -> bool:
+        """Whether the study's scheduler ends the trial after this seed."""
+        running = self.running[trial]
+        if running.study.stopper is None or running.test or result["reason"] or math.isnan(result["dev_of_seed"]):
+            return False
+        running.stopped = running.study.stopper.stops(running.configuration.name, [*running.devs, result["dev_of_seed"]]) or ""
+        return bool(running.stopped)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A seed is done, others follow."""
+        running = self.running[trial_id]
+        self._cell(running, result)
+        if running.todo and running.configuration is not running.study.chosen:
+            self.book.note(running.configuration, running.todo[0], "running", dev=None)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The trial has ended: with its last seed, stopped, failed, or with its process."""
+        if trial_id not in self.running:
+            return
+        running = self.running[trial_id]
+        if result is None or error:
+            result = {"seed": None, "reason": "the trial's process ended unexpectedly; out of memory?", "last": True}
+        elif result["last"]:
+            self.stops(trial_id, result)  # the others are measured against it
+        self._cell(running, result)
+        for seed in running.todo:
+            self._lost(running, seed, "pruned" if running.stopped and not result["last"] else "failed", running.stopped or result["reason"])
+        del self.running[trial_id]
+        failed = running.failed or not running.devs
+        running.study.over(trial_id, None if failed else statistics.fmean(running.devs), whole=not running.stopped)
+
+    def _cell(self, running: Running, result: dict[str, Any]) -> None:
+        if result["seed"] is None:
+            return
+        self.run += 1
+        running.todo.remove(result["seed"])
+        if result["reason"]:
+            self._lost(running, result["seed"], "failed", result["reason"])
+            return
+        dev = None if math.isnan(result["dev_of_seed"]) else result["dev_of_seed"]
+        if dev is not None:
+            running.devs.append(dev)
+        self.book.note(running.configuration, result["seed"], "finished", dev=dev, tested=running.test, folder=result["folder"])
+        test = None if math.isnan(result["test"]) else result["test"]
+        self._say({"event": "cell", "label": running.configuration.label, "seed": result["seed"], "status": "finished", "dev": dev, "test": test})
+
+    def _lost(self, running: Running, seed: int, status: str, reason: str) -> None:
+        running.failed |= status == "failed"
+        self.book.note(running.configuration, seed, status, dev=None, reason=reason)
+        self._say({"event": "cell", "label": running.configuration.label, "seed": seed, "status": status, "reason": reason})
+
+    def _say(self, event: dict[str, Any]) -> None:
+        """Tell an event, with how far the campaign is."""
+        total = sum(study.budget * study.seeds for study in self.studies)
+        left = sum(study.left for study in self.studies) + sum(len(r.todo) for r in self.running.values() if r.configuration is not r.study.chosen)
+        each = (time.monotonic() - self.began) / self.run if self.run else None
+        best = {study.place.label: study.leader for study in self.studies if study.search and study.leader}
+        running = {running.configuration.label: f"{running.study.seeds - len(running.todo)}/{running.study.seeds}" for running in self.running.values()}
+        self.tell({**event, "done": total - left, "total": total, "left": None if each is None else round(each * left), "running": running, "best": best})
+
+
+class Stops(FIFOScheduler):
+    """Passes every study's own rule on to Tune."""
+
+    def __init__(self, director: Director) -> None:
+        super().__init__()
+        self.director = director
+
+    def __deepcopy__(self, memo: Any) -> Stops:
+        return self
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop or go on."""
+        return TrialScheduler.STOP if self.director.stops(trial.trial_id, result) else TrialScheduler.CONTINUE
+
+
+def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[dict[str, Any]]:
+    """Run what is not finished; the cells of the table, as `report.campaign` reads them.
+
+    Raises:
+        UserError: anything that can be known before compute is spent; or another process works on the campaign.
+    """
+    watch = tracker(campaign.tracker)
+    campaign.folder.mkdir(parents=True, exist_ok=True)
+    with runs.locked(campaign.folder):
+        for job in campaign.prerequisites():
+            runs.run([runs.prepare(job)], tell, fresh)
+        book = Book(campaign, lambda text: tell({"event": "note", "text": text}), fresh)
+        book.write_campaign()
+        try:
+            studies = [Study(place, book) for place in campaign.places()]
+            if any(study.left or study.untested for study in studies):
+                _tune(campaign, book, studies, tell, watch)
+            return book.rows()
+        finally:
+            book.ledger.close()
+
+
+def _tune(campaign: Campaign, book: Book, studies: list[Study], tell: Tell, watch: list[Any]) -> None:
+    """One Tune experiment over all studies."""
+    os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    files = campaign.folder.resolve() / (campaign.tracker or FILES)
+    with ray_session(), quiet_loggers(logging.CRITICAL):
+        has = ray.cluster_resources()
+        cpus = has.get("CPU", 0)
+        jobs = [study.place.job(study.example) for study in studies]
+        director = Director(book, studies, at_once(jobs, has), cpus, tell)
+        trainable = tune.with_resources(Trial, lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1]]))
+        most = sum(study.budget + 1 for study in studies)
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(search_alg=director, scheduler=Stops(director), num_samples=most, reuse_actors=True),
+            run_config=tune.RunConfig(name=f"attempt-{time.time_ns()}", storage_path=str(files), verbose=0, callbacks=watch, checkpoint_config=NO_CHECKPOINTS),
+        ).fit()
+    if campaign.tracker is None:
+        shutil.rmtree(files, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""What a search looks through: the values of dotted job keys, how they are drawn, and with what budget."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from raypft.tasks import Strict
+
+
+class Dimension(Strict):
+    """The values of one key of a search: a list, a range of integers, or an interval; [lowest, highest] are included."""
+
+    values: list[Any] | None = None
+    range: list[int] | None = Field(default=None, description="lowest, highest, step (1 where left out)")
+    uniform: tuple[float, float] | None = None
+    log: tuple[float, float] | None = Field(default=None, description="uniform on the logarithm")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return {"values": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Dimension:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("expected a list, or one of range, uniform, log")
+        if self.values == []:
+            raise ValueError("an empty choice; expected at least one value")
+        if self.range is not None and (len(self.range) not in (2, 3) or self.range[0] > self.range[1] or self.range[2:] == [0]):
+            raise ValueError("expected [lowest, highest] or [lowest, highest, step]")
+        interval = self.uniform or self.log
+        if interval and (interval[0] >= interval[1] or (self.log and interval[0] <= 0)):
+            raise ValueError(f"expected [lowest, highest]{' above 0' if self.log else ''}")
+        return self
+
+    @property
+    def listed(self) -> list[Any] | None:
+        """Every value, None where there is no end of them."""
+        if self.range is not None:
+            low, high, *step = self.range
+            return list(range(low, high + 1, *step))
+        return self.values
+
+
+class Search(Strict):
+    """Per row and task the best configuration on dev is looked for; the test is read for that one alone."""
+
+    space: dict[str, Dimension] = Field(min_length=1)
+    searcher: Literal["grid", "random", "tpe"] = "grid"
+    trials: int | None = Field(default=None, ge=1, description="of random and tpe, the same for every row and task; grid: all")
+    scheduler: Literal["none", "asha", "racing"] = "none"
+    metric: str = Field(default="dev", description="dev, or what it is for the task: the name of its first metric")
+    rows: list[str] | None = None
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination, the last key fastest."""
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*(d.listed or [] for d in self.space.values()))]
+
+    def drawn(self, source: random.Random) -> dict[str, Any]:
+        """One combination at random."""
+        return {key: draw(dimension, source) for key, dimension in self.space.items()}
+
+    def order(self, values: dict[str, Any]) -> list[float]:
+        """Sorts configurations as the file lists their values; the first of equals is chosen."""
+        return [d.listed.index(v) if d.listed is not None and v in d.listed else v for v, d in ((values[k], d) for k, d in self.space.items())]
+
+
+def draw(dimension: Dimension, source: random.Random) -> Any:
+    """A value of a dimension."""
+    if dimension.listed is not None:
+        return source.choice(dimension.listed)
+    if dimension.log:
+        low, high = dimension.log
+        return low * (high / low) ** source.random()
+    assert dimension.uniform
+    return source.uniform(*dimension.uniform)

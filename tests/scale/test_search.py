@@ -1,0 +1,121 @@
+"""What a search tries next and when it stops a configuration; no Ray is started."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+
+from raypft.errors import UserError
+from raypft.job import load_job
+from raypft.scale.search import Asha, Racing, Tpe
+from raypft.scale.trackers import PACKAGES, tracker
+from raypft.scale.tune import at_once, needs
+from raypft.space import Search
+
+SPACE = {
+    "method.layer": {"range": [1, 9, 4]},
+    "train.lr": {"log": [1e-5, 1e-1]},
+    "method": [{"name": "lora"}, {"name": "adapter"}],
+    "train.clip": {"uniform": [0.0, 1.0]},
+}
+
+
+def tpe() -> Tpe:
+    return Tpe(Search(space=SPACE, searcher="tpe", trials=9), 1)
+
+
+def test_tpe_suggests_values_of_the_space_and_remembers_what_it_is_told():
+    search = tpe()
+    for number in range(30):
+        values = search.suggest(str(number))
+        assert list(values) == list(SPACE)
+        assert values["method.layer"] in (1, 5, 9)
+        assert 1e-5 <= values["train.lr"] <= 1e-1
+        assert values["method"] in SPACE["method"]
+        search.learn(str(number), 50.0 + number if number % 7 else None)
+    assert len(search.known) == 30
+    assert [value for _, value in search.known].count(None) == 5
+
+
+def test_tpe_fed_from_a_ledger_suggests_as_if_it_had_run_on():
+    """All past results are known, and the next suggestion is drawn from them: near the good ones."""
+    source, search, control = random.Random(0), tpe(), tpe()
+    for _ in range(40):
+        lr = 10 ** source.uniform(-5, -1)
+        search.remember({"method.layer": 5, "train.lr": lr, "method": {"name": "lora"}, "train.clip": 0.5}, 100.0 if lr > 10**-2 else 10.0)
+    assert len(search.known) == 40
+    found = [search.suggest(str(i))["train.lr"] for i in range(8)]
+    assert statistics.median(found) > 10**-2 > statistics.median([control.suggest(str(i))["train.lr"] for i in range(8)])
+
+
+def test_tpe_leaves_out_what_a_changed_space_no_longer_holds():
+    search = tpe()
+    fits = {"method.layer": 5, "train.lr": 0.01, "method": {"name": "lora"}, "train.clip": 0.5}
+    for values in (fits, {**fits, "method.layer": 4}, {**fits, "train.lr": 3.0}, {**fits, "method": {"name": "full"}}, {"method.layer": 5}):
+        search.remember(values, 1.0)
+    search.remember(fits, None)
+    assert [value for _, value in search.known] == [1.0, None]
+
+
+def test_racing_stops_what_is_behind_on_the_seeds_they_share_by_more_than_chance():
+    racing = Racing(5)
+    best = [80.0, 70.0, 90.0, 75.0, 85.0]
+    for count in range(1, 6):
+        assert racing.stops("best", best[:count]) is None
+    assert racing.stops("behind", [77.0]) is None, "one seed says nothing"
+    assert racing.stops("behind", [77.0, 66.9]) == "racing: 3.0 ± 0.6 behind the best after 2 seeds"
+    assert racing.stops("noisy", [60.0, 72.0]) is None
+    assert racing.stops("noisy", [60.0, 72.0, 65.0]) is None
+    assert racing.stops("better", [81.0, 71.0]) is None
+    assert racing.stops("same", best[:2]) is None
+
+
+def test_asha_stops_the_lower_half_and_never_the_last_standing():
+    asha = Asha(5)
+    for name, dev in (("a", 80.0), ("b", 90.0), ("c", 70.0), ("d", 60.0)):
+        stopped = asha.stops(name, [dev])
+        assert (stopped is not None) == (name in "cd"), name
+    assert asha.stops("e", [10.0]) == "asha: in the lower half after 1 seed"
+    assert asha.stops("b", [90.0, 91.0]) is None
+
+
+def test_trials_at_once_leave_room_for_workers_encoder_and_reader():
+    here = load_job("profit", ["task=sentiment", "backbone=x"])
+    workers = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2"])
+    assert at_once([here], {"CPU": 2}) == 2
+    assert at_once([here], {"CPU": 0.5}) == 1
+    assert at_once([workers], {"CPU": 2}) == 1
+    assert at_once([here, workers], {"CPU": 2}) == 1
+    assert at_once([], {"CPU": 2}) == 1
+    settled, own, whole = needs(workers, 2)
+    assert own == {"CPU": 0.1}
+    assert whole["CPU"] == pytest.approx(2)
+    assert settled.resources.cpus_per_worker == pytest.approx(0.2)
+    assert settled.key() == workers.key()
+    fixed = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2", "resources.cpus_per_worker=0.2"])
+    assert at_once([fixed], {"CPU": 8}) == 4
+    half = load_job("profit", ["task=sentiment", "backbone=x", "resources.gpus_per_worker=0.5", "resources.cpus_per_worker=0.5"])
+    assert at_once([half], {"CPU": 8, "GPU": 2}) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["resources.cpus_per_worker=3"], r"resources: a trial takes 3 CPUs \(workers=0\); Ray has 2; ask for less"),
+        (["resources.workers=2", "resources.cpus_per_worker=1"], "Ray has 1.9; use at most 0.2"),
+        (["resources.gpus_per_worker=1"], r"resources: a trial takes 1 GPUs \(workers=0\); Ray has 0; ask for less"),
+    ],
+)
+def test_a_trial_that_can_never_start_is_refused(more, expected):
+    with pytest.raises(UserError, match=expected):
+        at_once([load_job("profit", ["task=sentiment", "backbone=x", *more])], {"CPU": 2})
+
+
+def test_trackers_are_rays_own_and_a_missing_package_is_one_line(monkeypatch):
+    assert tracker(None) == []
+    assert type(tracker("tensorboard")[0]).__name__ == "TBXLoggerCallback"
+    monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")
+    with pytest.raises(UserError, match="tracker: wandb needs the package no_such_package; pip install no_such_package"):
+        tracker("wandb")

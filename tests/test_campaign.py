@@ -1,0 +1,295 @@
+"""Campaign files: what they expand to, what they refuse; which cells a campaign counts as finished; the withheld test."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import place, words  # noqa: F401  (a fixture)
+
+from raypft import runs
+from raypft.book import Book
+from raypft.campaign import FOLDER, campaign_names, flat, load_campaign
+from raypft.errors import UserError
+from raypft.job import load_job
+from raypft.plan import planned
+from raypft.space import Dimension
+
+BASE = {
+    "about": "test",
+    "defaults": {"backbone": "gpt2", "seeds": [0, 42], "shots": 5, "train": {"epochs": 3}},
+    "rows": {"ICL": {"recipe": "icl"}, "GCN": {"recipe": "gnnavi_gcn", "set": {"train.lr": "1e-2"}}, "MAJ": "majority"},
+    "tasks": ["sst2", "trec"],
+    "search": {"space": {"method.layer": [1, 4, 7]}, "rows": ["GCN"]},
+    "scales": {"small": {"defaults": {"train.epochs": 1, "seeds": [0]}, "tasks": ["trec"], "rows": ["GCN", "MAJ"], "search": {"space": {"method.layer": [2]}}}},
+}
+
+
+def write(folder: Path, **change: object) -> str:
+    """A campaign file, with top keys changed or, where None, left out."""
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in {**BASE, **change}.items() if value is not None}, sort_keys=False))
+    return str(path)
+
+
+def search(**change: object) -> dict:
+    return {"search": {**BASE["search"], **change}}
+
+
+def small(place: Path, **change: object) -> str:  # noqa: F811
+    """A campaign on the tiny task."""
+    defaults = {
+        "backbone": f"{place}/bert", "data.root": str(place), "storage": f"{place}/runs", "pattern": "plain", "protocol": "fixed", "seeds": [0, 1],
+        "train": {"epochs": 2, "lr": 0.01, "languages": ["en"], "max_tokens": 32, "dropout": 0.0},
+    }  # fmt: skip
+    rows = {"Plain": {"recipe": "profit"}, "Searched": {"recipe": "profit"}}
+    more = {"search": {"space": {"train.lr": [0.001, 0.01]}, "rows": ["Searched"]}, "scales": None}
+    return write(place, defaults=defaults, rows=rows, tasks=[f"{place}/mytask.yaml"], **{**more, **change})
+
+
+def test_places_come_row_by_row_with_the_later_settings_over_the_earlier(tmp_path):
+    vary = {"shots": [1, 2]}
+    tasks = {"sst2": {"train.lr": 0.5}, "trec": {}}
+    campaign = load_campaign(write(tmp_path, tasks=tasks, vary=vary, search=None), ["seeds=[7]"])
+    places = list(campaign.places())
+    assert [(p.row, p.task, p.axes["shots"]) for p in places][:3] == [("ICL", "sst2", 1), ("ICL", "sst2", 2), ("ICL", "trec", 1)]
+    assert len(places) == 2 * 2 * 2
+    job = next(p for p in places if p.row == "GCN" and p.task == "sst2").job()
+    assert (job.train.lr, job.train.epochs, job.train.optimizer, job.shots, job.seeds, job.method["name"]) == (0.5, 3, "adam", 1, [7], "gnnavi")
+    assert next(p for p in places if p.row == "GCN" and p.task == "trec").job().train.lr == 0.01
+
+
+def test_a_method_given_whole_replaces_the_recipes(tmp_path):
+    rows = {"A": {"recipe": "gnnavi_gcn", "set": {"method": {"name": "frozen"}}}, "B": {"recipe": "gnnavi_gcn", "set": {"method": {"layer": 5}}}}
+    campaign = load_campaign(write(tmp_path, rows=rows, search=None))
+    first, second = (next(p for p in campaign.places() if p.row == row).job() for row in rows)
+    assert first.method == {"name": "frozen"}
+    assert second.method["layer"] == 5
+    assert second.method["name"] == "gnnavi"
+
+
+def test_a_scale_is_laid_over_the_file(tmp_path):
+    whole, scaled = load_campaign(write(tmp_path)), load_campaign(write(tmp_path), scale="small")
+    assert list(scaled.rows) == ["GCN", "MAJ"]
+    assert list(scaled.tasks) == ["trec"]
+    (found,) = scaled.places()
+    assert found.listed() == [{"method.layer": 2}]
+    assert (found.job().train.epochs, found.job().train.lr, found.job().seeds) == (1, 0.01, [0])
+    assert scaled.folder != whole.folder
+    assert scaled.folder.name.startswith("mine-small-")
+
+
+def test_a_campaign_keeps_its_folder_when_extended_and_has_another_when_its_numbers_change(tmp_path):
+    folder = load_campaign(write(tmp_path)).folder
+    assert load_campaign(write(tmp_path), ["seeds=[0,42,7]", "resources.workers=2", "storage=runs"]).folder == folder
+    assert load_campaign(write(tmp_path, tasks=["sst2"], **search(trials=2))).folder == folder
+    assert load_campaign(write(tmp_path), ["shots=6"]).folder.name != folder.name
+
+
+def test_what_a_search_tries(tmp_path):
+    space = {"method.layer": {"range": [4, 16, 6]}, "train.lr": [0.1, 0.2]}
+    grid = next(p for p in load_campaign(write(tmp_path, **search(space=space))).places() if p.search)
+    assert grid.listed() == [{"method.layer": layer, "train.lr": lr} for layer in (4, 10, 16) for lr in (0.1, 0.2)]
+    space = {"method.layer": {"range": [1, 24]}, "train.lr": {"log": ["1e-5", "1e-2"]}, "train.weight_decay": {"uniform": [0.0, 0.1]}}
+    drawn = [
+        next(p for p in load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=n))).places() if p.search).listed() for n in (20, 30)
+    ]
+    assert drawn[1] is not None
+    assert drawn[1][:20] == drawn[0], "a larger budget goes on where the smaller ended"
+    assert len({found["method.layer"] for found in drawn[1]}) > 5
+    assert all(1 <= found["method.layer"] <= 24 and 1e-5 <= found["train.lr"] <= 1e-2 and 0 <= found["train.weight_decay"] <= 0.1 for found in drawn[1])
+    lows = sum(Dimension(log=(1e-5, 1e-2)).listed is None and found["train.lr"] < 10**-3.5 for found in drawn[1])
+    assert 8 <= lows <= 22, "uniform on the logarithm"
+    assert next(p for p in load_campaign(write(tmp_path, **search(searcher="tpe", trials=4))).places() if p.search).listed() is None
+
+
+def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):
+    rows = {"LTP": {"recipe": "ltp", "set": {"method.ticket": "before:ticket"}}}
+    before = {"ticket": {"recipe": "ticket_search", "set": {"task": "mlmtext", "seeds": [0]}}}
+    path = write(tmp_path, rows=rows, before=before, tasks=["xnli"], search=None, defaults={"backbone": "xlmr-base"})
+    campaign = load_campaign(path, ["storage=there"])
+    (ticket,) = campaign.prerequisites()
+    (found,) = campaign.places()
+    assert found.job().method["ticket"] == f"there/{ticket.run_name}"
+
+
+BAD = {
+    'unknown key "sarch"; did you mean "search"?': {"sarch": {}},
+    'unknown key "search.seacher"; did you mean "searcher"?': search(seacher="grid"),
+    'unknown key "rows.GCN.recpe"; did you mean "recipe"?': {"rows": {"GCN": {"recpe": "icl"}}, "search": None},
+    'unknown key "train.lrr"; did you mean "lr"?': search(space={"train.lrr": [1]}),
+    'unknown key "layr"; did you mean "layer"?': search(space={"method.layr": [1]}),
+    'unknown key "trian"; did you mean "train"?': {"vary": {"trian.lr": [1]}},
+    "search.space.method.layer: found []; value error, an empty choice; expected at least one value": search(space={"method.layer": []}),
+    "vary.shots: found an empty list": {"vary": {"shots": []}},
+    "search.space.seeds: the best seed is luck, not a setting": search(space={"seeds": [[0], [1]]}),
+    "search.space.sample_seed: the best seed is luck": search(space={"sample_seed": [0, 1]}),
+    "vary.seeds: the best seed is luck": {"vary": {"seeds": [[0], [1]]}},
+    'search.metric: no run of sst2 has "f2" on dev; known: accuracy, dev': search(metric="f2"),
+    "expected a list, or one of range, uniform, log": search(space={"method.layer": {"range": [1, 2], "log": [1, 2]}}),
+    "expected [lowest, highest] or [lowest, highest, step]": search(space={"method.layer": {"range": [5, 1]}}),
+    "expected [lowest, highest] above 0": search(space={"train.lr": {"log": [0, 1]}}),
+    "search.space.train.lr: a grid needs a list or a range; use searcher: random or tpe": search(space={"train.lr": {"uniform": [0.1, 1]}}),
+    "search.trials: searcher tpe needs a budget": search(searcher="tpe"),
+    'search.rows: "GNC" is no row; did you mean "GCN"?': search(rows=["GNC"]),
+    'columns: found "langage"; did you mean "language"?': {"columns": "langage"},
+    'recipe: "icll" is unknown; did you mean "icl"?': {"rows": {"ICL": {"recipe": "icll"}}, "search": None},
+    'task: "sst3" is unknown; did you mean "sst2"?': {"tasks": ["sst3"]},
+    '"before:tickt": before has no "tickt"': {"rows": {"L": {"recipe": "ltp", "set": {"method.ticket": "before:tickt"}}}, "search": None},
+    'key "about" is missing': {"about": None},
+}
+
+
+@pytest.mark.parametrize("expected", BAD)
+def test_a_campaign_that_does_not_fit_is_refused_in_one_line(expected, tmp_path):
+    with pytest.raises(UserError) as raised:
+        load_campaign(write(tmp_path, **BAD[expected]))
+    assert expected in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_unknown_campaigns_and_scales_are_told_with_the_nearest(tmp_path):
+    with pytest.raises(UserError, match='campaign: "quikstart" is unknown; did you mean "quickstart"'):
+        load_campaign("quikstart")
+    with pytest.raises(UserError, match="campaign: no file"):
+        load_campaign(str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(UserError, match='scale: "smal" is unknown; did you mean "small"'):
+        load_campaign(write(tmp_path), scale="smal")
+    with pytest.raises(UserError, match='scales.small.rows: "GNC" is no row; did you mean "GCN"'):
+        load_campaign(write(tmp_path, scales={"small": {"rows": ["GNC"]}}), scale="small")
+    with pytest.raises(UserError, match='scales.small: unknown key "sed"'):
+        load_campaign(write(tmp_path, scales={"small": {"sed": 1}}), scale="small")
+
+
+@pytest.mark.parametrize("name", campaign_names())
+def test_shipped_campaigns_load(name):
+    campaign = load_campaign(name)
+    assert campaign.source
+    assert list(campaign.places())
+    for scale in yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales") or {}:
+        assert list(load_campaign(name, scale=scale).places())
+
+
+def test_nested_keys_are_dotted_keys():
+    assert flat({"train": {"lr": 1}, "dev": {"rows": "none"}, "method": {"name": "lora"}, "a.b": 2}) == {
+        "train.lr": 1, "dev.rows": "none", "method": {"name": "lora"}, "a.b": 2,
+    }  # fmt: skip
+
+
+def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: F811
+    name, *overrides = words(place, "seeds=1", "train.dropout=0.0")
+    (plain,) = runs.run([runs.prepare(load_job(name, overrides))], lambda event: None)[0]
+    prepared = runs.prepare(load_job(name, [*overrides, f"storage={place}/other"]))
+    here, events = runs.Here(), []
+    (cell,) = prepared.cells(test=False)
+    searched = here.run(cell, events.append)
+    assert cell.finished
+    assert "scores" not in searched
+    assert searched["dev"] == plain["dev"]
+    assert not (cell.folder / "predictions.parquet").exists()
+    assert runs.conclude(prepared) == []
+    (cell,) = prepared.cells()
+    assert not cell.finished
+    events.clear()
+    tested = here.run(cell, events.append)
+    assert cell.finished
+    assert [event["event"] for event in events] == ["result"], "it trained again"
+    times = {"seconds", "train_seconds", "peak_memory_mb", "history"}
+    assert {k: v for k, v in tested.items() if k not in times} == {k: v for k, v in plain.items() if k not in times}
+    assert not (cell.folder / "searched.json").exists()
+
+
+def test_dev_is_that_of_the_epoch_kept_and_of_what_nothing_trains(place):  # noqa: F811
+    last = words(place, "seeds=1", "train.select=last", "train.epochs=4")
+    (result,) = runs.run([runs.prepare(load_job(last[0], last[1:]))], lambda event: None)[0]
+    assert result["dev"] == result["history"][-1]["dev"]
+    direct = words(place, "seeds=1", "train.epochs=0", "dev.rows=full", recipe="direct")
+    (result,) = runs.run([runs.prepare(load_job(direct[0], direct[1:]))], lambda event: None)[0]
+    assert 0 <= result["dev"] <= 100
+
+
+def test_a_finished_cell_is_found_in_whatever_run_folder_it_is(place):  # noqa: F811
+    campaign = load_campaign(small(place))
+    (plain, *_) = campaign.places()
+    folder = place / "runs" / "another-name" / "seed-0"
+    book = Book(campaign)
+    configuration = book.configuration(plain, {})
+    assert book.where(configuration, 0, test=True) is None
+    folder.mkdir(parents=True)
+    (folder / "searched.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "dev": 1.0}, indent=1))
+    book = Book(campaign)
+    assert book.where(configuration, 0, test=True) is None, "a withheld test is no test"
+    assert book.where(configuration, 0, test=False) == folder
+    (folder / "result.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "mean": 1.0}, indent=1))
+    book = Book(campaign)
+    assert book.where(configuration, 0, test=True) == folder
+    assert book.where(configuration, 1, test=True) is None
+    assert Book(campaign, fresh=True).where(configuration, 0, test=True) is None
+    assert [(row["seed"], row["status"]) for row in book.rows()][:2] == [(0, "finished"), (1, "missing")]
+
+
+def test_rows_show_the_failed_and_the_pruned(place):  # noqa: F811
+    campaign = load_campaign(small(place))
+    book = Book(campaign)
+    searched = list(campaign.places())[1]
+    first, second = book.tried(searched)
+    book.note(first, 0, "failed", reason="the loss is nan")
+    book.note(second, 1, "pruned", reason="racing: behind")
+    found = {(tuple(row["axes"].values()), row["seed"]): (row["status"], row["reason"]) for row in book.rows() if row["row"] == "Searched"}
+    assert found == {
+        ((0.001,), 0): ("failed", "the loss is nan"), ((0.001,), 1): ("missing", None),
+        ((0.01,), 0): ("pruned", "racing: behind"), ((0.01,), 1): ("pruned", "racing: behind"),
+    }  # fmt: skip
+
+
+def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811
+    campaign = load_campaign(small(place), ["dev.rows=none"])
+    searched = list(campaign.places())[1]
+    book = Book(campaign)
+    with pytest.raises(UserError, match="search: Searched mytask has no dev rows to choose by; set dev.rows: full"):
+        book.check(book.configuration(searched, {"train.lr": 0.01}))
+
+
+def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path = small(place)
+    found = planned(load_campaign(path))
+    assert (found["trials"], found["done"], found["todo"], found["hours"], found["lacks"]) == (3, 0, 6, None, [])
+    assert found["steps"] == 6 * 2  # 24 rows in steps of 32, 2 epochs
+    assert found["memory_gib"] > 0
+    assert any("expected time: unknown" in line for line in found["lines"])
+    plain = next(load_campaign(path).places()).job()
+    runs.run([runs.prepare(plain)], lambda event: None)
+    found = planned(load_campaign(path))
+    assert (found["done"], found["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"
+    assert found["hours"] > 0
+
+
+def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = planned(load_campaign(small(place), ["resources.workers=1", "resources.gpus_per_worker=9"]))
+    assert any("GPUs" in line and "ask for less" in line for line in found["lacks"])
+    found = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
+    assert found["lacks"] == ["backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"]
+    assert (found["trials"], found["todo"], found["steps"], found["hours"]) == (3, 6, None, None)
+
+
+def test_plan_counts_a_tpe_budget_that_nobody_has_spent(place):  # noqa: F811
+    space = {"train.lr": {"log": [0.001, 0.1]}}
+    found = planned(load_campaign(small(place, search={"space": space, "searcher": "tpe", "trials": 7, "rows": ["Searched"]})))
+    assert (found["trials"], found["todo"]) == (8, 16)
+
+
+def test_listed_values_order_equals():
+    space = load_campaign_space({"method.layer": [7, 1], "train.lr": {"uniform": [0.0, 1.0]}})
+    assert sorted([{"method.layer": 1, "train.lr": 0.1}, {"method.layer": 7, "train.lr": 0.9}], key=space.order)[0]["method.layer"] == 7
+    assert space.drawn(random.Random(1)) == space.drawn(random.Random(1))
+
+
+def load_campaign_space(space: dict):
+    from raypft.space import Search
+
+    return Search(space=space, searcher="random", trials=1)

@@ -1,0 +1,100 @@
+"""The ledger: what a killed writer leaves is read; what can't be read is set aside and told; 100,000 cells open quickly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raypft.ledger import BAD, FILE, Ledger
+
+
+def entry(number: int, **more: object) -> dict:
+    """A finished cell of a search."""
+    values = {"method.layer": number % 7, "train.lr": 1e-3}
+    own = {"cell": f"{number:016x}", "status": "finished", "seed": number % 5, "config": f"c{number // 5}", "study": "s", "values": values}
+    return {**own, "folder": f"runs/gnnavi_gcn-sst2-5shot-gpt2-xl-{number // 5:08x}/seed-{number % 5}", "dev": 81.25, "reason": None, "time": 1.5, **more}
+
+
+def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_path):
+    ledger = Ledger(tmp_path)
+    for number in range(10):
+        ledger.note(**entry(number, status="running", dev=None))
+    ledger.note(cell=entry(0)["cell"], status="failed", reason="the loss is nan")
+    ledger.note(cell=entry(7)["cell"], status="finished", dev=50.0)
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert again.get(entry(0)["cell"])["reason"] == "the loss is nan"
+    assert again.get(entry(7)["cell"])["seed"] == 2
+    assert again.get("nowhere") == {}
+    assert list(again.study("s")) == ["c0", "c1"]
+    assert [found["dev"] for found in again.study("s")["c1"]] == [None, None, 50.0, None, None]
+    assert again.study("other") == {}
+
+
+@pytest.mark.parametrize("damage", [b'{"cell": "a", "sta', b"\x00\xff\x00", b"[1, 2]", b'{"cell": "a", "status": "great"}', b'{"status": "finished"}'])
+def test_a_corrupt_line_is_set_aside_told_and_the_rest_is_used(damage, tmp_path):
+    lines = [json.dumps(entry(number)).encode() for number in range(3)]
+    (tmp_path / FILE).write_bytes(b"\n".join([lines[0], damage, *lines[1:]]) + b"\n")
+    told: list[str] = []
+    ledger = Ledger(tmp_path, told.append)
+    assert [found["cell"] for found in ledger] == [entry(number)["cell"] for number in range(3)]
+    assert told == [f"ledger: {tmp_path / FILE}: 1 unreadable line moved to {BAD}; the other 3 cells are used"]
+    assert (tmp_path / BAD).read_bytes() == damage + b"\n"
+    ledger.note(**entry(3))
+    ledger.close()
+    again: list[str] = []
+    assert len(list(Ledger(tmp_path, again.append))) == 4
+    assert again == []
+
+
+def test_a_line_cut_short_by_a_kill_does_not_swallow_the_next(tmp_path):
+    (tmp_path / FILE).write_bytes(json.dumps(entry(0)).encode() + b"\n" + json.dumps(entry(1)).encode()[:40])
+    ledger = Ledger(tmp_path)
+    ledger.note(**entry(2))
+    ledger.close()
+    assert [found["cell"] for found in Ledger(tmp_path)] == [entry(0)["cell"], entry(2)["cell"]]
+
+
+def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
+    (tmp_path / FILE).write_bytes(json.dumps(entry(0)).encode())
+    ledger = Ledger(tmp_path)
+    ledger.note(**entry(1))
+    ledger.close()
+    assert len(list(Ledger(tmp_path))) == 2
+
+
+def test_kill_9_of_the_writer_loses_no_line_it_has_acknowledged(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from raypft.ledger import Ledger\n"
+        "ledger = Ledger(Path(sys.argv[1]))\n"
+        "for number in range(10**9):\n"
+        "    ledger.note(cell=str(number), status='finished')\n"
+        "    print(number, flush=True)\n"
+    )
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+            assert process.stdout is not None
+            seen = [int(process.stdout.readline()) for _ in range(200)]
+            process.send_signal(signal.SIGKILL)
+        told: list[str] = []
+        ledger = Ledger(tmp_path, told.append)
+        assert {str(number) for number in seen} <= {found["cell"] for found in ledger}
+        assert len(told) <= 1
+        ledger.close()
+
+
+def test_100_000_finished_cells_open_in_seconds(tmp_path):
+    (tmp_path / FILE).write_text("".join(json.dumps(entry(number)) + "\n" for number in range(100_000)))
+    began = time.perf_counter()
+    ledger = Ledger(tmp_path)
+    seconds = time.perf_counter() - began
+    print(f"100,000 cells opened in {seconds:.2f} s")
+    assert len(ledger.entries) == 100_000
+    assert len(ledger.study("s")) == 20_000
+    assert seconds < 5
