@@ -43,7 +43,7 @@ class Section:
     @property
     def title(self) -> str:
         """Task, metric, and which mean."""
-        tasks = {column.task for column in self.columns}
+        tasks = {text(column.task) for column in self.columns}
         parts = [*tasks] if len(tasks) == 1 and self.columns[0].name not in tasks else []
         return ", ".join([*parts, self.metric, *([self.view] if self.view else [])])
 
@@ -58,7 +58,7 @@ def sections(cells: Cells) -> Iterator[Section]:
     campaign, tasks = cells.campaign, [task for task in cells.campaign.tasks if task in cells.first]
     over = campaign.speedup_over
     if over and tasks:
-        columns = [Column(task, task, _seconds) for task in tasks]
+        columns = [Column(text(task), task, _seconds) for task in tasks]
         yield Section(f"training seconds an epoch of {over} / those of the row", "", columns, len(tasks) > 1, over=over)
     if campaign.columns == "task":
         yield from _by_task(cells, tasks, not over)
@@ -81,11 +81,11 @@ def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
     own = {task: cells.first[task]["metric"] for task in tasks}
     title = " and ".join(dict.fromkeys(own.values()))
     for view in ("", WITHOUT_ENGLISH):
-        columns = [Column(task, task, _of_mean(own[task], view)) for task in tasks if view in _views(cells.first[task])]
+        columns = [Column(text(task), task, _of_mean(own[task], view)) for task in tasks if view in _views(cells.first[task])]
         if columns:
             yield Section(title, view, columns, len(columns) > 1, main)
     for metric in dict.fromkeys(name for task in tasks for name in cells.first[task]["metrics"] if name != own[task]):
-        columns = [Column(task, task, _of_mean(metric, "")) for task in tasks if metric in cells.first[task]["metrics"]]
+        columns = [Column(text(task), task, _of_mean(metric, "")) for task in tasks if metric in cells.first[task]["metrics"]]
         yield Section(metric, "", columns, main=False)
 
 
