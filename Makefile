@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RAYPFT = $(VENV)/bin/raypft
 DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 \
-	train.epochs=4 train.batch_size=5 train.max_tokens=256 resources.workers=2 zero.stage=2
+	train.epochs=3 train.batch_size=5 train.max_tokens=256 resources.workers=2 zero.stage=2
 
 .PHONY: install demo test check
 

@@ -120,8 +120,9 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
     name = f"{origin.root}/{source.hub}" if origin.root else source.hub
     theirs = source.languages.get(language, language) if language else None
     config = _config(source, split)
+    revision = None if origin.root else source.revision  # a folder has no revisions
     try:
-        dataset = load_dataset(name, config.format(language=theirs) if config else None, split=source.splits.get(split, split))
+        dataset = load_dataset(name, config.format(language=theirs) if config else None, split=source.splits.get(split, split), revision=revision)
     except Exception as error:  # the library raises many kinds; each is one line for the user
         gated = f"; see {source.gated}" if source.gated else ""
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -15,8 +15,23 @@ from raypft.tasks import FOLDER
 NLI = ["task=xnli", "backbone=mbert"]
 SST2 = ["task=sst2", "backbone=gpt2"]
 MLM = ["task=mlmtext", "backbone=mbert"]
-TASK_OF = {name: SST2 if "pattern: gnnavi" in (RECIPES / f"{name}.yaml").read_text() else NLI for name in recipe_names()} | {"ticket_search": MLM}
-"""What each recipe is for: GNNavi's pattern asks causal models, the others masked ones."""
+
+
+def natural(recipe: str) -> list[str]:
+    """The task and backbone a recipe is for: GNNavi's pattern asks causal models, written answers come from T5."""
+    text = (RECIPES / f"{recipe}.yaml").read_text()
+    if recipe == "ticket_search":
+        return MLM
+    if "pattern: gnnavi" in text:
+        return SST2
+    if "name: span" in text:
+        return ["task=xquad", "backbone=xlmr-base"]
+    if "topro" in text or "_tags" in recipe or "_mt5" in recipe:
+        return ["task=udpos", "backbone=mt5-base" if "_mt5" in recipe else "backbone=xlmr-base"]
+    return NLI
+
+
+TASK_OF = {name: natural(name) for name in recipe_names()}
 
 
 def job(*overrides: str, recipe: str = "profit") -> Job:

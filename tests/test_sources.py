@@ -315,3 +315,20 @@ def test_the_stored_test_file_of_tydiqa_holds_no_answers_and_is_refused(tmp_path
     path.write_text(yaml.safe_dump({**values, "sources": {"files": {"files": {"train": "tydiqa/train", "test": "tydiqa/test"}}}}))
     with pytest.raises(UserError, match=r"tydiqa/test.parquet row \"arabic-.* has no answer \(hidden labels\?\); scores need answers$"):
         read(choose(load_task(str(path)), None, str(STORED)), "test", ("ar",))
+
+
+def test_a_converted_copy_is_asked_for_on_the_hub_and_not_in_a_folder(monkeypatch, tmp_path):
+    """Data sets with loading scripts are read at the hub's own parquet revision."""
+    import datasets
+
+    asked = []
+
+    def load(name, config, split, revision):
+        asked.append((name, split, revision))
+        raise OSError("not here")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for root in (None, str(tmp_path)):
+        with pytest.raises(UserError, match="not here"):
+            read_split(choose(load_task("trec"), "hub", root), "train", ["en"])
+    assert asked == [("CogComp/trec", "train", "refs/convert/parquet"), (f"{tmp_path}/CogComp/trec", "train", None)]

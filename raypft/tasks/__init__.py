@@ -49,6 +49,8 @@ class Source(Strict):
     hub: str | None = None
     config: str | dict[str, str] | None = None
     """The hub configuration, or one a split; may hold {language}."""
+    revision: str | None = None
+    """The hub's revision; refs/convert/parquet is its converted copy of a data set that has a loading script."""
     files: dict[str, str] | None = None
     format: Format | None = None
     """How the files are laid out, where their ending doesn't say; the paths are then whole. None: by the ending."""

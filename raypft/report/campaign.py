@@ -1,0 +1,142 @@
+"""The tables of a campaign: its rows by languages, tasks or an axis, the paper's numbers beside, what they cost.
+
+<folder>/table.md     every table, with notes       table.csv   one line a number; the same bytes for the same results
+         table.tex    the main tables, booktabs     costs.csv   parameters, seconds, memory
+         plot-<axis>.png, .svg                      score against the values of an axis or of a searched key
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raypft.report import Table
+from raypft.report.formats import csv_text, latex
+from raypft.report.groups import MAJORITY, Cells, Group, Score, text
+from raypft.report.layout import Section, sections
+from raypft.report.notes import notes
+from raypft.report.paper import Paper
+from raypft.report.plots import write_plots
+
+COSTS = ("n", "trainable parameters", "training seconds", "all seconds", "peak memory MB")
+CSV = ("metric", "mean over", "task", "row", "column", "mean", "std", "n", "planned", "failed", "pruned", "paper", "verdict")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a section at one point of the axes: a score, the paper's number and a verdict for each column."""
+
+    row: str
+    point: tuple[Any, ...]
+    scores: list[Score]
+    paper: list[float | None]
+    verdicts: list[str]
+
+
+def write_tables(campaign: Any, rows: Iterable[dict[str, Any]], folder: Path) -> Path:
+    """Write the tables and plots of a campaign into `folder`; returns table.md.
+
+    Args:
+        campaign: a `raypft.campaign.Campaign`.
+        rows: one dict a cell, see `Cells`.
+
+    Raises:
+        UserError: what `Cells` refuses.
+    """
+    cells, paper = Cells(campaign, rows), Paper(campaign)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables, tex, records = [], [], []
+    for section in sections(cells):
+        lines = list(_lines(section, cells, paper))
+        tables.append(_table(section, lines, cells))
+        records += [record for line in lines for record in _records(section, line, cells)]
+        if section.main:
+            tex.append(latex(tables[-1], len(_axes(cells)) + 1))
+    costs = _costs(cells)
+    head = [*_axes(cells), *CSV]
+    (folder / "table.csv").write_text(csv_text([head, *records]), encoding="utf-8", newline="")
+    (folder / "costs.csv").write_text(csv_text([costs.columns, *costs.rows]), encoding="utf-8", newline="")
+    (folder / "table.tex").write_text("\n".join([*tex, latex(costs, len(costs.columns) - len(COSTS))]), encoding="utf-8")
+    images = [f"![{path.stem}]({path.name})\n" for path in write_plots(cells, folder)]
+    head_lines = [f"# {campaign.about}\n"] + [f"Source: {campaign.source}\n"] * bool(campaign.source)
+    parts = [*head_lines, *(table.markdown() for table in [*tables, costs]), *images]
+    (folder / "table.md").write_text("\n".join([*parts, *(f"- {note}" for note in notes(cells, paper))]) + "\n", encoding="utf-8")
+    return folder / "table.md"
+
+
+def _axes(cells: Cells) -> list[str]:
+    """The axes that make lines, not columns."""
+    return [key for key in cells.axes if key != cells.campaign.columns]
+
+
+def _labels(cells: Cells, row: str, point: tuple[Any, ...]) -> list[str]:
+    """The values of the lines' axes; a majority class has none."""
+    values = [value for key, value in zip(cells.axes, point, strict=True) if key != cells.campaign.columns]
+    return ["" if cells.campaign.rows[row] == MAJORITY else text(value) for value in values]
+
+
+def _lines(section: Section, cells: Cells, paper: Paper) -> Iterator[Line]:
+    for number, point in enumerate(cells.points):
+        for row, kind in cells.campaign.rows.items():
+            if kind == MAJORITY and (number or section.over):
+                continue  # it depends on the test rows alone
+            scores = section.scores(cells, row, point)
+            named = list(zip(section.names, scores, strict=True))
+            values = [paper.value(row, point, name) if section.main else None for name, _ in named]
+            verdicts = [paper.verdict(row, point, name, score) if section.main else "" for name, score in named]
+            yield Line(row, point, scores, values, verdicts)
+
+
+def _table(section: Section, lines: list[Line], cells: Cells) -> Table:
+    """Our numbers, and below each line that has one the paper's with a verdict."""
+    table = Table(section.title, [*_axes(cells), "row", *section.names])
+    for line in lines:
+        labels = _labels(cells, line.row, line.point)
+        table.rows.append([*labels, line.row, *(score_text(score, cells.seeds) for score in line.scores)])
+        if any(value is not None for value in line.paper):
+            beside = ["" if value is None else f"{value:g} {verdict}".strip() for value, verdict in zip(line.paper, line.verdicts, strict=True)]
+            table.rows.append([*labels, f"{line.row} (paper)", *beside])
+    return table
+
+
+def score_text(score: Score, usual: int) -> str:
+    """`81.2 ± 0.4`; in brackets another number of seeds than usual, failures, pruned seeds; `-` where nothing ran."""
+    lost = [f"{count} {state}" for count, state in ((score.failed, "failed"), (score.pruned, "pruned")) if count]
+    if not score.values:
+        return ", ".join(lost) or "-"
+    count = len(score.values)
+    said = ([f"n={count}"] if not score.exact and (count != usual or count == 1) else []) + lost
+    spread = f" ± {score.std:.1f}" if score.std is not None and not score.exact else ""
+    return f"{score.mean:.1f}{spread}" + (f" ({', '.join(said)})" if said else "")
+
+
+def _records(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
+    tasks = [column.task for column in section.columns] + [""] * section.averaged
+    for task, name, score, value, verdict in zip(tasks, section.names, line.scores, line.paper, line.verdicts, strict=True):
+        numbers = [f"{score.mean:.4f}", "" if score.std is None else f"{score.std:.4f}"] if score.values else ["", ""]
+        counts = [str(count) for count in (len(score.values), score.planned, score.failed, score.pruned)]
+        beside = ["" if value is None else f"{value:g}", verdict]
+        yield [*_labels(cells, line.row, line.point), section.metric, section.view, text(task), line.row, name, *numbers, *counts, *beside]
+
+
+def _costs(cells: Cells) -> Table:
+    """What each configuration shown cost: means over seeds, of memory the most."""
+    table = Table("cost", [*cells.axes, "task", "row", *COSTS])
+    rows: list[str] = list(cells.campaign.rows)
+    tasks: list[str] = list(cells.campaign.tasks)
+    for point, task, row in itertools.product(cells.every_point, tasks, rows):
+        found = cells.at(row, task, point)
+        if found is not None and found.best.results:
+            table.rows.append([*map(text, point), text(task), row, *_cost(found.best)])
+    return table
+
+
+def _cost(group: Group) -> list[str]:
+    results = list(group.results.values())
+    seconds = [statistics.fmean(result.get(key) or 0.0 for result in results) for key in ("train_seconds", "seconds")]
+    memory = max(result.get("peak_memory_mb") or 0.0 for result in results)
+    return [str(len(results)), f"{results[0]['trainable']:,}", *(f"{value:.1f}" for value in seconds), f"{memory:.0f}"]

@@ -1,0 +1,41 @@
+"""Tables as LaTeX (booktabs) and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from raypft.report import Table
+
+ESCAPES = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(ESCAPES.get(character, character) for character in text)
+
+
+def latex(table: Table, labels: int) -> str:
+    """A booktabs table; the first `labels` columns are text, a rule stands where the first of them changes.
+
+    Needs `\\usepackage{booktabs}`.
+    """
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(table.title)}}}"]
+    lines += [rf"\begin{{tabular}}{{{'l' * labels}{'r' * (len(table.columns) - labels)}}}", r"\toprule", _line(table.columns), r"\midrule"]
+    for i, row in enumerate(table.rows):
+        if i and labels > 1 and row[0] != table.rows[i - 1][0]:
+            lines.append(r"\midrule")
+        lines.append(_line(row))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " & ".join(map(escaped, cells)) + r" \\"
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as CSV with \\n at the ends of lines, on every system."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()

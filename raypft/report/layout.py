@@ -1,0 +1,117 @@
+"""Which tables a campaign has and what stands in their columns: languages, tasks, or the values of an axis."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from raypft.metrics import ENGLISH
+from raypft.report.groups import Cells, Result, Score, average, text
+
+MEAN, WITHOUT_ENGLISH = "mean", "mean without en"
+Get = Callable[[Result], float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, the task of its numbers, how to read one out of a result, the value of the axis that it stands for."""
+
+    name: str
+    task: str
+    get: Get
+    at: Any = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table to be. `averaged`: the mean of its columns follows them; `main`: it goes into the LaTeX file, with the paper's numbers."""
+
+    metric: str
+    view: str
+    columns: list[Column]
+    averaged: bool = False
+    main: bool = True
+    over: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all its columns."""
+        return [column.name for column in self.columns] + [MEAN] * self.averaged
+
+    @property
+    def title(self) -> str:
+        """Task, metric, and which mean."""
+        tasks = {text(column.task) for column in self.columns}
+        parts = [*tasks] if len(tasks) == 1 and self.columns[0].name not in tasks else []
+        return ", ".join([*parts, self.metric, *([self.view] if self.view else [])])
+
+    def scores(self, cells: Cells, row: str, point: tuple[Any, ...]) -> list[Score]:
+        """A row's score in every column, at a point of the axes."""
+        found = [cells.score(row, c.task, cells.complete(point, c.at), c.get, self.over) for c in self.columns]
+        return found + [average(found)] * self.averaged
+
+
+def sections(cells: Cells) -> Iterator[Section]:
+    """The tables of a campaign: the task's own metric first, where it compares speeds those before."""
+    campaign, tasks = cells.campaign, [task for task in cells.campaign.tasks if task in cells.first]
+    over = campaign.speedup_over
+    if over and tasks:
+        columns = [Column(text(task), task, _seconds) for task in tasks]
+        yield Section(f"training seconds an epoch of {over} / those of the row", "", columns, len(tasks) > 1, over=over)
+    if campaign.columns == "task":
+        yield from _by_task(cells, tasks, not over)
+        return
+    for task in tasks:
+        first = cells.first[task]
+        for metric in dict.fromkeys([first["metric"], *first["metrics"]]):
+            main = metric == first["metric"] and not over
+            if campaign.columns == "language":
+                languages = [Column(language, task, _of_language(metric, language)) for language in first["scores"]]
+                means = [Column(view or MEAN, task, _of_mean(metric, view)) for view in _views(first)]
+                yield Section(metric, "", languages + (means if len(languages) > 1 else []), main=main)
+            else:
+                for view in _views(first):
+                    values = [Column(text(value), task, _of_mean(metric, view), value) for value in campaign.vary[campaign.columns]]
+                    yield Section(metric, view, values, main=main)
+
+
+def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
+    own = {task: cells.first[task]["metric"] for task in tasks}
+    title = " and ".join(dict.fromkeys(own.values()))
+    for view in ("", WITHOUT_ENGLISH):
+        columns = [Column(text(task), task, _of_mean(own[task], view)) for task in tasks if view in _views(cells.first[task])]
+        if columns:
+            yield Section(title, view, columns, len(columns) > 1, main)
+    for metric in dict.fromkeys(name for task in tasks for name in cells.first[task]["metrics"] if name != own[task]):
+        columns = [Column(text(task), task, _of_mean(metric, "")) for task in tasks if metric in cells.first[task]["metrics"]]
+        yield Section(metric, "", columns, main=False)
+
+
+def _views(result: Result) -> list[str]:
+    """The means a result has: one without English only where English and another language were tested."""
+    both = {language in ENGLISH for language in result["scores"]} == {True, False}
+    return ["", WITHOUT_ENGLISH] if both else [""]
+
+
+def _seconds(result: Result) -> float | None:
+    """Training seconds an epoch, validation left out; None where nothing was trained."""
+    epochs = len(result.get("history") or [])
+    return result["train_seconds"] / epochs if epochs and result["train_seconds"] else None
+
+
+def _scores(result: Result, metric: str) -> dict[str, float]:
+    return result.get("scores", {}) if metric == result.get("metric") else result.get("metrics", {}).get(metric, {})
+
+
+def _of_language(metric: str, language: str) -> Get:
+    return lambda result: _scores(result, metric).get(language)
+
+
+def _of_mean(metric: str, view: str) -> Get:
+    def get(result: Result) -> float | None:
+        values = [value for language, value in _scores(result, metric).items() if not view or language not in ENGLISH]
+        return statistics.fmean(values) if values else None
+
+    return get

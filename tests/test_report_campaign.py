@@ -1,0 +1,275 @@
+"""Campaign tables by hand: numbers, verdicts, refusals, and files that other programs read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import re
+import statistics
+import time
+import xml.etree.ElementTree
+from types import SimpleNamespace
+
+import pytest
+
+from raypft.errors import UserError
+from raypft.report.campaign import write_tables
+
+LANGUAGES = ("en", "de", "zh")
+
+
+def campaign(**values):
+    """A campaign's file as an object; `paper` and `search` from mappings."""
+    paper, search = values.pop("paper", None), values.pop("search", None)
+    default = {"about": "a test", "source": "nobody 2024, Table 1", "tasks": ["xnli"], "vary": {}, "columns": "language", "scale": None, "speedup_over": None}
+    paper = paper and SimpleNamespace(**{"values": {}, "std": {}, "differs": {}, "notes": []} | paper)
+    if search:
+        space = {key: SimpleNamespace(listed=values) for key, values in search["space"].items()}
+        search = SimpleNamespace(**{"searcher": "grid", "trials": None, "scheduler": "none", "rows": None} | search | {"space": space})
+    return SimpleNamespace(**default | {"rows": {"A": object(), "B": object()}} | values, paper=paper, search=search)
+
+
+def result(scores, task="xnli", seed=0, **more):
+    """A result.json of a run: `scores` by language."""
+    others = [value for language, value in scores.items() if language != "en"]
+    return {
+        "seed": seed, "metric": "accuracy@1", "scores": scores, "metrics": {"accuracy@1": scores}, "test_rows": f"rows of {task}", "protocol": "fixed",
+        "majority": dict.fromkeys(scores, 40.0), "rows": dict.fromkeys(scores, 100), "mean": statistics.fmean(scores.values()),
+        "mean_without_english": statistics.fmean(others) if others else None, "dev": 50.0, "trainable": 1234, "train_seconds": 8.0, "seconds": 9.5,
+        "history": [{"epoch": 1}, {"epoch": 2}], "peak_memory_mb": 700.0,
+    } | more  # fmt: skip
+
+
+def cell(row, scores, seed=0, task="xnli", axes=None, **more):
+    """A finished cell; scores of one language may be a number."""
+    scores = {"en": scores} if isinstance(scores, int | float) else scores
+    return {"row": row, "task": task, "axes": axes or {}, "seed": seed, "status": "finished", "reason": "", "result": result(scores, task, seed, **more)}
+
+
+def lost(row, status, seed=0, task="xnli", axes=None, reason=""):
+    return {"row": row, "task": task, "axes": axes or {}, "seed": seed, "status": status, "reason": reason, "result": None}
+
+
+def markdown(path):
+    """Title to rows, each a list of cells, of every table in a Markdown file."""
+    tables, title = {}, ""
+    for line in path.read_text().splitlines():
+        if line.startswith("**"):
+            title = line.strip("*")
+        elif line.startswith("|") and not line.startswith("|---"):
+            tables.setdefault(title, []).append([part.strip() for part in line.strip("|").split("|")])
+    return tables
+
+
+def records(folder, name="table.csv"):
+    return list(csv.DictReader(io.StringIO((folder / name).read_text())))
+
+
+def test_languages_with_and_without_english_by_hand(tmp_path):
+    rows = [cell("A", dict(zip(LANGUAGES, scores)), seed) for seed, scores in enumerate([(80, 70, 60), (84, 72, 60)])]
+    rows += [cell("B", dict(zip(LANGUAGES, (50, 50, 50))), 0), lost("B", "failed", 1, reason="out of memory")]
+    tables = markdown(write_tables(campaign(rows={"MAJ": "majority", "A": object(), "B": object()}), rows, tmp_path))
+    assert tables["xnli, accuracy@1"] == [
+        ["row", "en", "de", "zh", "mean", "mean without en"],
+        ["MAJ", "40.0", "40.0", "40.0", "40.0", "40.0"],
+        ["A", "82.0 ± 2.8", "71.0 ± 1.4", "60.0 ± 0.0", "71.0 ± 1.4", "65.5 ± 0.7"],
+        ["B", *["50.0 (n=1, 1 failed)"] * 5],
+    ]
+    assert tables["cost"][1:] == [["xnli", "A", "2", "1,234", "8.0", "9.5", "700"], ["xnli", "B", "1", "1,234", "8.0", "9.5", "700"]]
+    text = (tmp_path / "table.md").read_text()
+    assert "failed: B on xnli, seeds 1: out of memory" in text
+    assert "rows of xnli, 100 rows a language, protocol fixed" in text
+
+
+def test_tasks_with_their_mean_seed_by_seed(tmp_path):
+    rows = [cell("A", score, seed, task) for task, scores in {"sst2": (90, 92), "trec": (70, 60)}.items() for seed, score in enumerate(scores)]
+    tables = markdown(write_tables(campaign(tasks=["sst2", "trec"], columns="task"), rows, tmp_path))
+    # means of the seeds: 80 and 76
+    assert tables["accuracy@1"] == [["row", "sst2", "trec", "mean"], ["A", "91.0 ± 1.4", "65.0 ± 7.1", "78.0 ± 2.8"], ["B", "-", "-", "-"]]
+
+
+def test_an_axis_makes_lines_or_columns(tmp_path):
+    vary = {"shots": [1, 2], "method.layer": [4, 8]}
+    rows = [cell("A", 10 * shots + layer, 0, axes={"shots": shots, "method.layer": layer}) for shots in (1, 2) for layer in (4, 8)]
+    table = markdown(write_tables(campaign(rows={"A": object(), "MAJ": "majority"}, vary=vary, columns="method.layer"), rows, tmp_path))["xnli, accuracy@1"]
+    assert table == [
+        ["shots", "row", "4", "8"], ["1", "A", "14.0 (n=1)", "18.0 (n=1)"], ["", "MAJ", "40.0", "40.0"], ["2", "A", "24.0 (n=1)", "28.0 (n=1)"],
+    ]  # fmt: skip
+    assert [plot.name for plot in sorted(tmp_path.glob("plot-*"))] == ["plot-method.layer.png", "plot-method.layer.svg", "plot-shots.png", "plot-shots.svg"]
+
+
+@pytest.mark.parametrize(
+    ("paper", "std", "scores", "verdict"),
+    [
+        (82.8, None, (80, 82), "inside"),  # mean 81, std 1.414: up to 83.83
+        (83.84, None, (80, 82), "outside"),
+        (78.17, None, (80, 82), "inside"),
+        (83.0, 0.5, (80, 82), "outside"),  # the paper's own deviation rules
+        (82.0, 0.5, (80, 82), "inside"),
+        (81.0, None, (81,), "one seed"),
+        (81.0, 1.0, (81.5,), "inside"),
+        (66.67, None, (200 / 3, 200 / 3), "inside"),  # printed with two digits
+    ],
+)
+def test_the_papers_number_is_inside_within_two_deviations(tmp_path, paper, std, scores, verdict):
+    given = {"values": {"A": {"en": paper}}, "std": {"A": {"en": std}} if std else {}}
+    write_tables(campaign(paper=given), [cell("A", score, seed) for seed, score in enumerate(scores)], tmp_path)
+    found = next(record for record in records(tmp_path) if record["row"] == "A")
+    assert (found["paper"], found["verdict"]) == (f"{paper:g}", verdict)
+    assert f"{paper:g} {verdict}" in (tmp_path / "table.md").read_text()
+
+
+def test_majority_is_compared_exactly_and_a_changed_protocol_gets_no_verdict(tmp_path):
+    paper = {"values": {"MAJ": {"en": 40.0}, "A": {"en": 81.0}}, "differs": {"A": "other metric"}}
+    rows = [cell("A", score, seed) for seed, score in enumerate((80, 82))]
+    write_tables(campaign(rows={"MAJ": "majority", "A": object()}, paper=paper), rows, tmp_path)
+    assert [record["verdict"] for record in records(tmp_path)] == ["inside", "protocol differs"]
+    assert "A: protocol differs: other metric" in (tmp_path / "table.md").read_text()
+    paper["values"]["MAJ"]["en"] = 40.02
+    write_tables(campaign(rows={"MAJ": "majority", "A": object()}, paper=paper), rows, tmp_path)
+    assert records(tmp_path)[0]["verdict"] == "outside"
+
+
+def test_the_paper_has_numbers_by_axis_and_a_scaled_down_campaign_no_verdict(tmp_path):
+    values = {"A": {1: {"en": 81.0}, 2: {"en": 10.0}}, "MAJ": {"en": 40.0}}
+    rows = [cell("A", score, seed, axes={"shots": shots}) for shots in (1, 2) for seed, score in enumerate((80, 82))]
+    given = {"rows": {"MAJ": "majority", "A": object()}, "vary": {"shots": [1, 2]}, "paper": {"values": values}}
+    write_tables(campaign(**given), rows, tmp_path)
+    assert [(record["shots"], record["paper"], record["verdict"]) for record in records(tmp_path)] == [
+        ("", "40", "inside"), ("1", "81", "inside"), ("2", "10", "outside"),
+    ]  # fmt: skip
+    write_tables(campaign(**given, scale="small"), rows, tmp_path)
+    assert {record["verdict"] for record in records(tmp_path)} == {"protocol differs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"test_rows": "others"}, 'report: task xnli: row "B" has test rows others, row "A" has rows of xnli; they don\'t compare'),
+        ({"metric": "accuracy@2"}, 'row "B" has metric accuracy@2, row "A" has accuracy@1'),
+        ({"protocol": "gnnavi"}, 'row "B" has protocol gnnavi, row "A" has fixed'),
+    ],
+)
+def test_what_does_not_compare_is_refused(tmp_path, change, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        write_tables(campaign(), [cell("A", 80), cell("B", 80, **change)], tmp_path)
+
+
+def test_cells_of_another_campaign_are_refused(tmp_path):
+    for given in (cell("C", 80), cell("A", 80, task="sst2")):
+        with pytest.raises(UserError, match="which the campaign does not have"):
+            write_tables(campaign(), [given], tmp_path)
+
+
+def searched(tmp_path, searcher="grid", **changes):
+    space = {"method.layer": [2, 10, 4], "train.lr": [0.1, 0.01]}
+    dev = {(2, 0.1): (50, 52), (2, 0.01): (60, 62), (10, 0.1): (90,), (10, 0.01): (70, 72), (4, 0.1): (65, 67), (4, 0.01): (10, 12)}
+    rows = [
+        cell("A", 100 - score, seed, axes={"method.layer": layer, "train.lr": lr}, dev=score, **changes)
+        for (layer, lr), scores in dev.items()
+        for seed, score in enumerate(scores)
+    ]
+    rows.append(lost("A", "pruned", 1, axes={"method.layer": 10, "train.lr": 0.1}, reason="cannot reach the best"))
+    rows.append(cell("B", 33, 0, dev=None))
+    random.Random(0).shuffle(rows)
+    return write_tables(campaign(search={"space": space, "searcher": searcher}), rows, tmp_path)
+
+
+def test_a_search_shows_what_dev_prefers_among_the_configurations_with_most_seeds(tmp_path):
+    path = searched(tmp_path)
+    # dev 71 at (10, 0.01); its test is 29, the worst but one; (10, 0.1) has 90 on one seed only
+    assert markdown(path)["xnli, accuracy@1"][1:] == [["A", "29.0 ± 1.4"], ["B", "33.0 (n=1)"]]
+    text = path.read_text()
+    assert "A on xnli: method.layer=10, train.lr=0.01 (dev 71.0) of 6 configurations, 5 with as many seeds" in text
+    assert "pruned: A on xnli (10, 0.1), seeds 1: cannot reach the best" in text
+    assert "every configuration for each row and task" in text
+
+
+def test_a_search_without_dev_scores_is_refused(tmp_path):
+    rows = [cell("A", 80, axes={"method.layer": layer}, dev=None) for layer in (2, 4)]
+    with pytest.raises(UserError, match='row "A" was searched on xnli without dev scores'):
+        write_tables(campaign(search={"space": {"method.layer": [2, 4]}}), rows, tmp_path)
+
+
+def test_configurations_that_were_not_tested_take_part_in_the_choice(tmp_path):
+    untested = {"seed": 0, "dev": 20.0, "trainable": 5, "train_seconds": 1.0, "seconds": 1.0, "peak_memory_mb": 1.0, "history": []}
+    rows = [cell("A", 80, axes={"method.layer": 4}, dev=60.0), {**cell("A", 0, axes={"method.layer": 2}), "result": untested}]
+    path = write_tables(campaign(search={"space": {"method.layer": [2, 4]}}), rows, tmp_path)
+    assert "method.layer=4 (dev 60.0) of 2 configurations" in path.read_text()
+
+
+@pytest.mark.parametrize("searcher", ["grid", "random"])
+def test_every_searched_key_and_axis_is_drawn(tmp_path, searcher):
+    searched(tmp_path, searcher)
+    for key in ("method.layer", "train.lr"):
+        picture = (tmp_path / f"plot-{key}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 5000
+        drawn = xml.etree.ElementTree.parse(tmp_path / f"plot-{key}.svg").getroot()
+        assert len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) > 10
+
+
+def test_speeds_are_ratios_of_training_seconds_an_epoch_seed_by_seed(tmp_path):
+    rows = [cell("A", 80, seed, train_seconds=seconds) for seed, seconds in enumerate((8.0, 6.0))]
+    rows += [cell("B", 80, seed, train_seconds=seconds, history=[{}]) for seed, seconds in enumerate((1.0, 1.0))]
+    made = campaign(columns="task", paper={"values": {"B": {"xnli": 4.7}}}, speedup_over="A")
+    tables = markdown(write_tables(made, rows, tmp_path))
+    # A: 4 and 3 seconds an epoch, B: 1
+    speeds = tables["training seconds an epoch of A / those of the row"]
+    assert speeds[1:] == [["A", "1.0 ± 0.0"], ["B", "3.5 ± 0.7"], ["B (paper)", "4.7 inside"]]
+    assert tables["accuracy@1"][1:] == [["A", "80.0 ± 0.0"], ["B", "80.0 ± 0.0"]]
+
+
+def test_other_metrics_are_further_tables(tmp_path):
+    more = {"metric": "entity_f1@1", "metrics": {"entity_f1@1": {"en": 60.0}, "token_accuracy@1": {"en": 90.0}}}
+    tables = markdown(write_tables(campaign(rows={"MAJ": "majority", "A": object()}), [cell("A", 60.0, **more)], tmp_path))
+    assert tables["xnli, entity_f1@1"][1:] == [["MAJ", "40.0"], ["A", "60.0 (n=1)"]]
+    assert tables["xnli, token_accuracy@1"][1:] == [["MAJ", "-"], ["A", "90.0 (n=1)"]]
+    assert "token" not in (tmp_path / "table.tex").read_text()
+
+
+def test_csv_and_svg_have_the_same_bytes_in_whatever_order_cells_finish(tmp_path):
+    rows = [cell("A", 70 + 3 * seed + shots / 7, seed, axes={"shots": shots}) for seed in range(5) for shots in (1, 2)]
+    rows += [lost("B", "failed", 0, axes={"shots": 1}, reason="x"), lost("B", "missing", 1, axes={"shots": 1})]
+    made = campaign(vary={"shots": [1, 2]})
+    write_tables(made, rows, tmp_path / "one")
+    again = [{**row, "result": row["result"] and {**row["result"], "seconds": 77.0, "train_seconds": 70.0}} for row in rows]
+    random.Random(1).shuffle(again)
+    write_tables(made, again, tmp_path / "two")
+    assert (tmp_path / "one/table.csv").read_bytes() == (tmp_path / "two/table.csv").read_bytes()
+    assert (tmp_path / "one/plot-shots.svg").read_bytes() == (tmp_path / "two/plot-shots.svg").read_bytes()
+    assert (tmp_path / "one/costs.csv").read_bytes() != (tmp_path / "two/costs.csv").read_bytes()
+
+
+def test_latex_is_balanced_and_escaped(tmp_path):
+    rows = [cell("LTP_20% & {x}", 80, seed, axes={"shots": shots}) for seed in (0, 1) for shots in (1, 2)]
+    write_tables(campaign(rows={"LTP_20% & {x}": object()}, vary={"shots": [1, 2]}), rows, tmp_path)
+    text = (tmp_path / "table.tex").read_text()
+    assert r"LTP\_20\% \& \{x\} & 80.0 $\pm$ 0.0 \\" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 2
+    bare = re.sub(r"\\[{}%&_$#]", "", text)
+    assert bare.count("{") == bare.count("}")
+    for block in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", bare, re.DOTALL):
+        assert {line.count("&") + 1 for line in block[1].splitlines() if line.endswith(r"\\")} == {len(block[0])}
+    assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", text)
+
+
+def test_nothing_finished_is_a_table_of_nothing(tmp_path):
+    path = write_tables(campaign(), [lost("A", "missing"), lost("B", "failed", reason="no data")], tmp_path)
+    assert "failed: B on xnli, seeds 0: no data" in path.read_text()
+    assert len(records(tmp_path)) == 0
+
+
+def test_a_hundred_thousand_cells_take_less_than_a_minute(tmp_path):
+    vary = {"shots": list(range(1, 101)), "method.layer": list(range(20))}
+    base = result(dict(zip(LANGUAGES, (80.0, 70.0, 60.0))))
+    rows = [
+        {"row": row, "task": "xnli", "axes": {"shots": shots, "method.layer": layer}, "seed": seed, "status": "finished", "reason": "", "result": base}
+        for row in "ABCDEFGHIJ" for shots in vary["shots"] for layer in vary["method.layer"] for seed in range(5)
+    ]  # fmt: skip
+    assert len(rows) == 100_000
+    began = time.perf_counter()
+    write_tables(campaign(rows=dict.fromkeys("ABCDEFGHIJ"), vary=vary), rows, tmp_path)
+    assert time.perf_counter() - began < 60
+    assert len(records(tmp_path)) == 20_000 * 5
