@@ -158,9 +158,9 @@ def test_unknown_campaigns_and_scales_are_told_with_the_nearest(tmp_path):
         load_campaign(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(UserError, match='scale: "smal" is unknown; did you mean "small"'):
         load_campaign(write(tmp_path), scale="smal")
-    with pytest.raises(UserError, match='scales.small.rows: "GNC" is no row; did you mean "GCN"'):
+    with pytest.raises(UserError, match=r'scales\.small\.rows: "GNC" is no row; did you mean "GCN"'):
         load_campaign(write(tmp_path, scales={"small": {"rows": ["GNC"]}}), scale="small")
-    with pytest.raises(UserError, match='scales.small: unknown key "sed"'):
+    with pytest.raises(UserError, match=r'scales\.small: unknown key "sed"'):
         load_campaign(write(tmp_path, scales={"small": {"sed": 1}}), scale="small")
 
 
@@ -249,7 +249,7 @@ def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811
     campaign = load_campaign(small(place), ["dev.rows=none"])
     searched = list(campaign.places())[1]
     book = Book(campaign)
-    with pytest.raises(UserError, match="search: Searched mytask has no dev rows to choose by; set dev.rows: full"):
+    with pytest.raises(UserError, match=r"search: Searched mytask has no dev rows to choose by; set dev\.rows: full"):
         book.check(book.configuration(searched, {"train.lr": 0.01}))
 
 

@@ -27,7 +27,7 @@ from raypft.errors import UserError
 from raypft.job import Job
 from raypft.scale.data import ENCODER_CPUS
 from raypft.scale.launch import READER_CPUS, cpus_per_worker, quiet_loggers, ray_session
-from raypft.scale.search import Study
+from raypft.scale.study import Study
 from raypft.scale.trackers import tracker
 from raypft.scale.trial import Trial
 
@@ -90,9 +90,9 @@ class Running:
 class Director(Searcher):
     """Hands out trials and keeps the book: which configuration runs, which cells are finished, failed or pruned."""
 
-    def __init__(self, book: Book, studies: list[Study], limit: int, cpus: float, tell: Tell) -> None:
+    def __init__(self, book: Book, studies: list[Study], busy: set[str], limit: int, cpus: float, tell: Tell) -> None:
         super().__init__(metric="dev", mode="max")
-        self.book, self.studies, self.limit, self.cpus, self.tell = book, studies, limit, cpus, tell
+        self.book, self.studies, self.busy, self.limit, self.cpus, self.tell = book, studies, busy, limit, cpus, tell
         self.running: dict[str, Running] = {}
         self.began, self.run = time.monotonic(), 0
 
@@ -121,6 +121,7 @@ class Director(Searcher):
         known = [book.ledger.get(keys[seed]).get("dev") for seed in keys if seed not in todo]
         devs = [] if chosen else [dev for dev in known if dev is not None]
         fresh = book.fresh and not any(book.ledger.get(key) for key in keys.values())
+        self.busy.add(configuration.name)
         self.running[trial] = Running(study, configuration, test, todo, devs)
         if not chosen:
             book.note(configuration, todo[0], "running", dev=None)
@@ -161,6 +162,7 @@ class Director(Searcher):
         for seed in running.todo:
             self._lost(running, seed, "pruned" if running.stopped and not result["last"] else "failed", running.stopped or result["reason"])
         del self.running[trial_id]
+        self.busy.discard(running.configuration.name)
         failed = running.failed or not running.devs
         running.study.over(trial_id, None if failed else statistics.fmean(running.devs), whole=not running.stopped)
 
@@ -223,15 +225,16 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
         book = Book(campaign, lambda text: tell({"event": "note", "text": text}), fresh)
         book.write_campaign()
         try:
-            studies = [Study(place, book) for place in campaign.places()]
+            busy: set[str] = set()
+            studies = [Study(place, book, busy) for place in campaign.places()]
             if any(study.left or study.untested for study in studies):
-                _tune(campaign, book, studies, tell, watch)
+                _tune(campaign, book, studies, busy, tell, watch)
             return book.rows()
         finally:
             book.ledger.close()
 
 
-def _tune(campaign: Campaign, book: Book, studies: list[Study], tell: Tell, watch: list[Any]) -> None:
+def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], tell: Tell, watch: list[Any]) -> None:
     """One Tune experiment over all studies."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     files = campaign.folder.resolve() / (campaign.tracker or FILES)
@@ -239,7 +242,7 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], tell: Tell, watc
         has = ray.cluster_resources()
         cpus = has.get("CPU", 0)
         jobs = [study.place.job(study.example) for study in studies]
-        director = Director(book, studies, at_once(jobs, has), cpus, tell)
+        director = Director(book, studies, busy, at_once(jobs, has), cpus, tell)
         trainable = tune.with_resources(Trial, lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1]]))
         most = sum(study.budget + 1 for study in studies)
         tune.Tuner(

@@ -1,0 +1,180 @@
+"""One place of a campaign's table while it runs: which configuration is next, and which is chosen at the end."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import deque
+from typing import Any
+
+from raypft.book import Book, Configuration
+from raypft.campaign import Place
+from raypft.errors import UserError
+from raypft.scale.search import STOPPERS, Tpe
+
+
+class Study:
+    """A place of the table under way: what is still to run there, and what of it is chosen and tested.
+
+    Args:
+        busy: names of the configurations at work anywhere in the campaign.
+
+    Raises:
+        UserError: a configuration does not fit, checked before anything runs.
+    """
+
+    def __init__(self, place: Place, book: Book, busy: set[str]) -> None:
+        self.place, self.book, self.search, self.busy = place, book, place.search, busy
+        self.live: dict[str, Configuration] = {}
+        self.chosen: Configuration | None = None
+        self.queue: deque[Configuration] = deque()
+        self.begun, self.proposed = 0, dict[str, str]()
+        self.held: tuple[str, Configuration] | None = None
+        adaptive = place.listed() is None
+        tried = list(book.tried(place))
+        self.tpe = Tpe(place.search, int(place.study[:7], 16) + len(tried)) if adaptive and place.search else None
+        self.seeds = len(place.job(self.example).seeds)
+        self.means: dict[str, tuple[str, float]] = {}
+        self.waiting: dict[str, int] = {}
+        stopper = STOPPERS[self.search.scheduler] if self.search else None
+        self.stopper = stopper(self.seeds) if stopper else None
+        for configuration in tried:
+            self._resume(configuration)
+        for configuration in self.queue:
+            book.check(configuration)
+
+    @property
+    def example(self) -> dict[str, Any] | None:
+        """Values of the space, where any will do."""
+        return self.search.drawn(random.Random(0)) if self.search else None
+
+    @property
+    def left(self) -> int:
+        """Cells that wait to be run, the chosen one's tests not counted."""
+        return sum(self.waiting[configuration.name] for configuration in self.queue) + (self.budget - self.begun) * self.seeds
+
+    @property
+    def untested(self) -> bool:
+        """Whether what dev prefers now still has to be tested."""
+        best = self.best() if self.search else None
+        return best is not None and not all(self.book.where(best, seed, test=True) for seed in best.keys)
+
+    @property
+    def leader(self) -> tuple[str, float] | None:
+        """The best mean on dev so far and what it was reached with."""
+        return max(self.means.values(), key=lambda found: found[1], default=None)
+
+    @property
+    def budget(self) -> int:
+        """Configurations in all."""
+        if self.tpe is not None and self.search is not None:
+            return max(self.search.trials or 0, self.begun)
+        return self.begun
+
+    def todo(self, configuration: Configuration) -> list[int]:
+        """The seeds that have no result yet."""
+        return [seed for seed in configuration.keys if self.book.where(configuration, seed, test=self.search is None) is None]
+
+    def _resume(self, configuration: Configuration) -> None:
+        """Take up a configuration where the ledger and the run folders say it stands."""
+        self.begun += 1
+        todo = self.todo(configuration)
+        self.waiting[configuration.name] = len(todo)
+        devs = [self._found(configuration, seed) for seed in configuration.keys if seed not in todo]
+        states = {self.book.ledger.get(key).get("status") for key in configuration.keys.values()}
+        over = "pruned" in states or len(devs) == self.seeds or (self.tpe is not None and "failed" in states)
+        known = [dev for dev in devs if dev is not None]
+        if self.stopper is not None:
+            for count in range(1, len(known) + 1):
+                self.stopper.stops(configuration.name, known[:count])
+        if known and len(known) == self.seeds:
+            self.means[configuration.name] = (configuration.label, statistics.fmean(known))
+        if not over:
+            self.queue.append(configuration)
+        elif self.tpe is not None:
+            self.tpe.remember(configuration.values, statistics.fmean(known) if known and "failed" not in states else None)
+
+    def _found(self, configuration: Configuration, seed: int) -> float | None:
+        """The dev score of a finished cell, which the ledger then knows."""
+        entry = self.book.ledger.get(configuration.keys[seed])
+        if entry.get("status") == "finished":
+            return entry["dev"]
+        result = self.book.result(configuration, seed) or {}
+        folder = self.book.where(configuration, seed, test=False)
+        self.book.note(configuration, seed, "finished", dev=result.get("dev"), folder=str(folder))
+        return result.get("dev")
+
+    def next(self, trial: str) -> tuple[Configuration, bool] | None:
+        """What to run now, and whether it is tested; None where nothing is to run, or not yet."""
+        for _ in range(len(self.queue)):
+            configuration = self.queue.popleft()
+            if configuration.name in self.busy:
+                self.queue.append(configuration)
+            elif self.todo(configuration):
+                return self._begin(trial, configuration)
+        found = self._propose(trial) if self.tpe is not None else None
+        if found or self.queue or self.held or self.live or self.search is None or self.chosen is not None:
+            return found
+        self.chosen = self.best()
+        if self.chosen is None or all(self.book.where(self.chosen, seed, test=True) for seed in self.chosen.keys):
+            return None
+        return self._begin(trial, self.chosen)
+
+    def _begin(self, trial: str, configuration: Configuration) -> tuple[Configuration, bool]:
+        self.live[trial] = configuration
+        return configuration, self.search is None or configuration is self.chosen
+
+    def _propose(self, trial: str) -> tuple[Configuration, bool] | None:
+        """The next suggestion with something to run; one whose twin is at work is held back until that is done."""
+        assert self.tpe is not None
+        while self.held or self.begun < self.budget:
+            name, configuration = self.held or self._suggested(self.tpe)
+            if configuration is None:
+                continue
+            self.held = (name, configuration) if configuration.name in self.busy else None
+            if self.held:
+                return None
+            todo = self.todo(configuration)
+            devs = [self._found(configuration, seed) for seed in configuration.keys if seed not in todo]
+            if todo:
+                self.proposed[trial] = name
+                return self._begin(trial, configuration)
+            self.tpe.learn(name, statistics.fmean(dev for dev in devs if dev is not None))
+        return None
+
+    def _suggested(self, tpe: Tpe) -> tuple[str, Configuration | None]:
+        """A new suggestion and its name for the searcher; without a configuration where it does not fit."""
+        self.begun += 1
+        name = f"{self.place.study}-{self.begun}"
+        values = tpe.suggest(name)
+        try:
+            configuration = self.book.configuration(self.place, values)
+            self.book.check(configuration)
+        except UserError as error:
+            tpe.learn(name, None)
+            self.book.ledger.note(cell=f"unfit/{name}", status="failed", reason=str(error), study=None, config="", values=values)
+            return name, None
+        return name, configuration
+
+    def over(self, trial: str, dev: float | None, whole: bool) -> None:
+        """A trial has ended, with its mean on dev or, having failed, without; `whole`: over all seeds."""
+        configuration = self.live.pop(trial)
+        if dev is not None and whole:
+            self.means[configuration.name] = (configuration.label, dev)
+        if self.tpe is None or configuration is self.chosen:
+            return
+        if trial in self.proposed:
+            self.tpe.learn(self.proposed[trial], dev)
+        else:
+            self.tpe.remember(configuration.values, dev)
+
+    def best(self) -> Configuration | None:
+        """The configuration with the best mean on dev among those with all seeds; the first of equals as the file lists them."""
+        assert self.search is not None
+        scored = []
+        for configuration in self.book.tried(self.place):
+            entries = [self.book.ledger.get(key) for key in configuration.keys.values()]
+            if all(entry.get("status") == "finished" and entry.get("dev") is not None for entry in entries):
+                scored.append((statistics.fmean(entry["dev"] for entry in entries), configuration))
+        scored.sort(key=lambda found: self.search.order(found[1].values) if self.search else [])
+        return max(scored, key=lambda found: found[0])[1] if scored else None
