@@ -148,6 +148,21 @@ class Book:
         (self.campaign.folder / "campaign.yaml").write_text(text, encoding="utf-8")
 
 
+def reopened(folder: Path) -> Campaign:
+    """The campaign whose folder this is, as it was last run.
+
+    Raises:
+        UserError: the folder holds no campaign, or stands elsewhere than its campaign says.
+    """
+    path = folder / "campaign.yaml"
+    if not path.is_file():
+        raise UserError(f"report: {folder} holds no campaign.yaml; give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both")
+    campaign = Campaign(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    if campaign.folder.resolve() != folder.resolve():
+        raise UserError(f"report: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder")
+    return campaign
+
+
 def _key_of(path: Path) -> str | None:
     """The cell key that a result begins with."""
     try:

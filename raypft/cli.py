@@ -171,10 +171,16 @@ def plan(words: Campaigns, as_json: Json = False) -> None:
 
 
 @app.command()
-def report(folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one task.")], as_json: Json = False) -> None:
-    """The table of one or more runs, as Markdown when not on a terminal."""
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...|CAMPAIGN...", help="Folders of runs of one task, or of campaigns.")], as_json: Json = False
+) -> None:
+    """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from what is finished."""
     from raypft.report import run_table  # noqa: PLC0415
 
+    if (folders[0] / "campaign.yaml").is_file():
+        for folder in folders:
+            report_campaign(folder, as_json)
+        return
     table = run_table(folders)
     if as_json:
         print(json.dumps(vars(table)))
@@ -182,6 +188,19 @@ def report(folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help=
         print_table(table)
     else:
         print(table.markdown(), end="")
+
+
+def report_campaign(folder: Path, as_json: bool) -> None:
+    """Write a campaign's tables from its finished cells and print them."""
+    from raypft.book import Book, reopened  # noqa: PLC0415
+    from raypft.report.campaign import write_tables  # noqa: PLC0415
+
+    campaign = reopened(folder)
+    table = write_tables(campaign, Book(campaign, lambda line: print(line, file=sys.stderr)).rows(), folder)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "table": str(table)}))
+    else:
+        print(table.read_text(encoding="utf-8"), end="")
 
 
 def print_table(table: Any) -> None:

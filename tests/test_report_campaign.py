@@ -89,6 +89,12 @@ def test_tasks_with_their_mean_seed_by_seed(tmp_path):
     assert tables["accuracy@1"] == [["row", "sst2", "trec", "mean"], ["A", "91.0 ± 1.4", "65.0 ± 7.1", "78.0 ± 2.8"], ["B", "-", "-", "-"]]
 
 
+def test_a_task_without_results_leaves_the_mean_open(tmp_path):
+    paper = {"values": {"A": {"sst2": 90.0, "trec": 10.0, "mean": 50.0}}}
+    tables = markdown(write_tables(campaign(tasks=["sst2", "trec"], columns="task", paper=paper), [cell("A", s, s, "sst2") for s in (89, 91)], tmp_path))
+    assert tables["accuracy@1"][1:3] == [["A", "90.0 ± 1.4", "-", "-"], ["A (paper)", "90 inside", "10", "50"]]
+
+
 def test_an_axis_makes_lines_or_columns(tmp_path):
     vary = {"shots": [1, 2], "method.layer": [4, 8]}
     rows = [cell("A", 10 * shots + layer, 0, axes={"shots": shots, "method.layer": layer}) for shots in (1, 2) for layer in (4, 8)]

@@ -62,7 +62,8 @@ def write_tables(campaign: Any, rows: Iterable[dict[str, Any]], folder: Path) ->
     (folder / "costs.csv").write_text(csv_text([costs.columns, *costs.rows]), encoding="utf-8", newline="")
     (folder / "table.tex").write_text("\n".join([*tex, latex(costs, len(costs.columns) - len(COSTS))]), encoding="utf-8")
     images = [f"![{path.stem}]({path.name})\n" for path in write_plots(cells, folder)]
-    parts = [f"# {campaign.about}\n", f"Source: {campaign.source}\n", *(table.markdown() for table in [*tables, costs]), *images]
+    head_lines = [f"# {campaign.about}\n"] + [f"Source: {campaign.source}\n"] * bool(campaign.source)
+    parts = [*head_lines, *(table.markdown() for table in [*tables, costs]), *images]
     (folder / "table.md").write_text("\n".join([*parts, *(f"- {note}" for note in notes(cells, paper))]) + "\n", encoding="utf-8")
     return folder / "table.md"
 
@@ -119,17 +120,18 @@ def _records(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
         numbers = [f"{score.mean:.4f}", "" if score.std is None else f"{score.std:.4f}"] if score.values else ["", ""]
         counts = [str(count) for count in (len(score.values), score.planned, score.failed, score.pruned)]
         beside = ["" if value is None else f"{value:g}", verdict]
-        yield [*_labels(cells, line.row, line.point), section.metric, section.view, task, line.row, name, *numbers, *counts, *beside]
+        yield [*_labels(cells, line.row, line.point), section.metric, section.view, text(task), line.row, name, *numbers, *counts, *beside]
 
 
 def _costs(cells: Cells) -> Table:
     """What each configuration shown cost: means over seeds, of memory the most."""
     table = Table("cost", [*cells.axes, "task", "row", *COSTS])
-    for point in cells.every_point:
-        for task, row in itertools.product(cells.campaign.tasks, cells.campaign.rows):
-            found = cells.at(row, task, point)
-            if found is not None and found.best.results:
-                table.rows.append([*map(text, point), task, row, *_cost(found.best)])
+    rows: list[str] = list(cells.campaign.rows)
+    tasks: list[str] = list(cells.campaign.tasks)
+    for point, task, row in itertools.product(cells.every_point, tasks, rows):
+        found = cells.at(row, task, point)
+        if found is not None and found.best.results:
+            table.rows.append([*map(text, point), text(task), row, *_cost(found.best)])
     return table
 
 

@@ -107,11 +107,11 @@ def frozen(value: Any) -> Hashable:
 
 
 def text(value: Any) -> str:
-    """A value of an axis as tables print it: lists with commas, of a path its last part."""
+    """A value of an axis, or a task, as tables print it: lists with commas, of a path its last part."""
     if isinstance(value, list):
         return ",".join(map(text, value))
     shown = f"{value:g}" if isinstance(value, float) else str(value)
-    return shown.rstrip("/").rsplit("/", 1)[-1] if "/" in shown else shown
+    return shown.rstrip("/").rsplit("/", 1)[-1].removesuffix(".yaml")
 
 
 class Cells:

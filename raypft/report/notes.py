@@ -33,7 +33,7 @@ def _tested(cells: Cells) -> list[str]:
         counts = sorted(set(result.get("rows", {}).values()))
         size = f", {counts[0]} rows a language" if len(counts) == 1 else f", {counts[0]} to {counts[-1]} rows a language" if counts else ""
         rule = f", protocol {result['protocol']}" if result.get("protocol") else ""
-        lines.append(f"{task}: {result['metric']} on test rows {result['test_rows']}{size}{rule}, the same for every row")
+        lines.append(f"{text(task)}: {result['metric']} on test rows {result['test_rows']}{size}{rule}, the same for every row")
     return sorted(lines)
 
 
@@ -54,7 +54,7 @@ def _pick(searched: list[str], chosen: Chosen) -> str:
     point = "".join(f", {text(value)}" for value in best.point)
     settings = ", ".join(f"{key}={text(value)}" for key, value in zip(searched, best.choice, strict=True))
     whole = sum(len(group.dev.values) == len(dev.values) for group in chosen.tried)
-    return f"{best.row} on {best.task}{point}: {settings} (dev {dev.mean:.1f}) of {len(chosen.tried)} configurations, {whole} with as many seeds"
+    return f"{best.row} on {text(best.task)}{point}: {settings} (dev {dev.mean:.1f}) of {len(chosen.tried)} configurations, {whole} with as many seeds"
 
 
 def _lost(cells: Cells) -> list[str]:
@@ -65,7 +65,7 @@ def _lost(cells: Cells) -> list[str]:
             where = ", ".join(map(text, (*group.point, *group.choice)))
             for seed, (status, reason) in group.unfinished.items():
                 if status != "missing":
-                    of[status, f"{group.row} on {group.task}", where, reason].append(seed)
+                    of[status, f"{group.row} on {text(group.task)}", where, reason].append(seed)
     lines = [
         f"{status}: {row}{f' ({where})' if where else ''}, seeds {', '.join(map(str, sorted(seeds)))}{f': {reason}' if reason else ''}"
         for (status, row, where, reason), seeds in sorted(of.items())

@@ -41,7 +41,7 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
     figure, grid = pyplot.subplots(down, across, figsize=(SIZE[0] * across, SIZE[1] * down), squeeze=False, layout="constrained")
     for axes, ((task, others), lines) in zip(grid.flat, shown.items(), strict=False):
         _draw(axes, lines, list(cells.campaign.rows), values, sampled=key in cells.searched and cells.campaign.search.searcher != "grid")
-        axes.set(title=", ".join([task, *others]), xlabel=key, ylabel=_measure(cells, key, task))
+        axes.set(title=", ".join([text(task), *others]), xlabel=key, ylabel=_measure(cells, key, task))
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     if len(panels) > MOST:

@@ -1,0 +1,153 @@
+"""Every campaign file: its recipes, tasks and patterns exist, its jobs are valid, its paper's numbers stand where the table has places."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raypft.job import load_job, recipe_names
+from raypft.tasks import load_task
+
+FOLDER = Path(__file__).parents[1] / "tune_spaces"
+FILES = sorted(FOLDER.glob("*.yaml"))
+KEYS = {"about", "source", "defaults", "before", "rows", "tasks", "vary", "columns", "speedup_over", "search", "paper", "scales"}
+SEARCHES = ("gnn_layer", "ltp_active_ratio", "prompt_length", "shots")
+MAJORITY, MEANS = "majority", ("mean",)
+
+
+def read(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def scaled(values, name):
+    """A file's values with an overlay, as the format describes it: lists of rows and tasks choose among the file's, groups are merged."""
+    if name is None:
+        return values
+    merged = dict(values)
+    for key, own in values["scales"][name].items():
+        before = values.get(key)
+        if isinstance(own, list) and isinstance(before, dict):
+            merged[key] = {item: before[item] for item in own}
+        else:
+            merged[key] = {**before, **own} if isinstance(before, dict) and isinstance(own, dict) and key != "tasks" else own
+    return merged
+
+
+def words(values, prefix=""):
+    """Job keys as the overrides of a command line."""
+    found = []
+    for key, value in values.items():
+        nested = isinstance(value, dict) and "name" not in value
+        found += (
+            words(value, f"{prefix}{key}.")
+            if nested
+            else [f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}"]
+        )
+    return found
+
+
+def jobs(values):
+    """Every job of a file, at the first point of its search."""
+    tasks = values["tasks"] if isinstance(values["tasks"], dict) else {name: {} for name in values["tasks"]}
+    vary, search = values.get("vary", {}), values.get("search", {})
+    for (name, row), (task, own) in itertools.product(values["rows"].items(), tasks.items()):
+        if row == MAJORITY:
+            continue
+        tried = {key: space[0] for key, space in search.get("space", {}).items() if isinstance(space, list) and name in search.get("rows", [name])}
+        for point in itertools.product(*vary.values()):
+            axes = dict(zip(vary, point, strict=True))
+            settings = [{"task": task}, values.get("defaults", {}), row.get("set", {}), own, axes, tried]
+            yield load_job(row["recipe"], [word for group in settings for word in words(group)])
+
+
+def columns(values, task):
+    """The names of a table's columns; a job's test languages, or its task's, where they are languages."""
+    kind = values.get("columns", "task")
+    if kind == "language":
+        asked = {tuple(job.test.languages or load_task(job.task).languages) for job in jobs(values) if task in (job.task,)}
+        return {language for languages in asked for language in languages}
+    return set(values["tasks"]) if kind == "task" else {str(value) for value in values["vary"][kind]}
+
+
+def leaves(numbers, depth):
+    """(axis values, column, number) of a paper's numbers; a row without axes may stand at every point."""
+    for key, below in numbers.items():
+        if isinstance(below, dict):
+            yield from (((str(key), *path), column, number) for path, column, number in leaves(below, depth - 1))
+        else:
+            yield (), str(key), below
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_has_the_keys_of_the_format_and_a_small_scale(path):
+    values = read(path)
+    assert set(values) <= KEYS
+    assert values["about"]
+    assert values["source"]
+    assert all(row == MAJORITY or (row["recipe"] in recipe_names() and set(row) <= {"recipe", "set"}) for row in values["rows"].values())
+    if path.stem != "quickstart":
+        assert "small" in values["scales"]
+
+
+@pytest.mark.parametrize("scale", [None, "small"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_job_of_a_file_is_valid(path, scale):
+    values = read(path)
+    if scale and scale not in values.get("scales", {}):
+        pytest.skip("has no small scale")
+    values = scaled(values, scale)
+    found = list(jobs(values))
+    assert found
+    assert len({job.protocol for job in found}) == 1, "rows of one table must share a protocol"
+    for name, row in values.get("before", {}).items():
+        job = load_job(row["recipe"], words(values["defaults"]) + words(row["set"]))
+        assert job.seeds == [0], name
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if read(path).get("paper", {}).get("values")], ids=lambda path: path.stem)
+def test_the_papers_numbers_stand_where_the_table_has_places(path):
+    values = read(path)
+    paper, vary = values["paper"], values.get("vary", {})
+    axes = [[str(value) for value in choices] for key, choices in vary.items() if key != values["columns"]]
+    names = columns(values, next(iter(values["tasks"])))
+    assert set(paper["values"]) <= set(values["rows"])
+    assert set(paper.get("differs", {})) <= set(values["rows"])
+    for row, numbers in paper["values"].items():
+        for point, column, number in leaves(numbers, len(axes)):
+            assert isinstance(number, int | float), (row, point, column)
+            assert column in names or column in MEANS, (row, column)
+            assert len(point) == (0 if values["rows"][row] == MAJORITY else len(axes)), (row, point)
+            assert all(value in choices for value, choices in zip(point, axes, strict=False)), (row, point)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if read(path).get("paper", {}).get("values")], ids=lambda path: path.stem)
+def test_the_papers_means_are_those_of_its_numbers_or_a_noted_misprint(path):
+    values = read(path)
+    notes = " ".join(values["paper"].get("notes", []))
+    for row, numbers in values["paper"]["values"].items():
+        by_point: dict = {}
+        for point, column, number in leaves(numbers, 0):
+            by_point.setdefault(point, {})[column] = number
+        for point, found in by_point.items():
+            mean = found.pop("mean", None)
+            if mean is None or not found:
+                continue
+            own = statistics.fmean(found.values())
+            assert abs(own - mean) < 0.0151 or (f"{mean:.2f}" in notes and f"{own:.2f}" in notes), (row, point, mean, own)
+
+
+def test_the_four_searches_are_there():
+    for name in SEARCHES:
+        values = read(FOLDER / f"{name}.yaml")
+        assert values.get("search") or values["vary"]
+
+
+def test_the_engine_loads_every_file():
+    campaign = pytest.importorskip("raypft.campaign")
+    for path in FILES:
+        for scale in [None, *read(path).get("scales", {})]:
+            assert list(campaign.load_campaign(path.stem, scale=scale).places())
