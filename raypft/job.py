@@ -6,6 +6,8 @@ scientific and make the cell key; where and with how many workers a job runs is 
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -137,9 +139,13 @@ class Job(Strict):
             found.setdefault("train", {}).pop(key, None)
         return {key: value for key, value in found.items() if value != {}}
 
-    def key(self, **more: Any) -> str:
-        """Hash of the scientific keys and what else is given (seed, data and backbone fingerprints, numerics): 16 hex digits."""
-        text = json.dumps({**self.scientific(), **more}, sort_keys=True, ensure_ascii=False)
+    def key(self, scientific: dict[str, Any] | None = None, **more: Any) -> str:
+        """Hash of the scientific keys and what else is given (seed, data and backbone fingerprints, numerics): 16 hex digits.
+
+        Args:
+            scientific: `scientific()`, where the caller has it already.
+        """
+        text = json.dumps({**(scientific or self.scientific()), **more}, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def dump(self) -> str:
@@ -195,6 +201,12 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     Raises:
         UserError: not readable, or no mapping.
     """
+    return copy.deepcopy(_parsed(path, path.stat().st_mtime_ns, where))
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
+    """A campaign asks for the same few recipes thousands of times; `changed` makes an edited file another one."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:

@@ -118,7 +118,8 @@ def identify(job: Job, shelf: Shelf) -> Prepared:
     artefact = method_config.artefact()
     if artefact:
         asked["artefact"] = artefact
-    keys = {seed: job.key(seed=seed, data=manifests[seed]["hash"], backbone=skeleton.revision, numerics=method.numerics, asked=asked) for seed in job.seeds}
+    known, common = job.scientific(), {"backbone": skeleton.revision, "numerics": method.numerics, "asked": asked}
+    keys = {seed: job.key(known, seed=seed, data=manifests[seed]["hash"], **common) for seed in job.seeds}
     return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 
