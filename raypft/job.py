@@ -6,6 +6,8 @@ scientific and make the cell key; where and with how many workers a job runs is 
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -200,6 +202,12 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     Raises:
         UserError: not readable, or no mapping.
     """
+    return copy.deepcopy(_parsed(path, path.stat().st_mtime_ns, where))
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
+    """A campaign asks for the same few recipes thousands of times; `changed` makes an edited file another one."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:

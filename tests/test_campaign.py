@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import place, words  # noqa: F401  (a fixture)
+from rich.console import Console
+from test_cli import call, place, words  # noqa: F401  (a fixture)
 
 from raypft import runs
 from raypft.book import Book
 from raypft.campaign import FOLDER, campaign_names, flat, load_campaign
 from raypft.errors import UserError
 from raypft.job import load_job
+from raypft.live import CampaignTeller, duration
 from raypft.plan import planned
 from raypft.space import Dimension
 
@@ -47,7 +51,7 @@ def small(place: Path, **change: object) -> str:  # noqa: F811
     }  # fmt: skip
     rows = {"Plain": {"recipe": "profit"}, "Searched": {"recipe": "profit"}}
     more = {"search": {"space": {"train.lr": [0.001, 0.01]}, "rows": ["Searched"]}, "scales": None}
-    return write(place, defaults=defaults, rows=rows, tasks=[f"{place}/mytask.yaml"], **{**more, **change})
+    return write(place, **{"defaults": defaults, "rows": rows, "tasks": [f"{place}/mytask.yaml"], **more, **change})
 
 
 def test_places_come_row_by_row_with_the_later_settings_over_the_earlier(tmp_path):
@@ -293,3 +297,70 @@ def load_campaign_space(space: dict):
     from raypft.space import Search
 
     return Search(space=space, searcher="random", trials=1)
+
+
+EVENT = {"event": "cell", "label": "GCN sst2 layer=4", "seed": 1, "status": "finished", "dev": 81.25, "test": None, "done": 3, "total": 24, "left": 300}
+STATE = {"running": {"GCN sst2 layer=7": "1/2"}, "best": {"GCN sst2": ("GCN sst2 layer=4", 81.25)}}
+
+
+def test_a_campaign_is_told_in_plain_lines_json_or_a_live_view(capsys):
+    said = {
+        "[3/24, 5 min left] GCN sst2 layer=4 seed 1: dev 81.25": EVENT,
+        "[24/24] GCN sst2 layer=4 seed 1: dev 81.25, test 79.00": {**EVENT, "test": 79.0, "done": 24},
+        "[3/24, 40 s left] GCN sst2 layer=4 seed 1: pruned: racing: behind": {**EVENT, "status": "pruned", "reason": "racing: behind", "left": 40},
+        "GCN sst2: begun": {"event": "trial", "label": "GCN sst2", "chosen": False},
+        "GCN sst2: chosen on dev, tested now": {"event": "trial", "label": "GCN sst2", "chosen": True},
+        "a note": {"event": "note", "text": "a note"},
+    }
+    for is_terminal in (False, True):
+        out = io.StringIO()
+        with CampaignTeller(Console(file=out, force_terminal=is_terminal, width=100), as_json=False) as tell:
+            for event in said.values():
+                tell({**event, **STATE})
+        shown = out.getvalue()
+        assert all(line in shown for line, event in said.items() if not is_terminal or event["event"] != "trial")
+        assert ("seeds done 1/2" in shown) == is_terminal
+        assert ("GCN sst2: dev 81.25" in shown) == is_terminal
+    with CampaignTeller(Console(file=io.StringIO()), as_json=True) as tell:
+        tell(EVENT)
+    assert json.loads(capsys.readouterr().out) == EVENT
+    assert duration(3.2 * 3600) == "3.2 h"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["plan", "quikstart"], 'campaign: "quikstart" is unknown; did you mean "quickstart"?'),
+        (["tune", "quickstart", "scale=smal"], 'scale: "smal" is unknown'),
+        (["tune", "quickstart", "train.lrr=1"], 'unknown key "train.lrr"; did you mean "lr"?'),
+        (["tune", "scale=small"], "campaign: found 0 names; expected one, e.g. raypft tune quickstart"),
+        (["plan", "quickstart", "tracker=tensorbord"], "tracker: found 'tensorbord'"),
+    ],
+)
+def test_a_bad_command_is_one_line_and_exit_code_2(arguments, expected, monkeypatch, capsys):
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # noqa: F811
+    """Keys of 4,000 configurations of 5 seeds, every cell found in the ledger."""
+    space = {"method.length": {"range": [1, 4000]}}
+    rows = {"Searched": {"recipe": "sp", "set": {"pattern": "soft"}}}
+    campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
+    book = Book(campaign)
+    (found,) = campaign.places()
+    folder = place / "runs" / "kept" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "searched.json").write_text("{}")
+    for configuration in book.tried(found):
+        for seed in configuration.keys:
+            book.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
+    began = time.perf_counter()
+    book = Book(campaign)
+    done = sum(book.where(configuration, seed, test=False) is not None for configuration in book.tried(found) for seed in configuration.keys)
+    seconds = time.perf_counter() - began
+    print(f"20,000 cells planned in {seconds:.1f} s")
+    assert done == 20_000
+    assert seconds < 30

@@ -12,6 +12,7 @@ import shutil
 import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -51,6 +52,11 @@ def needs(job: Job, cpus: float) -> tuple[Job, dict[str, float], dict[str, float
     settled = job.model_copy(update={"resources": own.model_copy(update={"cpus_per_worker": each})})
     total = {"CPU": TRIAL_CPUS + own.workers * each + READER_CPUS + ENCODER_CPUS}
     return settled, {"CPU": TRIAL_CPUS}, total | ({"GPU": own.workers * own.gpus_per_worker} if own.gpus_per_worker else {})
+
+
+def absolute(path: str) -> str:
+    """A path as other processes find it; URIs as they are."""
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def at_once(jobs: list[Job], has: dict[str, float]) -> int:
@@ -128,7 +134,7 @@ class Director(Searcher):
         self._say({"event": "trial", "label": configuration.label, "chosen": chosen})
         job, _, _ = needs(configuration.job, self.cpus)
         work = {
-            "job": job.model_dump(), "keys": {str(seed): keys[seed] for seed in todo}, "devs": devs, "test": test, "fresh": fresh,
+            "job": job.model_dump() | {"storage": absolute(job.storage)}, "keys": {str(seed): keys[seed] for seed in todo}, "devs": devs, "test": test, "fresh": fresh,
             "ends_on_failure": study.search is not None,
         }  # fmt: skip
         place = configuration.place
