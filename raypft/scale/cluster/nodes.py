@@ -35,7 +35,12 @@ def cluster_status(address: str) -> Any:
 
 def status_lines(found: Any, shapes: list[Shape], where: str) -> list[str]:
     """Nodes, launches and what waits, each waiting shape with the reason."""
-    lines = [f"{node.node_id or node.instance_id} {node.ray_node_type_name} {state}" for state, nodes in _by_state(found) for node in nodes]
+    # a node that no autoscaler started, as a head is, has the type node_ID
+    lines = [
+        f"{node.node_id or node.instance_id} {'head' if node.ray_node_type_name.startswith('node_') else node.ray_node_type_name} {state}"
+        for state, nodes in _by_state(found)
+        for node in nodes
+    ]
     lines += [f"starting: {launch.count} x {launch.ray_node_type_name}" for launch in found.pending_launches]
     lines += [f"failed to start: {launch.count} x {launch.ray_node_type_name}: {launch.details}" for launch in found.failed_launches]
     for bundle, count in waiting(found):

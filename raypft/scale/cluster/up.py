@@ -79,7 +79,6 @@ def head_environment(definition: Any) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     made = {**os.environ, **environment(definition), "PATH": path, "RAYPFT_CLUSTER": pools_text(definition)}
     made["RAY_ADDRESS"] = f"127.0.0.1:{definition.port}"  # else a second Ray of this machine confuses Ray Train
-    made["RAY_NODE_TYPE_NAME"] = "head"  # as status shows it
     if isinstance(definition, Fake):
         made |= {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD, "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD}
     return made
