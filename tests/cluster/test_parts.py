@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -336,4 +337,16 @@ def test_a_head_that_takes_no_jobs_in_time_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(up, "head_command", lambda definition, folder: [sys.executable, "-c", "import time; print('slow', flush=True); time.sleep(60)"])
     with pytest.raises(UserError, match=r"raypft-local took no jobs within 0.5 s; its log: 'slow"):
         up.up(load(FOLDER / "local.yaml"))
+    assert not up.state_file("raypft-local").exists()
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    definition = load(FOLDER / "local.yaml")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"dashboard_port of raypft-local: port {port} is in use here; choose another"):
+            up.up(definition.model_copy(update={"dashboard_port": port - 2}))
     assert not up.state_file("raypft-local").exists()
