@@ -1,4 +1,4 @@
-# make demo: install and run the demonstration.  make test: install and run the tests.  Nothing but python3 is needed.
+# make demo: install and run the demonstration.  make test: install and run the tests; make test-cluster: those that start clusters.  Nothing but python3 is needed.
 SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,7 +6,7 @@ RAYPFT = $(VENV)/bin/raypft
 DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 \
 	train.epochs=3 train.batch_size=5 train.max_tokens=256 resources.workers=2 zero.stage=2
 
-.PHONY: install demo test check
+.PHONY: install demo test test-cluster check
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+test-cluster: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m cluster tests/cluster
 
 check: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright

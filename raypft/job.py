@@ -76,6 +76,7 @@ class Zero(Strict):
     offload: bool = Field(default=False, description="optimizer state in CPU memory")
 
 
+@validation_root
 class Resources(Strict):
     """Workers of the job. 0 runs in this process, without Ray."""
 
@@ -172,10 +173,33 @@ def load_job(name: str, overrides: list[str] | None = None) -> Job:
     Raises:
         UserError: unknown recipe (nearest named), missing file, key or value that does not fit (where, found, expected).
     """
+    return make_job(*read_job(name, overrides))
+
+
+def load_resources(name: str, overrides: list[str] | None = None) -> Resources:
+    """Only what a job asks for, without the rest of its checks, which load torch.
+
+    Raises:
+        UserError: as `load_job`, of the resources.
+    """
+    values, where = read_job(name, overrides)
+    found = values.get("resources") or {}
+    try:
+        return Resources(**found)
+    except (ValidationError, TypeError) as error:
+        raise UserError(validation_line(f"{where}: resources", error, found)) from None
+
+
+def read_job(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any], str]:
+    """The values of a recipe or job file with overrides applied, not validated; and the name of the file for messages.
+
+    Raises:
+        UserError: as `load_values`, and an override that is none.
+    """
     values, where = load_values(name)
     for override in overrides or []:
         set_key(values, *split_override(override), told=override)
-    return make_job(values, where)
+    return values, where
 
 
 def load_values(name: str) -> tuple[dict[str, Any], str]:

@@ -27,6 +27,7 @@ from raypft.backbones import load_backbone
 from raypft.cells import Cell, Tell, is_finished, recorder, run_cell
 from raypft.errors import UserError
 from raypft.job import Job
+from raypft.scale.cluster.feasible import Infeasible, impossible, job_bundles, shapes_here
 from raypft.scale.data import ENCODER_CPUS, encode_on_ray, encoded_file, read_encoded
 
 READER_CPUS = 1.0
@@ -85,9 +86,19 @@ def ray_session() -> Iterator[None]:
 
 
 def check_resources(job: Job) -> None:
-    """Raise a UserError where Ray has too few CPUs for the job, before anything is written."""
+    """Raise a UserError where Ray has, and can get, too little for the job, before anything is written."""
     with ray_session():
-        cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
+        cpus_per_worker(job, logical_cpus())
+    shapes = shapes_here()
+    line = impossible(job_bundles(job.resources), shapes, "this cluster") if shapes else None
+    if line:
+        raise Infeasible(line)
+
+
+def logical_cpus() -> float:
+    """CPUs that Ray counts; on a cluster that grows with demand, those of all nodes that may come."""
+    shapes = shapes_here()
+    return sum(shape.offers["CPU"] * shape.most for shape in shapes) if shapes else ray.cluster_resources().get("CPU", 0)
 
 
 def run_on_ray(cells: Sequence[Cell], tell: Tell, stop: Path | None = None) -> None:
@@ -102,7 +113,7 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell, stop: Path | None = None) -> N
     job = cells[0].job
     resources = job.resources
     with ray_session(), quiet_loggers():
-        cpus = cpus_per_worker(job, ray.cluster_resources().get("CPU", 0))
+        cpus = cpus_per_worker(job, logical_cpus())
         encode_on_ray(cells)
         storage = Path(job.storage).resolve() / ".ray"
         trainer = TorchTrainer(

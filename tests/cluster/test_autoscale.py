@@ -7,6 +7,7 @@ import time
 
 import pytest
 from here import Here
+from test_cli import place, words  # noqa: F401  (a fixture)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -18,6 +19,18 @@ def where():
     time.sleep(8)
     return ray.get_runtime_context().get_node_id()
 print("nodes", len(set(ray.get([where.remote(), where.remote()]))))
+"""
+HOLD = """
+import ray, time
+ray.init(log_to_driver=False)
+@ray.remote(num_gpus=1)
+def hold():
+    for _ in range(120):
+        time.sleep(0.5)
+        told = ray._private.state.state.get_draining_nodes()
+        if told:
+            return list(told)
+print("noticed", *ray.get(hold.remote()))
 """
 FOUR_GPUS = "import ray, time\nray.init(log_to_driver=False)\n@ray.remote(num_gpus=4)\ndef never(): pass\nnever.remote()\nprint('ready')\ntime.sleep(300)"
 
@@ -48,13 +61,17 @@ def until(here: Here, pattern: str, present: bool = True, seconds: float = 60) -
     return out
 
 
-def test_tasks_bring_nodes_which_go_when_idle(here):
-    assert " gpu1 " not in status(here)
-    running = here.start("submit", *here.at((None, "--id", "two", "--raw", "--no-package", "--", "python", "-c", TWO_TASKS)))
+def test_a_job_and_tasks_on_a_cluster_without_nodes_bring_them_and_they_go_when_idle(here, place):  # noqa: F811
+    assert [line.split()[1] for line in status(here).splitlines()] == ["head"]
+    job = words(place, "seeds=1", "train.epochs=2", "resources.workers=1")
+    training = here.start("submit", "--cluster", str(here.file), "--id", "job", "--no-package", "--", "run", *job)
+    tasks = here.start("submit", *here.at((None, "--id", "two", "--raw", "--no-package", "--", "python", "-c", TWO_TASKS)))
     until(here, r" gpu1 ")
-    out, err = running.communicate(timeout=120)
-    assert (running.returncode, "nodes 2\n" in out) == (0, True), (out, err)
-    until(here, r" gpu1 ", present=False)
+    out, err = tasks.communicate(timeout=150)
+    assert (tasks.returncode, "nodes 2\n" in out) == (0, True), (out, err)
+    out, err = training.communicate(timeout=150)
+    assert (training.returncode, "seed 0: test" in out) == (0, True), (out, err)
+    until(here, r" (gpu1|cpu-data) ", present=False)
 
 
 def test_what_can_never_come_is_told_from_what_may(here):
@@ -71,13 +88,12 @@ def test_what_can_never_come_is_told_from_what_may(here):
 
 
 def test_a_node_can_be_drained(here):
-    hold = "import ray, time\nray.init(log_to_driver=False)\n@ray.remote(num_gpus=1)\ndef hold(): time.sleep(60)\nray.get(hold.remote())"
-    assert here.submit("--id", "hold", "--no-wait", "--raw", "--no-package", "--", "python", "-c", hold)[0] == 0
-    out = until(here, r"^[0-9a-f]{12} gpu1 busy$")
-    node = re.search(r"([0-9a-f]{12}) gpu1", out)[1]
+    assert here.submit("--id", "hold", "--no-wait", "--raw", "--no-package", "--", "python", "-c", HOLD)[0] == 0
+    out = until(here, r"[0-9a-f]+ gpu1 busy")
+    node = re.search(r"([0-9a-f]+) gpu1", out)[1]
     code, out, err = here("cluster", "drain", node, "--cluster", str(here.file), "--deadline", "5")
     assert (code, out.startswith(node), out.endswith("goes within 5 s\n")) == (0, True, True), err
     until(here, node, present=False)
     code, _, err = here("cluster", "drain", "zzz", "--cluster", str(here.file))
     assert (code, 'node "zzz": 0 nodes begin so' in err) == (2, True)
-    assert here.submit("stop", "hold")[0] == 0
+    assert f"noticed {node}" in here.submit("logs", "hold")[1]

@@ -215,6 +215,15 @@ def test_rays_reader_of_kuberay_sees_the_pools_as_defined():
     assert seen["available_node_types"]["headgroup"]["resources"]["CPU"] == 0
 
 
+def test_the_image_is_pinned_like_the_definitions_and_its_user_is_not_root():
+    lines = (FOLDER / "Dockerfile").read_text().splitlines()
+    base = next(line for line in lines if line.startswith("FROM "))
+    wanted = {load(FOLDER / f"{name}.yaml").ray for name in DEFINITIONS}
+    assert wanted == {base.rpartition(":")[2].partition("-")[0]}
+    assert [line for line in lines if line.startswith("USER ")][-1] != "USER root"
+    assert not [line for line in lines if "latest" in line or "0.0.0.0" in line]
+
+
 def test_the_kueue_variant_has_a_fixed_size():
     cluster = yaml.safe_load((FOLDER / "rendered/kubernetes.kueue.yaml").read_text())["spec"]["rayClusterSpec"]
     assert [(g["groupName"], g["minReplicas"], g["replicas"], g["maxReplicas"]) for g in cluster["workerGroupSpecs"]] == [("gpu1", 1, 1, 1)]

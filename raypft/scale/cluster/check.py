@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
+from raypft.job import load_resources
 from raypft.scale.cluster.client import ENDED, JobServer
 from raypft.scale.cluster.feasible import Infeasible, at_a_time, bundle_text, impossible, job_bundles, shapes_of
 from raypft.scale.cluster.submit import stop
+
+PROBE_SECONDS = 60
+"""What the check's own job may take beside waiting for a worker."""
 
 
 class NoStorage(UserError):
@@ -29,11 +33,9 @@ def fitting(words: list[str], definition: Any, where: str) -> Iterator[str]:
     Raises:
         Infeasible: one can never be placed; with what is missing and what would fit.
     """
-    from raypft.job import load_job  # noqa: PLC0415  (a method's own keys need torch)
-
     shapes = shapes_of(definition.pools)
     for name in (word for word in words if "=" not in word):
-        bundles = job_bundles(load_job(name, [word for word in words if "=" in word]))
+        bundles = job_bundles(load_resources(name, [word for word in words if "=" in word]))
         line = impossible(bundles, shapes, where)
         if line:
             raise Infeasible(line)
@@ -71,11 +73,11 @@ def _probe(server: JobServer, storage: str, timeout: int) -> dict[str, Any]:
     source = (Path(__file__).parent / "probe.py").read_text()
     name = f"check-{time.time_ns()}"
     server.submit({"entrypoint": shlex.join(["python", "-c", source, storage, str(timeout)]), "submission_id": name})
-    until = time.monotonic() + timeout + 60
+    until = time.monotonic() + timeout + PROBE_SECONDS
     try:
         while (job := server.job(name))["status"] not in ENDED:
             if time.monotonic() > until:
-                raise UserError(f"{server.address.url}: the check did not end within {timeout + 60} s; raypft submit logs {name}")
+                raise UserError(f"{server.address.url}: the check did not end within {timeout + PROBE_SECONDS} s; raypft submit logs {name}")
             time.sleep(0.3)
     except BaseException:
         asyncio.run(stop(server, name))

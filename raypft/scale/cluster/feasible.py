@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
+from raypft.job import Resources, load_resources
 from raypft.scale.cluster.definition import load
 
 Bundle = dict[str, float]
@@ -51,10 +52,10 @@ def shapes_here() -> list[Shape] | None:
     return shapes_of(json.loads(told)["pools"]) if told else None
 
 
-def job_bundles(job: Any) -> list[Bundle]:
+def job_bundles(resources: Resources) -> list[Bundle]:
     """What a job asks for at once: its workers, and the encoder and reader that feed them. Empty where it runs without Ray."""
-    workers = job.resources.workers
-    worker = {"CPU": job.resources.cpus_per_worker or 1.0, "GPU": job.resources.gpus_per_worker}
+    workers = resources.workers
+    worker = {"CPU": resources.cpus_per_worker or 1.0, "GPU": resources.gpus_per_worker}
     return [dict(worker) for _ in range(workers)] + [{"CPU": 1.0}, {"CPU": 1.0}] * bool(workers)
 
 
@@ -120,16 +121,13 @@ def refuse_impossible(words: Sequence[str], file: Path) -> None:
     """Refuse a `run` command whose job fits no cluster of the definition; other verbs are not looked into.
 
     Raises:
-        Infeasible: with what is missing and what would fit. UserError: the job or definition is not valid.
+        Infeasible: with what is missing and what would fit. UserError: the job's resources or the definition are not valid.
     """
     if not words or words[0] != "run":
         return
-    # raypft.job checks a method's own keys, which needs torch
-    from raypft.job import load_job  # noqa: PLC0415
-
     shapes = shapes_of(load(file).pools)
     overrides = [word for word in words[1:] if "=" in word]
     for name in (word for word in words[1:] if "=" not in word and not word.startswith("-")):
-        line = impossible(job_bundles(load_job(name, overrides)), shapes, str(file))
+        line = impossible(job_bundles(load_resources(name, overrides)), shapes, str(file))
         if line:
             raise Infeasible(line)

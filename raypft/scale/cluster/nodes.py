@@ -35,7 +35,12 @@ def cluster_status(address: str) -> Any:
 
 def status_lines(found: Any, shapes: list[Shape], where: str) -> list[str]:
     """Nodes, launches and what waits, each waiting shape with the reason."""
-    lines = [f"{(node.node_id or node.instance_id)[:12]} {node.ray_node_type_name} {state}" for state, nodes in _by_state(found) for node in nodes]
+    # a node that no autoscaler started, as a head is, has the type node_ID
+    lines = [
+        f"{node.node_id or node.instance_id} {'head' if node.ray_node_type_name.startswith('node_') else node.ray_node_type_name} {state}"
+        for state, nodes in _by_state(found)
+        for node in nodes
+    ]
     lines += [f"starting: {launch.count} x {launch.ray_node_type_name}" for launch in found.pending_launches]
     lines += [f"failed to start: {launch.count} x {launch.ray_node_type_name}: {launch.details}" for launch in found.failed_launches]
     for bundle, count in waiting(found):
@@ -68,12 +73,12 @@ def drain(address: str, node: str, seconds: int) -> str:
     ids = [n.node_id for _, nodes in _by_state(found) for n in nodes if n.node_id]
     chosen = [one for one in ids if one.startswith(node)]
     if len(chosen) != 1:
-        raise UserError(f'node "{node}": {len(chosen)} nodes begin so; {nearest(node, [one[:12] for one in ids])}')
+        raise UserError(f'node "{node}": {len(chosen)} nodes begin so; {nearest(node, ids)}')
     from ray._raylet import GcsClient  # noqa: PLC0415
     from ray.core.generated import autoscaler_pb2  # noqa: PLC0415
 
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     accepted, why = GcsClient(address=address).drain_node(chosen[0], reason, "raypft cluster drain", int((time.time() + seconds) * 1000))
     if not accepted:
-        raise UserError(f"node {chosen[0][:12]}: it can't be drained: {why}")
+        raise UserError(f"node {chosen[0]}: it can't be drained: {why}")
     return chosen[0]

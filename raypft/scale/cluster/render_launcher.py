@@ -12,7 +12,8 @@ TOKEN_PATH = "/home/ray/.ray/auth_token"
 """In the container; `ray up` copies the user's own token there."""
 FAKE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-"""What Ray calls the head of its fake provider."""
+HEAD_TYPE = "ray.head.default"
+"""What Ray calls the head of its fake provider, and that node's type."""
 STOP_SECONDS = 60
 
 
@@ -169,7 +170,7 @@ def fake(definition: Any) -> dict[str, Any]:
             "type": "external", "module": FAKE_PROVIDER, "gcs_address": f"127.0.0.1:{definition.port}", "head_node_id": FAKE_HEAD,
             "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True, "launch_multiple": True,
         },
-        "head_node_type": "ray.head.default",
-        "available_node_types": {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **types},
+        "head_node_type": HEAD_TYPE,
+        "available_node_types": {HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **types},
         "auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False, **{key: [] for key in lists},
     }  # fmt: skip

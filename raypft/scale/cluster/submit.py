@@ -135,28 +135,33 @@ async def _follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: st
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     watched = asyncio.create_task(_watch(server, job_id, tell))
-    pressed = asyncio.create_task(signals.get())
-    stopping: asyncio.Task[None] | None = None
+    asked = asyncio.Event()
+    pressed = asyncio.create_task(_pressed(server, job_id, tell, signals, asked, on_interrupt))
     try:
-        while True:
-            await asyncio.wait({watched, pressed, stopping} - {None}, return_when=asyncio.FIRST_COMPLETED)
-            if watched.done():
-                return told(watched.result(), tell, asked=stopping is not None)
-            if stopping and stopping.done():
-                stopping.result()
-                stopping = asyncio.create_task(asyncio.sleep(3600))
-            if not pressed.done():
-                continue
-            if stopping or on_interrupt == "detach":
-                tell.say("left", f"job {job_id} goes on; raypft submit attach {job_id} --address {server.address.url}", id=job_id)
-                return STOPPED_HERE
-            tell.say("stopping", f"stopping job {job_id}; once more leaves it as it is", id=job_id)
-            stopping = asyncio.create_task(stop(server, job_id))
-            pressed = asyncio.create_task(signals.get())
+        await asyncio.wait({watched, pressed}, return_when=asyncio.FIRST_COMPLETED)
+        if watched.done():
+            return told(watched.result(), tell, asked.is_set())
+        pressed.result()
+        tell.say("left", f"job {job_id} goes on; raypft submit attach {job_id} --address {server.address.url}", id=job_id)
+        return STOPPED_HERE
     finally:
-        for task in (watched, pressed, stopping):
-            if task:
-                task.cancel()
+        watched.cancel()
+        pressed.cancel()
+
+
+async def _pressed(server: JobServer, job_id: str, tell: Teller, signals: asyncio.Queue[int], asked: asyncio.Event, on_interrupt: str) -> None:
+    """Ends when the job is to be left: at the second signal; the first stops the job."""
+    await signals.get()
+    if on_interrupt == "detach":
+        return
+    asked.set()
+    tell.say("stopping", f"stopping job {job_id}; once more leaves it as it is", id=job_id)
+    stopping = asyncio.create_task(stop(server, job_id))
+    again = asyncio.create_task(signals.get())
+    await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
+    if stopping.done():
+        stopping.result()
+    await again
 
 
 async def _watch(server: JobServer, job_id: str, tell: Teller) -> dict[str, Any]:

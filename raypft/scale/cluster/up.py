@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -88,11 +89,12 @@ def up(definition: Any) -> JobServer:
     """Start a cluster and wait until it takes jobs.
 
     Raises:
-        UserError: it is up; or the head ended, with its last line.
+        UserError: it is up; a port is taken; or the head ended, with its last line.
     """
     needs_this_machine(definition, "up")
     if state(definition):
         raise UserError(f"cluster up: {definition.name} is up; raypft cluster down ends it")
+    _check_ports(definition)
     make_token()
     folder = Path(tempfile.mkdtemp(prefix="rp-"))  # short: sockets below it have at most 107 bytes
     if isinstance(definition, Fake):
@@ -110,6 +112,17 @@ def up(definition: Any) -> JobServer:
     except BaseException:
         down(definition)
         raise
+
+
+def _check_ports(definition: Any) -> None:
+    # Ray would take the next free port, and whoever has this one would be asked for its jobs
+    for key, port in (("port", definition.port), *(("dashboard_port", definition.dashboard_port + i) for i in range(3))):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise UserError(f"cluster up: {key} of {definition.name}: port {port} is in use here; choose another (dashboard_port takes three)") from None
 
 
 def _ready(definition: Any, started: subprocess.Popen[bytes], log: Path) -> JobServer:
