@@ -22,7 +22,8 @@ from raypft.job import Job, load_values, make_job, number, read_yaml, set_key, s
 from raypft.space import Search
 from raypft.tasks import Strict, load_task, validation_line, validation_root
 
-FOLDER = Path(__file__).parents[1] / "tune_spaces"
+INSTALLED = Path(__file__).parent / "tune_spaces"
+FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "tune_spaces"
 MAJORITY = "majority"
 BEFORE = "before:"
 PROVENANCE = ("seeds", "storage", "resources", "zero", "data.root", "train.micro_batch", "train.eval_batch", "train.save_every")

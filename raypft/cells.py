@@ -188,7 +188,7 @@ def _train(
         progress = Progress(best_epoch=0)
         kept = score(evaluate(stepper, dev, job.train.eval_batch)) if dev is not None else None
     return {
-        "best_epoch": progress.best_epoch,
+        "best_epoch": progress.best_epoch if job.train.select == "best" or not progress.history else progress.history[-1]["epoch"],
         "dev": kept if dev is not None else None,
         "history": progress.history,
         "losses": progress.losses,

@@ -279,7 +279,8 @@ def predict(
 ) -> None:
     """Score new rows with a finished run: labels with probabilities, a tag a word, or answer texts."""
     if (data is None) == (not text):
-        raise UserError("predict: give rows with --data FILE, or one row with --text, not both")
+        found = "both --data and --text" if text else "neither --data nor --text"
+        raise UserError(f"predict: found {found}; expected rows with --data FILE, or one row with --text")
     from raypft import using  # noqa: PLC0415
 
     if out is not None:

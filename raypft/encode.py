@@ -20,6 +20,8 @@ from raypft.tasks import Pattern, Task, load_task
 
 ROLES = ("train", "dev", "test")
 UNLIMITED = 1 << 30
+ENCODING = 1
+"""Raised when a change alters prompts or their tokens; part of the cell key."""
 
 
 @dataclass(frozen=True)

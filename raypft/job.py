@@ -31,7 +31,7 @@ class Train(Strict):
     languages: list[str] = ["en"]
     epochs: int = Field(default=10, ge=0)
     lr: float = Field(default=1e-5, gt=0)
-    batch_size: int = Field(default=32, ge=1, description="rows per optimizer step over all workers")
+    batch_size: int = Field(default=32, ge=1, description="prompts per optimizer step over all workers")
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="adam couples weight decay as L2")
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
@@ -43,7 +43,7 @@ class Train(Strict):
     select: Literal["best", "last"] = Field(default="best", description="which epoch is kept; best on dev, the earliest of equals")
     patience: int | None = Field(default=None, ge=1, description="stop after so many epochs without gain")
     patience_rule: Literal["best", "previous"] = Field(default="best", description="gain over the best epoch or over the one before")
-    micro_batch: int | None = Field(default=None, ge=1, description="rows a worker runs at once; None: its whole share")
+    micro_batch: int | None = Field(default=None, ge=1, description="prompts a worker runs at once; None: its whole share")
     eval_batch: int = Field(default=32, ge=1)
     save_every: int | None = Field(default=None, ge=1, description="steps between state files; None: as often as costs under a tenth of the time")
 

@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from raypft import sources
 from raypft.backbones import Backbone, load_backbone, load_skeleton
 from raypft.cells import Cell, Tell, recorder, run_cell
-from raypft.encode import check_fit, encode_sample
+from raypft.encode import ENCODING, check_fit, encode_sample
 from raypft.errors import UserError
 from raypft.fewshot import Sample, draw, protocol
 from raypft.job import Job, Resources, Train, part_config
@@ -132,7 +132,11 @@ def cell_key(job: Job, seed: int, data: str, weights: str) -> str:
     artefact = method_config.artefact()
     if artefact:
         asked["artefact"] = artefact
-    return job.key(seed=seed, data=data, backbone=weights, numerics=method.numerics, asked=asked)
+    if job.train.precision != "fp32":
+        asked["cast"] = job.resources.workers > 0  # DeepSpeed casts the weights, plain torch computes on them in half precision
+    readout, _ = part_config(job.readout, "readout")
+    numerics = [method.numerics, readout.numerics, ENCODING]
+    return job.key(seed=seed, data=data, backbone=weights, numerics=numerics, asked=asked)
 
 
 def draw_samples(job: Job, shelf: Shelf) -> dict[int, Sample]:
@@ -170,6 +174,9 @@ def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[l
     Raises:
         UserError: another process works on a run, or its data or model changed since it began.
     """
+    folders = [ready.folder for ready in prepared]
+    if len(set(folders)) < len(folders):
+        raise UserError(f"run: {next(f for f in folders if folders.count(f) > 1)} was asked for twice; name each job once")
     with ExitStack() as stack:
         stack.enter_context(_session([ready.job for ready in prepared]))
         for ready in prepared:
@@ -199,8 +206,8 @@ def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
     prepared.folder.mkdir(parents=True, exist_ok=True)
     with locked(prepared.folder, wait):
         if fresh:
-            for path in prepared.folder.glob("seed-*"):
-                shutil.rmtree(path)
+            for cell in prepared.cells():
+                shutil.rmtree(cell.folder, ignore_errors=True)
         _check_unchanged(prepared)
         _write_inputs(prepared)
         yield

@@ -164,6 +164,8 @@ def set_adam_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Pa
             optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **own}
 
 
+LOOK = 20
+"""Steps between looks at whether a state is due."""
 TELL_SECONDS = 30
 """In a long epoch, how often its progress is told."""
 DISK = 200e6
@@ -261,7 +263,7 @@ def fit(
         _keep(progress, stepper, settings, record)
         told = time.perf_counter()
         tell({"event": "epoch", **record})
-        saver.after_epoch(progress)
+        saver.when_due(progress)
     if settings.epochs and settings.select == "best" and progress.best_values:
         stepper.set_values(progress.best_values)
     return progress
@@ -318,8 +320,10 @@ class _Saver:
     def after_step(self, progress: Progress, number: int) -> None:
         if self.every is not None and number % self.every == 0:
             self._write(progress)
+        if self.every is None and number % LOOK == 0:  # the same step on every rank
+            self.when_due(progress)
 
-    def after_epoch(self, progress: Progress) -> None:
+    def when_due(self, progress: Progress) -> None:
         due = time.perf_counter() - self.last >= 10 * self.cost
         if self.save is not None and self.stepper.gather(due)[0]:
             self._write(progress)

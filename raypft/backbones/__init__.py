@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,10 +101,16 @@ def locate(name: str) -> Path:
 def revision(folder: Path) -> str:
     """What identifies the weights in a folder: a hash over its configuration, tokenizer and weight files."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for file in sorted(path for ending in ("json", "safetensors", "bin", "txt", "model") for path in folder.glob(f"*.{ending}")):
+        stat = file.stat()
+        digest.update(_digest(file, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, _size: int, _changed: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def family_of(config) -> str:

@@ -42,12 +42,14 @@ class BaseReadout(nn.Module, ABC):
         Config: the YAML keys with their defaults.
         kinds, families: the task kinds and backbone families it works with.
         needs_slot: whether the pattern must have a <slot>.
+        numerics: raised when a change alters results; part of the cell key.
     """
 
     Config: type[Config] = Config
     kinds: tuple[str, ...] = ("choice", "tags")
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     needs_slot: bool = True
+    numerics: int = 1
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__()

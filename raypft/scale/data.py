@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import ray
 from raypft.backbones import load_skeleton
 from raypft.batch import Encoded
 from raypft.cells import Cell
-from raypft.encode import RECORD, ROLES, Encoder, from_record, to_record
+from raypft.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
 from raypft.tasks import load_task
@@ -56,8 +57,8 @@ def encoded_file(cell: Cell) -> Path:
     _, method = part_config(job.method, "method")
     task = load_task(job.task)
     parts = [
-        job.task,
-        task.label.names,
+        ENCODING,
+        task.model_dump(include={"name", "kind", "fields", "label"}),
         task.pattern(job.pattern).model_dump(),
         cell.facts["backbone"],
         job.train.max_tokens,
@@ -77,7 +78,7 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     files = {name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(cell.sample))) for name, (_, cell) in missing.items()}
     folder = next(iter(missing.values()))[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    rows = folder / f"{'-'.join(sorted(missing))[:100]}.rows.parquet"
+    rows = folder / f"{os.getpid()}-{time.time_ns()}.rows.parquet"  # several processes may encode at once
     pa_parquet.write_table(pa.concat_tables(tables), rows)
     dataset = ray.data.read_parquet(str(rows)).map_batches(
         encode_batch, fn_kwargs={"files": files}, batch_format="pyarrow", batch_size=256, num_cpus=ENCODER_CPUS
@@ -89,7 +90,7 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
             writer.write_table(own)
         partial.replace(path)
-    rows.unlink()
+    rows.unlink(missing_ok=True)
 
 
 def _rows(name: str, sample: Sample) -> pa.Table:

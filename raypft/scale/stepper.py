@@ -37,6 +37,7 @@ class DeepSpeedStepper(Stepper):
         self.stage = job.zero.stage
         self.parameters = learner.trainable()
         self.engine: Any = None
+        self._given: dict[str, Tensor] | None = None
         if self.parameters or self.stage == 3:
             optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
             self.engine, *_ = deepspeed.initialize(
@@ -56,8 +57,11 @@ class DeepSpeedStepper(Stepper):
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
+        self._given = None
 
     def values(self) -> dict[str, Tensor]:
+        if self._given is not None:  # the optimizer's copies, which are read below, do not have them
+            return {name: value.clone() for name, value in self._given.items()}
         return {name: self._whole(parameter).detach().float().cpu().clone() for name, parameter in self.parameters.items()}
 
     def _whole(self, parameter: torch.nn.Parameter) -> Tensor:
@@ -70,6 +74,7 @@ class DeepSpeedStepper(Stepper):
 
     @torch.no_grad()
     def set_values(self, values: dict[str, Tensor]) -> None:
+        self._given = {name: values[name].detach().float().cpu().clone() for name in self.parameters}
         for name, parameter in self.parameters.items():
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
                 if self.stage < 3 or self.rank == 0:
@@ -100,7 +105,7 @@ class DeepSpeedStepper(Stepper):
         if self.stage < 3:
             wrapper._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.parameters.items():
-            for key in MOMENTS:
+            for key in MOMENTS if name in state["moments"] else ():  # none where there never was a gradient
                 self._set_moment(parameter, state["moments"][name][key].to(self.device), key)
 
     def _set_moment(self, parameter: torch.nn.Parameter, value: Tensor, key: str) -> None:

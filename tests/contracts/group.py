@@ -92,6 +92,7 @@ def run_case(case: Case) -> dict[str, Any]:
         out["probe"] = case.probe(cell, stepper)
     before = stepper.values()
     stepper.set_values({name: value + 1 for name, value in before.items()})
+    out["given"] = stepper.values()
     out["values"] = before
     stepper.close()
     return out

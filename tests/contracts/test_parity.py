@@ -89,6 +89,7 @@ def test_values_saved_from_any_engine_are_the_trained_ones(plan, reference, two)
     for name, value in two[plan]["values"].items():
         assert value.shape == expected[name].shape
         assert (value - expected[name]).abs().max() < 1e-4, name
+        assert two[plan]["given"][name].equal(value + 1), "values written into the model are the ones that are saved"
 
 
 def test_accumulation_and_clipping_agree(two):
