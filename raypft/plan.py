@@ -174,12 +174,13 @@ def _lines(campaign: Campaign, found: dict[str, Any]) -> list[str]:
         "unknown, no cell of some of its kinds is finished yet" if found["hours"] is None else f"{duration(3600 * found['hours'])}, trials one after the other"
     )
     budget = f"search: {campaign.search.searcher}, {campaign.search.scheduler} over seeds, the same trials for every row and task" if campaign.search else None
+    size = "unknown, nothing could be read" if not found["memory_gib"] else f"at least {found['memory_gib']:.2f} GiB a worker"
     return [
         f"{campaign.name}: {campaign.about}",
         f"trials: {found['trials']}; cells: {found['done']} done, {found['todo']} to do",
         *([budget] if budget else []),
         f"optimizer steps to do: {'unknown' if found['steps'] is None else format(found['steps'], ',')}; expected time: {hours}",
-        f"memory: at least {found['memory_gib']:.2f} GiB a worker (weights, gradients, Adam in fp32; activations not counted)",
+        f"memory: {size} (weights, gradients, Adam in fp32; activations not counted)",
         f"disk: {found['disk_gib']:.2f} GiB of trained parameters",
         *[f"lacks: {line}" for line in found["lacks"]],
         f"results go to {campaign.folder}",

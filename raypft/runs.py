@@ -54,9 +54,14 @@ class Shelf:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gave the first time it was asked for under this key."""
+        """What `make` gave, or the UserError it raised, the first time it was asked for under this key."""
         if key not in self._made:
-            self._made[key] = make()
+            try:
+                self._made[key] = make()
+            except UserError as error:  # a hub that can't be reached is not asked for every job
+                self._made[key] = error
+        if isinstance(self._made[key], UserError):
+            raise self._made[key]
         return self._made[key]
 
 
