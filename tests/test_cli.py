@@ -276,3 +276,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(place, monkeypatch)
     assert found["losses"] == expected["losses"]
     assert found["scores"] == expected["scores"]
     assert found["best_epoch"] == expected["best_epoch"]
+
+
+def test_a_job_named_twice_is_refused(place, monkeypatch, capsys):
+    """It would wait for itself."""
+    arguments = words(place, "seeds=1")
+    assert call(monkeypatch, "run", arguments[0], *arguments) == 2
+    assert "was asked for twice; name each job once" in capsys.readouterr().err

@@ -340,8 +340,8 @@ def test_the_command(place, monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "give rows with --data FILE, or one row with --text"),
-        (["--text", "a", "--data", "b"], "not both"),
+        ([], "found neither --data nor --text; expected rows with --data FILE, or one row with --text"),
+        (["--text", "a", "--data", "b"], "found both --data and --text"),
         (["--text", "a", "--out", "x.csv"], "out: found x.csv; expected a file that ends in .parquet or .jsonl"),
     ],
 )
