@@ -88,7 +88,8 @@ def test_values_saved_from_any_engine_are_the_trained_ones(plan, reference, two)
     assert set(two[plan]["values"]) == set(expected)
     for name, value in two[plan]["values"].items():
         assert value.shape == expected[name].shape
-        assert (value - expected[name]).abs().max() < 1e-4, name
+        # softmax does not see a key's bias: its gradient is rounding, whose sign an L1 penalty then follows
+        assert name.endswith("key.bias") or (value - expected[name]).abs().max() < 1e-4, name
         assert two[plan]["given"][name].equal(value + 1), "values written into the model are the ones that are saved"
 
 
