@@ -22,7 +22,7 @@ test: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
 test-cluster: install
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m cluster tests/cluster
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m cluster
 
 check: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright

@@ -1,4 +1,4 @@
-"""Shared set-up of the tests: their helper modules, one thread, quiet libraries, no hub."""
+"""Shared set-up of the tests: their helper modules, one thread, quiet libraries, no hub; tests marked `cluster` run only with -m cluster."""
 
 import os
 import sys
@@ -8,3 +8,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave cluster tests out unless the marker is named."""
+    if "cluster" in (config.option.markexpr or ""):
+        return
+    out = [item for item in items if item.get_closest_marker("cluster")]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]

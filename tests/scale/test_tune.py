@@ -26,7 +26,7 @@ from raypft.ledger import FILE, Ledger
 from raypft.scale import tune as tune_module
 from raypft.scale.tune import run_campaign
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
