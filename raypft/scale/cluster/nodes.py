@@ -9,6 +9,7 @@ from typing import Any
 from raypft.errors import UserError, nearest
 from raypft.scale.cluster.client import find_token
 from raypft.scale.cluster.feasible import Shape, bundle_text, impossible
+from raypft.scale.cluster.render_launcher import HEAD_TYPE
 
 
 def _authorized() -> None:
@@ -33,14 +34,14 @@ def cluster_status(address: str) -> Any:
         raise UserError(f"cluster: no Ray at {address}: {' '.join(str(error).split())[:200]}; is it up, and is the token right?") from None
 
 
+def _type_name(ray_name: str) -> str:
+    """A node's pool, or head: Ray calls it node_ID until the autoscaler has seen it, then by the launcher's default."""
+    return "head" if ray_name.startswith("node_") or ray_name == HEAD_TYPE else ray_name
+
+
 def status_lines(found: Any, shapes: list[Shape], where: str) -> list[str]:
     """Nodes, launches and what waits, each waiting shape with the reason."""
-    # a node that no autoscaler started, as a head is, has the type node_ID
-    lines = [
-        f"{node.node_id or node.instance_id} {'head' if node.ray_node_type_name.startswith('node_') else node.ray_node_type_name} {state}"
-        for state, nodes in _by_state(found)
-        for node in nodes
-    ]
+    lines = [f"{node.node_id or node.instance_id} {_type_name(node.ray_node_type_name)} {state}" for state, nodes in _by_state(found) for node in nodes]
     lines += [f"starting: {launch.count} x {launch.ray_node_type_name}" for launch in found.pending_launches]
     lines += [f"failed to start: {launch.count} x {launch.ray_node_type_name}: {launch.details}" for launch in found.failed_launches]
     for bundle, count in waiting(found):
