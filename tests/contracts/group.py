@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.multiprocessing as multiprocessing
+import torch
+from torch import multiprocessing
 
 if TYPE_CHECKING:
     import cases
@@ -43,7 +46,6 @@ def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
     import cases
     import tiny
-    import torch
 
     from raypft.data import Rows
     from raypft.job import Job, Resources, Zero
@@ -98,7 +100,7 @@ def run_case(case: Case) -> dict[str, Any]:
     return out
 
 
-def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: Any) -> None:
+def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: str) -> None:
     os.environ.update(
         {
             "RANK": str(rank),
@@ -109,7 +111,6 @@ def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: A
             "MASTER_PORT": str(port),
         }
     )
-    import torch
     from torch import distributed
 
     torch.set_num_threads(1)
@@ -117,35 +118,14 @@ def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: A
     try:
         found = [run_case(case) for case in cases_]
         if rank == 0:
-            results.put([_plain(one) for one in found])
+            torch.save(found, f"{results}.partial")
+            os.replace(f"{results}.partial", results)
     except BaseException:
         if rank == 0:
-            results.put(traceback.format_exc())
+            Path(f"{results}.failed").write_text(traceback.format_exc())
         raise
     finally:
         distributed.destroy_process_group()
-
-
-def _plain(value: Any) -> Any:
-    """Tensors as lists: they must outlive the process that made them."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return ("tensor", value.tolist())
-    if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}
-    return value
-
-
-def revive(value: Any) -> Any:
-    """The inverse of what travelled."""
-    import torch
-
-    if isinstance(value, tuple) and len(value) == 2 and value[0] == "tensor":
-        return torch.tensor(value[1])
-    if isinstance(value, dict):
-        return {key: revive(own) for key, own in value.items()}
-    return value
 
 
 def run_group(world: int, cases_: Sequence[Case]) -> list[dict[str, Any]]:
@@ -153,20 +133,19 @@ def run_group(world: int, cases_: Sequence[Case]) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    spawned = multiprocessing.spawn(_member, (world, port, list(cases_), results), nprocs=world, join=False)
-    try:
-        while not spawned.join(timeout=1):
-            if not results.empty():
-                break
-        found = results.get() if not results.empty() else "the group ended without results"
-        spawned.join()
-    except Exception:
-        found = results.get() if not results.empty() else traceback.format_exc()
-    finally:
-        for process in spawned.processes:
-            process.kill()  # a member may wait for ever for one that failed
-    if isinstance(found, str):
-        raise AssertionError(found)
-    return [revive(one) for one in found]
+    with tempfile.TemporaryDirectory(prefix="raypft-group-") as folder:
+        results = Path(folder) / "results.pt"
+        spawned = multiprocessing.spawn(_member, (world, port, list(cases_), str(results)), nprocs=world, join=False)
+        ended = ""
+        try:
+            while not spawned.join(timeout=1):
+                pass
+        except Exception:
+            ended = traceback.format_exc()
+        finally:
+            for process in spawned.processes:
+                process.kill()  # a member may wait for ever for one that failed
+        if results.is_file():  # all cases ran on every rank; how the processes ended after does not matter
+            return torch.load(results, weights_only=False)
+        failed = Path(f"{results}.failed")
+        raise AssertionError(failed.read_text() if failed.is_file() else ended or "the group ended without results")
