@@ -20,6 +20,7 @@ from raypft.errors import UserError
 from raypft.job import load_job
 from raypft.live import CampaignTeller, duration
 from raypft.plan import planned
+from raypft.scale.study import Study
 from raypft.space import Dimension
 
 BASE = {
@@ -247,6 +248,22 @@ def test_rows_show_the_failed_and_the_pruned(place):  # noqa: F811
         ((0.001,), 0): ("failed", "the loss is nan"), ((0.001,), 1): ("missing", None),
         ((0.01,), 0): ("pruned", "racing: behind"), ((0.01,), 1): ("pruned", "racing: behind"),
     }  # fmt: skip
+
+
+def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(place):  # noqa: F811
+    campaign = load_campaign(small(place, **search(space={"train.lr": {"log": [0.001, 0.1]}}, searcher="tpe", trials=2, rows=["Searched"])))
+    book = Book(campaign)
+    searched = list(campaign.places())[1]
+    configuration = book.configuration(searched, {"train.lr": 0.02})
+    book.note(configuration, 0, "running", dev=None)
+    study = Study(searched, book, set())
+    for seed, key in configuration.keys.items():
+        configuration.folder(seed).mkdir(parents=True)
+        (configuration.folder(seed) / "searched.json").write_text(json.dumps({"seed": seed, "cell": key, "dev": 40.0 + seed}))
+    found = study.next("trial")
+    assert found is not None
+    assert found[0].values != configuration.values, "it is run again"
+    assert study.tpe.known == [({"train.lr": 0.02}, 40.5)]
 
 
 def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811

@@ -38,10 +38,11 @@ class Study:
         self.waiting: dict[str, int] = {}
         stopper = STOPPERS[self.search.scheduler] if self.search else None
         self.stopper = stopper(self.seeds) if stopper else None
+        self.begun = len(tried)
         for configuration in tried:
-            self._resume(configuration)
-        for configuration in self.queue:
-            book.check(configuration)
+            if not self._settled(configuration):
+                book.check(configuration)
+                self.queue.append(configuration)
 
     @property
     def example(self) -> dict[str, Any] | None:
@@ -75,9 +76,8 @@ class Study:
         """The seeds that have no result yet."""
         return [seed for seed in configuration.keys if self.book.where(configuration, seed, test=self.search is None) is None]
 
-    def _resume(self, configuration: Configuration) -> None:
-        """Take up a configuration where the ledger and the run folders say it stands."""
-        self.begun += 1
+    def _settled(self, configuration: Configuration) -> bool:
+        """Whether a configuration is over, as the ledger and the run folders say; what they say is learned from."""
         todo = self.todo(configuration)
         self.waiting[configuration.name] = len(todo)
         devs = [self._found(configuration, seed) for seed in configuration.keys if seed not in todo]
@@ -89,10 +89,9 @@ class Study:
                 self.stopper.stops(configuration.name, known[:count])
         if known and len(known) == self.seeds:
             self.means[configuration.name] = (configuration.label, statistics.fmean(known))
-        if not over:
-            self.queue.append(configuration)
-        elif self.tpe is not None:
+        if over and self.tpe is not None:
             self.tpe.remember(configuration.values, statistics.fmean(known) if known and "failed" not in states else None)
+        return over
 
     def _found(self, configuration: Configuration, seed: int) -> float | None:
         """The dev score of a finished cell, which the ledger then knows."""
@@ -110,7 +109,7 @@ class Study:
             configuration = self.queue.popleft()
             if configuration.name in self.busy:
                 self.queue.append(configuration)
-            elif self.todo(configuration):
+            elif not self._settled(configuration):  # a process that outlived its campaign may have finished it by now
                 return self._begin(trial, configuration)
         found = self._propose(trial) if self.tpe is not None else None
         if found or self.queue or self.held or self.live or self.search is None or self.chosen is not None:
