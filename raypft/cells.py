@@ -75,7 +75,7 @@ def recorder(folder: Path) -> Tell:
 
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory: dense gradients of an embedding are some 100 MB each, and giving them back to the kernel
-    and faulting them in again took a third of a CPU training step (XNLI, 34M parameters)."""
+    and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py)."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
@@ -220,13 +220,13 @@ def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
 
 
 def _test_rows(learner: Learner, prompts: Mapping[str, Sequence[Encoded]]) -> Rows:
-    return Rows(prompts["test"], learner.method, learner.method.backbone.tokenizer.pad_token_id or 0)
+    return Rows(prompts["test"], learner.method, learner.method.backbone.pad)
 
 
 def rows_of(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]]) -> tuple[Rows, Rows | None]:
     """The rows of train and dev, with cached states where the method's lower blocks are constant and they fit."""
     method, backbone = learner.method, learner.method.backbone
-    pad = backbone.tokenizer.pad_token_id or 0
+    pad = backbone.pad
     cache = None
     train_prompts, dev_prompts = prompts["train"], prompts.get("dev", [])
     if method.constant_below and job.train.epochs and not method.backbone_moves:

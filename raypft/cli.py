@@ -162,12 +162,7 @@ def plan(words: Campaigns, as_json: Json = False) -> None:
     """What a campaign would run and need, before anything starts; exit code 0 or 2."""
     from raypft.plan import planned  # noqa: PLC0415
 
-    found = planned(read_campaign(words))
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False))
-    else:
-        for line in found["lines"]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_found(planned(read_campaign(words)), as_json)
 
 
 @app.command()
@@ -215,6 +210,15 @@ def print_table(table: Any) -> None:
         console.print(f"- {note}", highlight=False, style="dim", soft_wrap=True)
 
 
+def print_found(found: dict[str, Any], as_json: bool) -> None:
+    """What was found out: its lines for a person, or all of it as JSON."""
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        for line in found["lines"]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
@@ -224,12 +228,7 @@ def check(words: Names, as_json: Json = False) -> None:
 
     names, overrides = split_words(words)
     for name in names:
-        found = checked(runs.prepare(load_job(name, overrides)))
-        if as_json:
-            print(json.dumps(found, ensure_ascii=False))
-        else:
-            for line in found["lines"]:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_found(checked(runs.prepare(load_job(name, overrides))), as_json)
 
 
 @app.command()
@@ -245,12 +244,7 @@ def show(
 
     names, overrides = split_words(words)
     for name in names:
-        found = traced(runs.prepare(load_job(name, overrides)), row)
-        if as_json:
-            print(json.dumps(found, ensure_ascii=False))
-        else:
-            for line in found["lines"]:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_found(traced(runs.prepare(load_job(name, overrides)), row), as_json)
 
 
 @app.command(name="list")

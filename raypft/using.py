@@ -134,12 +134,11 @@ def _origin(job: Job) -> sources.Origin:
 def predict(trained: Trained, rows: pa.Table) -> pa.Table:
     """The answers to rows, in their order: id, language, answer, and p(label) where each label has one, scores elsewhere."""
     learner, job = trained.learner, trained.job
-    method, pad = learner.method, learner.method.backbone.tokenizer.pad_token_id
     stepper = local_stepper(learner, job.train, None)
     tables = []
     for start in range(0, len(rows), CHUNK):
         prompts = [prompt for row in rows.slice(start, CHUNK).to_pylist() for prompt in trained.encoder(row)]
-        answers = evaluate(stepper, Rows(prompts, method, 0 if pad is None else pad), job.train.eval_batch)
+        answers = evaluate(stepper, Rows(prompts, learner.method, learner.method.backbone.pad), job.train.eval_batch)
         tables.append(answer_table(trained.task, by_row(learner.readout, prompts, answers)).drop_columns("gold"))
     return pa.concat_tables(tables, promote_options="permissive")
 

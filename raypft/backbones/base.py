@@ -66,6 +66,11 @@ class Backbone(Seams, ABC):
         self.source = source
         self.revision = revision
 
+    @property
+    def pad(self) -> int:
+        """The token id that fills batches; 0 where the tokenizer names none, since no one looks there."""
+        return self.tokenizer.pad_token_id or 0
+
     # what families differ in
 
     @abstractmethod
@@ -218,7 +223,7 @@ class Backbone(Seams, ABC):
         Raises:
             UserError: literals and one token per field alone need more than `budget`.
         """
-        ids = [self._text_ids(piece) if piece.kind == "text" else self.special(piece) for piece in pieces]
+        ids = [self._ids(piece) for piece in pieces]
         total = sum(map(len, ids))
         while total > budget:
             fields = [i for piece, i in zip(pieces, ids, strict=True) if piece.field and len(i) > 1 and piece.mark != "word"]
@@ -229,13 +234,17 @@ class Backbone(Seams, ABC):
             total -= 1
         return ids
 
-    def _text_ids(self, piece: Piece) -> list[int]:
+    def _ids(self, piece: Piece) -> list[int]:
+        if piece.kind == "tokens":
+            return list(piece.tokens)
+        if piece.kind != "text":
+            return self.special(piece)
         # a marked piece must have a token to stand at, even where the tokenizer drops all of its characters
         return self.tokenize(piece.text) or ([self.tokenizer.unk_token_id or 0] if piece.mark else [])
 
     @abstractmethod
     def special(self, piece: Piece) -> list[int]:
-        """The token ids of a "slot", "soft", "sep" or "tokens" piece."""
+        """The token ids of a "slot", "soft" or "sep" piece."""
 
     def place(self, pieces: Sequence[Piece], ids: Sequence[list[int]], start: int) -> tuple[list[int], dict[str, list[int]]]:
         """Join the pieces' tokens; positions of marks count from `start`."""

@@ -44,8 +44,6 @@ class CausalBackbone(Backbone):
             return []
         if piece.kind == "sep":
             return self.tokenize("\n")
-        if piece.kind == "tokens":
-            return list(piece.tokens)
         filler = self.tokenizer.unk_token_id
         return [self.tokenizer.eos_token_id if filler is None else filler] * piece.count
 

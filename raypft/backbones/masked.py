@@ -42,8 +42,6 @@ class MaskedBackbone(Backbone):
     def special(self, piece: Piece) -> list[int]:
         if piece.kind == "sep":
             return self._between
-        if piece.kind == "tokens":
-            return list(piece.tokens)
         return [self.tokenizer.mask_token_id] * piece.count
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:

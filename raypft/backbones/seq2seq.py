@@ -50,8 +50,6 @@ class Seq2SeqBackbone(Backbone):
         return self.tokenize(" " + word)
 
     def special(self, piece: Piece) -> list[int]:
-        if piece.kind == "tokens":
-            return list(piece.tokens)
         if piece.kind == "sep":
             return [self.tokenizer.eos_token_id]
         return [self._sentinel if piece.kind == "slot" else self.tokenizer.unk_token_id] * piece.count
