@@ -1,50 +1,70 @@
-"""States of frozen lower layers, computed once per prompt: few-shot training repeats its validation every epoch.
+"""States of frozen lower layers, computed once per prompt: few-shot training repeats its validation every epoch, and a sweep over
+the layer repeats the layers below.
 
 Holds while the blocks below the cut are frozen and without dropout. Same numbers as the uncached path.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Encoded, collate
 
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
+
 CHUNK = 8
-"""Prompts run together while filling; fixed, so that a prompt's states do not depend on who asks first."""
+"""Prompts run together; kept together too, so that a prompt's states do not depend on what ran before."""
+
+
+def tokens_of(prompt: Encoded) -> tuple[int, ...]:
+    """What a prompt's states depend on; not its name, since splits may repeat each other's ids."""
+    return (*prompt.ids, *prompt.segments)
 
 
 class LowerStates:
-    """A prompt's states after `layer` blocks, [T, H], in CPU memory; found by its tokens, since splits may repeat each other's ids.
+    """States of prompts after some blocks, in CPU memory, kept with the backbone that computed them: what is asked for above a
+    layer that is known goes on from there, so that a sweep up the layers takes one pass over the backbone.
 
     Args:
-        limit: bytes to use at most; `fits` says whether prompts would exceed it.
+        limit: bytes to keep at most; what was not asked for longest goes first.
     """
 
-    def __init__(self, backbone: Backbone, layer: int, limit: int = 4 << 30) -> None:
-        self.backbone = backbone
-        self.layer = layer
+    def __init__(self, limit: int = 4 << 30) -> None:
         self.limit = limit
-        self._states: dict[tuple[int, ...], Tensor] = {}
+        self._known: OrderedDict[tuple[tuple[int, ...], ...], tuple[int, Tensor]] = OrderedDict()
 
-    def of(self, prompt: Encoded) -> Tensor:
-        """What `fill` computed for a prompt, [T, H]."""
-        return self._states[(*prompt.ids, *prompt.segments)]
+    def fits(self, prompts: Sequence[Encoded], hidden: int) -> bool:
+        """Whether the states [T, H] of these prompts stay within the limit (fp32)."""
+        return 4 * hidden * sum(len(p.ids) for p in prompts) <= self.limit
 
-    def fits(self, prompts: Sequence[Encoded]) -> bool:
-        """Whether the states of these prompts stay within the limit (fp32)."""
-        return 4 * self.backbone.hidden * sum(len(p.ids) for p in prompts) <= self.limit
-
-    def fill(self, prompts: Sequence[Encoded], pad: int, device: str) -> None:
-        """Compute and keep, `CHUNK` prompts of like length at a time.
+    def after(self, backbone: Backbone, layer: int, prompts: Sequence[Encoded], device: str) -> dict[tuple[int, ...], Tensor]:
+        """The states of prompts after `layer` blocks, [T, H] by `tokens_of`.
 
         Every rank must call this with equally many prompts: under ZeRO-3 each chunk gathers parameters on all ranks.
         """
         ordered = sorted(prompts, key=lambda p: (len(p.ids), p.name))
+        found = {}
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
-            states = self.backbone.lower(collate(chunk, pad).to(device), self.layer).cpu()
-            for row, prompt in enumerate(chunk):
-                self._states[(*prompt.ids, *prompt.segments)] = states[row, : len(prompt.ids)].clone()
+            states = self._chunk(backbone, layer, chunk, device)
+            found |= {tokens_of(prompt): states[row, : len(prompt.ids)] for row, prompt in enumerate(chunk)}
+        while sum(states.nbytes for _, states in self._known.values()) > self.limit:
+            self._known.popitem(last=False)
+        return found
+
+    def _chunk(self, backbone: Backbone, layer: int, chunk: Sequence[Encoded], device: str) -> Tensor:
+        """The states of a chunk, [S, T, H]."""
+        key = tuple(map(tokens_of, chunk))
+        depth, states = self._known.pop(key, (0, None))
+        if depth != layer:
+            depth, states = (depth, states) if depth < layer else (0, None)
+            states = backbone.lower(replace(collate(chunk, backbone.pad), lower=states).to(device), layer, depth)
+        assert states is not None
+        self._known[key] = (layer, states.cpu())
+        return self._known[key][1]

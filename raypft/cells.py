@@ -22,7 +22,6 @@ from torch import Tensor
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Encoded
-from raypft.cache import LowerStates
 from raypft.data import Rows, share
 from raypft.fewshot import Sample
 from raypft.job import Job, Train, part_config
@@ -226,19 +225,11 @@ def _test_rows(learner: Learner, prompts: Mapping[str, Sequence[Encoded]]) -> Ro
 def rows_of(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]]) -> tuple[Rows, Rows | None]:
     """The rows of train and dev, with cached states where the method's lower blocks are constant and they fit."""
     method, backbone = learner.method, learner.method.backbone
-    pad = backbone.pad
-    cache = None
-    train_prompts, dev_prompts = prompts["train"], prompts.get("dev", [])
-    if method.constant_below and job.train.epochs and not method.backbone_moves:
-        cache = LowerStates(backbone, method.constant_below)
-        cache = cache if cache.fits([*train_prompts, *dev_prompts]) else None
-    train = Rows(train_prompts, method, pad, cache)
-    dev = Rows(dev_prompts, method, pad, cache) if dev_prompts else None
-    if cache is not None:
-        cache.fill(train_prompts, pad, stepper.device)
-        if dev is not None:
-            cache.fill([dev.prompts[row] for row in rows_to_cache(dev, stepper.rank, stepper.world)], pad, stepper.device)
-    return train, dev
+    train, dev = Rows(prompts["train"], method, backbone.pad), Rows(prompts.get("dev", []), method, backbone.pad)
+    if method.constant_below and job.train.epochs and not method.backbone_moves and backbone.lower_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
+        for rows, own in ((train, range(len(train))), (dev, rows_to_cache(dev, stepper.rank, stepper.world) if len(dev) else ())):
+            rows.lower = backbone.lower_states.after(backbone, method.constant_below, [rows.prompts[row] for row in own], stepper.device)
+    return train, dev if len(dev) else None
 
 
 def rows_to_cache(rows: Rows, rank: int, world: int) -> list[int]:

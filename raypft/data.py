@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from raypft.batch import Batch, Encoded, collate
-from raypft.cache import LowerStates
+from raypft.cache import tokens_of
 from raypft.methods.base import BaseMethod
 
 
@@ -40,14 +41,14 @@ class Rows:
     """Encoded prompts with their method's columns and, where it pays, cached states.
 
     Args:
-        cache: keeps the states below the method's cut; None computes them each time.
+        lower: the states below the method's cut by a prompt's tokens, [T, H]; None computes them each time.
     """
 
-    def __init__(self, prompts: Sequence[Encoded], method: BaseMethod, pad: int, cache: LowerStates | None = None) -> None:
+    def __init__(self, prompts: Sequence[Encoded], method: BaseMethod, pad: int, lower: Mapping[tuple[int, ...], Tensor] | None = None) -> None:
         self.prompts = list(prompts)
         self.columns = [method.columns(prompt) for prompt in self.prompts]
         self.pad = pad
-        self.cache = cache
+        self.lower = lower
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -61,9 +62,9 @@ class Rows:
         chosen, weight = (rows, 1.0) if rows else ([0], 0.0)
         prompts = [(drawn or {}).get(row, self.prompts[row]) for row in chosen]
         columns = [self.columns[row] for row in chosen]
-        if self.cache is None:
+        if self.lower is None:
             return collate(prompts, self.pad, columns, weight)
-        return collate(prompts, self.pad, columns, weight, [self.cache.of(prompt) for prompt in prompts])
+        return collate(prompts, self.pad, columns, weight, [self.lower[tokens_of(prompt)] for prompt in prompts])
 
     def by_length(self, rows: Sequence[int]) -> list[int]:
         """The rows ordered by prompt length, so that batches pad little."""

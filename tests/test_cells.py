@@ -12,7 +12,7 @@ import torch
 
 from raypft import runs
 from raypft.batch import Encoded
-from raypft.cache import LowerStates
+from raypft.cache import LowerStates, tokens_of
 from raypft.cells import RowAnswer, answer_table, by_row, majority, measured
 from raypft.data import Rows
 from raypft.errors import UserError
@@ -88,12 +88,29 @@ def test_cached_states_are_those_of_the_prompt_not_of_its_name():
     """Rows of train and dev may have one id: SST-2 counts both from 0."""
     backbone = tiny.backbone("llama")
     train, dev = prompt("en/0", [0], ids=9), Encoded("en/0", "en", [20, 21, 22], [0] * 3, {"slot": [2]}, gold=[1])
-    cache = LowerStates(backbone, 2)
-    cache.fill([train], 1, "cpu")
-    cache.fill([dev], 1, "cpu")
+    found = [LowerStates().after(backbone, 2, own, "cpu") for own in ([train], [dev], [train, dev])]
     for own in (train, dev):
         rows = Rows([own], method_class("frozen")(method_class("frozen").Config(), backbone), 1)
-        assert torch.equal(cache.of(own), backbone.lower(rows.batch([0]), 2)[0])
+        expected = backbone.lower(rows.batch([0]), 2)[0]
+        assert [torch.allclose(states[tokens_of(own)], expected, atol=1e-6) for states in found if tokens_of(own) in states] == [True, True]
+
+
+def test_a_sweep_up_the_layers_takes_one_pass_over_the_backbone():
+    backbone, run = tiny.backbone("llama"), list[int]()
+    prompts = [prompt(f"en/{number}", [0], ids=9 + number) for number in range(11)]
+    for number, block in enumerate(backbone._blocks):
+        block.register_forward_hook(lambda *_, number=number: run.append(number))
+    kept = LowerStates()
+    for layer, expected in ((1, [0, 0]), (1, []), (3, [1, 2, 1, 2]), (2, [0, 1, 0, 1])):
+        run.clear()
+        found = kept.after(backbone, layer, prompts, "cpu")
+        assert run == expected, "two chunks, and only the blocks not run before"
+        fresh = LowerStates().after(backbone, layer, prompts, "cpu")
+        assert all(torch.equal(found[key], states) for key, states in fresh.items())
+    small = LowerStates(limit=4 * backbone.hidden * 15 * 8)
+    for _ in range(2):
+        small.after(backbone, 1, prompts, "cpu")
+        assert sum(states.nbytes for _, states in small._known.values()) <= small.limit
 
 
 # metrics and tables

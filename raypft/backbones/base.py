@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from raypft.backbones.seams import Seams
 from raypft.batch import Batch, Encoded
+from raypft.cache import LowerStates
 from raypft.errors import UserError
 from raypft.prompts import Piece, Query
 
@@ -65,6 +66,7 @@ class Backbone(Seams, ABC):
         self.tokenizer = tokenizer
         self.source = source
         self.revision = revision
+        self.lower_states = LowerStates()
 
     @property
     def pad(self) -> int:
@@ -137,22 +139,30 @@ class Backbone(Seams, ABC):
         hidden = self.body(batch)
         return hidden[batch.slots[:, 0], batch.slots[:, 1]]
 
-    def body(self, batch: Batch) -> Tensor:
-        """The states of all tokens after all blocks, [B, T, H]; blocks below `batch.lower` are not run."""
+    def body(self, batch: Batch, after: int | None = None) -> Tensor:
+        """The states of all tokens after all blocks, [B, T, H]; blocks below `batch.lower` are not run.
+
+        Args:
+            after: how many blocks those are; those below the first layer seam where None.
+        """
         self._batch = batch
         if batch.lower is None:
             states = self.model.get_input_embeddings()(batch.ids)
             for module in self._embed_seams:
                 states = module(states, batch)
             return self._run(states, batch)
-        cut = min(self._layer_seams)
+        cut = after or min(self._layer_seams)
         states = batch.lower.to(self.dtype)
         with self._known_below(cut, states):
             return self._run(states, batch)
 
     @torch.no_grad()
-    def lower(self, batch: Batch, layer: int) -> Tensor:
-        """The states after `layer` blocks, [B, T, H], in eval mode and before any layer seam; the blocks above are not run."""
+    def lower(self, batch: Batch, layer: int, after: int = 0) -> Tensor:
+        """The states after `layer` blocks, [B, T, H], in eval mode and before any layer seam; the blocks above are not run.
+
+        Args:
+            after: how many blocks stand behind `batch.lower`, and are not run either; 0 where it is None.
+        """
         self.check_layer(layer)
         kept: list[Tensor] = []
         handle = self._blocks[layer - 1].register_forward_hook(lambda _, __, output: kept.append(output), prepend=True)
@@ -160,7 +170,7 @@ class Backbone(Seams, ABC):
         self.model.eval()
         try:
             with self._replaced(range(layer, self.num_layers)), self._seams_off():
-                self.body(batch)
+                self.body(batch, after)
         finally:
             handle.remove()
             self.train(training)

@@ -70,9 +70,8 @@ def test_cached_states_give_the_uncached_numbers(method, kind):
     made = cell.learner.method
     if not made.constant_below:
         pytest.skip("nothing constant below this method")
-    cache = LowerStates(made.backbone, made.constant_below)
-    cache.fill(cell.prompts, 1, "cpu")
-    plain, cached = (Rows(cell.prompts, made, 1, c).batch([2, 0, 4]) for c in (None, cache))
+    states = LowerStates().after(made.backbone, made.constant_below, cell.prompts, "cpu")
+    plain, cached = (Rows(cell.prompts, made, 1, lower).batch([2, 0, 4]) for lower in (None, states))
     torch.testing.assert_close(cell.learner(plain), cell.learner(cached), rtol=0, atol=1e-6)
 
 
