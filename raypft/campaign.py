@@ -64,6 +64,7 @@ class Campaign(Strict):
     speedup_over: str | None = Field(default=None, description="a row; the table shows how much faster than it the others train")
     search: Search | None = None
     paper: Paper | None = None
+    lanes: bool = Field(default=True, description="whether worker groups outlive trials; the numbers are the same")
     tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
 
     @field_validator("tasks", mode="before")
@@ -266,7 +267,11 @@ def _check(campaign: Campaign, where: str) -> None:
     _check_search(campaign, where)
     campaign.prerequisites()
     for place in campaign.places():
-        place.job(place.search.drawn(random.Random(0)) if place.search else None)
+        search = place.search
+        job = place.job(search.drawn(random.Random(0)) if search else None)
+        known = ["dev", load_task(job.task).metric]
+        if search and search.metric not in known:
+            raise UserError(f'{where}: search.metric: no run of {Path(job.task).stem} has "{search.metric}" on dev; {nearest(search.metric, known)}')
 
 
 def _check_search(campaign: Campaign, where: str) -> None:
@@ -281,7 +286,3 @@ def _check_search(campaign: Campaign, where: str) -> None:
         raise UserError(f"{where}: search.space.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe")
     if search.searcher != "grid" and search.trials is None:
         raise UserError(f"{where}: search.trials: searcher {search.searcher} needs a budget, e.g. trials: 24")
-    for task in campaign.tasks:
-        known = ["dev", load_task(task).metric]
-        if search.metric not in known:
-            raise UserError(f'{where}: search.metric: no run of {Path(task).stem} has "{search.metric}" on dev; {nearest(search.metric, known)}')

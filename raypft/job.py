@@ -142,8 +142,7 @@ class Job(Strict):
 
     def key(self, **more: Any) -> str:
         """Hash of the scientific keys and what else is given (seed, data and backbone fingerprints, numerics): 16 hex digits."""
-        text = json.dumps({**self.scientific(), **more}, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest({**self.scientific(), **more})
 
     def dump(self) -> str:
         """The resolved job as YAML, every key written out."""
@@ -155,6 +154,11 @@ class Job(Strict):
         backbone = Path(self.backbone).name.split(".")[0]
         shots = "all" if self.shots is None else f"{self.shots}shot"
         return f"{self.recipe}-{Path(self.task).stem}-{shots}-{backbone}-{self.key()[:8]}"
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Hash of values that JSON can hold, whatever their order: 16 hex digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def recipe_names() -> list[str]:

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +36,7 @@ from raypft.cells import Cell, Tell, recorder, run_cell
 from raypft.encode import ENCODING, check_fit, encode_sample
 from raypft.errors import UserError
 from raypft.fewshot import Sample, draw, protocol
-from raypft.job import Job, Resources, Train, part_config
+from raypft.job import Job, Resources, Train, digest, part_config
 from raypft.metrics import metric
 from raypft.tasks import load_task
 
@@ -117,15 +117,15 @@ def identify(job: Job, shelf: Shelf) -> Prepared:
     samples = draw_samples(job, shelf)
     manifests = {seed: shelf.once(("manifest", id(sample)), sample.manifest) for seed, sample in samples.items()}
     skeleton = shelf.once(("skeleton", job.backbone), functools.partial(load_skeleton, job.backbone))
-    keys = {seed: cell_key(job, seed, manifests[seed]["hash"], skeleton.revision) for seed in job.seeds}
+    keys = cell_keys(job, {seed: manifest["hash"] for seed, manifest in manifests.items()}, skeleton.revision)
     return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 
-def cell_key(job: Job, seed: int, data: str, weights: str) -> str:
-    """The key of a cell: a hash over all that decides its numbers.
+def cell_keys(job: Job, data: Mapping[int, str], weights: str) -> dict[int, str]:
+    """The key of each seed's cell: a hash over all that decides its numbers.
 
     Args:
-        data: hash of the sample manifest; weights: revision of the backbone.
+        data: hash of the sample manifest by seed; weights: revision of the backbone.
     """
     method, method_config = part_config(job.method, "method")
     task = load_task(job.task)
@@ -141,7 +141,8 @@ def cell_key(job: Job, seed: int, data: str, weights: str) -> str:
         asked["cast"] = job.resources.workers > 0  # DeepSpeed casts the weights, plain torch computes on them in half precision
     readout, _ = part_config(job.readout, "readout")
     numerics = [method.numerics, readout.numerics, ENCODING]
-    return job.key(seed=seed, data=data, backbone=weights, numerics=numerics, asked=asked)
+    common = {**job.scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
+    return {seed: digest({**common, "seed": seed, "data": manifest}) for seed, manifest in data.items()}
 
 
 def draw_samples(job: Job, shelf: Shelf) -> dict[int, Sample]:

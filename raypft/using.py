@@ -24,7 +24,7 @@ from raypft.encode import Encoder
 from raypft.errors import UserError
 from raypft.job import Job, make_job
 from raypft.report import Table
-from raypft.runs import DEMOS, cell_key, read_job, read_results
+from raypft.runs import DEMOS, cell_keys, read_job, read_results
 from raypft.tasks import Task, load_task
 from raypft.train import Learner, evaluate
 
@@ -73,7 +73,7 @@ def load_trained(folder: Path, seed: int | None = None) -> Trained:
     result = chosen[0]
     seed, own = int(result["seed"]), folder / f"seed-{result['seed']}"
     backbone = load_backbone(job.backbone)
-    key = cell_key(job, seed, result["manifest"], backbone.revision)
+    key = cell_keys(job, {seed: result["manifest"]}, backbone.revision)[seed]
     if key != result["cell"]:
         raise UserError(
             f"run: {folder} seed {seed} was trained with another model, task, method version or artefact (cell {result['cell']}, now {key}); "

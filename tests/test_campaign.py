@@ -76,6 +76,12 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
     assert second.method["name"] == "gnnavi"
 
 
+def test_a_column_may_be_a_task_under_another_name(tmp_path):
+    settings = {name: {"task": "trec", "train.max_tokens": length} for name, length in (("short", 16), ("long", 64))}
+    campaign = load_campaign(write(tmp_path, tasks=settings, scales=None))
+    assert {(place.task, place.job(place.search and {"method.layer": 1}).task) for place in campaign.places()} == {("short", "trec"), ("long", "trec")}
+
+
 def test_a_scale_is_laid_over_the_file(tmp_path):
     whole, scaled = load_campaign(write(tmp_path)), load_campaign(write(tmp_path), scale="small")
     assert list(scaled.rows) == ["GCN", "MAJ"]

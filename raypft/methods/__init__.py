@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from raypft.methods.base import BaseMethod
 FOLDER = Path(__file__).parent
 
 
+@functools.cache
 def method_names() -> list[str]:
     """The names of all methods: the files of this folder."""
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))

@@ -1,5 +1,5 @@
 """A Ray Tune trial: one configuration, a step for each of its seeds. Without workers its cells run in the trial's own process,
-which goes on to the next trial with the backbone loaded; with workers one Ray Train group takes them one after the other.
+with workers in a lane. Process and lane go on to the next trial with the backbone loaded.
 """
 
 from __future__ import annotations
@@ -8,11 +8,8 @@ import json
 import logging
 import math
 import statistics
-import threading
 import traceback
-from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -33,8 +30,8 @@ class Trial(tune.Trainable):
         logging.getLogger("ray").setLevel(logging.ERROR)
         self.work = json.loads(config["work"])
         self.devs: list[float] = list(self.work["devs"])
-        self.stack, self.group, self.cells, self.fault = ExitStack(), None, list[Cell](), ""
-        self.here = getattr(self, "here", None) or runs.Here()
+        self.stack, self.cells, self.fault = ExitStack(), list[Cell](), ""
+        self.here, self.lane = getattr(self, "here", None) or runs.Here(), getattr(self, "lane", None)
         try:
             self._prepare()
         except Exception as error:  # whatever it is, the other trials go on
@@ -42,14 +39,20 @@ class Trial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial in the same process."""
-        self.cleanup()
+        self.stack.close()
+        if not self.work["lanes"]:
+            self._end_lane()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
-        if self.group is not None:
-            self.group.end()
         self.stack.close()
+        self._end_lane()
+
+    def _end_lane(self) -> None:
+        if self.lane is not None:
+            self.lane.end()
+        self.lane = None
 
     def _prepare(self) -> None:
         self.prepared = runs.prepare(Job(**self.work["job"]))
@@ -72,7 +75,7 @@ class Trial(tune.Trainable):
             result, reason = {}, line(error)
             cell.folder.mkdir(parents=True, exist_ok=True)
             (cell.folder / "failure.log").write_text(traceback.format_exc())
-            self.here, self.group = runs.Here(), None
+            self.here = runs.Here()
         last = not self.cells or bool(reason and self.work["ends_on_failure"])
         if last:
             runs.conclude(self.prepared)
@@ -90,46 +93,18 @@ class Trial(tune.Trainable):
         if not cell.finished and not cell.job.resources.workers:
             return self.here.run(cell, lambda event: None)
         if not cell.finished:
-            self.group = self.group or Group([cell, *self.cells])
-            self.group.wait(cell)
+            self._run_in_lane(cell)
         return json.loads((cell.folder / (TESTED if is_finished(cell.folder) else UNTESTED)).read_text())
 
+    def _run_in_lane(self, cell: Cell) -> None:
+        from raypft.scale.data import encode_on_ray  # noqa: PLC0415  (the trial without workers needs none of it)
+        from raypft.scale.lane import Lane  # noqa: PLC0415
 
-class Group:
-    """A Ray Train worker group at work on cells, in a thread of the trial."""
-
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self.cells, self.error = cells, None
-        self.stop = Path(cells[0].job.storage).resolve() / ".ray" / f"stop-{cells[0].facts['cell']}"
-        self.stop.unlink(missing_ok=True)
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
-        from raypft.scale.launch import run_on_ray  # noqa: PLC0415  (the trial without workers needs none of it)
-
-        try:
-            run_on_ray(self.cells, lambda event: None, self.stop)
-        except Exception as error:  # raised again where the cell is waited for
-            self.error = error
-
-    def wait(self, cell: Cell) -> None:
-        """Until the cell is finished.
-
-        Raises:
-            Exception: what ended the group before.
-        """
-        while not cell.finished:
-            self.thread.join(0.2)
-            if not self.thread.is_alive() and not cell.finished:
-                raise self.error or UserError("run: the workers ended without a result")
-
-    def end(self) -> None:
-        """End the workers after their epoch, and wait for that."""
-        self.stop.parent.mkdir(parents=True, exist_ok=True)
-        self.stop.touch()
-        self.thread.join()
-        self.stop.unlink(missing_ok=True)
+        encode_on_ray([cell, *self.cells])
+        if self.lane is not None and Lane.kind(self.lane.job) != Lane.kind(cell.job):
+            self._end_lane()
+        self.lane = self.lane or Lane(cell.job, cell.job.resources.cpus_per_worker or 1.0)
+        self.lane.run(cell)
 
 
 def line(error: Exception) -> str:

@@ -96,8 +96,9 @@ class Running:
 class Director(Searcher):
     """Hands out trials and keeps the book: which configuration runs, which cells are finished, failed or pruned."""
 
-    def __init__(self, book: Book, studies: list[Study], busy: set[str], limit: int, cpus: float, tell: Tell) -> None:
+    def __init__(self, book: Book, studies: list[Study], busy: set[str], limit: int, cpus: float, tell: Tell, lanes: bool) -> None:
         super().__init__(metric="dev", mode="max")
+        self.lanes = lanes
         self.book, self.studies, self.busy, self.limit, self.cpus, self.tell = book, studies, busy, limit, cpus, tell
         self.running: dict[str, Running] = {}
         self.began, self.run = time.monotonic(), 0
@@ -135,7 +136,7 @@ class Director(Searcher):
         job, _, _ = needs(configuration.job, self.cpus)
         work = {
             "job": job.model_dump() | {"storage": absolute(job.storage)}, "keys": {str(seed): keys[seed] for seed in todo}, "devs": devs, "test": test, "fresh": fresh,
-            "ends_on_failure": study.search is not None,
+            "ends_on_failure": study.search is not None, "lanes": self.lanes,
         }  # fmt: skip
         place = configuration.place
         return {"row": place.row, "task": place.task, **place.axes, **configuration.values, "work": json.dumps(work)}
@@ -143,6 +144,8 @@ class Director(Searcher):
     def stops(self, trial: str, result: dict[str, Any]) -> bool:
         """Whether the study's scheduler ends the trial after this seed."""
         running = self.running[trial]
+        if result["seed"] not in running.todo:  # a trial that was begun again tells what it had told before its process died
+            return False
         if running.study.stopper is None or running.test or result["reason"] or math.isnan(result["dev_of_seed"]):
             return False
         running.stopped = running.study.stopper.stops(running.configuration.name, [*running.devs, result["dev_of_seed"]]) or ""
@@ -173,7 +176,7 @@ class Director(Searcher):
         running.study.over(trial_id, None if failed else statistics.fmean(running.devs), whole=not running.stopped)
 
     def _cell(self, running: Running, result: dict[str, Any]) -> None:
-        if result["seed"] is None:
+        if result["seed"] not in running.todo:  # as above; or the trial failed before its first
             return
         self.run += 1
         running.todo.remove(result["seed"])
@@ -248,13 +251,21 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
         has = ray.cluster_resources()
         cpus = has.get("CPU", 0)
         jobs = [study.place.job(study.example) for study in studies]
-        director = Director(book, studies, busy, at_once(jobs, has), cpus, tell)
+        alike = all(job.resources == jobs[0].resources for job in jobs)  # an idle lane could keep what another kind of trial waits for
+        director = Director(book, studies, busy, at_once(jobs, has), cpus, tell, campaign.lanes and alike)
         trainable = tune.with_resources(Trial, lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1]]))
         most = sum(study.budget + 1 for study in studies)
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(search_alg=director, scheduler=Stops(director), num_samples=most, reuse_actors=True),
-            run_config=tune.RunConfig(name=f"attempt-{time.time_ns()}", storage_path=str(files), verbose=0, callbacks=watch, checkpoint_config=NO_CHECKPOINTS),
+            run_config=tune.RunConfig(
+                name=f"attempt-{time.time_ns()}",
+                storage_path=str(files),
+                verbose=0,
+                callbacks=watch,
+                checkpoint_config=NO_CHECKPOINTS,
+                failure_config=tune.FailureConfig(max_failures=max(job.resources.max_failures for job in jobs)),
+            ),
         ).fit()
     if campaign.tracker is None:
         shutil.rmtree(files, ignore_errors=True)

@@ -1,0 +1,155 @@
+"""What campaigns cost beside training, on a tiny random model and the bundled reviews.
+
+    python benchmarks/campaigns.py lanes     24 trials of 2 seeds on 2 ZeRO-1 workers, with lanes and with a group per trial
+    python benchmarks/campaigns.py trials    the bookkeeping of 200 trials without workers
+    python benchmarks/campaigns.py ledger    100,000 finished cells: opening, planning, the table
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from raypft.book import Book
+from raypft.campaign import Campaign, load_campaign
+from raypft.scale.launch import ray_session
+from raypft.scale.tune import run_campaign
+
+
+def model(folder: Path) -> str:
+    """A random BERT of two layers whose words are those of the bundled reviews and of their prompt."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: PLC0415
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast  # noqa: PLC0415
+
+    import raypft  # noqa: PLC0415
+
+    sample = Path(raypft.__file__).parent / "samples" / "sentiment"
+    split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    texts = [*(line for path in sorted(sample.glob("*.jsonl")) for line in path.read_text().splitlines()), "Review : Sentiment Positive Negative Neutral good bad"]
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
+    inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *words])}, unk_token="[UNK]"))
+    inner.pre_tokenizer = split
+    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 0), ("[SEP]", 2)])
+    special = {"cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder / "model")
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    BertForMaskedLM(BertConfig(vocab_size=inner.get_vocab_size(), pad_token_id=1, **size)).save_pretrained(folder / "model")
+    return str(folder / "model")
+
+
+def campaign(folder: Path, name: str, trials: int, seeds: int, **more: Any) -> Campaign:
+    """A search over the learning rate."""
+    rates = [round(1e-4 * 1.03**number, 9) for number in range(trials)]
+    settings: dict[str, Any] = {
+        "backbone": str(folder / "model"), "storage": str(folder / name), "protocol": "fixed", "shots": 4, "seeds": list(range(seeds)),
+        "test.languages": ["en"], "test.limit": 8, "dev": {"rows": "full", "limit": 8}, "train": {"epochs": 1, "batch_size": 4, "max_tokens": 64},
+    }  # fmt: skip
+    file = {
+        "about": "benchmark", "defaults": settings | more.pop("defaults", {}), "rows": {"ProFiT": {"recipe": "profit"}}, "tasks": ["sentiment"],
+        "search": {"space": {"train.lr": rates}}, **more,
+    }  # fmt: skip
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(file))
+    return load_campaign(str(path))
+
+
+def wall(what: Campaign) -> tuple[float, list[Any]]:
+    """Seconds a campaign takes, and its numbers."""
+    began = time.monotonic()
+    rows = run_campaign(what, lambda event: None)
+    found = [[row["axes"], row["seed"], row["result"]["losses"], row["result"]["dev"], row["result"].get("mean")] for row in rows]
+    return time.monotonic() - began, found
+
+
+def beginnings(storage: Path) -> Iterator[tuple[str, int, float, float]]:
+    """Run, seed, begin of training and end of every cell, in the order they ran."""
+    cells = []
+    for path in storage.glob("*/seed-*/events.jsonl"):
+        events = [json.loads(line) for line in path.read_text().splitlines()]
+        start, *_ = [event["time"] for event in events if event["event"] == "start"]
+        end, *_ = [event["time"] for event in events if event["event"] == "result"]
+        cells.append((path.parts[-3], int(path.parts[-2].removeprefix("seed-")), start, end))
+    return iter(sorted(cells, key=lambda cell: cell[2]))
+
+
+def lanes(folder: Path) -> dict[str, Any]:
+    """24 short trials on two workers, twice."""
+    found: dict[str, Any] = {}
+    group = {"defaults": {"resources.workers": 2, "zero.stage": 1}}
+    for name, switch in (("lanes", True), ("groups", False)):
+        what = campaign(folder, name, 24, 2, lanes=switch, **group)
+        began = time.time()
+        found[f"{name}: seconds"], found[name] = wall(what)
+        cells = list(beginnings(folder / name))
+        found[f"{name}: seconds to the first training"] = cells[0][2] - began
+        waits: dict[str, list[float]] = {"trial": [], "seed": []}
+        for (run, _, _, end), (next_run, _, start, _) in itertools.pairwise(cells):
+            waits["seed" if run == next_run else "trial"].append(start - end)
+        for kind, own in waits.items():
+            found[f"{name}: seconds from a cell's end to the next {kind}'s training, median and most"] = (statistics.median(own), max(own))
+    found["equal numbers"] = found.pop("lanes") == found.pop("groups")
+    found["ratio of seconds"] = found["lanes: seconds"] / found["groups: seconds"]
+    return found
+
+
+def trials(folder: Path) -> dict[str, Any]:
+    """200 trials without workers; what is not the cells' own time is bookkeeping."""
+    what = campaign(folder, "trials", 200, 1, defaults={"resources.cpus_per_worker": 1})
+    seconds, _ = wall(what)
+    own = [json.loads(path.read_text())["seconds"] for path in (folder / "trials").glob("*/seed-*/searched.json")]
+    return {"seconds": seconds, "trials": len(own) + 1, "a cell's own seconds, median": statistics.median(own), "seconds a trial": seconds / (len(own) + 1)}
+
+
+def ledger(folder: Path) -> dict[str, Any]:
+    """A campaign of 20,000 configurations of 5 seeds, each cell finished."""
+    what = campaign(folder, "ledger", 20_000, 5)
+    book = Book(what)
+    (place,) = what.places()
+    result = {"dev": 50.0, "majority": {"en": 50.0}, "rows": {"en": 8}, "metric": "accuracy/1", "scores": {"en": 50.0}, "metrics": {"accuracy/1": {"en": 50.0}}}
+    for number, configuration in enumerate(book.tried(place)):
+        for seed, key in configuration.keys.items():
+            own = folder / "ledger" / f"run-{number}" / f"seed-{seed}"
+            own.mkdir(parents=True)
+            (own / "result.json").write_text(json.dumps({"seed": seed, "cell": key, **result}))
+            book.note(configuration, seed, "finished", dev=50.0, folder=str(own))
+    book.ledger.close()
+    began = time.monotonic()
+    book = Book(what)
+    opened = time.monotonic()
+    done = sum(book.where(configuration, seed, test=False) is not None for configuration in book.tried(place) for seed in configuration.keys)
+    planned = time.monotonic()
+    rows = book.rows()
+    read = time.monotonic()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert done == len(rows) == 100_000
+    return {"seconds to open": opened - began, "to plan": planned - opened, "to read for the table": read - planned, "peak memory, GiB": peak}
+
+
+def main() -> None:
+    """Run one of them and print what it found."""
+    kind = {"lanes": lanes, "trials": trials, "ledger": ledger}[sys.argv[1]]
+    with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as name:
+        model(Path(name))
+        if kind is ledger:
+            found = kind(Path(name))
+        else:
+            with ray_session():
+                found = kind(Path(name))
+    for key, value in found.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        print(f"{key}: {', '.join(f'{n:.2f}' if isinstance(n, float) else str(n) for n in numbers)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Lanes: cells share a worker group and nothing else; a dead worker, a dead trial or a failing cell costs only itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import place, words  # noqa: F401  (a fixture)
+from test_ray import is_ours
+from test_tune import drive, session, write  # noqa: F401  (a fixture)
+
+from raypft import runs
+from raypft.cells import Cell
+from raypft.errors import UserError
+from raypft.job import load_job
+from raypft.scale.data import encode_on_ray
+from raypft.scale.lane import Lane
+
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def cell(place: Path, storage: str, *more: str, recipe: str = "profit") -> Cell:  # noqa: F811
+    """The one cell of a job with a worker, its prompts encoded."""
+    common = ["seeds=1", "train.dropout=0.0", "resources.workers=1", "resources.cpus_per_worker=0.25", "zero.stage=1", f"storage={place}/{storage}"]
+    name, *overrides = words(place, *common, *more, recipe=recipe)
+    (found,) = runs.prepare(load_job(name, overrides)).cells()
+    encode_on_ray([found])
+    return found
+
+
+def result(of: Cell) -> dict:
+    return json.loads((of.folder / "result.json").read_text())
+
+
+def ours(words_: str) -> list[int]:
+    """Processes of this test's Ray whose title has these words."""
+    out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in out.splitlines() if words_ in line and is_ours(int(line.split()[0]))]
+
+
+def attempts(storage: Path) -> int:
+    """How many times a worker group was asked for."""
+    return len(list((storage / ".ray").glob("attempt-*")))
+
+
+def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F811
+    first, other, again = cell(place, "a"), cell(place, "a", "pattern=soft", recipe="sp"), cell(place, "c")
+    bad, after, last = cell(place, "a", "train.lr=1e30"), cell(place, "a", "train.lr=1e-3"), cell(place, "a", "train.lr=2e-3")
+    with Lane(first.job, 0.25) as lane:
+        for one in (first, other, again):
+            lane.run(one)
+        assert result(again)["losses"] == result(first)["losses"], "A, B, A"
+        assert result(other)["losses"] != result(first)["losses"]
+        with pytest.raises(UserError, match=r"^train: the loss is (nan|inf) at optimizer step"):
+            lane.run(bad)
+        lane.run(after)
+        (worker,) = ours("RayTrainWorker")
+        os.kill(worker, signal.SIGKILL)  # while it waits for a cell
+        lane.run(last)
+        assert not (bad.folder / "result.json").exists()
+        assert all("scores" in result(one) for one in (after, last))
+        began = [json.loads(line)["time"] for one in (first, other) for line in (one.folder / "events.jsonl").read_text().splitlines()]
+        assert began[3] < began[-1]
+    assert attempts(place / "a") == 1, "the lane was given up"
+
+
+def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # noqa: F811
+    deadly = cell(place, "a", "train.epochs=200", "train.patience=null", "train.save_every=1", "resources.max_failures=1")
+    kind = cell(place, "a", "resources.max_failures=1")
+    events, killed, over = deadly.folder / "events.jsonl", list[int](), threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.05) and len(killed) < 2:
+            if events.is_file() and events.read_text().count('"epochs"') > len(killed):  # it has begun once more
+                (worker,) = ours("RayTrainWorker")
+                os.kill(worker, signal.SIGKILL)
+                killed.append(worker)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    with Lane(deadly.job, 0.25) as lane:
+        thread.start()
+        with pytest.raises(UserError, match=r"^run: a worker died 2 times in this cell; out of memory\?"):
+            lane.run(deadly)
+        over.set()
+        thread.join()
+        lane.run(kind)
+    assert "scores" in result(kind)
+
+
+def test_a_campaign_has_the_same_numbers_with_lanes_and_without(place, session):  # noqa: F811
+    search = {"space": {"train.lr": [0.003, 0.01]}}
+    group = {"resources.workers": 1, "seeds": [0]}
+    found = {}
+    for lanes in (True, False):
+        path = Path(write(place, f"lanes-{lanes}", {"Searched": {"recipe": "profit"}}, search, **group))
+        path.write_text(path.read_text() + f"lanes: {str(lanes).lower()}\n")
+        found[lanes] = drive(str(path))
+    assert found[True] == found[False]
+    assert (attempts(place / "lanes-True"), attempts(place / "lanes-False")) == (1, 3), "two configurations and the test of the best"
+
+
+def test_a_killed_trial_costs_only_its_running_cell(place, session):  # noqa: F811
+    rows, group = {"Plain": {"recipe": "profit"}}, {"resources.workers": 1, "seeds": [0, 1], "train.epochs": 30, "train.patience": None, "train.save_every": 5}
+    whole, killed = drive(write(place, "whole", rows, **group)), list[int]()
+
+    def kill() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not killed:
+            if list(place.glob("broken/*/seed-1/state.pt")):
+                killed.extend(ours("ray::ResourceTrainable")[:1])  # what Tune calls a trial
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    broken = drive(write(place, "broken", rows, **group))
+    thread.join()
+    assert killed, "no trial was killed"
+    assert broken == whole
+    events = [path.read_text() for path in sorted(place.glob("broken/*/seed-*/events.jsonl"))]
+    assert [text.count('"start"') + text.count('"resume"') for text in events] == [1, 2], "a finished cell ran again"
