@@ -1,8 +1,8 @@
 """What campaigns cost beside training, on a tiny random model and the bundled reviews.
 
-    python benchmarks/campaigns.py lanes     24 trials of 2 seeds on 2 ZeRO-1 workers, with lanes and with a group per trial
-    python benchmarks/campaigns.py trials    the bookkeeping of 200 trials without workers
-    python benchmarks/campaigns.py ledger    100,000 finished cells: opening, planning, the table
+python benchmarks/campaigns.py lanes     24 trials of 2 seeds on 2 ZeRO-1 workers, with lanes and with a group per trial
+python benchmarks/campaigns.py trials    the bookkeeping of 200 trials without workers
+python benchmarks/campaigns.py ledger    100,000 finished cells: opening, planning, the table
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,7 +29,7 @@ from raypft.scale.tune import run_campaign
 
 
 def model(folder: Path) -> str:
-    """A random BERT of two layers whose words are those of the bundled reviews and of their prompt."""
+    """A random BERT of two layers whose words are those of the bundled reviews and their prompts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: PLC0415
     from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast  # noqa: PLC0415
 
@@ -36,11 +37,13 @@ def model(folder: Path) -> str:
 
     sample = Path(raypft.__file__).parent / "samples" / "sentiment"
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    texts = [*(line for path in sorted(sample.glob("*.jsonl")) for line in path.read_text().splitlines()), "Review : Sentiment Positive Negative Neutral good bad"]
+    texts = [path.read_text() for path in (*sorted(sample.glob("*.jsonl")), sample.parents[1] / "tasks" / "sentiment.yaml")]
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
     inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *words])}, unk_token="[UNK]"))
     inner.pre_tokenizer = split
-    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 0), ("[SEP]", 2)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
+    )
     special = {"cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
     PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder / "model")
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -117,12 +120,13 @@ def ledger(folder: Path) -> dict[str, Any]:
     book = Book(what)
     (place,) = what.places()
     result = {"dev": 50.0, "majority": {"en": 50.0}, "rows": {"en": 8}, "metric": "accuracy/1", "scores": {"en": 50.0}, "metrics": {"accuracy/1": {"en": 50.0}}}
-    for number, configuration in enumerate(book.tried(place)):
-        for seed, key in configuration.keys.items():
-            own = folder / "ledger" / f"run-{number}" / f"seed-{seed}"
-            own.mkdir(parents=True)
-            (own / "result.json").write_text(json.dumps({"seed": seed, "cell": key, **result}))
-            book.note(configuration, seed, "finished", dev=50.0, folder=str(own))
+    with mock.patch("os.fsync"):  # nobody kills this one
+        for number, configuration in enumerate(book.tried(place)):
+            for seed, key in configuration.keys.items():
+                own = folder / "ledger" / f"run-{number}" / f"seed-{seed}"
+                own.mkdir(parents=True)
+                (own / "result.json").write_text(json.dumps({"seed": seed, "cell": key, **result}))
+                book.note(configuration, seed, "finished", dev=50.0, folder=str(own))
     book.ledger.close()
     began = time.monotonic()
     book = Book(what)

@@ -21,6 +21,7 @@ from raypft.errors import UserError
 from raypft.job import Job, part_config
 from raypft.live import duration
 from raypft.runs import Prepared, identify
+from raypft.scale.cluster.feasible import Shape
 from raypft.scale.trackers import tracker
 
 LOOKED_AT = 20
@@ -62,7 +63,7 @@ def planned(campaign: Campaign) -> dict[str, Any]:
             lacks[str(error)] = None
             parts.append(_unread(place))
     book.ledger.close()
-    for line in _missing(campaign, parts, _has()):
+    for line in _missing(campaign, parts, _shapes()):
         lacks[line] = None
     todo = [part for part in parts if part.todo]
     timed = all(part.kind in speeds and part.steps >= 0 for part in todo)
@@ -134,16 +135,16 @@ def _steps(job: Job, prompts: float) -> int:
     return math.ceil(prompts / job.train.batch_size) * job.train.epochs if method.trains else 0
 
 
-def _has() -> dict[str, float]:
-    """CPUs and GPUs of the cluster that $RAY_ADDRESS names, else of this machine."""
+def _shapes() -> list[Shape]:
+    """Nodes of the cluster that $RAY_ADDRESS names, else this machine."""
     if os.environ.get("RAY_ADDRESS"):
-        from raypft.scale.tune import cluster_resources  # noqa: PLC0415  (ray is loaded only where it is used)
+        from raypft.scale.launch import capacity  # noqa: PLC0415  (ray is loaded only where it is used)
 
-        return cluster_resources()
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        return capacity()
+    return [Shape("this machine", {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}, 1)]
 
 
-def _missing(campaign: Campaign, parts: list[Part], has: dict[str, float]) -> Iterator[str]:
+def _missing(campaign: Campaign, parts: list[Part], shapes: list[Shape]) -> Iterator[str]:
     """What the cluster or this machine lacks for the campaign."""
     from raypft.scale.tune import at_once  # noqa: PLC0415
 
@@ -153,7 +154,7 @@ def _missing(campaign: Campaign, parts: list[Part], has: dict[str, float]) -> It
         yield str(error)
     together = 1
     try:
-        together = at_once([part.job for part in parts if part.todo], has)
+        together = at_once([part.job for part in parts if part.todo], shapes)
     except UserError as error:
         yield str(error)
     need = together * max((part.memory * max(1, part.job.resources.workers) for part in parts if part.todo), default=0.0)

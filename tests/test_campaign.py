@@ -79,7 +79,7 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
 def test_a_column_may_be_a_task_under_another_name(tmp_path):
     settings = {name: {"task": "trec", "train.max_tokens": length} for name, length in (("short", 16), ("long", 64))}
     campaign = load_campaign(write(tmp_path, tasks=settings, scales=None))
-    assert {(place.task, place.job(place.search and {"method.layer": 1}).task) for place in campaign.places()} == {("short", "trec"), ("long", "trec")}
+    assert {(at.task, at.job(at.search and {"method.layer": 1}).task) for at in campaign.places()} == {("short", "trec"), ("long", "trec")}
 
 
 def test_a_scale_is_laid_over_the_file(tmp_path):
@@ -298,7 +298,7 @@ def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monke
 def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = planned(load_campaign(small(place), ["resources.workers=1", "resources.gpus_per_worker=9"]))
-    assert any("GPUs" in line and "ask for less" in line for line in found["lacks"])
+    assert any("GPU: 9} on one node" in line for line in found["lacks"])
     found = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
     assert found["lacks"] == ["backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"]
     assert (found["trials"], found["todo"], found["steps"], found["hours"]) == (3, 6, None, None)

@@ -288,7 +288,11 @@ def test_tags_end_to_end(model, more, place):
     assert found["scores"]["de"] == pytest.approx(100 * sum(g == a for g, a in words) / len(words))
     assert found["majority"]["en"] == pytest.approx(50)
     assert [len(row["answer"]) for row in predictions[:3]] == [len(row["gold"]) for row in predictions[:3]]
-    assert "MAJ" in (prepared.folder / "table.md").read_text()
+    header, _, own, majority = [line.split(" | ") for line in (prepared.folder / "table.md").read_text().splitlines() if line.startswith("|")]
+    shown = dict(zip(header, own, strict=True))
+    assert shown["token_f1@1"] == f"{sum(found['metrics']['token_f1@1'].values()) / 2:.1f} (n=1)"
+    assert shown["mean"] == f"{found['mean']:.1f} (n=1)"
+    assert majority[0] == "| MAJ"
 
 
 @pytest.mark.parametrize(("model", "max_tokens"), [("xlmr", 12), ("llama", 8)])

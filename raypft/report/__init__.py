@@ -64,31 +64,28 @@ def run_table(folders: Sequence[Path]) -> Table:
         raise UserError("report: these runs were tested on different rows or metrics; a table of them would mislead; report them apart")
     languages = list(first_results[0]["scores"])
     wide = len(languages) > 1
-    columns = [
-        "run",
-        "shots",
-        "n",
-        *languages,
-        *(["mean", "mean without en"] if wide and first_results[0]["mean_without_english"] else []),
-        "trainable",
-        "seconds",
-    ]
+    means = ["mean", "mean without en"] if wide and first_results[0]["mean_without_english"] else []
+    others = [name for name in first_results[0]["metrics"] if name != first_results[0]["metric"]]
+    columns = ["run", "shots", "n", *languages, *means, *others, "trainable", "seconds"]
     table = Table(f"{Path(str(first_job['task'])).stem}: {first_results[0]['metric']}", columns)
     for _, job, results in runs:
-        table.rows.append(_row(job, results, languages, wide, columns))
+        table.rows.append(_row(job, results, languages, others, columns))
     majority = first_results[0]["majority"]
     if majority:  # none where answers are texts
         table.rows.append(_majority(majority, columns))
     table.notes = _notes(runs, languages)
+    if others:
+        table.notes.append(f"{', '.join(others)}: the same predictions by the papers' other metrics{', mean over languages' if wide else ''}")
     return table.turned() if len(columns) > WIDEST else table
 
 
-def _row(job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], wide: bool, columns: list[str]) -> list[str]:
+def _row(job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], others: list[str], columns: list[str]) -> list[str]:
     cells = [label(job), "all" if job["shots"] is None else str(job["shots"]), str(len(results))]
     cells += [mean_std([result["scores"][language] for result in results]) for language in languages]
     for column, key in (("mean", "mean"), ("mean without en", "mean_without_english")):
         if column in columns:
             cells.append(mean_std([result[key] for result in results]))
+    cells += [mean_std([statistics.mean(result["metrics"][name].values()) for result in results]) for name in others]
     cells.append(f"{results[0]['trainable']:,}")
     cells.append(f"{statistics.mean(result['seconds'] for result in results):.0f}")
     return cells

@@ -18,7 +18,7 @@ import ray.data
 from raypft.cells import Cell, Tell
 from raypft.errors import UserError
 from raypft.job import Job
-from raypft.scale.cluster.feasible import Infeasible, impossible, job_bundles, shapes_here
+from raypft.scale.cluster.feasible import Infeasible, Shape, impossible, job_bundles, shapes_here
 from raypft.scale.data import ENCODER_CPUS, encode_on_ray
 from raypft.scale.lane import Lane
 
@@ -87,10 +87,19 @@ def check_resources(job: Job) -> None:
         raise Infeasible(line)
 
 
-def logical_cpus() -> float:
-    """CPUs that Ray counts; on a cluster that grows with demand, those of all nodes that may come."""
+def capacity() -> list[Shape]:
+    """The nodes that Ray has, as if they were one; on a cluster that grows with demand, the nodes that may come."""
     shapes = shapes_here()
-    return sum(shape.offers["CPU"] * shape.most for shape in shapes) if shapes else ray.cluster_resources().get("CPU", 0)
+    if shapes:
+        return shapes
+    with ray_session():
+        has = ray.cluster_resources()
+    return [Shape("cluster", {"CPU": has.get("CPU", 0), "GPU": has.get("GPU", 0)}, 1)]
+
+
+def logical_cpus(shapes: Sequence[Shape] | None = None) -> float:
+    """CPUs of all nodes."""
+    return sum(shape.offers["CPU"] * shape.most for shape in shapes or capacity())
 
 
 def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:

@@ -11,11 +11,11 @@ import os
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -24,10 +24,10 @@ from raypft import runs
 from raypft.book import Book, Configuration
 from raypft.campaign import Campaign
 from raypft.cells import Tell
-from raypft.errors import UserError
 from raypft.job import Job
+from raypft.scale.cluster.feasible import Bundle, Infeasible, Shape, at_a_time, impossible
 from raypft.scale.data import ENCODER_CPUS
-from raypft.scale.launch import READER_CPUS, cpus_per_worker, quiet_loggers, ray_session
+from raypft.scale.launch import READER_CPUS, capacity, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
 from raypft.scale.study import Study
 from raypft.scale.trackers import tracker
 from raypft.scale.trial import Trial
@@ -38,20 +38,19 @@ FILES = ".tune"
 NO_CHECKPOINTS = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
 
 
-def needs(job: Job, cpus: float) -> tuple[Job, dict[str, float], dict[str, float]]:
-    """The job with its CPUs settled, what its trial's own process reserves, and all that the trial takes.
+def needs(job: Job, cpus: float) -> tuple[Job, list[Bundle]]:
+    """The job with its CPUs settled, and all that its trial takes, what the trial's own process reserves first.
 
     Raises:
-        UserError: it does not fit the cluster; Ray would wait for ever.
+        UserError: it does not fit; Ray would wait for ever.
     """
     own = job.resources
     if not own.workers:
-        taken = {"CPU": own.cpus_per_worker or min(1.0, cpus), **({"GPU": own.gpus_per_worker} if own.gpus_per_worker else {})}
-        return job, taken, taken
+        return job, [{"CPU": own.cpus_per_worker or min(1.0, cpus), "GPU": own.gpus_per_worker}]
     each = cpus_per_worker(job, cpus - TRIAL_CPUS)
     settled = job.model_copy(update={"resources": own.model_copy(update={"cpus_per_worker": each})})
-    total = {"CPU": TRIAL_CPUS + own.workers * each + READER_CPUS + ENCODER_CPUS}
-    return settled, {"CPU": TRIAL_CPUS}, total | ({"GPU": own.workers * own.gpus_per_worker} if own.gpus_per_worker else {})
+    workers = [{"CPU": each, "GPU": own.gpus_per_worker} for _ in range(own.workers)]
+    return settled, [{"CPU": TRIAL_CPUS}, *workers, {"CPU": READER_CPUS}, {"CPU": ENCODER_CPUS}]
 
 
 def absolute(path: str) -> str:
@@ -59,25 +58,20 @@ def absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).resolve())
 
 
-def at_once(jobs: list[Job], has: dict[str, float]) -> int:
+def at_once(jobs: Sequence[Job], shapes: Sequence[Shape]) -> int:
     """How many trials may run together such that none waits for what another holds.
 
     Raises:
-        UserError: a trial asks for more than the cluster has.
+        UserError: a trial asks for more than the cluster has, or can get.
     """
-    found = math.inf
+    found = []
     for job in jobs:
-        for name, amount in needs(job, has.get("CPU", 0))[2].items():
-            if amount > has.get(name, 0) + 1e-9:
-                raise UserError(f"resources: a trial takes {amount:g} {name}s (workers={job.resources.workers}); Ray has {has.get(name, 0):g}; ask for less")
-            found = min(found, has.get(name, 0) / amount + 1e-9)
-    return 1 if math.isinf(found) else int(found)
-
-
-def cluster_resources() -> dict[str, float]:
-    """CPUs and GPUs of the running cluster."""
-    with ray_session():
-        return ray.cluster_resources()
+        _, bundles = needs(job, logical_cpus(shapes))
+        line = impossible(bundles, shapes, "this cluster")
+        if line:
+            raise Infeasible(line)
+        found.append(at_a_time(bundles, shapes))
+    return min(found, default=1)
 
 
 @dataclass
@@ -133,7 +127,7 @@ class Director(Searcher):
         if not chosen:
             book.note(configuration, todo[0], "running", dev=None)
         self._say({"event": "trial", "label": configuration.label, "chosen": chosen})
-        job, _, _ = needs(configuration.job, self.cpus)
+        job, _ = needs(configuration.job, self.cpus)
         work = {
             "job": job.model_dump() | {"storage": absolute(job.storage)}, "keys": {str(seed): keys[seed] for seed in todo}, "devs": devs, "test": test, "fresh": fresh,
             "ends_on_failure": study.search is not None, "lanes": self.lanes,
@@ -248,12 +242,14 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     files = campaign.folder.resolve() / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
-        has = ray.cluster_resources()
-        cpus = has.get("CPU", 0)
+        shapes = capacity()
+        cpus = logical_cpus(shapes)
         jobs = [study.place.job(study.example) for study in studies]
+        together = at_once(jobs, shapes)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)  # so that a cluster that grows is asked for all of them
         alike = all(job.resources == jobs[0].resources for job in jobs)  # an idle lane could keep what another kind of trial waits for
-        director = Director(book, studies, busy, at_once(jobs, has), cpus, tell, campaign.lanes and alike)
-        trainable = tune.with_resources(Trial, lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1]]))
+        director = Director(book, studies, busy, together, cpus, tell, campaign.lanes and alike)
+        trainable = tune.with_resources(Trial, lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1][0]]))
         most = sum(study.budget + 1 for study in studies)
         tune.Tuner(
             trainable,

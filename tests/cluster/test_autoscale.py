@@ -8,6 +8,7 @@ import time
 import pytest
 from here import Here
 from test_cli import place, words  # noqa: F401  (a fixture)
+from test_tune import write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -72,6 +73,26 @@ def test_a_job_and_tasks_on_a_cluster_without_nodes_bring_them_and_they_go_when_
     out, err = training.communicate(timeout=150)
     assert (training.returncode, "seed 0: test" in out) == (0, True), (out, err)
     until(here, r" (gpu1|cpu-data) ", present=False)
+
+
+def test_a_campaign_brings_a_node_for_each_trial_that_may_run_and_they_go_when_it_ends(here, place):  # noqa: F811
+    campaign = write(
+        place,
+        "scaled",
+        {"Searched": {"recipe": "profit"}},
+        {"space": {"train.lr": [0.001, 0.003, 0.01]}},
+        seeds=[0],
+        **{"train.epochs": 60, "train.patience": None, "resources.gpus_per_worker": 1},
+    )
+    start = time.monotonic()
+    code, _, err = here("submit", "--cluster", str(here.file), "--", "tune", campaign, "resources.gpus_per_worker=4")
+    assert (code, "the job needs {CPU: 1, GPU: 4} on one node; the largest is gpu1" in err) == (75, True), err
+    assert time.monotonic() - start < 5
+    tuning = here.start("submit", "--cluster", str(here.file), "--id", "campaign", "--no-package", "--", "tune", campaign)
+    until(here, r" gpu1 [^$]* gpu1 ", seconds=120)
+    out, err = tuning.communicate(timeout=150)
+    assert (tuning.returncode, out.count("seed 0: dev")) == (0, 3), (out, err)
+    until(here, r" gpu1 ", present=False)
 
 
 def test_what_can_never_come_is_told_from_what_may(here):

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from raypft.cli import app, main
 from raypft.errors import UserError
@@ -23,7 +24,17 @@ from raypft.job import Resources, load_resources
 from raypft.scale.cluster import check, nodes, submit, up
 from raypft.scale.cluster.client import Address, JobServer, Lost, Unreachable, find_address, find_token
 from raypft.scale.cluster.definition import load
-from raypft.scale.cluster.feasible import Shape, at_a_time, impossible, job_bundles, shapes_here, shapes_of
+from raypft.scale.cluster.feasible import (
+    Infeasible,
+    Shape,
+    asked_for,
+    at_a_time,
+    impossible,
+    job_bundles,
+    refuse_impossible,
+    shapes_here,
+    shapes_of,
+)
 from raypft.scale.cluster.package import pack
 from raypft.scale.cluster.processes import alive, end, processes, started_by
 from raypft.scale.cluster.render_launcher import pools_text
@@ -179,6 +190,18 @@ def test_a_job_reads_its_clusters_pools_from_the_heads_environment(monkeypatch):
     assert shapes_here() is None
     monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(load(FOLDER / "aws.yaml")))
     assert sorted(shapes_here() or [], key=str) == sorted(AWS, key=str)
+
+
+def test_the_trials_of_a_campaign_are_asked_for_too(tmp_path):
+    small = {"about": "test", "defaults": {"backbone": "x", "resources.gpus_per_worker": 1}, "rows": {"A": {"recipe": "profit"}}, "tasks": ["sentiment", "nli"]}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(small))
+    assert list(asked_for(["tune", str(path)])) == [("A sentiment", [{"CPU": 1, "GPU": 1}])], "equal ones once"
+    (asked,) = asked_for(["tune", str(path), "resources.workers=2"])
+    assert asked[1] == [{"CPU": 0.1}, *[{"CPU": 1, "GPU": 1}] * 2, {"CPU": 1}, {"CPU": 1}]
+    refuse_impossible(["tune", str(path)], FOLDER / "fake.yaml")
+    with pytest.raises(Infeasible, match=r"the job needs \{CPU: 1, GPU: 4\} on one node; the largest is gpu1"):
+        refuse_impossible(["tune", str(path), "resources.gpus_per_worker=4"], FOLDER / "fake.yaml")
 
 
 def test_an_impossible_job_is_refused_at_once_with_code_75(capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from raypft.errors import UserError
 from raypft.job import load_job
+from raypft.scale.cluster.feasible import Shape
 from raypft.scale.search import Asha, Racing, Tpe
 from raypft.scale.trackers import PACKAGES, tracker
 from raypft.scale.tune import at_once, needs
@@ -81,36 +82,41 @@ def test_asha_stops_the_lower_half_and_never_the_last_standing():
     assert asha.stops("b", [90.0, 91.0]) is None
 
 
+def machine(cpus: float, gpus: float = 0, most: int = 1) -> list[Shape]:
+    return [Shape("node", {"CPU": cpus, "GPU": gpus}, most)]
+
+
 def test_trials_at_once_leave_room_for_workers_encoder_and_reader():
     here = load_job("profit", ["task=sentiment", "backbone=x"])
     workers = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2"])
-    assert at_once([here], {"CPU": 2}) == 2
-    assert at_once([here], {"CPU": 0.5}) == 1
-    assert at_once([workers], {"CPU": 2}) == 1
-    assert at_once([here, workers], {"CPU": 2}) == 1
-    assert at_once([], {"CPU": 2}) == 1
-    settled, own, whole = needs(workers, 2)
-    assert own == {"CPU": 0.1}
-    assert whole["CPU"] == pytest.approx(2)
+    assert at_once([here], machine(2)) == 2
+    assert at_once([here], machine(0.5)) == 1
+    assert at_once([workers], machine(2)) == 1
+    assert at_once([here, workers], machine(2)) == 1
+    assert at_once([], machine(2)) == 1
+    settled, bundles = needs(workers, 2)
+    assert bundles[0] == {"CPU": 0.1}
+    assert sum(bundle["CPU"] for bundle in bundles) == pytest.approx(2)
     assert settled.resources.cpus_per_worker == pytest.approx(0.2)
     assert settled.key() == workers.key()
     fixed = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2", "resources.cpus_per_worker=0.2"])
-    assert at_once([fixed], {"CPU": 8}) == 4
+    assert at_once([fixed], machine(8)) == 4
     half = load_job("profit", ["task=sentiment", "backbone=x", "resources.gpus_per_worker=0.5", "resources.cpus_per_worker=0.5"])
-    assert at_once([half], {"CPU": 8, "GPU": 2}) == 4
+    assert at_once([half], machine(8, 2)) == 4
+    assert at_once([half], machine(1, 1, most=3)) == 6
 
 
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["resources.cpus_per_worker=3"], r"resources: a trial takes 3 CPUs \(workers=0\); Ray has 2; ask for less"),
+        (["resources.cpus_per_worker=3"], r"this cluster: the job needs \{CPU: 3\} on one node; the largest is node \{CPU: 2\} x 1; ask for at most 2 CPU"),
         (["resources.workers=2", "resources.cpus_per_worker=1"], "Ray has 1.9; use at most 0.2"),
-        (["resources.gpus_per_worker=1"], r"resources: a trial takes 1 GPUs \(workers=0\); Ray has 0; ask for less"),
+        (["resources.gpus_per_worker=1"], r"this cluster: the job needs \{CPU: 1, GPU: 1\} on one node"),
     ],
 )
 def test_a_trial_that_can_never_start_is_refused(more, expected):
     with pytest.raises(UserError, match=expected):
-        at_once([load_job("profit", ["task=sentiment", "backbone=x", *more])], {"CPU": 2})
+        at_once([load_job("profit", ["task=sentiment", "backbone=x", *more])], machine(2))
 
 
 def test_trackers_are_rays_own_and_a_missing_package_is_one_line(monkeypatch):

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
-from raypft.job import load_resources
 from raypft.scale.cluster.client import ENDED, JobServer
-from raypft.scale.cluster.feasible import Infeasible, at_a_time, bundle_text, impossible, job_bundles, shapes_of
+from raypft.scale.cluster.feasible import Infeasible, asked_for, at_a_time, bundle_text, impossible, shapes_of
 from raypft.scale.cluster.submit import stop
 
 PROBE_SECONDS = 60
@@ -34,8 +33,7 @@ def fitting(words: list[str], definition: Any, where: str) -> Iterator[str]:
         Infeasible: one can never be placed; with what is missing and what would fit.
     """
     shapes = shapes_of(definition.pools)
-    for name in (word for word in words if "=" not in word):
-        bundles = job_bundles(load_resources(name, [word for word in words if "=" in word]))
+    for name, bundles in asked_for(words):
         line = impossible(bundles, shapes, where)
         if line:
             raise Infeasible(line)

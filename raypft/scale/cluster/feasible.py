@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raypft.campaign import load_campaign
 from raypft.errors import UserError
 from raypft.job import Resources, load_resources
 from raypft.scale.cluster.definition import load
@@ -57,6 +59,12 @@ def job_bundles(resources: Resources) -> list[Bundle]:
     workers = resources.workers
     worker = {"CPU": resources.cpus_per_worker or 1.0, "GPU": resources.gpus_per_worker}
     return [dict(worker) for _ in range(workers)] + [{"CPU": 1.0}, {"CPU": 1.0}] * bool(workers)
+
+
+def trial_bundles(resources: Resources) -> list[Bundle]:
+    """What a trial of a campaign asks for at once: its own process, and beside it what its job asks for."""
+    alone = {"CPU": resources.cpus_per_worker or 1.0, "GPU": resources.gpus_per_worker}
+    return [{"CPU": 0.1}, *job_bundles(resources)] if resources.workers else [alone]
 
 
 def impossible(bundles: Sequence[Bundle], shapes: Sequence[Shape], where: str) -> str | None:
@@ -118,16 +126,36 @@ class Infeasible(UserError):
 
 
 def refuse_impossible(words: Sequence[str], file: Path) -> None:
-    """Refuse a `run` command whose job fits no cluster of the definition; other verbs are not looked into.
+    """Refuse a `run` or `tune` command of which a part fits no cluster of the definition; other verbs are not looked into.
 
     Raises:
         Infeasible: with what is missing and what would fit. UserError: the job's resources or the definition are not valid.
     """
-    if not words or words[0] != "run":
+    if words and words[0] in ("run", "tune"):
+        shapes = shapes_of(load(file).pools)
+        for _, bundles in asked_for(words):
+            line = impossible(bundles, shapes, str(file))
+            if line:
+                raise Infeasible(line)
+
+
+def asked_for(words: Sequence[str]) -> Iterator[tuple[str, list[Bundle]]]:
+    """What the jobs of `[run] RECIPE... key=value...` or the trials of `tune CAMPAIGN key=value...` ask for at once, by name; equal
+    trials of a campaign once.
+
+    Raises:
+        UserError: the jobs or the campaign are not valid.
+    """
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word and not word.startswith("-")]
+    if names[:1] != ["tune"]:
+        for name in names[1:] if names[:1] == ["run"] else names:
+            yield name, job_bundles(load_resources(name, overrides))
         return
-    shapes = shapes_of(load(file).pools)
-    overrides = [word for word in words[1:] if "=" in word]
-    for name in (word for word in words[1:] if "=" not in word and not word.startswith("-")):
-        line = impossible(job_bundles(load_resources(name, overrides)), shapes, str(file))
-        if line:
-            raise Infeasible(line)
+    for name in names[1:]:
+        told: list[Resources] = []
+        for place in load_campaign(name, overrides).places():
+            own = place.job(place.search and place.search.drawn(random.Random(0))).resources
+            if own not in told:
+                told.append(own)
+                yield place.label, trial_bundles(own)
