@@ -81,6 +81,7 @@ class Resources(Strict):
     """Workers of the job. 0 runs in this process, without Ray."""
 
     workers: int = Field(default=0, ge=0)
+    min_workers: int | None = Field(default=None, ge=1, description="go on with as few while nodes are missing; None: wait for all workers")
     cpus_per_worker: float | None = Field(default=None, gt=0, description="None: an equal share of this machine's")
     gpus_per_worker: float = Field(default=0, ge=0)
     max_failures: int = Field(default=3, ge=0)
@@ -275,6 +276,8 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
 
 def _check_engine(job: Job) -> None:
     """Precision, ZeRO stage and workers must go together: nothing is ignored silently."""
+    if (job.resources.min_workers or 0) > job.resources.workers:
+        raise UserError(f"resources.min_workers: found {job.resources.min_workers} with workers {job.resources.workers}; expected at most as many")
     if job.resources.workers == 0 and (job.zero.stage or job.zero.offload):
         raise UserError(f"zero: found stage {job.zero.stage}, offload {job.zero.offload} without workers; set resources.workers=1 or more, or leave zero out")
     if job.resources.workers == 0 and job.train.precision == "fp16":

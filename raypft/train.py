@@ -83,6 +83,10 @@ class Stepper(ABC):
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Let go of what the stepper holds."""
 
+    def leaving(self) -> bool:
+        """Whether this worker's node was told to go away soon."""
+        return False
+
     def gather(self, value: Any) -> list[Any]:
         """One value per rank, on every rank."""
         if self.world == 1:
@@ -248,9 +252,10 @@ def fit(
             chosen = rows[progress.step * settings.batch_size : (progress.step + 1) * settings.batch_size]
             number = progress.epoch * steps + progress.step
             drawn = {row: stepper.learner.readout.redraw(train.prompts[row], seed, progress.epoch) for row in chosen}
-            progress.losses.append(_optimizer_step(stepper, train, drawn, settings, seed, number, steps * settings.epochs))
+            loss, leaving = _optimizer_step(stepper, train, drawn, settings, seed, number, steps * settings.epochs)
+            progress.losses.append(loss)
             progress.step += 1
-            saver.after_step(progress, number + 1)
+            saver.after_step(progress, number + 1, leaving)
             if time.perf_counter() - told > TELL_SECONDS and progress.step < steps:
                 told = time.perf_counter()
                 tell({"event": "step", "epoch": progress.epoch + 1, "step": progress.step, "steps": steps, "loss": progress.losses[-1]})
@@ -269,7 +274,8 @@ def fit(
     return progress
 
 
-def _optimizer_step(stepper: Stepper, train: Rows, drawn: dict[int, Encoded], settings: Train, seed: int, number: int, total: int) -> float:
+def _optimizer_step(stepper: Stepper, train: Rows, drawn: dict[int, Encoded], settings: Train, seed: int, number: int, total: int) -> tuple[float, bool]:
+    """The step's loss, and whether any worker's node goes away."""
     # dropout depends on where the run is, not on how it got there: a resumed run draws the same masks
     torch.manual_seed(((seed * 1_000_003 + number) * 1_009 + stepper.rank) % (1 << 63))
     learner = stepper.learner
@@ -284,10 +290,11 @@ def _optimizer_step(stepper: Stepper, train: Rows, drawn: dict[int, Encoded], se
         penalty = learner.method.penalty() if i == len(parts) - 1 else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == len(parts) - 1)
     stepper.step(learning_rate(settings, number, total))
-    mean = sum(stepper.gather(total_loss)) / stepper.world
+    losses, leaving = zip(*stepper.gather((total_loss, stepper.leaving())), strict=True)
+    mean = sum(losses) / stepper.world
     if not math.isfinite(mean):
         raise UserError(f"train: the loss is {mean} at optimizer step {number + 1}; lower train.lr, or use train.precision=fp32")
-    return mean
+    return mean, any(leaving)
 
 
 def _keep(progress: Progress, stepper: Stepper, settings: Train, record: dict[str, Any]) -> None:
@@ -310,21 +317,24 @@ def _out_of_patience(progress: Progress, settings: Train) -> bool:
 
 
 class _Saver:
-    """Keeps Progress as often as the settings say, or as often as costs under a tenth of the time."""
+    """Keeps Progress as often as the settings say, or as often as costs under a tenth of the time; under half of it, and at once,
+    when a node goes away."""
 
     def __init__(self, stepper: Stepper, settings: Train, save: Callable[[Progress], None] | None) -> None:
         self.stepper, self.every, self.save = stepper, settings.save_every, save
         size = sum(p.numel() for p in stepper.learner.trainable().values())
         self.cost, self.last = 3 * 4 * size / DISK, time.perf_counter()
 
-    def after_step(self, progress: Progress, number: int) -> None:
+    def after_step(self, progress: Progress, number: int, leaving: bool) -> None:
         if self.every is not None and number % self.every == 0:
             self._write(progress)
-        if self.every is None and number % LOOK == 0:  # the same step on every rank
+        elif leaving:
+            self.when_due(progress, patience=2)
+        elif self.every is None and number % LOOK == 0:  # the same step on every rank
             self.when_due(progress)
 
-    def when_due(self, progress: Progress) -> None:
-        due = time.perf_counter() - self.last >= 10 * self.cost
+    def when_due(self, progress: Progress, patience: int = 10) -> None:
+        due = time.perf_counter() - self.last >= patience * self.cost
         if self.save is not None and self.stepper.gather(due)[0]:
             self._write(progress)
 

@@ -93,11 +93,12 @@ def test_overrides_do_not_reach_the_recipe_or_the_next_job():
 
 
 ERRORS = {
+    "resources.min_workers: found 2 with workers 1; expected at most as many": "resources={workers: 1, min_workers: 2}",
     "recipes/profit.yaml: train.lr: found 'abc'; input should be a valid number, unable to parse string as a number": "train.lr=abc",
     "recipes/profit.yaml: train.epochs: found -1; input should be greater than or equal to 0": "train.epochs=-1",
     "recipes/profit.yaml: dev.rows: found 'ful'; input should be 'full', 'k_shot' or 'none'": "dev.rows=ful",
     'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, zero': "shot=3",
-    'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, gpus_per_worker, max_failures, workers': "resources.worker=2",
+    'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, gpus_per_worker, max_failures, min_workers, workers': "resources.worker=2",
     'recipes/profit.yaml: readout: unknown key "mod"; did you mean "mode"? known: mode': "readout.mod=mean",
     'protocol: "profi" is unknown; did you mean "profit"? known: fixed, gnnavi, profit, ticket_search, zs2021': "protocol=profi",
     'task xnli: no pattern "profit11"; did you mean "profit1"? known: dp, dp_in_language, mp, profit0, profit1, profit2, profit3, profit4, sp, vanilla': "pattern=profit11",

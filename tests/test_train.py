@@ -26,6 +26,22 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
     assert events[0]["steps"] == 3
 
 
+@pytest.mark.parametrize("save_every", [None, 100])
+def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch):
+    """After every step from the notice on while that costs less than half of the time, whatever the settings say."""
+    monkeypatch.setattr(train, "DISK", 1e15)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    settings = cases.SETTINGS.model_copy(update={"epochs": 3, "batch_size": 2, "save_every": save_every})
+    notices = iter([False, False, False, True, True, True, False, False, False])
+    stepper = TorchStepper(cell.learner, settings)
+    stepper.leaving = lambda: next(notices)
+    saved: list[tuple[int, int]] = []
+    rows = Rows(cell.prompts, cell.learner.method, 1)
+    fit(stepper, rows, None, settings, 0, cell.score, save=lambda progress: saved.append((progress.epoch, progress.step)))
+    within = [at for at in saved if at[1]]
+    assert within == [(1, 1), (1, 2), (1, 3)], "states inside of an epoch, those of the epoch of the notice"
+
+
 def test_the_rate_of_every_step():
     """Warm-up rises to the full rate; then constant, linear to 0, or 0.95 an epoch."""
     rates = {name: [learning_rate(Train(lr=1.0, epochs=2, schedule=name), step, 4) for step in range(4)] for name in ("constant", "linear", "exponential")}

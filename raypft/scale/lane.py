@@ -40,7 +40,7 @@ class Desk:
     def __init__(self) -> None:
         self.cells: list[dict[str, Any] | None] = []
         self.over, self.at_work, self.reached = 0, False, False
-        self.failures, self.last = 0, ""
+        self.failures, self.last, self.state = 0, "", 0.0
         self.errors: dict[int, str] = {}
         self.changed = asyncio.Condition()
 
@@ -88,11 +88,15 @@ class Desk:
         return reached
 
     async def _count_failure(self) -> None:
-        if not self.at_work:
+        """The cell at work was given up: by a failure, or since a node left or came. Only those in a row count that brought no new
+        state, so that a cell whose nodes come and go ends, and one that kills its workers does too."""
+        cell = self.cells[self.over] if self.at_work else None
+        if cell is None:
             return
-        self.at_work, cell = False, self.cells[self.over]
-        self.failures += 1
-        if cell is not None and self.failures > cell["job"]["resources"]["max_failures"]:
+        path = Path(cell["folder"]) / "state.pt"
+        before, self.state = self.state, path.stat().st_mtime if path.exists() else 0.0
+        self.at_work, self.failures = False, 1 if self.state > before else self.failures + 1
+        if self.failures > cell["job"]["resources"]["max_failures"]:
             await self.finish(self.over, self.last or f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell")
 
     async def _tell(self) -> None:
@@ -159,7 +163,7 @@ class Lane:
             work,
             train_loop_config={"desk": self.desk},
             scaling_config=ScalingConfig(
-                num_workers=own.workers,
+                num_workers=(own.min_workers, own.workers) if own.min_workers else own.workers,
                 use_gpu=own.gpus_per_worker > 0,
                 resources_per_worker={"CPU": self.cpus, **({"GPU": own.gpus_per_worker} if own.gpus_per_worker else {})},
             ),

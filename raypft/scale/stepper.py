@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import ray
 import torch
 from torch import Tensor, distributed
 
@@ -17,7 +19,23 @@ prepare_environment()
 import deepspeed  # noqa: E402
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state  # noqa: E402
 
+NOTICE_SECONDS = 2.0
+"""How often Ray is asked whether the node goes away."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Notice:
+    """Whether Ray drains this process's node (a spot notice, `raypft cluster drain`); asked now and then, told ever after."""
+
+    def __init__(self) -> None:
+        self.asked, self.found = 0.0, False
+
+    def given(self) -> bool:
+        """True from the first time that Ray says so."""
+        if not self.found and ray.is_initialized() and time.monotonic() - self.asked > NOTICE_SECONDS:
+            self.asked = time.monotonic()
+            self.found = ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+        return self.found
 
 
 class DeepSpeedStepper(Stepper):
@@ -37,6 +55,7 @@ class DeepSpeedStepper(Stepper):
         self.stage = job.zero.stage
         self.parameters = learner.trainable()
         self.engine: Any = None
+        self.notice = Notice()
         self._given: dict[str, Tensor] | None = None
         if self.parameters or self.stage == 3:
             optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
@@ -45,6 +64,9 @@ class DeepSpeedStepper(Stepper):
             )
         if state is not None and self.parameters:
             self._restore(state)
+
+    def leaving(self) -> bool:
+        return self.notice.given()
 
     def scores(self, batch: Batch) -> Tensor:
         return self.learner(batch) if self.engine is None else self.engine(batch)

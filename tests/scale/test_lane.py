@@ -71,7 +71,7 @@ def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F8
 
 
 def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # noqa: F811
-    deadly = cell(place, "a", "train.epochs=200", "train.patience=null", "train.save_every=1", "resources.max_failures=1")
+    deadly = cell(place, "a", "train.epochs=400", "train.patience=null", "train.save_every=10000", "resources.max_failures=1")
     kind = cell(place, "a", "resources.max_failures=1")
     events, killed, over = deadly.folder / "events.jsonl", list[int](), threading.Event()
 
