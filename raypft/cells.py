@@ -134,7 +134,7 @@ def run_cell(
     stepper = make_stepper(learner, job.train, progress.optimizer if progress else None)
     before = json.loads((folder / UNTESTED).read_text()) if (folder / UNTESTED).is_file() else None
     if before is None:
-        tell(_start(job, seed, learner, progress, sizes["trainable"]))
+        tell(_start(job, seed, stepper, progress, sizes["trainable"]))
         trained = _train(job, seed, prompts, stepper, progress, folder, tell)
     else:
         trained = _trained(before, stepper, folder)
@@ -158,10 +158,11 @@ def run_cell(
     return result
 
 
-def _start(job: Job, seed: int, learner: Learner, progress: Progress | None, trainable: int) -> dict[str, Any]:
+def _start(job: Job, seed: int, stepper: Stepper, progress: Progress | None, trainable: int) -> dict[str, Any]:
     """The event of a cell's start."""
-    start = {"event": "start", "seed": seed, "epochs": job.train.epochs if learner.method.trains else 0, "trainable": trainable}
-    start["notes"] = learner.method.notes()
+    method = stepper.learner.method
+    start = {"event": "start", "seed": seed, "epochs": job.train.epochs if method.trains else 0, "trainable": trainable, "workers": stepper.world}
+    start["notes"] = method.notes()
     return start if progress is None else start | {"event": "resume", "epoch": progress.epoch, "step": progress.step}
 
 

@@ -20,6 +20,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
 from raypft.backbones import load_backbone
@@ -114,7 +115,8 @@ class Lane:
 
     def __init__(self, job: Job, cpus: float) -> None:
         self.job, self.cpus = job, cpus
-        self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # the desk must outlive the workers' nodes
+        self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
 
