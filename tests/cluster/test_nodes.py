@@ -43,15 +43,15 @@ class Run:
     """A job with two workers on the hosts, and the same job at rest in this process.
 
     Args:
-        more: overrides of both.
+        more: overrides of both; least: workers to go on with.
     """
 
-    def __init__(self, hosts: Hosts, place: Path, *more: str) -> None:  # noqa: F811
+    def __init__(self, hosts: Hosts, place: Path, *more: str, least: int = 2) -> None:  # noqa: F811
         common = ["seeds=1", "train.dropout=0.0", "train.lr=1e-3", "train.patience=null", *more]
         name, *overrides = words(place, *common, f"storage={place}/plain")
         (self.expected,) = runs.run([runs.prepare(load_job(name, overrides))], lambda event: None)[0]
         self.folder, self.hosts = place / "hosts", hosts
-        group = ["resources.workers=2", f"resources.cpus_per_worker={EACH}", "zero.stage=2", f"storage={self.folder}"]
+        group = ["resources.workers=2", f"resources.min_workers={least}", f"resources.cpus_per_worker={EACH}", "zero.stage=2", f"storage={self.folder}"]
         self.process = hosts.raypft("run", *words(place, *common, *group))
 
     def events(self) -> list[dict]:
@@ -95,7 +95,7 @@ def test_a_killed_host_costs_what_came_after_the_last_state(hosts, place):  # no
 
 
 def test_a_group_goes_on_with_fewer_workers(hosts, place):  # noqa: F811
-    run = Run(hosts, place, "train.epochs=150", "train.save_every=1", "resources.min_workers=1")
+    run = Run(hosts, place, "train.epochs=150", "train.save_every=1", least=1)
     hosts.kill(run.at_work())
     print(f"host killed, none comes: goes on with one worker after {run.until(lambda: run.resumed(1), 'resume'):.0f} s")
     run.check()
@@ -103,7 +103,7 @@ def test_a_group_goes_on_with_fewer_workers(hosts, place):  # noqa: F811
 
 @more
 def test_a_group_grows_again(hosts, place):  # noqa: F811
-    run = Run(hosts, place, "train.epochs=3000", "train.save_every=20", "resources.min_workers=1")
+    run = Run(hosts, place, "train.epochs=3000", "train.save_every=20", least=1)
     hosts.kill(run.at_work())
     run.until(lambda: run.resumed(1), "resume with one")
     seen = len(run.events())
