@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, WrapValidator, field_validator
 
 from raypft.errors import UserError, nearest
-from raypft.job import Job, load_values, make_job, number, read_yaml, set_key, split_override
+from raypft.job import Job, Resources, load_values, make_job, number, read_yaml, resources_of, set_key, split_override
 from raypft.space import Search
 from raypft.tasks import Strict, load_task, validation_line, validation_root
 
@@ -101,11 +101,15 @@ class Campaign(Strict):
         Raises:
             UserError: the first thing that does not fit.
         """
+        return make_job(self.values(recipe, settings, where), where)
+
+    def values(self, recipe: str, settings: list[dict[str, Any]], where: str) -> dict[str, Any]:
+        """What `job` makes a job of."""
         values, _ = load_values(recipe)
         for own in settings:
             for key, value in flat(own).items():
                 set_key(values, key, self._found(value, where))
-        return make_job(values, where)
+        return values
 
     def _found(self, value: Any, where: str) -> Any:
         if not isinstance(value, str) or not value.startswith(BEFORE):
@@ -155,6 +159,15 @@ class Place:
         where = f"{self.campaign.name}: {self.label}"
         return self.campaign.job(self.campaign.rows[self.row].recipe, [*self._settings(), dict(values or {})], where)
 
+    def resources(self) -> Resources:
+        """What its jobs ask for, without the checks of a job, which load torch.
+
+        Raises:
+            UserError: a key or type that does not fit.
+        """
+        where = f"{self.campaign.name}: {self.label}"
+        return resources_of(self.campaign.values(self.campaign.rows[self.row].recipe, self._settings(), where), where)
+
     def _settings(self) -> list[dict[str, Any]]:
         campaign = self.campaign
         return [{"task": self.task}, campaign.defaults, campaign.rows[self.row].set, campaign.tasks[self.task], self.axes]
@@ -202,6 +215,28 @@ def load_campaign(name: str, overrides: list[str] | None = None, scale: str | No
     Raises:
         UserError: no such campaign or scale; a key or value that does not fit (where, found, expected).
     """
+    campaign, where = open_campaign(name, overrides, scale, tracker)
+    _check(campaign, where)
+    return campaign
+
+
+def words_of(words: Sequence[str]) -> tuple[str, list[str], str | None, str | None]:
+    """The words of a command as `load_campaign` takes them: `scale=` and `tracker=` are the campaign's own, other overrides go into
+    its defaults.
+
+    Raises:
+        UserError: no name, or more than one.
+    """
+    names = [word for word in words if "=" not in word and not word.startswith("-")]
+    if len(names) != 1:
+        raise UserError(f"campaign: found {len(names)} names; expected one, e.g. raypft tune quickstart")
+    pairs = [word for word in words if "=" in word]
+    own = {key: value for key, _, value in (pair.partition("=") for pair in pairs) if key in ("scale", "tracker")}
+    return names[0], [pair for pair in pairs if pair.partition("=")[0] not in own], own.get("scale"), own.get("tracker")
+
+
+def open_campaign(name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None) -> tuple[Campaign, str]:
+    """As `load_campaign`, its jobs not checked, which loads torch; and the name of its file for messages."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         if path.parent != FOLDER:
@@ -220,8 +255,7 @@ def load_campaign(name: str, overrides: list[str] | None = None, scale: str | No
         campaign = Campaign(**values)
     except (ValidationError, TypeError) as error:
         raise UserError(validation_line(where, error, values)) from None
-    _check(campaign, where)
-    return campaign
+    return campaign, where
 
 
 def overlaid(values: dict[str, Any], overlay: dict[str, Any], where: str) -> dict[str, Any]:

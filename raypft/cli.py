@@ -128,14 +128,10 @@ Campaigns = Annotated[
 
 
 def read_campaign(words: list[str]) -> Any:
-    """The campaign that the words name; `scale=` and `tracker=` are the campaign's, other overrides go into its defaults."""
-    from raypft.campaign import load_campaign  # noqa: PLC0415
+    """The campaign that the words name."""
+    from raypft.campaign import load_campaign, words_of  # noqa: PLC0415
 
-    names = [word for word in words if "=" not in word]
-    if len(names) != 1:
-        raise UserError(f"campaign: found {len(names)} names; expected one, e.g. raypft tune quickstart")
-    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("scale", "tracker")}
-    return load_campaign(names[0], [word for word in words if "=" in word and word.partition("=")[0] not in own], **own)
+    return load_campaign(*words_of(words))
 
 
 @app.command()

@@ -187,7 +187,15 @@ def load_resources(name: str, overrides: list[str] | None = None) -> Resources:
     Raises:
         UserError: as `load_job`, of the resources.
     """
-    values, where = read_job(name, overrides)
+    return resources_of(*read_job(name, overrides))
+
+
+def resources_of(values: dict[str, Any], where: str) -> Resources:
+    """What the values of a job ask for.
+
+    Raises:
+        UserError: a key or type that does not fit.
+    """
     found = values.get("resources") or {}
     try:
         return Resources(**found)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raypft.campaign import load_campaign
+from raypft.campaign import open_campaign, words_of
 from raypft.errors import UserError
 from raypft.job import Resources, load_resources
 from raypft.scale.cluster.definition import load
@@ -146,16 +145,15 @@ def asked_for(words: Sequence[str]) -> Iterator[tuple[str, list[Bundle]]]:
     Raises:
         UserError: the jobs or the campaign are not valid.
     """
-    overrides = [word for word in words if "=" in word]
-    names = [word for word in words if "=" not in word and not word.startswith("-")]
-    if names[:1] != ["tune"]:
-        for name in names[1:] if names[:1] == ["run"] else names:
-            yield name, job_bundles(load_resources(name, overrides))
-        return
-    for name in names[1:]:
+    if words[:1] == ["tune"]:
         told: list[Resources] = []
-        for place in load_campaign(name, overrides).places():
-            own = place.job(place.search and place.search.drawn(random.Random(0))).resources
+        for place in open_campaign(*words_of(words[1:]))[0].places():
+            own = place.resources()
             if own not in told:
                 told.append(own)
                 yield place.label, trial_bundles(own)
+        return
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word and not word.startswith("-")]
+    for name in names[1:] if words[:1] == ["run"] else names:
+        yield name, job_bundles(load_resources(name, overrides))
