@@ -91,7 +91,7 @@ def test_a_campaign_brings_a_node_for_each_trial_that_may_run_and_they_go_when_i
     tuning = here.start("submit", "--cluster", str(here.file), "--id", "campaign", "--no-package", "--", "tune", campaign)
     until(here, r" gpu1 [^$]* gpu1 ", seconds=120)
     out, err = tuning.communicate(timeout=150)
-    assert (tuning.returncode, out.count("seed 0: dev")) == (0, 3), (out, err)
+    assert (tuning.returncode, out.count("seed 0: dev")) == (0, 4), (out, err)  # three configurations, and the test of the best
     until(here, r" gpu1 ", present=False)
 
 
