@@ -121,7 +121,10 @@ def ledger(folder: Path) -> dict[str, Any]:
     what = campaign(folder, "ledger", 20_000, 5)
     book = Book(what)
     (place,) = what.places()
-    result = {"dev": 50.0, "majority": {"en": 50.0}, "rows": {"en": 8}, "metric": "accuracy/1", "scores": {"en": 50.0}, "metrics": {"accuracy/1": {"en": 50.0}}}
+    result = {
+        "dev": 50.0, "metric": "accuracy@1", "scores": {"en": 50.0}, "metrics": {"accuracy@1": {"en": 50.0}}, "majority": {"en": 50.0}, "rows": {"en": 8},
+        "mean": 50.0, "test_rows": "0", "protocol": "fixed", "trainable": 1, "seconds": 1.0, "train_seconds": 1.0, "peak_memory_mb": 1.0,
+    }  # fmt: skip
     with mock.patch("os.fsync"):  # nobody kills this one
         for number, configuration in enumerate(book.tried(place)):
             for seed, key in configuration.keys.items():
@@ -136,7 +139,7 @@ def ledger(folder: Path) -> dict[str, Any]:
     done = sum(book.where(configuration, seed, test=False) is not None for configuration in book.tried(place) for seed in configuration.keys)
     planned = time.monotonic()
     rows = book.rows()
-    write_tables(what, rows)
+    write_tables(what, rows, what.folder)
     read = time.monotonic()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     assert done == len(rows) == 100_000
