@@ -4,7 +4,7 @@ Source: Li & Liang 2021, prefix tuning, with `mlp`; Liu et al. 2022 (P-tuning v2
 multilingual models), without; Yuan et al. 2024 (GNNavi), row Prefix.
 Formula: attention of layer l = softmax(Q [K_l; K]^T / sqrt(D)) [V_l; V], every token sees all of K_l, V_l in R^{A x P x D}.
 
-    mlp false: K_l, V_l are trained, drawn from N(0, 1)                                     2 L P A D parameters
+    mlp false: K_l, V_l are trained, drawn from N(0, std²)                                  2 L P A D parameters
     mlp true:  (K_l, V_l)_i = W_l tanh(U e_i + c) + b_l, e_i in R^H, U in R^{M x H}         P H + M H + M + (M + 1) 2 L A D
 
 Differs: dropout of the frozen model is off while the prefix trains. `shift_positions: false` lets the text's positions start
@@ -23,13 +23,15 @@ from raypft.methods import base
 
 
 class Config(base.Config):
-    """length: P; mlp: reparameterise; hidden: its size M; dropout: on keys and values; shift_positions: text starts at P."""
+    """length: P; mlp: reparameterise; hidden: its size M; dropout: on keys and values; shift_positions: text starts at P; std: of
+    the first keys and values without mlp (1 in the official codes; where the model's own are much smaller it drowns them)."""
 
     length: int = Field(default=16, ge=1)
     mlp: bool = False
     hidden: int = Field(default=512, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     shift_positions: bool = True
+    std: float = Field(default=1.0, gt=0)
 
     @property
     def positions_taken(self) -> int:
@@ -60,7 +62,7 @@ class LayerPrefix(nn.Module):
     def __init__(self, config: Config, heads: int, size: int, trunk: Trunk | None) -> None:
         super().__init__()
         self.shape = (config.length, 2, heads, size)
-        self.table = nn.Parameter(torch.randn(self.shape)) if trunk is None else None
+        self.table = nn.Parameter(config.std * torch.randn(self.shape)) if trunk is None else None
         self.linear = nn.Linear(config.hidden, 2 * heads * size) if trunk is not None else None
         self.dropout = nn.Dropout(config.dropout)
         self.__dict__["trunk"] = trunk  # a plain reference: it is the method's, not one layer's
