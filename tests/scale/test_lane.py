@@ -39,8 +39,8 @@ def result(of: Cell) -> dict:
 
 
 def ours(words_: str) -> list[int]:
-    """Processes of this test's Ray whose title has these words."""
-    out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    """Processes of this test's Ray whose title has these words, the newest last."""
+    out = subprocess.run(["ps", "-eo", "pid,args", "--sort=start_time"], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in out.splitlines() if words_ in line and is_ours(int(line.split()[0]))]
 
 
@@ -60,8 +60,7 @@ def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F8
         with pytest.raises(UserError, match=r"^train: the loss is (nan|inf) at optimizer step"):
             lane.run(bad)
         lane.run(after)
-        (worker,) = ours("RayTrainWorker")
-        os.kill(worker, signal.SIGKILL)  # while it waits for a cell
+        os.kill(ours("RayTrainWorker")[-1], signal.SIGKILL)  # while it waits for a cell
         lane.run(last)
         assert not (bad.folder / "result.json").exists()
         assert all("scores" in result(one) for one in (after, last))
@@ -78,9 +77,8 @@ def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # no
     def kill() -> None:
         while not over.wait(0.05) and len(killed) < 2:
             if events.is_file() and events.read_text().count('"epochs"') > len(killed):  # it has begun once more
-                (worker,) = ours("RayTrainWorker")
-                os.kill(worker, signal.SIGKILL)
-                killed.append(worker)
+                killed.append(ours("RayTrainWorker")[-1])
+                os.kill(killed[-1], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
     with Lane(deadly.job, 0.25) as lane:
