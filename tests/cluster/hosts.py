@@ -30,13 +30,11 @@ while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
     time.sleep(0.5)
 """
 DRAIN = """
-import sys, time, ray
-from ray._raylet import GcsClient
-from ray.core.generated import autoscaler_pb2 as told
+import sys, ray
+from raypft.scale.cluster.nodes import drain
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 (node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == sys.argv[2]]
-reason = told.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-assert GcsClient(sys.argv[1]).drain_node(node, reason, "spot reclaim", int((time.time() + float(sys.argv[3])) * 1000))[0]
+drain(sys.argv[1], node, int(sys.argv[3]))
 """
 
 
@@ -143,7 +141,7 @@ class Hosts:
         """No packet comes or goes any more."""
         ip("-n", f"{self.mark}sw", "link", "set", name, "down")
 
-    def drain(self, name: str, seconds: float) -> None:
+    def drain(self, name: str, seconds: int) -> None:
         """The notice that a spot node gets."""
         assert self.python(DRAIN, self.address(name), str(seconds)) == 0
 

@@ -86,11 +86,12 @@ class Run:
         assert found["scores"] == self.expected["scores"]
 
 
-def test_a_killed_host_costs_what_came_after_the_last_state(hosts, place):  # noqa: F811
+@pytest.mark.parametrize("blow", ["kill", pytest.param("cut", marks=more)])
+def test_a_lost_host_costs_what_came_after_the_last_state(blow, hosts, place):  # noqa: F811
     run = Run(hosts, place, "train.epochs=150", "train.save_every=1")
-    hosts.kill(run.at_work())
+    getattr(hosts, blow)(run.at_work())
     hosts.add("three", EACH)
-    print(f"host killed: goes on after {run.until(lambda: run.resumed(2), 'resume'):.0f} s")
+    print(f"host lost ({blow}): goes on after {run.until(lambda: run.resumed(2), 'resume'):.0f} s")
     run.check()
 
 
@@ -109,15 +110,6 @@ def test_a_group_grows_again(hosts, place):  # noqa: F811
     seen = len(run.events())
     hosts.add("three", EACH)
     print(f"a host comes: two workers again after {run.until(lambda: run.resumed(2, seen), 'resume with two'):.0f} s")
-    run.check()
-
-
-@more
-def test_a_host_that_is_cut_off_is_given_up(hosts, place):  # noqa: F811
-    run = Run(hosts, place, "train.epochs=150", "train.save_every=1")
-    hosts.cut(run.at_work())
-    hosts.add("three", EACH)
-    print(f"link cut: goes on after {run.until(lambda: run.resumed(2), 'resume'):.0f} s")
     run.check()
 
 
