@@ -132,7 +132,6 @@ def ledger(folder: Path) -> dict[str, Any]:
                 own.mkdir(parents=True)
                 (own / "result.json").write_text(json.dumps({"seed": seed, "cell": key, **result}))
                 book.note(configuration, seed, "finished", dev=50.0, folder=str(own))
-    book.ledger.close()
     began = time.monotonic()
     book = Book(what)
     opened = time.monotonic()

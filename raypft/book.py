@@ -22,6 +22,7 @@ from raypft.errors import UserError
 from raypft.job import Job
 from raypft.ledger import FILE, Ledger
 from raypft.runs import Shelf, identify, prepare
+from raypft.storage import Log, absolute, path_of
 
 HEAD = 300
 """Bytes of a result that hold its seed and key: they come first."""
@@ -48,7 +49,7 @@ class Configuration:
 
     def folder(self, seed: int) -> Path:
         """Where a cell of it runs."""
-        return Path(self.job.storage) / self.job.run_name / f"seed-{seed}"
+        return path_of(self.job.storage) / self.job.run_name / f"seed-{seed}"
 
 
 class Book:
@@ -62,7 +63,7 @@ class Book:
     def __init__(self, campaign: Campaign, tell: Callable[[str], None] = lambda line: None, fresh: bool = False) -> None:
         self.campaign, self.fresh, self.shelf = campaign, fresh, Shelf()
         if fresh:
-            (campaign.folder / FILE).unlink(missing_ok=True)
+            Log(campaign.folder / FILE).remove()
         self.ledger = Ledger(campaign.folder, tell)
 
     def configuration(self, place: Place, values: dict[str, Any]) -> Configuration:
@@ -94,8 +95,8 @@ class Book:
         """The folder of a finished cell."""
         key = configuration.keys[seed]
         entry = self.ledger.get(key)
-        if entry.get("status") == "finished" and is_finished(Path(entry["folder"]), test):
-            return Path(entry["folder"])
+        if entry.get("status") == "finished" and is_finished(path_of(entry["folder"]), test):
+            return path_of(entry["folder"])
         if self.fresh:
             return None
         own = configuration.folder(seed)
@@ -158,7 +159,7 @@ def reopened(folder: Path) -> Campaign:
     if not path.is_file():
         raise UserError(f"report: {folder} holds no campaign.yaml; give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both")
     campaign = Campaign(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    if campaign.folder.resolve() != folder.resolve():
+    if absolute(campaign.folder) != absolute(folder):
         raise UserError(f"report: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder")
     return campaign
 

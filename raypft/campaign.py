@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, WrapValidator, field_validator
 from raypft.errors import UserError, nearest
 from raypft.job import Job, Resources, load_values, make_job, number, read_yaml, resources_of, set_key, split_override
 from raypft.space import Search
+from raypft.storage import default_storage, path_of
 from raypft.tasks import Strict, load_task, validation_line, validation_root
 
 INSTALLED = Path(__file__).parent / "tune_spaces"
@@ -78,7 +79,7 @@ class Campaign(Strict):
         own = {key: value for key, value in flat(self.defaults).items() if not key.startswith(PROVENANCE)}
         digest = hashlib.sha256(json.dumps([self.scale, sorted(own.items())], default=str).encode()).hexdigest()[:8]
         scale = f"-{self.scale}" if self.scale else ""
-        return Path(flat(self.defaults).get("storage", "runs")) / f"{self.name}{scale}-{digest}"
+        return path_of(flat(self.defaults).get("storage") or default_storage()) / f"{self.name}{scale}-{digest}"
 
     def places(self) -> Iterator[Place]:
         """The places of the table in order: row by row, task by task, axis by axis."""
@@ -118,7 +119,7 @@ class Campaign(Strict):
         if name not in self.before:
             raise UserError(f'{where}: "{value}": before has no "{name}"; {nearest(name, self.before)}')
         job = self._prerequisite(name)
-        return str(Path(job.storage) / job.run_name)
+        return str(path_of(job.storage) / job.run_name)
 
 
 @dataclass(frozen=True)

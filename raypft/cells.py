@@ -28,6 +28,7 @@ from raypft.job import Job, Train, part_config
 from raypft.methods.base import Result
 from raypft.metrics import ENGLISH, metric
 from raypft.readouts.base import Answer, BaseReadout
+from raypft.storage import Log, on_disk, written
 from raypft.tasks import Task, load_task
 from raypft.train import Learner, Progress, Stepper, TorchStepper, evaluate, fit
 
@@ -64,12 +65,8 @@ def is_finished(folder: Path, test: bool = True) -> bool:
 def recorder(folder: Path) -> Tell:
     """Appends events, with the time, to the cell's events.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-
-    def note(event: dict[str, Any]) -> None:
-        with (folder / "events.jsonl").open("a") as stream:
-            stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
-
-    return note
+    log = Log(folder / "events.jsonl")
+    return lambda event: log.append(json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n")
 
 
 def keep_freed_memory() -> None:
@@ -200,7 +197,8 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
     """Put the values of a training whose test was withheld into the learner; what its result said about it."""
     path = folder / TRAINED
     if path.is_file():
-        stepper.set_values(load_file(path))
+        with on_disk(path) as file:
+            stepper.set_values(load_file(file))
     return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
 
 
@@ -305,7 +303,8 @@ def _mean(scores: Mapping[str, float]) -> float:
 def write_result(folder: Path, task: Task, result: dict[str, Any], rows: Sequence[RowAnswer], kept: Result) -> None:
     """Write a finished cell; result.json comes last and says that it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    pa_parquet.write_table(answer_table(task, rows), folder / "predictions.parquet")
+    with written(folder / "predictions.parquet") as file:
+        pa_parquet.write_table(answer_table(task, rows), file)
     if kept.tensors:
         save_tensors(folder / kept.file, kept)
     _conclude(folder, TESTED, result)
@@ -321,10 +320,10 @@ def write_searched(folder: Path, result: dict[str, Any], values: dict[str, Tenso
 
 
 def _conclude(folder: Path, name: str, result: dict[str, Any]) -> None:
-    partial = folder / f"{name}.partial"
-    partial.write_text(json.dumps(result, indent=1))
-    partial.replace(folder / name)
-    (folder / "state.pt").unlink(missing_ok=True)
+    with written(folder / name) as file:
+        file.write_text(json.dumps(result, indent=1))
+    for rest in (folder / "state.pt", *folder.glob("*.partial.*")):
+        rest.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, kept: Result) -> None:
@@ -333,7 +332,9 @@ def save_tensors(path: Path, kept: Result) -> None:
     Raises:
         RuntimeError: the saved values differ from the live ones.
     """
-    save_file({name: value.contiguous() for name, value in kept.tensors.items()}, path, kept.metadata)
-    back = load_file(path)
+    with written(path) as file:
+        save_file({name: value.contiguous() for name, value in kept.tensors.items()}, file, kept.metadata)
+    with on_disk(path) as file:
+        back = load_file(file)
     if set(back) != set(kept.tensors) or not all(torch.equal(back[name], value) for name, value in kept.tensors.items()):
         raise RuntimeError(f"{path}: the saved parameters differ from the live ones when read back")

@@ -19,6 +19,7 @@ from rich.table import Table as RichTable
 
 from raypft.errors import UserError
 from raypft.scale.cluster.commands import cluster_app, submit_app
+from raypft.storage import path_of
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Prompt-based fine-tuning of language models, distributed on Ray."
@@ -29,7 +30,7 @@ console = Console()
 Names = Annotated[
     list[str], typer.Argument(metavar="RECIPE|FILE... [KEY=VALUE...]", help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="The folder of a finished run.")]
 Seed = Annotated[int | None, typer.Option(help="Which seed of the run; the first finished one by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
@@ -163,7 +164,8 @@ def plan(words: Campaigns, as_json: Json = False) -> None:
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...|CAMPAIGN...", help="Folders of runs of one task, or of campaigns.")], as_json: Json = False
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...|CAMPAIGN...", parser=path_of, help="Folders of runs of one task, or of campaigns.")],
+    as_json: Json = False,
 ) -> None:
     """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from what is finished."""
     from raypft.report import run_table  # noqa: PLC0415

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, fie
 
 from raypft.errors import UserError, nearest
 from raypft.fewshot import DevRows, protocol
+from raypft.storage import default_storage
 from raypft.tasks import Strict, load_task, validation_line, validation_root
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -109,7 +110,7 @@ class Job(Strict):
     data: Data = Data()
     zero: Zero = Zero()
     resources: Resources = Resources()
-    storage: str = "runs"
+    storage: str = Field(default_factory=default_storage, description="a folder, or a URI such as s3://bucket/folder")
 
     @field_validator("method", "readout", mode="before")
     @classmethod

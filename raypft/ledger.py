@@ -7,11 +7,12 @@ ledger.bad.jsonl beside it, told, and the rest is used. Results themselves are i
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from raypft.storage import Log
 
 STATUSES = ("running", "finished", "failed", "pruned")
 FILE, BAD = "ledger.jsonl", "ledger.bad.jsonl"
@@ -29,25 +30,22 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-        self.path = folder / FILE
         folder.mkdir(parents=True, exist_ok=True)
+        self.log = Log(folder / FILE)
         self.entries: dict[str, dict[str, Any]] = {}
-        raw = self.path.read_bytes() if self.path.is_file() else b""
+        raw = self.log.read()
         bad = [line for line in raw.split(b"\n") if line and not self._take(line)]
         if bad or (raw and not raw.endswith(b"\n")):
-            with (folder / BAD).open("ab") as stream:
-                stream.writelines(line + b"\n" for line in bad)
-            partial = self.path.with_suffix(".partial")
-            partial.write_bytes(b"".join(_line(entry) for entry in self.entries.values()))
-            partial.replace(self.path)
+            if bad:
+                Log(folder / BAD).append(b"".join(line + b"\n" for line in bad))
+            self.log.rewrite(b"".join(_line(entry) for entry in self.entries.values()))
         if bad:
-            tell(f"ledger: {self.path}: {len(bad)} unreadable line{'s' * (len(bad) > 1)} moved to {BAD}; the other {len(self.entries)} cells are used")
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            tell(f"ledger: {self.log.path}: {len(bad)} unreadable line{'s' * (len(bad) > 1)} moved to {BAD}; the other {len(self.entries)} cells are used")
 
     def note(self, **entry: Any) -> None:
         """Append what is now known of a cell; see the class for the keys."""
         entry = {**self.entries.get(entry["cell"], {}), "reason": None, **entry, "time": round(time.time(), 3)}
-        os.write(self._file, _line(entry))
+        self.log.append(_line(entry))
         self.entries[entry["cell"]] = entry
 
     def get(self, key: str) -> dict[str, Any]:
@@ -64,10 +62,6 @@ class Ledger:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.entries.values())
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._file)
 
     def _take(self, line: bytes) -> bool:
         try:

@@ -62,7 +62,6 @@ def planned(campaign: Campaign) -> dict[str, Any]:
         except UserError as error:
             lacks[str(error)] = None
             parts.append(_unread(place))
-    book.ledger.close()
     for line in _missing(campaign, parts, _shapes()):
         lacks[line] = None
     todo = [part for part in parts if part.todo]

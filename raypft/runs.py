@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +27,6 @@ from typing import Any
 import pyarrow.parquet as pa_parquet
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from raypft import sources
 from raypft.backbones import Backbone, load_backbone, load_skeleton
@@ -38,6 +36,7 @@ from raypft.errors import UserError
 from raypft.fewshot import Sample, draw, protocol
 from raypft.job import Job, Resources, Train, digest, part_config
 from raypft.metrics import metric
+from raypft.storage import locked, path_of, remove, written
 from raypft.tasks import load_task
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
@@ -118,7 +117,7 @@ def identify(job: Job, shelf: Shelf) -> Prepared:
     manifests = {seed: shelf.once(("manifest", id(sample)), sample.manifest) for seed, sample in samples.items()}
     skeleton = shelf.once(("skeleton", job.backbone), functools.partial(load_skeleton, job.backbone))
     keys = cell_keys(job, {seed: manifest["hash"] for seed, manifest in manifests.items()}, skeleton.revision)
-    return Prepared(job, Path(job.storage) / job.run_name, samples, manifests, keys, skeleton)
+    return Prepared(job, path_of(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 
 def cell_keys(job: Job, data: Mapping[int, str], weights: str) -> dict[int, str]:
@@ -209,11 +208,10 @@ def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[l
 @contextmanager
 def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
     """The run's folder, locked (waiting so many seconds for another process) and with its inputs written."""
-    prepared.folder.mkdir(parents=True, exist_ok=True)
     with locked(prepared.folder, wait):
         if fresh:
             for cell in prepared.cells():
-                shutil.rmtree(cell.folder, ignore_errors=True)
+                remove(cell.folder)
         _check_unchanged(prepared)
         _write_inputs(prepared)
         yield
@@ -285,20 +283,6 @@ def _session(jobs: Sequence[Job]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def locked(folder: Path, wait: float = 0) -> Iterator[None]:
-    """The folder is this process's alone.
-
-    Raises:
-        UserError: another process has it.
-    """
-    try:
-        with FileLock(folder / ".lock", timeout=wait):
-            yield
-    except Timeout:
-        raise UserError(f"run: another process is at work on {folder}; wait for it, or choose another storage=") from None
-
-
 def _check_unchanged(prepared: Prepared) -> None:
     path = prepared.folder / "samples.json"
     if not path.is_file():
@@ -324,7 +308,8 @@ def _write_inputs(prepared: Prepared) -> None:
     for cell in prepared.cells():  # after samples.json: a seed's folder says that it was begun
         if cell.sample.demos is not None:
             cell.folder.mkdir(exist_ok=True)
-            pa_parquet.write_table(cell.sample.demos, cell.folder / DEMOS)
+            with written(cell.folder / DEMOS) as file:
+                pa_parquet.write_table(cell.sample.demos, file)
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raypft.errors import UserError
+from raypft.storage import lasting, path_of
 
 FILE = "ticket.safetensors"
 CHUNK = 1 << 24
@@ -83,7 +85,7 @@ def find_ticket(where: str) -> Path:
     Raises:
         UserError: nothing is there, or several.
     """
-    path = Path(where).expanduser()
+    path = path_of(os.path.expanduser(where))
     if path.is_file():
         return path
     if not path.is_dir():
@@ -102,7 +104,7 @@ def open_ticket(where: str) -> Ticket:
     Raises:
         UserError: see `find_ticket`; or the file is none.
     """
-    path = find_ticket(where)
+    path = lasting(find_ticket(where))
     try:
         with safe_open(path, "pt") as stream:
             own = json.loads((stream.metadata() or {})["ticket"])

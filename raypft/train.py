@@ -26,6 +26,7 @@ from raypft.errors import UserError
 from raypft.job import Train
 from raypft.methods.base import BaseMethod
 from raypft.readouts.base import Answer, BaseReadout
+from raypft.storage import on_disk, written
 
 
 class Learner(nn.Module):
@@ -196,14 +197,16 @@ class Progress:
     def save(self, path: Path) -> None:
         """Write to `path`; a kill at any moment leaves the old file or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save(vars(self), partial)
-        partial.replace(path)
+        with written(path) as file:
+            torch.save(vars(self), file)
 
     @classmethod
     def load(cls, path: Path) -> Progress | None:
         """What `save` wrote, or None where there is none."""
-        return cls(**torch.load(path, weights_only=True)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with on_disk(path) as file:
+            return cls(**torch.load(file, weights_only=True))
 
 
 def learning_rate(settings: Train, step: int, total: int) -> float:

@@ -25,6 +25,7 @@ from raypft.errors import UserError
 from raypft.job import Job, make_job
 from raypft.report import Table
 from raypft.runs import DEMOS, cell_keys, read_job, read_results
+from raypft.storage import on_disk
 from raypft.tasks import Task, load_task
 from raypft.train import Learner, evaluate
 
@@ -83,7 +84,8 @@ def load_trained(folder: Path, seed: int | None = None) -> Trained:
     if job.demos:
         if not (own / DEMOS).is_file():
             raise UserError(f"run: {own} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished")
-        demos = pa_parquet.read_table(own / DEMOS)
+        with on_disk(own / DEMOS) as file:
+            demos = pa_parquet.read_table(file)
     learner = build_learner(job, backbone, seed).eval()
     _put(learner, own / "trained.safetensors")
     return Trained(job, seed, folder, results, learner, Encoder.of(job, backbone, demos))
@@ -97,7 +99,8 @@ def _put(learner: Learner, path: Path) -> None:
         return
     if not path.is_file():
         raise UserError(f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers (a ticket search keeps its ticket only)")
-    values = load_file(path)
+    with on_disk(path) as file:
+        values = load_file(file)
     if {name: value.shape for name, value in values.items()} != {name: p.shape for name, p in wanted.items()}:
         odd = sorted(set(values) ^ set(wanted)) or [name for name, p in wanted.items() if values[name].shape != p.shape]
         raise UserError(f"run: {path} does not fit the method: {odd[0]}{f' and {len(odd) - 1} more' if len(odd) > 1 else ''}; run the job again")

@@ -27,7 +27,6 @@ def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_p
         ledger.note(**entry(number, status="running", dev=None))
     ledger.note(cell=entry(0)["cell"], status="failed", reason="the loss is nan")
     ledger.note(cell=entry(7)["cell"], status="finished", dev=50.0)
-    ledger.close()
     again = Ledger(tmp_path)
     assert again.get(entry(0)["cell"])["reason"] == "the loss is nan"
     assert again.get(entry(7)["cell"])["seed"] == 2
@@ -47,7 +46,6 @@ def test_a_corrupt_line_is_set_aside_told_and_the_rest_is_used(damage, tmp_path)
     assert told == [f"ledger: {tmp_path / FILE}: 1 unreadable line moved to {BAD}; the other 3 cells are used"]
     assert (tmp_path / BAD).read_bytes() == damage + b"\n"
     ledger.note(**entry(3))
-    ledger.close()
     again: list[str] = []
     assert len(list(Ledger(tmp_path, again.append))) == 4
     assert again == []
@@ -57,7 +55,6 @@ def test_a_line_cut_short_by_a_kill_does_not_swallow_the_next(tmp_path):
     (tmp_path / FILE).write_bytes(json.dumps(entry(0)).encode() + b"\n" + json.dumps(entry(1)).encode()[:40])
     ledger = Ledger(tmp_path)
     ledger.note(**entry(2))
-    ledger.close()
     assert [found["cell"] for found in Ledger(tmp_path)] == [entry(0)["cell"], entry(2)["cell"]]
 
 
@@ -65,7 +62,6 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     (tmp_path / FILE).write_bytes(json.dumps(entry(0)).encode())
     ledger = Ledger(tmp_path)
     ledger.note(**entry(1))
-    ledger.close()
     assert len(list(Ledger(tmp_path))) == 2
 
 
@@ -86,7 +82,6 @@ def test_kill_9_of_the_writer_loses_no_line_it_has_acknowledged(tmp_path):
         ledger = Ledger(tmp_path, told.append)
         assert {str(number) for number in seen} <= {found["cell"] for found in ledger}
         assert len(told) <= 1
-        ledger.close()
 
 
 def test_100_000_finished_cells_open_in_seconds(tmp_path):

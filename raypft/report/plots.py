@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypft.report.groups import Cells, Group, Score, frozen, text
+from raypft.storage import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,8 +50,9 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
     handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=8)
     path = folder / f"plot-{key}.png"
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    for target, how in ((path, {"dpi": 150}), (path.with_suffix(".svg"), {"metadata": {"Date": None}})):
+        with written(target) as file:
+            figure.savefig(file, **how)
     pyplot.close(figure)
     return path
 

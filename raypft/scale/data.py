@@ -23,6 +23,7 @@ from raypft.cells import Cell
 from raypft.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
+from raypft.storage import absolute, on_disk, path_of, written
 from raypft.tasks import load_task
 
 ENCODER_CPUS = 0.5
@@ -66,7 +67,7 @@ def encoded_file(cell: Cell) -> Path:
         job.readout,
         cell.facts["manifest"],
     ]
-    return Path(job.storage).resolve() / ".encoded" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
+    return path_of(absolute(job.storage)) / ".encoded" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
 
 
 def encode_on_ray(cells: Sequence[Cell]) -> None:
@@ -79,17 +80,16 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     folder = next(iter(missing.values()))[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"{os.getpid()}-{time.time_ns()}.rows.parquet"  # several processes may encode at once
-    pa_parquet.write_table(pa.concat_tables(tables), rows)
+    with written(rows) as file:
+        pa_parquet.write_table(pa.concat_tables(tables), file)
     dataset = ray.data.read_parquet(str(rows)).map_batches(
         encode_batch, fn_kwargs={"files": files}, batch_format="pyarrow", batch_size=256, num_cpus=ENCODER_CPUS
     )
     encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
     for name, (path, _) in missing.items():
         own = encoded.filter(pa.compute.equal(encoded["file"], name)).sort_by([("number", "ascending"), ("part", "ascending")]).drop_columns("file")
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
+        with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
             writer.write_table(own)
-        partial.replace(path)
     rows.unlink(missing_ok=True)
 
 
@@ -110,9 +110,8 @@ def _demos(sample: Sample) -> list[dict]:
 
 def read_encoded(path: Path) -> dict[str, list[Encoded]]:
     """Role to encoded prompts, memory-mapped."""
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
     prompts: dict[str, list[Encoded]] = {}
-    for record in table.drop_columns("number").to_pylist():
-        prompts.setdefault(record.pop("role"), []).append(from_record(record))
+    with on_disk(path) as file, pa.memory_map(str(file)) as source:
+        for record in pa.ipc.open_file(source).read_all().drop_columns("number").to_pylist():
+            prompts.setdefault(record.pop("role"), []).append(from_record(record))
     return prompts

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import threading
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,13 +25,15 @@ from torch import distributed
 
 from raypft.backbones import load_backbone
 from raypft.backbones.base import Backbone
-from raypft.cells import Cell, is_finished, recorder, run_cell
+from raypft.cells import Cell, Tell, is_finished, recorder, run_cell
 from raypft.errors import UserError
 from raypft.job import Job
 from raypft.scale.data import encoded_file, read_encoded
+from raypft.storage import absolute, path_of
 
 LOOK_SECONDS = 0.2
 """How often the owner of a lane looks whether its workers are alive."""
+STALL_SECONDS = 120
 LOG = "failure.log"
 
 
@@ -43,6 +45,7 @@ class Desk:
         self.over, self.at_work, self.reached = 0, False, False
         self.failures, self.last, self.state = 0, "", 0.0
         self.errors: dict[int, str] = {}
+        self.events: list[dict[str, Any]] = []
         self.changed = asyncio.Condition()
 
     async def put(self, cell: dict[str, Any] | None) -> int:
@@ -78,6 +81,15 @@ class Desk:
                 self.errors[turn] = error
             await self._tell()
 
+    async def tell(self, event: dict[str, Any]) -> None:
+        """An event of the cell at work."""
+        self.events.append(event)
+
+    async def heard(self) -> list[dict[str, Any]]:
+        """The events since this was last asked."""
+        events, self.events = self.events, []
+        return events
+
     async def note(self, error: str) -> None:
         """What the cell at work failed with, this time."""
         self.last = error
@@ -94,7 +106,7 @@ class Desk:
         cell = self.cells[self.over] if self.at_work else None
         if cell is None:
             return
-        path = Path(cell["folder"]) / "state.pt"
+        path = path_of(cell["folder"]) / "state.pt"
         before, self.state = self.state, path.stat().st_mtime if path.exists() else 0.0
         self.at_work, self.failures = False, 1 if self.state > before else self.failures + 1
         if self.failures > cell["job"]["resources"]["max_failures"]:
@@ -119,20 +131,26 @@ class Lane:
         self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
+        self.last = 0.0
 
     @staticmethod
     def kind(job: Job) -> tuple[Any, ...]:
         """What the cells of one lane have in common. (A process that has used one ZeRO stage keeps traces of it.)"""
         return job.resources, job.zero, job.train.precision, job.backbone
 
-    def run(self, cell: Cell) -> None:
-        """Have a cell run; its result is on disk when this returns.
+    def run(self, cell: Cell, tell: Tell = lambda event: None) -> None:
+        """Have a cell run; its result is stored when this returns.
+
+        Args:
+            tell: hears the cell's events, and when nothing has come for a while.
 
         Raises:
             UserError: the cell failed, with the worker's own line; or no worker group can be started.
         """
+        self.last = time.monotonic()
         outcome = self.desk.outcome.remote(ray.get(self.desk.put.remote(packed(cell))))
         while not ray.wait([outcome], timeout=LOOK_SECONDS)[0]:
+            self._pass_on(tell)
             if self.thread is None:
                 self.thread = threading.Thread(target=self._work, daemon=True)
                 self.thread.start()
@@ -141,8 +159,18 @@ class Lane:
                 if not ray.get(self.desk.died.remote()):
                     raise UserError(f"run: no workers could be started: {_last_line(self.error)}")
         error = ray.get(outcome)
+        self._pass_on(tell)
         if error is not None:
             raise UserError(error)
+
+    def _pass_on(self, tell: Tell) -> None:
+        events = ray.get(self.desk.heard.remote())
+        if not events and time.monotonic() - self.last > STALL_SECONDS:
+            events = [{"event": "stall", "text": f"nothing heard from the workers for {STALL_SECONDS} s; Ray's logs: {ray_logs()}"}]
+        if events:
+            self.last = time.monotonic()
+        for event in events:
+            tell(event)
 
     def __enter__(self) -> Lane:
         return self
@@ -172,7 +200,7 @@ class Lane:
             torch_config=TorchConfig(backend="nccl" if own.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=f"attempt-{time.time_ns()}",
-                storage_path=str(Path(self.job.storage).resolve() / ".ray"),
+                storage_path=str(path_of(absolute(self.job.storage)) / ".ray"),
                 failure_config=FailureConfig(max_failures=own.max_failures),
             ),
         )
@@ -182,10 +210,15 @@ class Lane:
             self.error = error
 
 
+def ray_logs() -> str:
+    """The folder of this Ray session's logs."""
+    return os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")
+
+
 def packed(cell: Cell) -> dict[str, Any]:
     """A cell as workers get it."""
     return {
-        "job": cell.job.model_dump(), "seed": cell.seed, "folder": str(cell.folder.resolve()), "encoded": str(encoded_file(cell)), "facts": cell.facts,
+        "job": cell.job.model_dump(), "seed": cell.seed, "folder": absolute(cell.folder), "encoded": str(encoded_file(cell)), "facts": cell.facts,
         "test": cell.test,
     }  # fmt: skip
 
@@ -202,12 +235,12 @@ def work(config: dict[str, Any]) -> None:
         if cell is None:
             return
         try:
-            _run(cell, backbones)
+            _run(cell, backbones, desk)
         except UserError as error:
             ray.get(desk.finish.remote(turn, str(error)))
             raise
         except Exception as error:
-            log = Path(cell["folder"]) / LOG
+            log = path_of(cell["folder"]) / LOG
             log.write_text(traceback.format_exc())
             ray.get(desk.note.remote(f"run: training failed on the workers: {_last_line(error)}; the whole traceback is in {log}"))
             raise
@@ -215,7 +248,7 @@ def work(config: dict[str, Any]) -> None:
             ray.get(desk.finish.remote(turn))
 
 
-def _run(cell: dict[str, Any], backbones: dict[Any, Backbone]) -> None:
+def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], desk: Any) -> None:
     """Run a cell, unless it was finished by workers that did not live to say so.
 
     Args:
@@ -223,7 +256,7 @@ def _run(cell: dict[str, Any], backbones: dict[Any, Backbone]) -> None:
     """
     from raypft.scale.stepper import DeepSpeedStepper  # noqa: PLC0415  (sets what DeepSpeed reads at import)
 
-    job, folder = Job(**cell["job"]), Path(cell["folder"])
+    job, folder = Job(**cell["job"]), path_of(cell["folder"])
     finished = [is_finished(folder, cell["test"])]
     distributed.broadcast_object_list(finished)
     if finished[0]:
@@ -239,8 +272,14 @@ def _run(cell: dict[str, Any], backbones: dict[Any, Backbone]) -> None:
         steppers.append(DeepSpeedStepper(job, learner, settings, device, state))
         return steppers[-1]
 
-    tell = recorder(folder) if distributed.get_rank() == 0 else lambda event: None
-    prompts = read_encoded(Path(cell["encoded"]))
+    record = recorder(folder)
+
+    def tell(event: dict[str, Any]) -> None:
+        if distributed.get_rank() == 0:
+            record(event)
+            desk.tell.remote({"run": folder.parent.name, **event})
+
+    prompts = read_encoded(path_of(cell["encoded"]))
     result = run_cell(job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"])
     tell({"event": "result", "seed": cell["seed"], "mean": result.get("mean")})
     steppers[-1].close()

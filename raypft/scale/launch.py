@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
-import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +20,6 @@ from raypft.scale.data import ENCODER_CPUS, encode_on_ray
 from raypft.scale.lane import Lane
 
 READER_CPUS = 1.0
-STALL_SECONDS = 120
 
 
 def cpus_per_worker(job: Job, logical: float) -> float:
@@ -103,65 +99,19 @@ def logical_cpus(shapes: Sequence[Shape] | None = None) -> float:
 
 
 def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
-    """Run cells, which have the same resources, on Ray Train workers; results are on disk when it returns.
+    """Run cells, which have the same resources, on Ray Train workers; results are stored when it returns.
 
     Raises:
         UserError: CPUs do not fit; or a cell failed, with the worker's own line.
     """
-    with ray_session(), quiet_loggers(), _following(cells, tell):
+    with ray_session(), quiet_loggers():
         cpus = cpus_per_worker(cells[0].job, logical_cpus())
         encode_on_ray(cells)
         for _, alike in itertools.groupby(cells, key=lambda cell: Lane.kind(cell.job)):
             own = list(alike)
             with Lane(own[0].job, cpus) as lane:
                 for cell in own:
-                    lane.run(cell)
-
-
-@contextmanager
-def _following(cells: Sequence[Cell], tell: Tell) -> Iterator[None]:
-    """Pass the workers' events on while they work; say so when nothing has come for a while."""
-    over = threading.Event()
-    runs = {cell.folder / "events.jsonl": cell.folder.parent.name for cell in cells}
-    read = {path: path.stat().st_size if path.is_file() else 0 for path in runs}
-
-    def pass_on() -> bool:
-        found = False
-        for path, run in runs.items():
-            if not path.is_file():
-                continue
-            with path.open() as stream:
-                stream.seek(read[path])
-                for line in stream:
-                    if not line.endswith("\n"):
-                        break
-                    read[path] += len(line.encode())
-                    found = True
-                    tell({"run": run, **json.loads(line)})
-        return found
-
-    def follow() -> None:
-        last = time.monotonic()
-        while not over.wait(0.3):
-            if pass_on():
-                last = time.monotonic()
-            elif time.monotonic() - last > STALL_SECONDS:
-                tell({"event": "stall", "text": f"nothing heard from the workers for {STALL_SECONDS} s; Ray's logs: {ray_logs()}"})
-                last = time.monotonic()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        pass_on()
-
-
-def ray_logs() -> str:
-    """The folder of this Ray session's logs."""
-    return os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs") if ray.is_initialized() else "not running"
+                    lane.run(cell, tell)
 
 
 @contextmanager

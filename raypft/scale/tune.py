@@ -8,12 +8,10 @@ import json
 import logging
 import math
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -31,6 +29,7 @@ from raypft.scale.launch import READER_CPUS, capacity, cpus_per_worker, logical_
 from raypft.scale.study import Study
 from raypft.scale.trackers import tracker
 from raypft.scale.trial import Trial
+from raypft.storage import absolute, locked, remove
 
 TRIAL_CPUS = 0.1
 """What a trial reserves beside its worker group."""
@@ -51,11 +50,6 @@ def needs(job: Job, cpus: float) -> tuple[Job, list[Bundle]]:
     settled = job.model_copy(update={"resources": own.model_copy(update={"cpus_per_worker": each})})
     workers = [{"CPU": each, "GPU": own.gpus_per_worker} for _ in range(own.workers)]
     return settled, [{"CPU": TRIAL_CPUS}, *workers, {"CPU": READER_CPUS}, {"CPU": ENCODER_CPUS}]
-
-
-def absolute(path: str) -> str:
-    """A path as other processes find it; URIs as they are."""
-    return path if "://" in path else str(Path(path).resolve())
 
 
 def at_once(jobs: Sequence[Job], shapes: Sequence[Shape]) -> int:
@@ -221,26 +215,22 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
         UserError: anything that can be known before compute is spent; or another process works on the campaign.
     """
     watch = tracker(campaign.tracker)
-    campaign.folder.mkdir(parents=True, exist_ok=True)
-    with runs.locked(campaign.folder):
+    with locked(campaign.folder):
         for job in campaign.prerequisites():
             runs.run([runs.prepare(job)], tell, fresh)
         book = Book(campaign, lambda text: tell({"event": "note", "text": text}), fresh)
         book.write_campaign()
-        try:
-            busy: set[str] = set()
-            studies = [Study(place, book, busy) for place in campaign.places()]
-            if any(study.left or study.untested for study in studies):
-                _tune(campaign, book, studies, busy, tell, watch)
-            return book.rows()
-        finally:
-            book.ledger.close()
+        busy: set[str] = set()
+        studies = [Study(place, book, busy) for place in campaign.places()]
+        if any(study.left or study.untested for study in studies):
+            _tune(campaign, book, studies, busy, tell, watch)
+        return book.rows()
 
 
 def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], tell: Tell, watch: list[Any]) -> None:
     """One Tune experiment over all studies."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-    files = campaign.folder.resolve() / (campaign.tracker or FILES)
+    files = campaign.folder / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
         shapes = capacity()
         cpus = logical_cpus(shapes)
@@ -256,7 +246,7 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
             tune_config=tune.TuneConfig(search_alg=director, scheduler=Stops(director), num_samples=most, reuse_actors=True),
             run_config=tune.RunConfig(
                 name=f"attempt-{time.time_ns()}",
-                storage_path=str(files),
+                storage_path=absolute(files),
                 verbose=0,
                 callbacks=watch,
                 checkpoint_config=NO_CHECKPOINTS,
@@ -264,4 +254,4 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
             ),
         ).fit()
     if campaign.tracker is None:
-        shutil.rmtree(files, ignore_errors=True)
+        remove(files)

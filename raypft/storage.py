@@ -1,0 +1,183 @@
+"""Where results are kept: a folder, or an object store behind a URI such as s3://bucket/folder.
+
+Paths below a folder are pathlib's, those behind a URI are UPath's, which read, write and list alike. What the two do not
+share is here: a file that is whole or not there, lines that are only appended, the copy that a library reads, locks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+
+from raypft.errors import UserError
+
+PART = 1 << 18
+"""Bytes after which an appended file goes on in a new object."""
+
+
+def default_storage() -> str:
+    """The storage of the cluster that a job was submitted to, else the folder runs."""
+    return json.loads(os.environ.get("RAYPFT_CLUSTER", "{}")).get("storage", "runs")
+
+
+def path_of(text: str) -> Path:
+    """The path that a folder or URI names.
+
+    Raises:
+        UserError: the store's client is not installed.
+    """
+    if "://" not in text:
+        return Path(text)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    from upath import UPath  # noqa: PLC0415  (needed only here)
+
+    try:
+        path = UPath(text, use_listings_cache=False)  # other processes write there too
+        path.fs  # noqa: B018  (loads the client)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"storage: {text} can't be reached: {error}; for s3:// pip install 'raypft[s3]'") from None
+    return cast(Path, path)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is behind a URI."""
+    return not isinstance(path, Path)
+
+
+def absolute(path: str | Path) -> str:
+    """A path as other processes find it."""
+    found = path_of(str(path))
+    return str(found if is_remote(found) else found.resolve())
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A local file to write, which then stands at `path` whole: a kill at any moment leaves the old file or the new one."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.name
+            yield file
+            path.write_bytes(file.read_bytes())
+        return
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    yield partial
+    partial.replace(path)
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[Path]:
+    """The file itself, or a copy of it while it is read."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        file.write_bytes(path.read_bytes())
+        yield file
+
+
+@functools.lru_cache(maxsize=8)
+def lasting(path: Path) -> Path:
+    """The file itself, or a copy of it for as long as this process lives: for what is read again and again."""
+    if not is_remote(path):
+        return path
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    file = Path(folder.name) / path.name
+    file.write_bytes(path.read_bytes())
+    return file
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and what is in it, if it is there."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        cast(Any, folder).rmdir(recursive=True)
+
+
+@contextmanager
+def locked(folder: Path, wait: float = 0) -> Iterator[None]:
+    """The folder, made and this process's alone. An object store has no locks: that two processes work on the same runs there
+    costs time, not numbers.
+
+    Args:
+        wait: seconds for another process to end.
+
+    Raises:
+        UserError: another process has it; or nothing can be written there.
+    """
+    if is_remote(folder):
+        try:
+            (folder / ".begun").write_bytes(b"")
+        except Exception as error:  # each client has its own
+            raise UserError(f"storage: {folder} can't be written: {' '.join(str(error).split())[:200]}; see its credentials and address") from None
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=wait):
+            yield
+    except Timeout:
+        raise UserError(f"run: another process is at work on {folder}; wait for it, or choose another storage=") from None
+
+
+class Log:
+    """Lines that are only appended, so that a kill at any moment loses at most the one being written.
+
+    Objects can't be appended to: behind a URI they are written anew, and each `PART` another follows, name-1.jsonl, name-2.jsonl, …
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._tail, self._number = path, b"", -1
+
+    def read(self) -> bytes:
+        """All lines."""
+        return b"".join(part.read_bytes() for part in self._parts())
+
+    def append(self, line: bytes) -> None:
+        """Add a line, which ends in a newline."""
+        if not is_remote(self.path):
+            with self.path.open("ab", buffering=0) as stream:
+                stream.write(line)
+            return
+        if self._number < 0 or len(self._tail) > PART:
+            self._number = len(self._parts()) if self._number < 0 else self._number + 1
+            self._tail = b""
+        self._tail += line
+        self._part(self._number).write_bytes(self._tail)
+
+    def rewrite(self, lines: bytes) -> None:
+        """Put these lines in the place of all others."""
+        others = self._parts()[1:]
+        with written(self.path) as file:
+            file.write_bytes(lines)
+        for part in others:
+            part.unlink()
+        self._number = -1
+
+    def remove(self) -> None:
+        """Remove all lines."""
+        for part in self._parts():
+            part.unlink()
+        self._number = -1
+
+    def _part(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}") if number else self.path
+
+    def _parts(self) -> list[Path]:
+        if not is_remote(self.path):
+            return [self.path] if self.path.is_file() else []
+        found = {path.name for path in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")}
+        return [self._part(number) for number in range(len(found)) if self._part(number).name in found]

@@ -1,0 +1,167 @@
+"""Runs and campaigns in an S3-compatible store: killed, they go on from it, on any machine, with the numbers of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from bucket import served
+from test_cli import call, place, words  # noqa: F401  (a fixture)
+from test_ray import below
+from test_tune import drive, write
+
+from raypft import runs
+from raypft.errors import UserError
+from raypft.job import load_job
+from raypft.ledger import FILE
+from raypft.storage import PART, Log, locked, on_disk, path_of, remove, written
+
+pytestmark = [pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with pytest.MonkeyPatch.context() as patch, served(patch) as uri:
+        yield uri
+
+
+def wait_for(found, seconds: float = 120) -> None:
+    """Until something is there."""
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, "nothing came"
+        time.sleep(0.05)
+
+
+def result(storage: str) -> dict:
+    """The only result below a storage."""
+    (path,) = path_of(storage).glob("*/seed-*/result.json")
+    return json.loads(path.read_text())
+
+
+def started(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+    """A command in a process of its own, at home in an empty folder, as on another machine."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(cwd)}
+    return subprocess.Popen([sys.executable, "-m", "raypft.cli", *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_what_pathlib_and_object_stores_share(kind, tmp_path, bucket):
+    root = path_of(str(tmp_path) if kind == "folder" else f"{bucket}/shared")
+    with locked(root), written(root / "a.json") as file:
+        file.write_text("whole")
+        assert not (root / "a.json").exists()
+    with on_disk(root / "a.json") as file:
+        assert isinstance(file, Path)
+        assert file.read_text() == "whole"
+    log = Log(root / "own" / "lines.jsonl")
+    log.path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [b"%d %s\n" % (number, b"x" * (PART // 5)) for number in range(20)]
+    for line in lines[:12]:
+        log.append(line)
+    again = Log(log.path)
+    assert again.read() == b"".join(lines[:12])
+    for line in lines[12:]:
+        again.append(line)
+    assert Log(log.path).read() == b"".join(lines)
+    again.rewrite(lines[0])
+    again.append(lines[1])
+    assert Log(log.path).read() == lines[0] + lines[1]
+    again.remove()
+    assert Log(log.path).read() == b""
+    again.append(lines[2])
+    assert Log(log.path).read() == lines[2]
+    remove(root / "own")
+    assert not (root / "own").exists()
+    remove(root / "own")
+
+
+def test_what_cant_be_written_is_one_line(place, bucket, monkeypatch, capsys):  # noqa: F811
+    assert call(monkeypatch, "run", *words(place, "storage=s3://raypft-nowhere/runs")) == 2
+    assert capsys.readouterr().err.startswith("raypft: storage: s3://raypft-nowhere/runs/")
+    with pytest.raises(UserError, match=r"storage: nope://x can't be reached: .*pip install 'raypft\[s3\]'"):
+        path_of("nope://x")
+
+
+def test_a_killed_run_goes_on_elsewhere_from_the_bucket(place, bucket, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """kill -9; another process, which has nothing but the bucket, says from where it goes on and gives the same losses bit for bit."""
+    more = ["seeds=1", "train.epochs=40", "train.save_every=1", "train.batch_size=4"]
+    assert call(monkeypatch, "run", *words(place, *more, f"storage={place}/whole")) == 0
+    storage = f"{bucket}/killed"
+    command = ["run", *words(place, *more, f"storage={storage}")]
+    homes = [tmp_path / "here", tmp_path / "there"]
+    for home in homes:
+        home.mkdir()
+    with started(command, homes[0]) as process:
+        wait_for(lambda: list(path_of(storage).glob("*/seed-0/state.pt")))
+        process.send_signal(signal.SIGKILL)
+    assert not list(path_of(storage).glob("*/seed-0/result.json")), "the run ended before it was killed; make it longer"
+    with started(command, homes[1]) as process:
+        assert "from its last state" in process.communicate()[0]
+    assert {name: result(storage)[name] for name in ("losses", "scores", "best_epoch")} == {
+        name: result(f"{place}/whole")[name] for name in ("losses", "scores", "best_epoch")
+    }
+    (folder,) = {path.parent.parent for path in path_of(storage).glob("*/seed-0/result.json")}
+    capsys.readouterr()
+    assert call(monkeypatch, "report", str(folder)) == 0
+    assert "| MAJ |" in capsys.readouterr().out
+    assert call(monkeypatch, "predict", str(folder), "--text", "the film was great") == 0
+    assert '"p(positive)": 0.' in capsys.readouterr().out
+    assert not any(path.is_file() for home in homes for path in home.rglob("*.json")), "something was kept beside the bucket"
+
+
+@pytest.mark.ray
+def test_workers_killed_and_a_campaign_resumed_from_the_bucket(place, bucket, monkeypatch):  # noqa: F811
+    """Ray Train workers keep state, events and encoded rows in the bucket; a campaign its ledger: its second run runs nothing twice."""
+    folder = tempfile.mkdtemp(prefix="rp-", dir="/tmp")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder, runtime_env={"env_vars": environment})
+    try:
+        losses = [_trained(place, f"{place}/whole", kill=False), _trained(place, f"{bucket}/workers", kill=True)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+        rows = {"Plain": {"recipe": "profit"}, "Searched": {"recipe": "profit"}}
+        search = {"space": {"train.lr": [0.001, 0.01]}, "rows": ["Searched"]}
+        path = write(place, "campaign", rows, search, storage=f"{bucket}/campaign")
+        first = drive(path)
+        written = {str(p): p.stat().st_mtime for p in path_of(f"{bucket}/campaign").glob("*/seed-*/*.json")}
+        (ledger,) = path_of(f"{bucket}/campaign").glob(f"*/{FILE}")
+        known = Log(ledger).read()
+        assert known.count(b'"finished"') >= 6
+        assert drive(path) == first
+        assert Log(ledger).read() == known
+        assert written == {str(p): p.stat().st_mtime for p in path_of(f"{bucket}/campaign").glob("*/seed-*/*.json")}
+    finally:
+        ray.shutdown()
+
+
+def _trained(place: Path, storage: str, kill: bool) -> list[float]:  # noqa: F811
+    """The losses of a job with two workers, one of them killed when there is a state."""
+    name, *overrides = words(
+        place, "train.dropout=0.0", "seeds=1", "train.epochs=12", "train.save_every=1", "train.patience=null", "resources.workers=2", f"storage={storage}"
+    )
+    events, killed = list[dict](), list[int]()
+
+    def end_one() -> None:
+        wait_for(lambda: list(path_of(storage).glob("*/seed-0/state.pt")))
+        out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        mine = [int(line.split()[0]) for line in out.splitlines() if "RayTrainWorker" in line and below(int(line.split()[0]), os.getpid())]
+        os.kill(mine[-1], signal.SIGKILL)
+        killed.append(mine[-1])
+
+    thread = threading.Thread(target=end_one, daemon=True)
+    if kill:
+        thread.start()
+    (found,) = runs.run([runs.prepare(load_job(name, overrides))], events.append)
+    assert bool(killed) == kill == bool([event for event in events if event["event"] == "resume"])
+    return found[0]["losses"]
