@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Encoded
-from raypft.data import Rows, share
+from raypft.data import Flow, Rows, Streamed, share
 from raypft.fewshot import Sample
 from raypft.job import Job, Train, part_config
 from raypft.methods.base import Result
@@ -103,6 +103,7 @@ def run_cell(
     make_stepper: MakeStepper = local_stepper,
     tell: Tell = lambda event: None,
     test: bool = True,
+    flow: Flow | None = None,
 ) -> dict[str, Any]:
     """Train, select, test once, and write result.json, predictions.parquet and trained.safetensors into `folder`.
 
@@ -112,6 +113,7 @@ def run_cell(
     Args:
         prompts: role to encoded prompts.
         facts: what goes into the result as it is (cell key, manifest hash, ...).
+        flow: where train rows are streamed; `prompts` then has the first of each language.
     """
     began = time.perf_counter()
     keep_freed_memory()
@@ -132,7 +134,7 @@ def run_cell(
     before = json.loads((folder / UNTESTED).read_text()) if (folder / UNTESTED).is_file() else None
     if before is None:
         tell(_start(job, seed, stepper, progress, sizes["trainable"]))
-        trained = _train(job, seed, prompts, stepper, progress, folder, tell)
+        trained = _train(job, seed, prompts, flow, stepper, progress, folder, tell)
     else:
         trained = _trained(before, stepper, folder)
     answers = by_row(learner.readout, prompts["test"], evaluate(stepper, _test_rows(learner, prompts), job.train.eval_batch)) if test else []
@@ -164,14 +166,21 @@ def _start(job: Job, seed: int, stepper: Stepper, progress: Progress | None, tra
 
 
 def _train(
-    job: Job, seed: int, prompts: Mapping[str, Sequence[Encoded]], stepper: Stepper, progress: Progress | None, folder: Path, tell: Tell
+    job: Job,
+    seed: int,
+    prompts: Mapping[str, Sequence[Encoded]],
+    flow: Flow | None,
+    stepper: Stepper,
+    progress: Progress | None,
+    folder: Path,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Fit the learner, or score it on dev as it is where nothing trains; what the result says about it.
 
     `dev` is the score of the epoch that is kept.
     """
     task, learner = load_task(job.task), stepper.learner
-    train, dev = rows_of(job, learner, stepper, prompts)
+    train, dev = loaders(job, learner, stepper, prompts, flow)
 
     def score(answers: Sequence[Answer]) -> float:
         return _mean(scores_by_language(task, task.metric, by_row(learner.readout, prompts["dev"], answers)))
@@ -221,10 +230,13 @@ def _test_rows(learner: Learner, prompts: Mapping[str, Sequence[Encoded]]) -> Ro
     return Rows(prompts["test"], learner.method, learner.method.backbone.pad)
 
 
-def rows_of(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]]) -> tuple[Rows, Rows | None]:
-    """The rows of train and dev, with cached states where the method's lower blocks are constant and they fit."""
+def loaders(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]], flow: Flow | None) -> tuple[Rows | Streamed, Rows | None]:
+    """The rows of train and dev; in memory with cached states where the method's lower blocks are constant and they fit."""
     method, backbone = learner.method, learner.method.backbone
-    train, dev = Rows(prompts["train"], method, backbone.pad), Rows(prompts.get("dev", []), method, backbone.pad)
+    dev = Rows(prompts.get("dev", []), method, backbone.pad)
+    if flow is not None:
+        return Streamed(flow, prompts["train"][0], method, backbone.pad), dev if len(dev) else None
+    train = Rows(prompts["train"], method, backbone.pad)
     if method.constant_below and job.train.epochs and not method.backbone_moves and backbone.lower_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
         for rows, own in ((train, range(len(train))), (dev, rows_to_cache(dev, stepper.rank, stepper.world) if len(dev) else ())):
             rows.lower = backbone.lower_states.after(backbone, method.constant_below, [rows.prompts[row] for row in own], stepper.device)

@@ -1,18 +1,24 @@
-"""The in-memory loader: encoded prompts, the order that every rank computes alike, and a rank's share of a step.
+"""The loaders: encoded prompts in memory or from a flow, in an order that every rank computes alike, and a rank's share of a step.
 
 The order depends on (seed, epoch) only, so the number of workers and micro-batches never changes what a step learns from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from raypft.batch import Batch, Encoded, collate
 from raypft.cache import tokens_of
+from raypft.job import Train
 from raypft.methods.base import BaseMethod
+
+if TYPE_CHECKING:
+    from raypft.train import Stepper
 
 
 def order(size: int, seed: int, epoch: int) -> list[int]:
@@ -37,6 +43,18 @@ def micro_batches(rows: Sequence[int], rank: int, world: int, limit: int | None)
     return [own[start : start + limit] for start in range(0, largest, limit)]
 
 
+@dataclass(frozen=True)
+class Work:
+    """A rank's part of an optimizer step.
+
+    weight: of the whole step, over all ranks; count: of micro-batches, the same on every rank.
+    """
+
+    weight: float
+    count: int
+    batches: Iterator[Batch]
+
+
 class Rows:
     """Encoded prompts with their method's columns and, where it pays, cached states.
 
@@ -52,6 +70,18 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def steps(self, batch_size: int) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-len(self) // batch_size)
+
+    def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Work]:
+        """A rank's work in an epoch, from an optimizer step on."""
+        rows, readout = order(len(self), seed, epoch), stepper.learner.readout
+        for start in range(step * settings.batch_size, len(self), settings.batch_size):
+            drawn = {row: readout.redraw(self.prompts[row], seed, epoch) for row in rows[start : start + settings.batch_size]}
+            parts = micro_batches(self.by_length(list(drawn)), stepper.rank, stepper.world, settings.micro_batch)
+            yield Work(sum(map(readout.weight, drawn.values())), len(parts), map(self.batch, parts, [drawn] * len(parts)))
 
     def batch(self, rows: Sequence[int], drawn: Mapping[int, Encoded] | None = None) -> Batch:
         """The batch of some rows; of no rows, a filler of weight 0 that keeps a rank in step.
@@ -69,3 +99,55 @@ class Rows:
     def by_length(self, rows: Sequence[int]) -> list[int]:
         """The rows ordered by prompt length, so that batches pad little."""
         return sorted(rows, key=lambda row: (len(self.prompts[row].ids), row))
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of a rank in an epoch, from an optimizer step on: of each step's rows every world-th."""
+
+    seed: int
+    epoch: int
+    step: int
+    batch_size: int
+    rank: int
+    world: int
+
+
+class Flow(Protocol):
+    """Prompts that come as they are needed; rows: of an epoch."""
+
+    rows: int
+
+    def __call__(self, share: Share) -> Iterator[list[Encoded]]:
+        """A rank's prompts, step by step to the end of the epoch; a row's prompts stay together."""
+        ...
+
+
+class Streamed:
+    """A flow as a loader. A step has `batch_size` rows, whose prompts may be more.
+
+    Args:
+        filler: any prompt; it keeps a rank without rows in step.
+    """
+
+    def __init__(self, flow: Flow, filler: Encoded, method: BaseMethod, pad: int) -> None:
+        self.flow, self.filler, self.method, self.pad = flow, filler, method, pad
+
+    def steps(self, batch_size: int) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-self.flow.rows // batch_size)
+
+    def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Work]:
+        """A rank's work in an epoch, from an optimizer step on."""
+        readout = stepper.learner.readout
+        for prompts in self.flow(Share(seed, epoch, step, settings.batch_size, stepper.rank, stepper.world)):
+            drawn = sorted((readout.redraw(prompt, seed, epoch) for prompt in prompts), key=lambda prompt: len(prompt.ids))
+            weights, sizes = zip(*stepper.gather((sum(map(readout.weight, drawn)), len(drawn))), strict=True)
+            limit = settings.micro_batch or max(sizes)
+            parts = [drawn[start : start + limit] for start in range(0, max(sizes), limit)]
+            yield Work(sum(weights), len(parts), map(self.batch, parts))
+
+    def batch(self, prompts: Sequence[Encoded]) -> Batch:
+        """The batch of some prompts; of none, the filler with weight 0."""
+        chosen = prompts or [self.filler]
+        return collate(chosen, self.pad, [self.method.columns(prompt) for prompt in chosen], 1.0 if prompts else 0.0)

@@ -210,6 +210,14 @@ def encode_sample(job: Job, backbone: Backbone, sample: Sample) -> dict[str, lis
     return {role: [prompt for row in table.to_pylist() for prompt in encoder(row)] for role in ROLES if (table := getattr(sample, role)) is not None}
 
 
+def prompts_an_epoch(sample: Sample, encoder: Encoder, looked_at: int) -> float:
+    """Training prompts, estimated from some rows; of a stream the rows, which is what its steps count."""
+    if sample.stream is not None:
+        return sample.stream.rows
+    some = sample.train.slice(0, looked_at).to_pylist()
+    return len(sample.train) * sum(len(encoder(row)) for row in some) / len(some)
+
+
 def to_record(prompt: Encoded) -> dict:
     """An encoded prompt as an Arrow row."""
     record = asdict(prompt)

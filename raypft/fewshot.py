@@ -10,11 +10,14 @@ import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from raypft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from raypft.stream import Index
 
 DevRows = Literal["full", "k_shot", "none"]
 TEST_SEED = 0
@@ -53,21 +56,28 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """The rows of one cell; tables have the columns of `sources.read_split`."""
+    """The rows of one cell; tables have the columns of `sources.read_split`.
+
+    stream: where train rows are streamed, what there is; `train` then holds the first of each language.
+    """
 
     train: pa.Table
     dev: pa.Table | None
     test: pa.Table
     demos: pa.Table | None
     notes: tuple[str, ...] = ()
+    stream: Index | None = None
 
     def manifest(self) -> dict[str, Any]:
         """Row ids per role and a hash over ids and contents; two results compare only if their hashes agree."""
         roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
         ids = {role: [] if table is None else _keys(table) for role, table in roles.items()}
         hashes = {role: _content_hash(table) for role, table in roles.items()}
+        sizes = {role: len(own) for role, own in ids.items()}
+        if self.stream is not None:
+            ids["train"], hashes["train"], sizes["train"] = [], self.stream.fingerprint, self.stream.rows
         whole = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
-        return {"hash": whole, "test_hash": hashes["test"], "notes": list(self.notes), "sizes": {r: len(i) for r, i in ids.items()}, "ids": ids}
+        return {"hash": whole, "test_hash": hashes["test"], "notes": list(self.notes), "sizes": sizes, "ids": ids}
 
 
 def protocol(name: str) -> Protocol:

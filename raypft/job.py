@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from raypft.errors import UserError, nearest
 from raypft.fewshot import DevRows, protocol
@@ -24,6 +24,16 @@ from raypft.tasks import Strict, load_task, validation_line, validation_root
 RECIPES = Path(__file__).parent / "recipes"
 NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
+
+
+def _mixed(value: str | float) -> str | float:
+    if value not in ("proportional", "uniform") and (isinstance(value, str) or value < 1):
+        raise ValueError("expected proportional, uniform or a temperature of at least 1")
+    return value
+
+
+Mix = Annotated[str | float, AfterValidator(_mixed)]
+"""How many rows each language gives to an epoch of a stream; a number is a temperature, see `stream.shares`."""
 
 
 class Train(Strict):
@@ -68,6 +78,9 @@ class Data(Strict):
 
     source: str | None = None
     root: str | None = None
+    stream: Mix | None = Field(
+        default=None, description="read train rows as they are needed, from Parquet files, languages mixed so: proportional, uniform or a temperature"
+    )
 
 
 class Zero(Strict):
@@ -86,6 +99,9 @@ class Resources(Strict):
     cpus_per_worker: float | None = Field(default=None, gt=0, description="None: an equal share of this machine's")
     gpus_per_worker: float = Field(default=0, ge=0)
     max_failures: int = Field(default=3, ge=0)
+    data_label: str | None = Field(
+        default=None, pattern=r"^[^=\s]+=[^=\s]+$", description="label of the nodes that read and encode rows, e.g. raypft.io/pool=cpu-data; None: any node"
+    )
 
 
 @validation_root

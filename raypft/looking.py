@@ -11,7 +11,7 @@ import torch
 from raypft.backbones import ALIASES, Backbone, load_backbone
 from raypft.batch import Encoded, collate
 from raypft.cells import build_learner
-from raypft.encode import Encoder, label_distribution
+from raypft.encode import Encoder, label_distribution, prompts_an_epoch
 from raypft.errors import UserError, nearest
 from raypft.job import Job, part_config, recipe_names, recipe_source
 from raypft.matrix import matrix
@@ -33,8 +33,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     sample, manifest = prepared.samples[seed], prepared.manifests[seed]
     encoder = Encoder.of(job, skeleton, sample.demos)
     lengths = sorted(len(prompt.ids) for row in sample.test.slice(0, LOOKED_AT).to_pylist() for prompt in encoder(row))
-    some = sample.train.slice(0, LOOKED_AT).to_pylist()
-    prompts = round(len(sample.train) * sum(len(encoder(row)) for row in some) / len(some))
+    prompts = round(prompts_an_epoch(sample, encoder, LOOKED_AT))
     steps = -(-prompts // job.train.batch_size) * job.train.epochs
     method, config = part_config(job.method, "method")
     with torch.device("meta"):

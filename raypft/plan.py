@@ -16,7 +16,7 @@ import torch
 
 from raypft.book import Book
 from raypft.campaign import Campaign, Place
-from raypft.encode import Encoder
+from raypft.encode import Encoder, prompts_an_epoch
 from raypft.errors import UserError
 from raypft.job import Job, part_config
 from raypft.live import duration
@@ -116,9 +116,7 @@ def _sizes(prepared: Prepared) -> tuple[float, float, float]:
     """Training prompts of a cell; bytes of weights, gradients and Adam's moments in fp32; bytes that are kept."""
     job, skeleton = prepared.job, prepared.skeleton
     sample = prepared.samples[job.seeds[0]]
-    encoder = Encoder.of(job, skeleton, sample.demos)
-    some = sample.train.slice(0, LOOKED_AT).to_pylist()
-    prompts = len(sample.train) * sum(len(encoder(row)) for row in some) / len(some)
+    prompts = prompts_an_epoch(sample, Encoder.of(job, skeleton, sample.demos), LOOKED_AT)
     method, config = part_config(job.method, "method")
     skeleton.reset()
     with torch.device("meta"):

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ import pyarrow.parquet as pa_parquet
 import torch
 import yaml
 
-from raypft import sources
+from raypft import sources, stream
 from raypft.backbones import Backbone, load_backbone, load_skeleton
 from raypft.cells import Cell, Tell, recorder, run_cell
-from raypft.encode import ENCODING, check_fit, encode_sample
+from raypft.encode import ENCODING, Encoder, check_fit, encode_sample
 from raypft.errors import UserError
 from raypft.fewshot import Sample, draw, protocol
 from raypft.job import Job, Resources, Train, digest, part_config
@@ -153,22 +153,39 @@ def draw_samples(job: Job, shelf: Shelf) -> dict[int, Sample]:
     def split(name: str, languages: list[str]) -> Any:
         return shelf.once(("split", *place, name, *languages), lambda: sources.read_split(origin, name, languages))
 
+    index = None
+    if job.data.stream is not None:
+        _check_streamed(job)
+        index = shelf.once(("index", *place, *job.train.languages), lambda: stream.index(origin, job.train.languages))
+
     def draw_one(sample_seed: int) -> Sample:
-        train = split("train", job.train.languages)
+        train = split("train", job.train.languages) if index is None else shelf.once(("head", id(index)), index.head)
         test = None if rule.tests_dev else split("test", job.test.languages or sources.languages_of(origin, "test"))
         if train is None or (test is None and not rule.tests_dev):
             raise UserError(f"data: source {origin.name} of {task.name} has no {'train' if train is None else 'test'} split; choose another data.source")
         wants_dev = (job.dev.rows or rule.dev) != "none" and not rule.dev_from_train
-        return draw(
-            train, split("validation", job.train.languages) if wants_dev else None, test, labels=task.label.names if task.kind == "choice" else [],
+        validation = split("validation", job.train.languages) if wants_dev else None
+        if index is not None and wants_dev and validation is None:
+            raise UserError(f"data.stream: {task.name} has no validation split in source {origin.name}, and streamed rows are not held out; set dev.rows=none")
+        sample = draw(
+            train, validation, test, labels=task.label.names if task.kind == "choice" else [],
             rule=rule, shots=job.shots, demos=job.demos, seed=sample_seed, dev=job.dev.rows, dev_limit=job.dev.limit, test_limit=job.test.limit,
         )  # fmt: skip
+        return replace(sample, stream=index)
 
     asked = job.model_dump_json(include={"task", "protocol", "shots", "demos", "dev", "test", "data", "train"}, exclude={"train": NOT_SAMPLED})
     return {
         seed: shelf.once(("sample", asked, job.sample_seed_of(seed)), functools.partial(draw_one, job.sample_seed_of(seed)))
         for seed in job.seeds
     }  # fmt: skip
+
+
+def _check_streamed(job: Job) -> None:
+    for key, found in (("shots", job.shots), ("demos", job.demos or None)):
+        if found is not None:
+            raise UserError(f"data.stream: found {key}={found}; a stream has all rows, none are drawn from it; leave {key} or data.stream out")
+    if protocol(job.protocol).dev_from_train and job.dev.rows != "none":
+        raise UserError(f"data.stream: protocol {job.protocol} holds dev rows out of train, which a stream can't; use protocol=fixed or dev.rows=none")
 
 
 def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[list[dict[str, Any]]]:
@@ -245,8 +262,10 @@ class Here:
             note(event)
             tell({"run": name, **event})
 
-        prompts = encode_sample(cell.job, self.backbone, cell.sample)
-        result = run_cell(cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test)
+        prompts, flow = encode_sample(cell.job, self.backbone, cell.sample), None
+        if cell.sample.stream is not None and cell.job.data.stream is not None:
+            flow = stream.Local(cell.sample.stream, cell.job.data.stream, Encoder.of(cell.job, self.backbone))
+        result = run_cell(cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test, flow=flow)
         both({"event": "result", "seed": cell.seed, "mean": result.get("mean")})
         return result
 

@@ -57,10 +57,7 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
             language, or a language that the source keeps out of this split.
     """
     task, source = origin.task, origin.source
-    limit = source.split_languages.get(split, languages)
-    for language in languages:
-        if language not in limit:
-            raise UserError(f'languages: source {origin.name} of {task.name} has no {split} rows for "{language}"; it has: {", ".join(limit)}')
+    _check_languages(origin, split, languages)
     tables = [normalise(task, source, table, where, language) for table, where, language in _raw(origin, split, languages)]
     if not tables:
         return None
@@ -71,6 +68,13 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
             raise UserError(f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}')
     keep = pa.compute.is_in(table["language"], pa.array(languages))
     return table.filter(keep)
+
+
+def _check_languages(origin: Origin, split: str, languages: list[str]) -> None:
+    limit = origin.source.split_languages.get(split, languages)
+    for language in languages:
+        if language not in limit:
+            raise UserError(f'languages: source {origin.name} of {origin.task.name} has no {split} rows for "{language}"; it has: {", ".join(limit)}')
 
 
 def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -> pa.Table:
@@ -85,7 +89,7 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
     """
     if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
         raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
-    system, inner = _system(path)
+    system, inner = system_of(path)
     if not _find(system, inner, None):
         raise UserError(f"data: no file {path}")
     return rows_of_table(origin, read_file(system, inner, None, language), path, language, otherwise)
@@ -167,6 +171,35 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
 
 
 def _file_table(origin: Origin, pattern: str, language: str | None) -> tuple[pa.Table | None, str]:
+    files, path = _files(origin, pattern, language)
+    if not files:
+        return None, path
+    theirs = origin.source.languages.get(language, language) if language else None
+    tables = [read_file(*system_of(file), origin.source.format, theirs) for file in files]
+    return pa.concat_tables(tables), files[0]
+
+
+def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str, str | None]]:
+    """The files of a split, each with the language that its name says.
+
+    Raises:
+        UserError: the source has no files for it, or keeps a language out of it.
+    """
+    pattern = (origin.source.files or {}).get(split)
+    if pattern is None:
+        raise UserError(f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; choose another data.source")
+    _check_languages(origin, split, languages)
+    found: list[tuple[str, str | None]] = []
+    for language in languages if "{language}" in pattern else [None]:
+        files, path = _files(origin, pattern, language)
+        if not files:
+            raise UserError(f"data: no file {path} for the {split} split of {origin.task.name}")
+        found += [(file, language) for file in files]
+    return found
+
+
+def _files(origin: Origin, pattern: str, language: str | None) -> tuple[list[str], str]:
+    """The paths or URIs that a pattern stands for, and what was looked for."""
     theirs = origin.source.languages.get(language, language) if language else None
     if "{shots}" in pattern and origin.shots is None:
         raise UserError(f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K")
@@ -175,15 +208,12 @@ def _file_table(origin: Origin, pattern: str, language: str | None) -> tuple[pa.
         path = str(SAMPLES / path.removeprefix("samples:"))
     elif origin.root is not None:
         path = f"{origin.root.rstrip('/')}/{path}"
-    system, inner = _system(path)
-    files = _find(system, inner, origin.source.format)
-    if not files:
-        return None, path
-    tables = [read_file(system, file, origin.source.format, theirs) for file in files]
-    return pa.concat_tables(tables), path + files[0].removeprefix(inner) if files[0].startswith(inner) else path
+    system, inner = system_of(path)
+    before = path[: path.index("://") + 3] if "://" in path else ""
+    return [before + file for file in _find(system, inner, origin.source.format)], path
 
 
-def _system(path: str) -> tuple[fs.FileSystem, str]:
+def system_of(path: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it."""
     try:
         return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from raypft.batch import Batch, Encoded
-from raypft.data import Rows, micro_batches, order, share
+from raypft.batch import Batch
+from raypft.data import Rows, Streamed, Work, share
 from raypft.errors import UserError
 from raypft.job import Train
 from raypft.methods.base import BaseMethod
@@ -223,7 +223,7 @@ def learning_rate(settings: Train, step: int, total: int) -> float:
 
 def fit(
     stepper: Stepper,
-    train: Rows,
+    train: Rows | Streamed,
     dev: Rows | None,
     settings: Train,
     seed: int,
@@ -243,19 +243,16 @@ def fit(
         UserError: the loss is not finite.
     """
     progress = progress or Progress()
-    steps = -(-len(train) // settings.batch_size)
+    steps = train.steps(settings.batch_size)
     saver = _Saver(stepper, settings, save)
     seconds = progress.history[-1]["train_seconds"] if progress.history else 0.0
     told = time.perf_counter()
     while progress.epoch < settings.epochs and not _out_of_patience(progress, settings):
-        rows = order(len(train), seed, progress.epoch)
         began = time.perf_counter()
         stepper.learner.train()
-        while progress.step < steps:
-            chosen = rows[progress.step * settings.batch_size : (progress.step + 1) * settings.batch_size]
+        for work in train.epoch(stepper, settings, seed, progress.epoch, progress.step):
             number = progress.epoch * steps + progress.step
-            drawn = {row: stepper.learner.readout.redraw(train.prompts[row], seed, progress.epoch) for row in chosen}
-            loss, leaving = _optimizer_step(stepper, train, drawn, settings, seed, number, steps * settings.epochs)
+            loss, leaving = _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs)
             progress.losses.append(loss)
             progress.step += 1
             saver.after_step(progress, number + 1, leaving)
@@ -277,21 +274,19 @@ def fit(
     return progress
 
 
-def _optimizer_step(stepper: Stepper, train: Rows, drawn: dict[int, Encoded], settings: Train, seed: int, number: int, total: int) -> tuple[float, bool]:
+def _optimizer_step(stepper: Stepper, work: Work, settings: Train, seed: int, number: int, total: int) -> tuple[float, bool]:
     """The step's loss, and whether any worker's node goes away."""
     # dropout depends on where the run is, not on how it got there: a resumed run draws the same masks
     torch.manual_seed(((seed * 1_000_003 + number) * 1_009 + stepper.rank) % (1 << 63))
     learner = stepper.learner
-    weight = sum(learner.readout.weight(prompt) for prompt in drawn.values())
-    parts = micro_batches(train.by_length(list(drawn)), stepper.rank, stepper.world, settings.micro_batch)
     total_loss = 0.0
-    for i, part in enumerate(parts):
-        batch = train.batch(part, drawn).to(stepper.device)
+    for i, batch in enumerate(work.batches, start=1):
+        batch = batch.to(stepper.device)
         loss, _ = learner.readout.loss(stepper.scores(batch), batch)
-        loss = loss * (stepper.world / weight)
+        loss = loss * (stepper.world / work.weight)
         total_loss += float(loss.detach())
-        penalty = learner.method.penalty() if i == len(parts) - 1 else None
-        stepper.backward(loss if penalty is None else loss + penalty, last=i == len(parts) - 1)
+        penalty = learner.method.penalty() if i == work.count else None
+        stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
     stepper.step(learning_rate(settings, number, total))
     losses, leaving = zip(*stepper.gather((total_loss, stepper.leaving())), strict=True)
     mean = sum(losses) / stepper.world

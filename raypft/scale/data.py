@@ -10,16 +10,19 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import ray
 
+from raypft import sources, stream
 from raypft.backbones import load_skeleton
 from raypft.batch import Encoded
 from raypft.cells import Cell
+from raypft.data import Share
 from raypft.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
 from raypft.fewshot import Sample
 from raypft.job import Job, part_config
@@ -27,6 +30,10 @@ from raypft.storage import absolute, on_disk, path_of, written
 from raypft.tasks import load_task
 
 ENCODER_CPUS = 0.5
+AHEAD, MOST_TASKS = 256, 4096
+"""Rows that a task of a stream reads for a worker, at least; tasks of an epoch, at most."""
+IN_FLIGHT, BLOCK = 256 << 20, 4 << 20
+"""Bytes of encoded rows on their way to a worker, and in a piece of them."""
 BESIDE = pa.schema([("file", pa.string()), ("role", pa.string()), ("number", pa.int64())])
 """What travels with a row through Ray Data."""
 
@@ -70,8 +77,18 @@ def encoded_file(cell: Cell) -> Path:
     return path_of(absolute(job.storage)) / ".encoded" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
 
 
+def index_file(cell: Cell) -> Path:
+    """Where it says what a cell streams."""
+    return encoded_file(cell).with_suffix(".stream.json")
+
+
 def encode_on_ray(cells: Sequence[Cell]) -> None:
     """Encode what the cells need and is not there yet, in one pass of Ray Data, into one Arrow file per sample."""
+    for cell in cells:
+        if cell.sample.stream is not None and not (path := index_file(cell)).is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written(path) as file:
+                file.write_text(cell.sample.stream.dump())
     missing = {path.stem: (path, cell) for cell in cells if not (path := encoded_file(cell)).is_file()}
     if not missing:
         return
@@ -83,7 +100,7 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     with written(rows) as file:
         pa_parquet.write_table(pa.concat_tables(tables), file)
     dataset = ray.data.read_parquet(str(rows)).map_batches(
-        encode_batch, fn_kwargs={"files": files}, batch_format="pyarrow", batch_size=256, num_cpus=ENCODER_CPUS
+        encode_batch, fn_kwargs={"files": files}, batch_format="pyarrow", batch_size=256, num_cpus=ENCODER_CPUS, **_where(cells[0].job)
     )
     encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
     for name, (path, _) in missing.items():
@@ -91,6 +108,12 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
         with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
             writer.write_table(own)
     rows.unlink(missing_ok=True)
+
+
+def _where(job: Job) -> dict[str, Any]:
+    """On which nodes rows are read and encoded, as an option of Ray Data."""
+    label = job.resources.data_label
+    return {"label_selector": dict([label.split("=")])} if label else {}
 
 
 def _rows(name: str, sample: Sample) -> pa.Table:
@@ -106,6 +129,58 @@ def _rows(name: str, sample: Sample) -> pa.Table:
 
 def _demos(sample: Sample) -> list[dict]:
     return [] if sample.demos is None else sample.demos.to_pylist()
+
+
+def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], count: int) -> Iterator[pa.Table]:
+    """Of each step in `batch` and the `count` after it a rank's rows, read and encoded, `step` beside."""
+    reader, encoder = _reader(job, index)
+    for first in batch["step"].to_pylist():
+        for number, prompts in enumerate(stream.steps(reader, encoder, Share(**{**share, "step": first}), count), start=first):
+            if prompts:
+                yield pa.Table.from_pylist([{**to_record(prompt), "step": number} for prompt in prompts], schema=pa.schema([*RECORD, ("step", pa.int64())]))
+
+
+@functools.lru_cache(maxsize=4)
+def _reader(job: str, path: str) -> tuple[stream.Reader, Encoder]:
+    """One for each job in a process of Ray Data, so that row groups are read once where steps follow each other."""
+    made = Job(**json.loads(job))
+    assert made.data.stream is not None
+    origin = sources.choose(load_task(made.task), made.data.source, made.data.root and absolute(made.data.root), made.shots)
+    index = stream.Index.load(origin, path_of(path).read_text())
+    return stream.Reader(index, made.data.stream), Encoder.of(made, load_skeleton(made.backbone))
+
+
+class OnRay:
+    """A flow whose rows Ray Data reads and encodes, wherever there are CPUs for it, a little ahead of the worker."""
+
+    def __init__(self, job: Job, index: str, rows: int) -> None:
+        self.job, self.index, self.rows = job, index, rows
+
+    def __call__(self, share: Share) -> Iterator[list[Encoded]]:
+        steps = -(-self.rows // share.batch_size)
+        count = max(1, AHEAD * share.world // share.batch_size, steps // MOST_TASKS)
+        begins = range(share.step, steps, count)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        asked = {"job": json.dumps(self.job.model_dump()), "index": self.index, "share": vars(share), "count": count}
+        dataset = ray.data.from_items([{"step": step} for step in begins], override_num_blocks=len(begins)).map_batches(
+            read_steps, fn_kwargs=asked, batch_format="pyarrow", batch_size=None, num_cpus=ENCODER_CPUS,
+            **_where(self.job),
+        )  # fmt: skip
+        context = dataset.context
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=IN_FLIGHT)
+        context.target_max_block_size = BLOCK
+        step, own = share.step, list[Encoded]()
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for record in table.to_pylist():
+                number = record.pop("step")
+                while step < number:
+                    yield own
+                    step, own = step + 1, []
+                own.append(from_record(record))
+        while step < steps:
+            yield own
+            step, own = step + 1, []
 
 
 def read_encoded(path: Path) -> dict[str, list[Encoded]]:

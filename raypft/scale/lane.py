@@ -28,7 +28,7 @@ from raypft.backbones.base import Backbone
 from raypft.cells import Cell, Tell, is_finished, recorder, run_cell
 from raypft.errors import UserError
 from raypft.job import Job
-from raypft.scale.data import encoded_file, read_encoded
+from raypft.scale.data import OnRay, encoded_file, index_file, read_encoded
 from raypft.storage import absolute, path_of
 
 LOOK_SECONDS = 0.2
@@ -217,9 +217,10 @@ def ray_logs() -> str:
 
 def packed(cell: Cell) -> dict[str, Any]:
     """A cell as workers get it."""
+    streamed = cell.sample.stream and {"index": str(index_file(cell)), "rows": cell.sample.stream.rows}
     return {
         "job": cell.job.model_dump(), "seed": cell.seed, "folder": absolute(cell.folder), "encoded": str(encoded_file(cell)), "facts": cell.facts,
-        "test": cell.test,
+        "test": cell.test, "stream": streamed,
     }  # fmt: skip
 
 
@@ -280,7 +281,8 @@ def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], desk: Any) -> Non
             desk.tell.remote({"run": folder.parent.name, **event})
 
     prompts = read_encoded(path_of(cell["encoded"]))
-    result = run_cell(job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"])
+    flow = OnRay(job, **cell["stream"]) if cell["stream"] else None
+    result = run_cell(job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"], flow)
     tell({"event": "result", "seed": cell["seed"], "mean": result.get("mean")})
     steppers[-1].close()
     if job.zero.stage == 3 or job.train.precision != "fp32":

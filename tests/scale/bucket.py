@@ -36,7 +36,8 @@ def served(monkeypatch) -> Iterator[str]:
                     client.create_bucket(Bucket=NAME)
                     break
                 except EndpointConnectionError:
-                    assert time.monotonic() < deadline and server.poll() is None, "moto's server did not start"
+                    if time.monotonic() > deadline or server.poll() is not None:
+                        raise RuntimeError("moto's server did not start") from None
                     time.sleep(0.2)
             yield f"s3://{NAME}"
         finally:

@@ -1,0 +1,244 @@
+"""Train rows larger than memory: Parquet files of any number, read as they are needed, in an order that every worker computes alike.
+
+An epoch has as many rows as the files. The mix says how many each language gives; under `proportional` that is every row once.
+Languages are woven so that any stretch of the epoch has the mix as closely as whole rows allow; a language's row groups come in
+an order drawn for the epoch, the rows of a group in one drawn for it. Which row stands where is a function of seed, epoch and
+position: it has no worker count in it, and a run that goes on in the middle of an epoch begins to read there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+
+from raypft import sources
+from raypft.batch import Encoded
+from raypft.data import Share
+from raypft.encode import Encoder
+from raypft.errors import UserError
+from raypft.job import Mix
+from raypft.rows import normalise, spoken, their_columns
+from raypft.sources import Origin
+from raypft.storage import absolute
+
+MOST = 1 << 16
+"""Rows a row group may have: one of each language is in memory where rows are read."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one language in a row group of a file; alone: it holds no other language."""
+
+    file: str
+    number: int
+    language: str
+    rows: int
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Index:
+    """What there is to stream: the row groups of each language in the order of the files, and a hash over the files' footers,
+    which hold the size and range of every column's part."""
+
+    origin: Origin
+    groups: tuple[Group, ...]
+    fingerprint: str
+
+    @cached_property
+    def languages(self) -> dict[str, tuple[Group, ...]]:
+        """Language to row groups."""
+        names = dict.fromkeys(group.language for group in self.groups)
+        return {name: tuple(group for group in self.groups if group.language == name) for name in names}
+
+    @property
+    def rows(self) -> int:
+        """Rows of all languages; so many has an epoch."""
+        return sum(group.rows for group in self.groups)
+
+    def head(self) -> pa.Table:
+        """The first row of each language."""
+        return pa.concat_tables([read_group(self.origin, groups[0]).slice(0, 1) for groups in self.languages.values()])
+
+    def dump(self) -> str:
+        """As JSON, all but the origin."""
+        return json.dumps({"fingerprint": self.fingerprint, "groups": [list(asdict(group).values()) for group in self.groups]})
+
+    @classmethod
+    def load(cls, origin: Origin, text: str) -> Index:
+        """What `dump` wrote."""
+        found = json.loads(text)
+        return cls(origin, tuple(Group(*group) for group in found["groups"]), found["fingerprint"])
+
+
+def index(origin: Origin, languages: list[str]) -> Index:
+    """What there is to stream of a source's train split, by reading the files' footers and, where rows say their language, that column.
+
+    Raises:
+        UserError: no Parquet files, a row group is too large, or a language has no rows.
+    """
+    origin = replace(origin, root=origin.root and absolute(origin.root))  # other processes read there
+    groups, digest = list[Group](), hashlib.sha256()
+    for file, language in sources.files_of(origin, "train", languages):
+        system, path = sources.system_of(file)
+        if not path.endswith(".parquet"):
+            raise UserError(f"data.stream: {file}: expected Parquet files; write it as one, or leave data.stream out")
+        try:
+            with system.open_input_file(path) as source:
+                found = pa_parquet.ParquetFile(source)
+                digest.update(_footer(source))
+                for number in range(found.num_row_groups):
+                    groups += _groups(origin, found, file, number, language)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"data: {file} can't be read: {str(error).splitlines()[0]}") from None
+    groups = [group for group in groups if group.language in languages]
+    for language in languages:
+        if not any(group.language == language for group in groups):
+            raise UserError(f'languages: train rows of {origin.task.name} ({origin.name}) hold none in "{language}"')
+    return Index(origin, tuple(groups), digest.hexdigest()[:16])
+
+
+def _footer(source: pa.NativeFile) -> bytes:
+    """The end of a Parquet file: its metadata, their length in 4 bytes, PAR1."""
+    size = source.size()
+    source.seek(size - 8)
+    length = int.from_bytes(source.read(4), "little")
+    source.seek(size - 8 - length)
+    return source.read(length)
+
+
+def _groups(origin: Origin, found: pa_parquet.ParquetFile, file: str, number: int, language: str | None) -> list[Group]:
+    rows = found.metadata.row_group(number).num_rows
+    if rows > MOST:
+        raise UserError(f"data.stream: {file}: found a row group of {rows:,} rows; expected at most {MOST:,}; write it anew with row_group_size={MOST}")
+    known = [name for name in their_columns(origin.source, "language") if name in found.schema_arrow.names]
+    said = spoken(origin.source, found.read_row_group(number, columns=known)) if known else None
+    if said is None:
+        return [Group(file, number, language or origin.task.languages[0], rows, True)]
+    names = dict.fromkeys(said)
+    return [Group(file, number, name, said.count(name), len(names) == 1) for name in names]
+
+
+def read_group(origin: Origin, group: Group) -> pa.Table:
+    """A row group's rows in one language, in our columns."""
+    system, path = sources.system_of(group.file)
+    with system.open_input_file(path) as source:
+        table = normalise(origin.task, origin.source, pa_parquet.ParquetFile(source).read_row_group(group.number), group.file, group.language)
+    return table if group.alone else table.filter(pa.compute.equal(table["language"], group.language))
+
+
+def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:
+    """How many rows each language gives to an epoch of as many as there are.
+
+    Args:
+        mix: "proportional" to its rows, "uniform", or a temperature T >= 1: proportional to rows ** (1 / T) (Conneau et al. 2020, XLM-R, section 3.1, where 1 / T = 0.3).
+    """
+    power = {"proportional": 1.0, "uniform": 0.0}[mix] if isinstance(mix, str) else 1 / mix
+    weights = np.array([count**power for count in rows.values()])
+    total = sum(rows.values())
+    ideal = weights / weights.sum() * total
+    whole = np.floor(ideal + 1e-9).astype(int)
+    for place in np.argsort(whole - ideal, kind="stable")[: total - whole.sum()]:  # the largest remainders
+        whole[place] += 1
+    return dict(zip(rows, whole.tolist(), strict=True))
+
+
+class Order:
+    """Which row stands at a position of an epoch."""
+
+    def __init__(self, index: Index, mix: Mix, seed: int, epoch: int) -> None:
+        self.languages, self.key = index.languages, (seed, epoch)
+        self.sizes = {name: sum(group.rows for group in groups) for name, groups in self.languages.items()}
+        self.shares = shares(self.sizes, mix)
+        self.size = sum(self.shares.values())
+        self._drawn: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
+
+    def places(self, start: int, stop: int) -> list[tuple[str, int]]:
+        """Language and number within the language of the rows at positions [start, stop).
+
+        The k-th row of a language with s of the epoch's N rows is due at (k + 1/2) N / s; rows stand in the order they are due.
+        """
+        slack, found = len(self.shares) + 1, list[tuple[int, str, int]]()
+        for own, (name, share) in enumerate(self.shares.items()):
+            first, last = (start - slack) * share // self.size - 1, (stop + slack) * share // self.size + 1
+            numbers = np.arange(max(0, first), min(share, last + 1), dtype=np.int64)  # products stay below 2^63 to 2 billion rows
+            rank = np.zeros_like(numbers)
+            for other, size in enumerate(self.shares.values()):
+                # the other's rows due earlier: (2 j + 1) share < (2 k + 1) size; of equals, those of the language named earlier
+                due = (2 * numbers + 1) * size - (other >= own)
+                rank += np.clip((due - share) // (2 * max(share, 1)) + 1, 0, size)
+            found += [(position, name, int(number)) for position, number in zip(rank, numbers, strict=True) if start <= position < stop]
+        return [(name, number) for _, name, number in sorted(found)]
+
+    def locate(self, name: str, number: int) -> tuple[int, int, int]:
+        """Of a language's row: how often the language came round before, the number of its row group, the row's number there."""
+        turn, rest = divmod(number, self.sizes[name])  # a language may come round more than once
+        if name not in self._drawn or self._drawn[name][0] != turn:
+            drawn = self._generator(name, turn).permutation(len(self.languages[name]))
+            ends = np.cumsum([self.languages[name][i].rows for i in drawn])
+            self._drawn[name] = (turn, drawn, ends)
+        _, drawn, ends = self._drawn[name]
+        place = int(np.searchsorted(ends, rest, side="right"))
+        group = int(drawn[place])
+        return turn, group, rest - int(ends[place]) + self.languages[name][group].rows
+
+    def within(self, name: str, turn: int, group: int) -> np.ndarray:
+        """The order of a group's rows, [rows]."""
+        return self._generator(name, turn, group).permutation(self.languages[name][group].rows)
+
+    def _generator(self, *about: Any) -> np.random.Generator:
+        return np.random.default_rng(list(hashlib.sha256(repr((*self.key, *about)).encode()).digest()))
+
+
+class Reader:
+    """Rows by position; of each language the row group is kept that was read last."""
+
+    def __init__(self, index: Index, mix: Mix) -> None:
+        self.index, self.mix = index, mix
+        self._order: tuple[tuple[int, int], Order] | None = None
+        self._held: dict[str, tuple[tuple[int, int], pa.Table]] = {}
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """The order of an epoch."""
+        if self._order is None or self._order[0] != (seed, epoch):
+            self._order = ((seed, epoch), Order(self.index, self.mix, seed, epoch))
+            self._held.clear()
+        return self._order[1]
+
+    def rows(self, seed: int, epoch: int, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Of the rows at positions [start, stop) every world-th."""
+        order = self.order(seed, epoch)
+        for name, number in order.places(start, stop)[rank::world]:
+            turn, group, row = order.locate(name, number)
+            if name not in self._held or self._held[name][0] != (turn, group):
+                table = read_group(self.index.origin, order.languages[name][group])
+                self._held[name] = ((turn, group), table.take(order.within(name, turn, group)))
+            yield self._held[name][1].slice(row, 1).to_pylist()[0]
+
+
+def steps(reader: Reader, encoder: Encoder, share: Share, count: int | None = None) -> Iterator[list[Encoded]]:
+    """The prompts of a rank in `count` steps from the share's, or in all that are left."""
+    total = reader.index.rows
+    last = -(-total // share.batch_size) if count is None else share.step + count
+    for step in range(share.step, last):
+        start, stop = step * share.batch_size, min(total, (step + 1) * share.batch_size)
+        rows = reader.rows(share.seed, share.epoch, start, stop, share.rank, share.world)
+        yield [prompt for row in rows for prompt in encoder(row)]
+
+
+class Local:
+    """A flow read in this process."""
+
+    def __init__(self, index: Index, mix: Mix, encoder: Encoder) -> None:
+        self.reader, self.encoder, self.rows = Reader(index, mix), encoder, index.rows
+
+    def __call__(self, share: Share) -> Iterator[list[Encoded]]:
+        return steps(self.reader, self.encoder, share)

@@ -1,0 +1,167 @@
+"""Streamed train rows: every row once an epoch, the stated mix in any stretch, the same rows however many workers read, wherever they begin."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+import pytest
+from test_cli import call, place, words  # noqa: F401  (a fixture)
+
+from raypft.data import Share
+from raypft.sources import choose
+from raypft.stream import MOST, Group, Index, Order, Reader, index, shares, steps
+from raypft.tasks import load_task
+
+SIZES = {"en": 700, "de": 210, "sw": 61, "zh": 29}
+
+
+@pytest.fixture
+def origin():
+    return choose(load_task("sentiment"), None, None)
+
+
+def made(origin, sizes=SIZES, group=40) -> Index:
+    """An index of groups of so many rows; nothing is read."""
+    groups = [Group(f"{name}.parquet", i, name, min(group, size - i * group), True) for name, size in sizes.items() for i in range(-(-size // group))]
+    return Index(origin, tuple(groups), "f")
+
+
+@pytest.mark.parametrize(
+    ("mix", "expected"),
+    [("proportional", SIZES), ("uniform", dict.fromkeys(SIZES, 250)), (2.0, {"en": 468, "de": 256, "sw": 138, "zh": 138}), (1.0, SIZES)],
+)
+def test_how_many_rows_a_language_gives(mix, expected):
+    found = shares(SIZES, mix)
+    assert sum(found.values()) == 1000
+    if mix == 2.0:
+        roots = {name: size**0.5 for name, size in SIZES.items()}
+        expected = {name: 1000 * root / sum(roots.values()) for name, root in roots.items()}
+    assert all(abs(found[name] - expected[name]) <= 1 for name in SIZES)
+
+
+@pytest.mark.parametrize("mix", ["proportional", "uniform", 3.0])
+def test_an_epoch_is_a_permutation_with_the_mix_everywhere(mix, origin):
+    order = Order(made(origin), mix, seed=3, epoch=1)
+    whole = order.places(0, 1000)
+    assert len(whole) == 1000
+    assert Counter(name for name, _ in whole) == order.shares
+    for name, share in order.shares.items():
+        assert [number for own, number in whole if own == name] == list(range(share))
+    for start in range(0, 1000, 37):
+        stop = min(1000, start + 32)
+        assert order.places(start, stop) == whole[start:stop]
+        seen = Counter(name for name, _ in whole[:stop])
+        assert all(abs(seen[name] - stop * share / 1000) <= len(SIZES) / 2 for name, share in order.shares.items())
+    found = [(name, order.locate(name, number)) for name, number in whole]
+    times = Counter((name, group, int(order.within(name, turn, group)[row])) for name, (turn, group, row) in found)
+    for name, share in order.shares.items():
+        own = [times[name, number, row] for number, group in enumerate(order.languages[name]) for row in range(group.rows)]
+        assert set(own) <= {share // SIZES[name], -(-share // SIZES[name])}, "a row came more often than another by more than once"
+    if mix == "proportional":
+        assert len(times) == 1000
+
+
+def test_epochs_and_seeds_differ_and_nothing_else_does(origin):
+    def first(seed: int, epoch: int) -> list:
+        order = Order(made(origin), "proportional", seed, epoch)
+        return [order.locate(*one) for one in order.places(0, 50)]
+
+    assert first(0, 0) == first(0, 0)
+    assert first(0, 0) != first(0, 1) != first(1, 0)
+
+
+def write_rows(path: Path, sizes: dict[str, int], group: int, together: bool) -> None:
+    """Train rows whose text says language and number; a file a language, or all in one."""
+    table = [
+        {"id": f"{name}{i}", "language": name, "text": f"the film was {'good' if i % 2 else 'bad'}", "label": ("negative", "positive")[i % 2]}
+        for i in range(max(sizes.values()))
+        for name in sizes
+        if i < sizes[name]
+    ]
+    parts = {"train": table} if together else {f"train-{name}": [row for row in table if row["language"] == name] for name in sizes}
+    for name, rows in parts.items():
+        pa_parquet.write_table(pa.Table.from_pylist(rows), path / f"{name}.parquet", row_group_size=group)
+
+
+TASK = """
+about: test
+kind: choice
+fields: {text: text}
+label: {names: [negative, positive]}
+languages: [en, de]
+metric: accuracy
+sources:
+  files: {files: {train: %s, validation: validation, test: test}}
+patterns:
+  plain: {text: "{text} . it was <slot> .", verbalizer: {negative: bad, positive: good}, source: test}
+"""
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_any_number_of_readers_reads_each_row_once(together, tmp_path):
+    write_rows(tmp_path, {"en": 130, "de": 43}, 16, together)
+    (tmp_path / "own.yaml").write_text(TASK % ("train" if together else "train-*.parquet"))
+    found = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en", "de"])
+    assert (found.rows, found.languages.keys()) == (173, {"en", "de"})
+    assert Index.load(found.origin, found.dump()) == found
+    assert sorted(found.head()["id"].to_pylist()) == ["de0", "en0"]
+
+    def read(step: int, rank: int, world: int, batch_size: int) -> list[list[str]]:
+        return list(steps(Reader(found, "proportional"), lambda row: [row["id"]], Share(5, 2, step, batch_size, rank, world)))
+
+    whole = read(0, 0, 1, 10)
+    assert sorted(key for step in whole for key in step) == sorted([f"en{i}" for i in range(130)] + [f"de{i}" for i in range(43)])
+    assert [len(step) for step in whole] == [10] * 17 + [3]
+    assert [key for step in whole for key in step] == [key for step in read(0, 0, 1, 7) for key in step]
+    assert read(11, 0, 1, 10) == whole[11:]
+    for world in (2, 3):
+        shared = [read(4, rank, world, 10) for rank in range(world)]
+        assert [sorted(key for part in parts for key in part) for parts in zip(*shared)] == [sorted(step) for step in whole[4:]]
+
+
+def test_a_streamed_run_in_this_process(place, monkeypatch, capsys):  # noqa: F811
+    """Through the command line; its cell is another than that of rows in memory."""
+    write_rows(place, {"en": 70, "de": 21}, 16, together=True)
+    (place / "mytask.yaml").write_text(TASK % "train")
+    more = ["train.languages=[en,de]", "seeds=1", "train.epochs=5", "train.batch_size=8", "data.stream=uniform", "train.patience=null"]
+    assert call(monkeypatch, "check", *words(place, *more)) == 0
+    told = capsys.readouterr().out
+    assert "rows: 91 train" in told
+    assert "steps: 60 a seed" in told
+    for storage, own in (("streamed", more), ("memory", [*more, "data.stream=null"])):
+        assert call(monkeypatch, "run", *words(place, *own, f"storage={place}/{storage}")) == 0
+    streamed, memory = (json.loads(next(place.glob(f"{name}/*/seed-0/result.json")).read_text()) for name in ("streamed", "memory"))
+    assert streamed["cell"] != memory["cell"]
+    assert len(streamed["losses"]) == len(memory["losses"]) == 60
+    assert sum(streamed["losses"][-12:]) < 0.7 * sum(streamed["losses"][:12])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.stream=even"], "data.stream: found 'even'"),
+        (["data.stream=0.5"], "data.stream: found 0.5"),
+        (["data.stream=uniform", "shots=4"], "data.stream: found shots=4; a stream has all rows"),
+        (["data.stream=uniform", "protocol=gnnavi"], "data.stream: protocol gnnavi holds dev rows out of train"),
+    ],
+)
+def test_bad_streams_are_one_line(more, message, place, monkeypatch, capsys):  # noqa: F811
+    assert call(monkeypatch, "check", *words(place, *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_cant_be_streamed_are_one_line(place, monkeypatch, capsys):  # noqa: F811
+    pa_parquet.write_table(
+        pa.table({"id": [str(i) for i in range(MOST + 1)], "text": ["x"] * (MOST + 1), "label": ["negative"] * (MOST + 1), "language": ["en"] * (MOST + 1)}),
+        place / "train.parquet",
+    )
+    assert call(monkeypatch, "check", *words(place, "data.stream=uniform")) == 2
+    assert "found a row group of 65,537 rows; expected at most 65,536; write it anew with row_group_size=65536" in capsys.readouterr().err
+    (place / "train.parquet").unlink()
+    (place / "train.jsonl").write_text('{"id": "1", "text": "x", "label": "negative", "language": "en"}\n')
+    assert call(monkeypatch, "check", *words(place, "data.stream=uniform")) == 2
+    assert "train.jsonl: expected Parquet files" in capsys.readouterr().err
