@@ -100,7 +100,7 @@ class Resources(Strict):
     gpus_per_worker: float = Field(default=0, ge=0)
     max_failures: int = Field(default=3, ge=0)
     data_label: str | None = Field(
-        default=None, pattern=r"^[^=\s]+=[^=\s]+$", description="label of the nodes that read and encode rows, e.g. raypft.io/pool=cpu-data; None: any node"
+        default=None, pattern=r"^[^=\s]+=[^=\s]+$", description="label of the nodes that read and encode rows, e.g. pool=cpu-data; None: any node"
     )
 
 

@@ -46,7 +46,7 @@ def path_of(text: str) -> Path:
         path = UPath(text, use_listings_cache=False)  # other processes write there too
         path.fs  # noqa: B018  (loads the client)
     except (ImportError, ValueError) as error:
-        raise UserError(f"storage: {text} can't be reached: {error}; for s3:// pip install 'raypft[s3]'") from None
+        raise UserError(f"storage: {text} can't be reached: {error}; its client comes with pip install 'raypft[s3]' (or gcs, azure)") from None
     return cast(Path, path)
 
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -75,12 +75,19 @@ def ray_session() -> Iterator[None]:
 
 def check_resources(job: Job) -> None:
     """Raise a UserError where Ray has, and can get, too little for the job, before anything is written."""
+    shapes = shapes_here()
     with ray_session():
         cpus_per_worker(job, logical_cpus())
-    shapes = shapes_here()
+        _check_label(job.resources.data_label, [shape.labels for shape in shapes] or [node["Labels"] for node in ray.nodes() if node["Alive"]])
     line = impossible(job_bundles(job.resources), shapes, "this cluster") if shapes else None
     if line:
         raise Infeasible(line)
+
+
+def _check_label(label: str | None, nodes: Sequence[Mapping[str, str]]) -> None:
+    if label and not any(f"{key}={value}" == label for labels in nodes for key, value in labels.items()):
+        known = sorted({f"{key}={value}" for labels in nodes for key, value in labels.items() if not key.startswith("ray.io/")})
+        raise UserError(f'resources.data_label: no node has "{label}"; found: {", ".join(known) or "no labels"}; leave it out, or label nodes that read rows')
 
 
 def capacity() -> list[Shape]:

@@ -181,7 +181,7 @@ def test_a_job_asks_for_its_workers_and_what_feeds_them():
     assert job_bundles(Resources(workers=2, gpus_per_worker=1)) == [{"CPU": 1.0, "GPU": 1}] * 2 + [{"CPU": 1.0}] * 2
     assert job_bundles(Resources(workers=1, cpus_per_worker=4))[0] == {"CPU": 4, "GPU": 0}
     assert job_bundles(Resources()) == []
-    with pytest.raises(UserError, match=r'recipes/profit.yaml: resources: unknown key "gpus"; known: cpus_per_worker, gpus_per_worker'):
+    with pytest.raises(UserError, match=r'recipes/profit.yaml: resources: unknown key "gpus"; known: cpus_per_worker, data_label, gpus_per_worker'):
         load_resources("profit", ["resources.gpus=1"])
 
 

@@ -117,6 +117,12 @@ def test_a_workers_own_error_is_one_line(place, session):  # noqa: F811
         run(place, "seeds=1", "train.lr=1e30", "train.epochs=9", "resources.workers=2", "resources.max_failures=0")
 
 
+def test_a_label_that_no_node_has(place, session):  # noqa: F811
+    """Ray Data would wait for ever."""
+    with pytest.raises(UserError, match=r'resources.data_label: no node has "pool=cpu-data"; found: no labels; leave it out'):
+        run(place, "seeds=1", "resources.workers=1", "resources.data_label=pool=cpu-data")
+
+
 def test_the_cpu_rule():
     """Workers, encoder and reader fit the machine or the job is refused."""
     job = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2"])

@@ -88,7 +88,7 @@ def test_what_pathlib_and_object_stores_share(kind, tmp_path, bucket):
 def test_what_cant_be_written_is_one_line(place, bucket, monkeypatch, capsys):  # noqa: F811
     assert call(monkeypatch, "run", *words(place, "storage=s3://raypft-nowhere/runs")) == 2
     assert capsys.readouterr().err.startswith("raypft: storage: s3://raypft-nowhere/runs/")
-    with pytest.raises(UserError, match=r"storage: nope://x can't be reached: .*pip install 'raypft\[s3\]'"):
+    with pytest.raises(UserError, match=r"storage: nope://x can't be reached: .*pip install 'raypft\[s3\]' \(or gcs, azure\)"):
         path_of("nope://x")
 
 
