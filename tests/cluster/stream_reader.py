@@ -1,0 +1,49 @@
+"""Reads a stream on every node of a cluster but the head, as workers do, and tells what each saw; run by test_streaming.
+
+Arguments: address, job as JSON, index file, rows of an epoch, batch size, file to write.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raypft.data import Share
+from raypft.job import Job
+
+WINDOW = 1000
+
+
+@ray.remote(num_cpus=1)
+class Reader:
+    """A worker's side: takes its share step by step; a step's work is a wait."""
+
+    def read(self, job: dict, index: str, rows: int, batch_size: int, rank: int, world: int, work: float) -> dict:
+        from raypft.scale.data import OnRay
+
+        keys, languages, waits, memory = [], [], [], []
+        began = time.monotonic()
+        for prompts in OnRay(Job(**job), index, rows)(Share(0, 0, 0, batch_size, rank, world)):
+            waits.append(time.monotonic() - began)
+            keys += [prompt.key for prompt in prompts]
+            languages += [prompt.language for prompt in prompts]
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6)
+            time.sleep(work)
+            began = time.monotonic()
+        mixes = [Counter(languages[start : start + WINDOW]) for start in range(0, len(languages) - WINDOW + 1, WINDOW)]
+        return {"node": ray.util.get_node_ip_address(), "keys": keys, "waits": waits, "memory": memory, "mixes": mixes}
+
+
+if __name__ == "__main__":
+    address, job, index, rows, batch_size, out = sys.argv[1:]
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
+    readers = [Reader.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
+    reads = [r.read.remote(json.loads(job), index, int(rows), int(batch_size), rank, len(nodes), 0.05) for rank, r in enumerate(readers)]
+    Path(out).write_text(json.dumps(ray.get(reads)))

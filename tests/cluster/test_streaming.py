@@ -1,0 +1,91 @@
+"""A stream on two hosts: six languages, ten times the rows that a reader may hold; each row once, flat memory, the mix, no starvation.
+
+RAYPFT_ALL_NODES=1 runs it; what it measured is printed (-s).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tracemalloc
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+import pytest
+from hosts import ROOT
+from test_cli import place, words  # noqa: F401  (a fixture)
+from test_nodes import Run, hosts, more, reason  # noqa: F401  (a fixture)
+from test_stream import TASK
+
+from raypft import runs
+from raypft.encode import Encoder
+from raypft.job import load_job
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.skipif(reason is not None, reason=reason or "")]
+SIZES = {"en": 40_000, "de": 24_000, "fr": 16_000, "tr": 8_000, "sw": 6_000, "zh": 2_000}
+SIX = TASK.replace("languages: [en, de]", f"languages: [{', '.join(SIZES)}]") % "train"
+
+
+def write(place, sizes: dict[str, int]) -> None:  # noqa: F811
+    """Train rows of about 60 tokens, a row group of 1,000 at a time."""
+    text = {name: f"the film was {'good' if i % 2 else 'bad'} " * 14 for i, name in enumerate(sizes)}
+    for name, size in sizes.items():
+        rows = {"id": [f"{name}{i}" for i in range(size)], "language": [name] * size, "text": [f"{text[name]} {i}" for i in range(size)]}
+        (place / "train").mkdir(exist_ok=True)
+        table = pa.table({**rows, "label": [("negative", "positive")[i % 2] for i in range(size)]})
+        pa_parquet.write_table(table, place / "train" / f"{name}.parquet", row_group_size=1000)
+    (place / "train.parquet").unlink(missing_ok=True)
+    (place / "mytask.yaml").write_text(SIX.replace("train: train,", "train: train/*.parquet,"))
+
+
+@more
+def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
+    write(place, SIZES)
+    languages = f"[{','.join(SIZES)}]"
+    name, *overrides = words(place, "seeds=1", f"train.languages={languages}", "train.max_tokens=96", "data.stream=proportional")
+    prepared = runs.prepare(load_job(name, overrides))
+    index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton)
+    tracemalloc.start()
+    held = [prompt for row in [index.head().to_pylist()[0]] * 500 for prompt in encoder(row)]
+    whole = tracemalloc.get_traced_memory()[0] / len(held) * index.rows / 1e6
+    tracemalloc.stop()
+    limit = whole / 10
+    for part in (place / "index.json", place / "read.json"):
+        part.write_text(index.dump())
+    arguments = [prepared.job.model_dump_json(), str(place / "index.json"), str(index.rows), "64", str(place / "read.json")]
+    command = [sys.executable, str(ROOT / "tests" / "cluster" / "stream_reader.py"), hosts.env["RAY_ADDRESS"], *arguments]
+    process = hosts._begin("head", command, hosts.env, -1)
+    out, err = process.communicate(timeout=1200)
+    assert process.returncode == 0, (out, err)
+    found = json.loads((place / "read.json").read_text())
+    keys = Counter(key for reader in found for key in reader["keys"])
+    assert (len(keys), set(keys.values())) == (sum(SIZES.values()), {1})
+    assert len({reader["node"] for reader in found}) == 2
+    for reader in found:
+        settled = reader["memory"][len(reader["memory"]) // 10 :]
+        growth, waited = max(settled) - settled[0], sorted(reader["waits"][1:])
+        starved = sum(waited) / (sum(waited) + 0.05 * len(waited))
+        print(
+            f"{reader['node']}: {len(reader['keys'])} rows; memory {settled[0]:.0f} MB, grows by {growth:.1f} of {limit:.0f} MB (all rows: {whole:.0f} MB); "
+            f"first rows after {reader['waits'][0]:.1f} s, then waits median {statistics.median(waited) * 1000:.1f} ms, longest {waited[-1]:.1f} s, "
+            f"{starved:.0%} of the time at 50 ms a step"
+        )
+        assert growth < limit - sys.getsizeof(reader["keys"]) / 1e6
+        assert waited[-1] < 10
+        for mix in reader["mixes"]:
+            assert all(abs(mix.get(name, 0) - 1000 * size / sum(SIZES.values())) <= 12 for name, size in SIZES.items())
+
+
+@more
+def test_a_streamed_job_goes_on_where_a_lost_host_left_it(hosts, place):  # noqa: F811
+    """In the middle of an epoch; the losses are those of a run in one process."""
+    write(place, {name: size // 100 for name, size in SIZES.items()})
+    streamed = [f"train.languages=[{','.join(SIZES)}]", "train.epochs=4", "train.batch_size=8", "train.max_tokens=96", "data.stream=2"]
+    run = Run(hosts, place, *streamed, "train.save_every=7")
+    hosts.kill(run.at_work())
+    hosts.add("three", 3)
+    print(f"host lost: the stream goes on after {run.until(lambda: run.resumed(2), 'resume'):.0f} s")
+    assert any(event["event"] == "resume" and event["step"] for event in run.events())
+    run.check()
