@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.cells import Cell, Tell
 from raypft.errors import UserError
@@ -18,6 +20,7 @@ from raypft.job import Job
 from raypft.scale.cluster.feasible import Infeasible, Shape, impossible, job_bundles, shapes_here
 from raypft.scale.data import ENCODER_CPUS, encode_on_ray
 from raypft.scale.lane import Lane
+from raypft.storage import absolute, path_of
 
 READER_CPUS = 1.0
 
@@ -78,7 +81,7 @@ def check_resources(job: Job) -> None:
     shapes = shapes_here()
     with ray_session():
         cpus_per_worker(job, logical_cpus())
-        _check_label(job.resources.data_label, [shape.labels for shape in shapes] or [node["Labels"] for node in ray.nodes() if node["Alive"]])
+        _check_label(job.resources.data_label, [shape.labels for shape in shapes or ()] or [node["Labels"] for node in ray.nodes() if node["Alive"]])
     line = impossible(job_bundles(job.resources), shapes, "this cluster") if shapes else None
     if line:
         raise Infeasible(line)
@@ -88,6 +91,30 @@ def _check_label(label: str | None, nodes: Sequence[Mapping[str, str]]) -> None:
     if label and not any(f"{key}={value}" == label for labels in nodes for key, value in labels.items()):
         known = sorted({f"{key}={value}" for labels in nodes for key, value in labels.items() if not key.startswith("ray.io/")})
         raise UserError(f'resources.data_label: no node has "{label}"; found: {", ".join(known) or "no labels"}; leave it out, or label nodes that read rows')
+
+
+def check_storage(storage: str) -> None:
+    """Raise a UserError where another node does not see what this process writes there: its workers' results would be lost."""
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
+    if not others:
+        return
+    folder = path_of(absolute(storage))
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / f".seen-{uuid.uuid4().hex}"
+    marker.write_bytes(b"")
+    looks = {name: _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=True)) for name in others}
+    try:
+        blind = [others[name] for name, sees in zip(looks, ray.get([look.remote(str(marker)) for look in looks.values()]), strict=True) if not sees]
+    finally:
+        marker.unlink()
+    if blind:
+        raise UserError(f"storage: node {blind[0]} does not see {folder}; give a folder that all nodes mount, or a URI such as s3://bucket/folder")
+
+
+@ray.remote(num_cpus=0)
+def _sees(path: str) -> bool:
+    return path_of(path).exists()
 
 
 def capacity() -> list[Shape]:
@@ -113,6 +140,7 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
     """
     with ray_session(), quiet_loggers():
         cpus = cpus_per_worker(cells[0].job, logical_cpus())
+        check_storage(cells[0].job.storage)
         encode_on_ray(cells)
         for _, alike in itertools.groupby(cells, key=lambda cell: Lane.kind(cell.job)):
             own = list(alike)

@@ -25,7 +25,7 @@ from raypft.cells import Tell
 from raypft.job import Job
 from raypft.scale.cluster.feasible import Bundle, Infeasible, Shape, at_a_time, impossible
 from raypft.scale.data import ENCODER_CPUS
-from raypft.scale.launch import READER_CPUS, capacity, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
+from raypft.scale.launch import READER_CPUS, capacity, check_storage, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
 from raypft.scale.study import Study
 from raypft.scale.trackers import tracker
 from raypft.scale.trial import Trial
@@ -232,6 +232,7 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     files = campaign.folder / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
+        check_storage(str(campaign.folder.parent))
         shapes = capacity()
         cpus = logical_cpus(shapes)
         jobs = [study.place.job(study.example) for study in studies]

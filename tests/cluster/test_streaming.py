@@ -44,7 +44,7 @@ def write(place, sizes: dict[str, int]) -> None:  # noqa: F811
 def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
     write(place, SIZES)
     languages = f"[{','.join(SIZES)}]"
-    name, *overrides = words(place, "seeds=1", f"train.languages={languages}", "train.max_tokens=96", "data.stream=proportional")
+    name, *overrides = words(place, "seeds=1", f"train.languages={languages}", "train.max_tokens=96", "data.stream=proportional", "dev.rows=none")
     prepared = runs.prepare(load_job(name, overrides))
     index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton)
     tracemalloc.start()
@@ -82,7 +82,7 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
 def test_a_streamed_job_goes_on_where_a_lost_host_left_it(hosts, place):  # noqa: F811
     """In the middle of an epoch; the losses are those of a run in one process."""
     write(place, {name: size // 100 for name, size in SIZES.items()})
-    streamed = [f"train.languages=[{','.join(SIZES)}]", "train.epochs=4", "train.batch_size=8", "train.max_tokens=96", "data.stream=2"]
+    streamed = [f"train.languages=[{','.join(SIZES)}]", "train.epochs=4", "train.batch_size=8", "train.max_tokens=96", "data.stream=2", "dev.rows=none", "train.select=last"]
     run = Run(hosts, place, *streamed, "train.save_every=7")
     hosts.kill(run.at_work())
     hosts.add("three", 3)

@@ -19,7 +19,7 @@ from test_cli import place, words  # noqa: F401  (a fixture)
 from raypft import runs
 from raypft.errors import UserError
 from raypft.job import load_job
-from raypft.scale.launch import cpus_per_worker
+from raypft.scale.launch import check_storage, cpus_per_worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -121,6 +121,18 @@ def test_a_label_that_no_node_has(place, session):  # noqa: F811
     """Ray Data would wait for ever."""
     with pytest.raises(UserError, match=r'resources.data_label: no node has "pool=cpu-data"; found: no labels; leave it out'):
         run(place, "seeds=1", "resources.workers=1", "resources.data_label=pool=cpu-data")
+
+
+def test_a_node_that_does_not_see_the_storage_is_told(place, session, monkeypatch):  # noqa: F811
+    """Before anything is computed; here the other node is this one, and the marker is not written."""
+    (here,) = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [here, {**here, "NodeID": "f" * 56, "NodeManagerAddress": "10.0.0.9"}])
+    check_storage(f"{place}/runs")
+    assert not list((place / "runs").iterdir())
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: path.with_suffix(".unseen").touch())
+    monkeypatch.setattr(Path, "unlink", lambda path: None)
+    with pytest.raises(UserError, match=r"storage: node 10.0.0.9 does not see .*/runs; give a folder that all nodes mount, or a URI such as"):
+        check_storage(f"{place}/runs")
 
 
 def test_the_cpu_rule():
