@@ -72,8 +72,8 @@ class Hosts:
         ip("-n", f"{self.mark}sw", "link", "set", "br0", "up")
         self.add("head", 2)
 
-    def add(self, name: str, cpus: int) -> None:
-        """A host more, and its Ray node."""
+    def add(self, name: str, cpus: int, *more: str) -> None:
+        """A host more, and its Ray node; more: options of `ray start`."""
         self.names.append(name)
         space, switch, address = f"{self.mark}{name}", f"{self.mark}sw", self.address(name)
         ip("netns", "add", space)
@@ -83,7 +83,7 @@ class Hosts:
         ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
         ip("-n", space, "link", "set", "eth0", "up")
         where = ["--head", "--port", str(PORT), "--include-dashboard=false"] if name == "head" else ["--address", self.env["RAY_ADDRESS"]]
-        own = ["--node-ip-address", address, "--num-cpus", str(cpus), "--temp-dir", str(self.folder / name), "--object-store-memory", "100000000"]
+        own = ["--node-ip-address", address, "--num-cpus", str(cpus), "--temp-dir", str(self.folder / name), "--object-store-memory", "100000000", *more]
         env = {key: value for key, value in self.env.items() if key != "RAY_ADDRESS"}
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *where, *own]
         self.started.append(self._begin(name, words, env, subprocess.DEVNULL))

@@ -24,20 +24,25 @@ WINDOW = 1000
 class Reader:
     """A worker's side: takes its share step by step; a step's work is a wait."""
 
-    def read(self, job: dict, index: str, rows: int, batch_size: int, rank: int, world: int, work: float) -> dict:
+    def read(self, job: dict, index: str, rows: int, batch_size: int, rank: int, world: int, work: float, out: str) -> dict:
         from raypft.scale.data import OnRay
 
-        keys, languages, waits, memory = [], [], [], []
+        keys = Path(f"{out}.keys-{rank}").open("w")
+        languages, waits, memory, mixes, count = [], [], [], [], 0
         began = time.monotonic()
         for prompts in OnRay(Job(**job), index, rows)(Share(0, 0, 0, batch_size, rank, world)):
             waits.append(time.monotonic() - began)
-            keys += [prompt.key for prompt in prompts]
+            keys.writelines(f"{prompt.key}\n" for prompt in prompts)
             languages += [prompt.language for prompt in prompts]
+            count += len(prompts)
+            if len(languages) >= WINDOW:
+                mixes.append(Counter(languages[:WINDOW]))
+                del languages[:WINDOW]
             memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6)
             time.sleep(work)
             began = time.monotonic()
-        mixes = [Counter(languages[start : start + WINDOW]) for start in range(0, len(languages) - WINDOW + 1, WINDOW)]
-        return {"node": ray.util.get_node_ip_address(), "keys": keys, "waits": waits, "memory": memory, "mixes": mixes}
+        keys.close()
+        return {"node": ray.util.get_node_ip_address(), "rows": count, "waits": waits, "memory": memory, "mixes": mixes}
 
 
 if __name__ == "__main__":
@@ -45,5 +50,5 @@ if __name__ == "__main__":
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
     readers = [Reader.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
-    reads = [r.read.remote(json.loads(job), index, int(rows), int(batch_size), rank, len(nodes), 0.05) for rank, r in enumerate(readers)]
+    reads = [r.read.remote(json.loads(job), index, int(rows), int(batch_size), rank, len(nodes), 0.05, out) for rank, r in enumerate(readers)]
     Path(out).write_text(json.dumps(ray.get(reads)))
