@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import ray
@@ -16,8 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.data import Share
 from raypft.job import Job
-
-WINDOW = 1000
 
 
 @ray.remote(num_cpus=1)
@@ -27,22 +24,17 @@ class Reader:
     def read(self, job: dict, index: str, rows: int, batch_size: int, rank: int, world: int, work: float, out: str) -> dict:
         from raypft.scale.data import OnRay
 
-        keys = Path(f"{out}.keys-{rank}").open("w")
-        languages, waits, memory, mixes, count = [], [], [], [], 0
-        began = time.monotonic()
-        for prompts in OnRay(Job(**job), index, rows)(Share(0, 0, 0, batch_size, rank, world)):
-            waits.append(time.monotonic() - began)
-            keys.writelines(f"{prompt.key}\n" for prompt in prompts)
-            languages += [prompt.language for prompt in prompts]
-            count += len(prompts)
-            if len(languages) >= WINDOW:
-                mixes.append(Counter(languages[:WINDOW]))
-                del languages[:WINDOW]
-            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6)
-            time.sleep(work)
+        with Path(f"{out}.keys-{rank}").open("w") as keys:
+            waits, memory, count = [], [], 0
             began = time.monotonic()
-        keys.close()
-        return {"node": ray.util.get_node_ip_address(), "rows": count, "waits": waits, "memory": memory, "mixes": mixes}
+            for step, prompts in enumerate(OnRay(Job(**job), index, rows)(Share(0, 0, 0, batch_size, rank, world))):
+                waits.append(time.monotonic() - began)
+                keys.writelines(f"{step} {prompt.key}\n" for prompt in prompts)
+                count += len(prompts)
+                memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6)
+                time.sleep(work)
+                began = time.monotonic()
+        return {"node": ray.util.get_node_ip_address(), "rows": count, "waits": waits, "memory": memory}
 
 
 if __name__ == "__main__":
