@@ -138,6 +138,8 @@ def cell_keys(job: Job, data: Mapping[int, str], weights: str) -> dict[int, str]
         asked["artefact"] = artefact
     if job.train.precision != "fp32":
         asked["cast"] = job.resources.workers > 0  # DeepSpeed casts the weights, plain torch computes on them in half precision
+    if job.data.stream is not None:
+        asked["order"] = stream.ORDER
     readout, _ = part_config(job.readout, "readout")
     numerics = [method.numerics, readout.numerics, ENCODING]
     common = {**job.scientific(), "backbone": weights, "numerics": numerics, "asked": asked}

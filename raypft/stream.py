@@ -29,6 +29,8 @@ from raypft.rows import normalise, spoken, their_columns
 from raypft.sources import Origin
 from raypft.storage import absolute
 
+ORDER = 1
+"""Raised when a change alters which row stands where; part of the cell key."""
 MOST = 1 << 16
 """Rows a row group may have: one of each language is in memory where rows are read."""
 
