@@ -145,7 +145,9 @@ class Book:
 
     def write_campaign(self) -> None:
         """Keep the resolved campaign beside its ledger."""
-        text = yaml.safe_dump(self.campaign.model_dump(mode="json", exclude_none=True, warnings=False), sort_keys=False, allow_unicode=True)
+        found = self.campaign.model_dump(mode="json", exclude_none=True, warnings=False)
+        found["defaults"] = {**found.get("defaults", {}), "storage": str(self.campaign.folder.parent)}  # it may have come from the cluster
+        text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
         (self.campaign.folder / "campaign.yaml").write_text(text, encoding="utf-8")
 
 

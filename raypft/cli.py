@@ -266,7 +266,7 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="One row: a text, or field=text for each field; words are split at blanks.")] = None,
     language: Annotated[str | None, typer.Option(help="Of rows that do not say theirs; the training language by default.")] = None,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="A .parquet or .jsonl file instead of the terminal.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path_of, help="A .parquet or .jsonl file instead of the terminal.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score new rows with a finished run: labels with probabilities, a tag a word, or answer texts."""
@@ -291,7 +291,7 @@ def predict(
 
 
 @app.command()
-def export(run: Run, folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")], seed: Seed = None) -> None:
+def export(run: Run, folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")], seed: Seed = None) -> None:
     """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
     from raypft.export import export as write  # noqa: PLC0415
     from raypft.using import load_trained  # noqa: PLC0415

@@ -20,6 +20,7 @@ from raypft.backbones.export import auto_class, injected, save_model
 from raypft.backbones.peft_layers import save_peft
 from raypft.errors import UserError
 from raypft.report import mean_std
+from raypft.storage import is_remote
 from raypft.using import Trained
 
 PARTS = "parts.safetensors"
@@ -36,6 +37,8 @@ def export(trained: Trained, folder: Path) -> None:
     method, backbone, head = learner.method, learner.method.backbone, learner.readout.exported_head()
     if not (method.trains and trained.job.train.epochs and learner.trainable()):
         raise UserError(f"export: nothing was trained in {trained.folder}; use the backbone {trained.job.backbone} itself")
+    if is_remote(folder):
+        raise UserError(f"export: found {folder}; expected a new folder on this machine, which others then load from")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export: {folder} holds something already; give a new folder")
     parts = dict(method.parts())

@@ -10,11 +10,12 @@ import copy
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from raypft.errors import UserError, nearest
 from raypft.fewshot import DevRows, protocol
@@ -26,13 +27,13 @@ NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
 
 
-def _mixed(value: str | float) -> str | float:
-    if value not in ("proportional", "uniform") and (isinstance(value, str) or value < 1):
+def _mixed(value: Any) -> Any:
+    if value not in ("proportional", "uniform") and (isinstance(value, str | bool) or not 1 <= value < math.inf):
         raise ValueError("expected proportional, uniform or a temperature of at least 1")
     return value
 
 
-Mix = Annotated[str | float, AfterValidator(_mixed)]
+Mix = Annotated[str | float, BeforeValidator(_mixed)]
 """How many rows each language gives to an epoch of a stream; a number is a temperature, see `stream.shares`."""
 
 
@@ -303,6 +304,8 @@ def _check_engine(job: Job) -> None:
     """Precision, ZeRO stage and workers must go together: nothing is ignored silently."""
     if (job.resources.min_workers or 0) > job.resources.workers:
         raise UserError(f"resources.min_workers: found {job.resources.min_workers} with workers {job.resources.workers}; expected at most as many")
+    if job.resources.workers == 0 and job.resources.data_label:
+        raise UserError("resources.data_label: found a label without workers; rows are read in this process then; leave it out, or set resources.workers")
     if job.resources.workers == 0 and (job.zero.stage or job.zero.offload):
         raise UserError(f"zero: found stage {job.zero.stage}, offload {job.zero.offload} without workers; set resources.workers=1 or more, or leave zero out")
     if job.resources.workers == 0 and job.train.precision == "fp16":

@@ -23,6 +23,7 @@ from raypft.live import duration
 from raypft.runs import Prepared, identify
 from raypft.scale.cluster.feasible import Shape
 from raypft.scale.trackers import tracker
+from raypft.storage import is_remote
 
 LOOKED_AT = 20
 """Rows whose prompts are counted."""
@@ -158,6 +159,8 @@ def _missing(campaign: Campaign, parts: list[Part], shapes: list[Shape]) -> Iter
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not os.environ.get("RAY_ADDRESS") and need > memory:
         yield f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights and optimizer state; this machine has {memory / GIB:.1f}"
+    if is_remote(campaign.folder):
+        return
     disk, free = sum(part.todo * part.disk for part in parts), shutil.disk_usage(_existing(campaign.folder)).free
     if disk > free:
         yield f"disk: results take {disk / GIB:.1f} GiB; {campaign.folder.parent} has {free / GIB:.1f} free"

@@ -171,16 +171,17 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
 
 
 def _file_table(origin: Origin, pattern: str, language: str | None) -> tuple[pa.Table | None, str]:
-    files, path = _files(origin, pattern, language)
+    path = _path(origin, pattern, language)
+    system, inner = system_of(path)
+    files = _find(system, inner, origin.source.format)
     if not files:
         return None, path
-    theirs = origin.source.languages.get(language, language) if language else None
-    tables = [read_file(*system_of(file), origin.source.format, theirs) for file in files]
-    return pa.concat_tables(tables), files[0]
+    tables = [read_file(system, file, origin.source.format, _theirs(origin, language)) for file in files]
+    return pa.concat_tables(tables), path + files[0].removeprefix(inner) if files[0].startswith(inner) else path
 
 
 def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str, str | None]]:
-    """The files of a split, each with the language that its name says.
+    """The files of a split as paths in `system_for` it, each with the language that its name says.
 
     Raises:
         UserError: the source has no files for it, or keeps a language out of it.
@@ -191,26 +192,31 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     _check_languages(origin, split, languages)
     found: list[tuple[str, str | None]] = []
     for language in languages if "{language}" in pattern else [None]:
-        files, path = _files(origin, pattern, language)
+        path = _path(origin, pattern, language)
+        files = _find(*system_of(path), origin.source.format)
         if not files:
             raise UserError(f"data: no file {path} for the {split} split of {origin.task.name}")
         found += [(file, language) for file in files]
     return found
 
 
-def _files(origin: Origin, pattern: str, language: str | None) -> tuple[list[str], str]:
-    """The paths or URIs that a pattern stands for, and what was looked for."""
-    theirs = origin.source.languages.get(language, language) if language else None
+def system_for(origin: Origin, split: str) -> fs.FileSystem:
+    """Where the files of a split are."""
+    return system_of(_path(origin, (origin.source.files or {})[split], None))[0]
+
+
+def _theirs(origin: Origin, language: str | None) -> str | None:
+    return origin.source.languages.get(language, language) if language else None
+
+
+def _path(origin: Origin, pattern: str, language: str | None) -> str:
+    """The path or URI that a pattern stands for, which may hold *."""
     if "{shots}" in pattern and origin.shots is None:
         raise UserError(f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K")
-    path = pattern.format(language=theirs, shots=origin.shots)
+    path = pattern.format(language=_theirs(origin, language), shots=origin.shots)
     if path.startswith("samples:"):
-        path = str(SAMPLES / path.removeprefix("samples:"))
-    elif origin.root is not None:
-        path = f"{origin.root.rstrip('/')}/{path}"
-    system, inner = system_of(path)
-    before = path[: path.index("://") + 3] if "://" in path else ""
-    return [before + file for file in _find(system, inner, origin.source.format)], path
+        return str(SAMPLES / path.removeprefix("samples:"))
+    return path if origin.root is None else f"{origin.root.rstrip('/')}/{path}"
 
 
 def system_of(path: str) -> tuple[fs.FileSystem, str]:

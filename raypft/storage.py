@@ -10,6 +10,7 @@ import atexit
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def written(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name
             yield file
-            path.write_bytes(file.read_bytes())
+            cast(Any, path).fs.put_file(str(file), cast(Any, path).path)
         return
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
     yield partial
@@ -82,9 +83,13 @@ def on_disk(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / path.name
-        file.write_bytes(path.read_bytes())
-        yield file
+        yield _fetched(path, folder)
+
+
+def _fetched(path: Path, folder: str) -> Path:
+    file = Path(folder) / path.name
+    cast(Any, path).fs.get_file(cast(Any, path).path, str(file))
+    return file
 
 
 @functools.lru_cache(maxsize=8)
@@ -94,9 +99,7 @@ def lasting(path: Path) -> Path:
         return path
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    file = Path(folder.name) / path.name
-    file.write_bytes(path.read_bytes())
-    return file
+    return _fetched(path, folder.name)
 
 
 def remove(folder: Path) -> None:
@@ -144,7 +147,7 @@ class Log:
 
     def read(self) -> bytes:
         """All lines."""
-        return b"".join(part.read_bytes() for part in self._parts())
+        return b"".join(part.read_bytes() for _, part in self._parts())
 
     def append(self, line: bytes) -> None:
         """Add a line, which ends in a newline."""
@@ -153,14 +156,14 @@ class Log:
                 stream.write(line)
             return
         if self._number < 0 or len(self._tail) > PART:
-            self._number = len(self._parts()) if self._number < 0 else self._number + 1
+            self._number = max((number for number, _ in self._parts()), default=-1) + 1 if self._number < 0 else self._number + 1
             self._tail = b""
         self._tail += line
         self._part(self._number).write_bytes(self._tail)
 
     def rewrite(self, lines: bytes) -> None:
         """Put these lines in the place of all others."""
-        others = self._parts()[1:]
+        others = [part for number, part in self._parts() if number]
         with written(self.path) as file:
             file.write_bytes(lines)
         for part in others:
@@ -169,15 +172,17 @@ class Log:
 
     def remove(self) -> None:
         """Remove all lines."""
-        for part in self._parts():
+        for _, part in self._parts():
             part.unlink()
         self._number = -1
 
     def _part(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}") if number else self.path
 
-    def _parts(self) -> list[Path]:
+    def _parts(self) -> list[tuple[int, Path]]:
+        """The parts that there are, with their numbers."""
         if not is_remote(self.path):
-            return [self.path] if self.path.is_file() else []
-        found = {path.name for path in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")}
-        return [self._part(number) for number in range(len(found)) if self._part(number).name in found]
+            return [(0, self.path)] if self.path.is_file() else []
+        pattern = re.compile(rf"{re.escape(self.path.stem)}(?:-(\d+))?{re.escape(self.path.suffix)}")
+        named = [pattern.fullmatch(path.name) for path in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")]
+        return [(number, self._part(number)) for number in sorted(int(match[1] or 0) for match in named if match)]

@@ -33,6 +33,8 @@ ORDER = 1
 """Raised when a change alters which row stands where; part of the cell key."""
 MOST = 1 << 16
 """Rows a row group may have: one of each language is in memory where rows are read."""
+LIMIT = 1 << 31
+"""Rows there may be: products of two numbers of rows must stay below 2^63."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Index:
-    """What there is to stream: the row groups of each language in the order of the files, and a hash over the files' footers,
-    which hold the size and range of every column's part."""
+    """What there is to stream: the row groups of each language in the order of the files, and a hash (see `_digest`)."""
 
     origin: Origin
     groups: tuple[Group, ...]
@@ -88,37 +89,48 @@ def index(origin: Origin, languages: list[str]) -> Index:
         UserError: no Parquet files, a row group is too large, or a language has no rows.
     """
     origin = replace(origin, root=origin.root and absolute(origin.root))  # other processes read there
-    groups, digest = list[Group](), hashlib.sha256()
-    for file, language in sources.files_of(origin, "train", languages):
-        system, path = sources.system_of(file)
+    files = sources.files_of(origin, "train", languages)
+    source_keys = origin.source.model_dump(include={"columns", "labels", "languages", "language_before"})
+    groups, digest = list[Group](), hashlib.sha256(json.dumps(source_keys, sort_keys=True).encode())
+    system = sources.system_for(origin, "train")
+    for path, language in files:
         if not path.endswith(".parquet"):
-            raise UserError(f"data.stream: {file}: expected Parquet files; write it as one, or leave data.stream out")
+            raise UserError(f"data.stream: {path}: expected Parquet files; write it as one, or leave data.stream out")
         try:
             with system.open_input_file(path) as source:
                 found = pa_parquet.ParquetFile(source)
-                digest.update(_footer(source))
+                _digest(digest, source, found.metadata, origin)
                 for number in range(found.num_row_groups):
-                    groups += _groups(origin, found, file, number, language)
+                    groups += _groups(origin, found, path, number, language)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"data: {file} can't be read: {str(error).splitlines()[0]}") from None
+            raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
     groups = [group for group in groups if group.language in languages]
     for language in languages:
         if not any(group.language == language for group in groups):
             raise UserError(f'languages: train rows of {origin.task.name} ({origin.name}) hold none in "{language}"')
+    if sum(group.rows for group in groups) > LIMIT:
+        raise UserError(f"data.stream: found more than {LIMIT:,} rows; expected fewer; name a part of the files in the task's source")
     return Index(origin, tuple(groups), digest.hexdigest()[:16])
 
 
-def _footer(source: pa.NativeFile) -> bytes:
-    """The end of a Parquet file: its metadata, their length in 4 bytes, PAR1."""
-    size = source.size()
-    source.seek(size - 8)
-    length = int.from_bytes(source.read(4), "little")
-    source.seek(size - 8 - length)
-    return source.read(length)
+def _digest(digest: Any, source: pa.NativeFile, metadata: pa_parquet.FileMetaData, origin: Origin) -> None:
+    """Add what tells one file from another and takes little to read: the sizes of every column's parts, and the columns of ids,
+    languages and labels as they are stored."""
+    names = {name for ours in ("id", "language", origin.task.label.column) for name in their_columns(origin.source, ours)}
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for place in range(group.num_columns):
+            column = group.column(place)
+            digest.update(f"{column.path_in_schema} {group.num_rows} {column.total_uncompressed_size}".encode())
+            if column.path_in_schema.split(".")[0] in names:
+                source.seek(column.dictionary_page_offset or column.data_page_offset)
+                digest.update(source.read(column.total_compressed_size))
 
 
 def _groups(origin: Origin, found: pa_parquet.ParquetFile, file: str, number: int, language: str | None) -> list[Group]:
     rows = found.metadata.row_group(number).num_rows
+    if not rows:
+        return []
     if rows > MOST:
         raise UserError(f"data.stream: {file}: found a row group of {rows:,} rows; expected at most {MOST:,}; write it anew with row_group_size={MOST}")
     known = [name for name in their_columns(origin.source, "language") if name in found.schema_arrow.names]
@@ -131,9 +143,12 @@ def _groups(origin: Origin, found: pa_parquet.ParquetFile, file: str, number: in
 
 def read_group(origin: Origin, group: Group) -> pa.Table:
     """A row group's rows in one language, in our columns."""
-    system, path = sources.system_of(group.file)
-    with system.open_input_file(path) as source:
-        table = normalise(origin.task, origin.source, pa_parquet.ParquetFile(source).read_row_group(group.number), group.file, group.language)
+    try:
+        with sources.system_for(origin, "train").open_input_file(group.file) as source:
+            found = pa_parquet.ParquetFile(source).read_row_group(group.number)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data: {group.file} can't be read: {str(error).splitlines()[0]}; every node that reads rows must see it") from None
+    table = normalise(origin.task, origin.source, found, group.file, group.language)
     return table if group.alone else table.filter(pa.compute.equal(table["language"], group.language))
 
 
@@ -171,7 +186,7 @@ class Order:
         slack, found = len(self.shares) + 1, list[tuple[int, str, int]]()
         for own, (name, share) in enumerate(self.shares.items()):
             first, last = (start - slack) * share // self.size - 1, (stop + slack) * share // self.size + 1
-            numbers = np.arange(max(0, first), min(share, last + 1), dtype=np.int64)  # products stay below 2^63 to 2 billion rows
+            numbers = np.arange(max(0, first), min(share, last + 1), dtype=np.int64)
             rank = np.zeros_like(numbers)
             for other, size in enumerate(self.shares.values()):
                 # the other's rows due earlier: (2 j + 1) share < (2 k + 1) size; of equals, those of the language named earlier

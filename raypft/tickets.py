@@ -104,12 +104,13 @@ def open_ticket(where: str) -> Ticket:
     Raises:
         UserError: see `find_ticket`; or the file is none.
     """
-    path = lasting(find_ticket(where))
+    found = find_ticket(where)
+    path = lasting(found)
     try:
         with safe_open(path, "pt") as stream:
             own = json.loads((stream.metadata() or {})["ticket"])
     except (SafetensorError, KeyError):
-        raise UserError(f"method.ticket: {path} is no ticket; expected the {FILE} that ticket_search writes") from None
+        raise UserError(f"method.ticket: {found} is no ticket; expected the {FILE} that ticket_search writes") from None
     return Ticket(path, tuple(own["names"]), own["revision"], own["strategy"], own["settings"], own["digest"])
 
 

@@ -25,7 +25,7 @@ from raypft.errors import UserError
 from raypft.job import Job, make_job
 from raypft.report import Table
 from raypft.runs import DEMOS, cell_keys, read_job, read_results
-from raypft.storage import on_disk
+from raypft.storage import on_disk, written
 from raypft.tasks import Task, load_task
 from raypft.train import Learner, evaluate
 
@@ -178,6 +178,7 @@ def write(table: pa.Table, path: Path) -> None:
     check_ending(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        pa_parquet.write_table(table, path)
+        with written(path) as file:
+            pa_parquet.write_table(table, file)
     else:
         path.write_text("".join(f"{line}\n" for line in lines_of(table)), encoding="utf-8")

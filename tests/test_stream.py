@@ -165,3 +165,39 @@ def test_files_that_cant_be_streamed_are_one_line(place, monkeypatch, capsys):  
     (place / "train.jsonl").write_text('{"id": "1", "text": "x", "label": "negative", "language": "en"}\n')
     assert call(monkeypatch, "check", *words(place, "data.stream=uniform")) == 2
     assert "train.jsonl: expected Parquet files" in capsys.readouterr().err
+
+
+def test_what_makes_other_data(tmp_path):
+    """A label that is corrected changes the fingerprint, another place of the files does not; files without rows count for nothing."""
+    prints = []
+    for number, labels in enumerate((["negative", "positive"] * 20, ["negative", "positive"] * 20, ["positive", "negative", *["negative", "positive"] * 19])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "own.yaml").write_text(TASK % "train-*.parquet")
+        table = pa.table({"id": [str(i) for i in range(40)], "text": ["a film"] * 40, "label": labels, "language": ["en"] * 40})
+        pa_parquet.write_table(table, folder / "train-1.parquet")
+        pa_parquet.write_table(table.slice(0, 0), folder / "train-0.parquet")
+        found = index(choose(load_task(f"{folder}/own.yaml"), None, str(folder)), ["en"])
+        assert found.rows == len(found.head()) * 40 == 40
+        prints.append(found.fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_bad_row_is_one_line(place, monkeypatch, capsys):  # noqa: F811
+    """It is met when it is read."""
+    write_rows(place, {"en": 70}, 16, together=True)
+    table = pa_parquet.read_table(place / "train.parquet")
+    labels = [*table["label"].to_pylist()[:-1], "great"]
+    pa_parquet.write_table(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), place / "train.parquet", row_group_size=16)
+    assert call(monkeypatch, "run", *words(place, "data.stream=uniform", "seeds=1")) == 2
+    error = capsys.readouterr().err
+    assert '"great"' in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_stopped_at_the_end_of_an_epoch_goes_on(tmp_path):
+    """Its state says step = steps: nothing of the epoch is left."""
+    write_rows(tmp_path, {"en": 20}, 16, together=True)
+    (tmp_path / "own.yaml").write_text(TASK % "train")
+    found = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])
+    assert list(steps(Reader(found, 2.0), lambda row: [row["id"]], Share(0, 0, 2, 10, 0, 1))) == []

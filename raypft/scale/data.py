@@ -30,10 +30,10 @@ from raypft.storage import absolute, on_disk, path_of, written
 from raypft.tasks import load_task
 
 ENCODER_CPUS = 0.5
-AHEAD, MOST_TASKS = 256, 4096
-"""Rows that a task of a stream reads for a worker, at least; tasks of an epoch, at most."""
-IN_FLIGHT, BLOCK = 256 << 20, 4 << 20
-"""Bytes of encoded rows on their way to a worker, and in a piece of them."""
+AHEAD, TASKS = 256, 4096
+"""Rows that a task of a stream reads for a worker, at least; tasks that are planned at a time."""
+IN_FLIGHT = 256 << 20
+"""Bytes of encoded rows on their way to a worker."""
 BESIDE = pa.schema([("file", pa.string()), ("role", pa.string()), ("number", pa.int64())])
 """What travels with a row through Ray Data."""
 
@@ -78,8 +78,10 @@ def encoded_file(cell: Cell) -> Path:
 
 
 def index_file(cell: Cell) -> Path:
-    """Where it says what a cell streams."""
-    return encoded_file(cell).with_suffix(".stream.json")
+    """Where it says what a cell streams, and where that lies."""
+    assert cell.sample.stream is not None
+    digest = hashlib.sha256(cell.sample.stream.dump().encode()).hexdigest()[:16]
+    return encoded_file(cell).with_name(f"{digest}.stream.json")
 
 
 def encode_on_ray(cells: Sequence[Cell]) -> None:
@@ -131,11 +133,11 @@ def _demos(sample: Sample) -> list[dict]:
     return [] if sample.demos is None else sample.demos.to_pylist()
 
 
-def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], count: int) -> Iterator[pa.Table]:
-    """Of each step in `batch` and the `count` after it a rank's rows, read and encoded, `step` beside."""
+def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], last: int, count: int) -> Iterator[pa.Table]:
+    """Of each step in `batch` and those after it, `count` in all and before `last`, a rank's rows, read and encoded, `step` beside."""
     reader, encoder = _reader(job, index)
     for first in batch["step"].to_pylist():
-        for number, prompts in enumerate(stream.steps(reader, encoder, Share(**{**share, "step": first}), count), start=first):
+        for number, prompts in enumerate(stream.steps(reader, encoder, Share(**{**share, "step": first}), min(count, last - first)), start=first):
             if prompts:
                 yield pa.Table.from_pylist([{**to_record(prompt), "step": number} for prompt in prompts], schema=pa.schema([*RECORD, ("step", pa.int64())]))
 
@@ -158,19 +160,29 @@ class OnRay:
 
     def __call__(self, share: Share) -> Iterator[list[Encoded]]:
         steps = -(-self.rows // share.batch_size)
-        count = max(1, AHEAD * share.world // share.batch_size, steps // MOST_TASKS)
-        begins = range(share.step, steps, count)
+        each = max(1, AHEAD * share.world // share.batch_size)
+        for first in range(share.step, steps, each * TASKS):
+            yield from self._part(share, range(first, min(steps, first + each * TASKS)), each)
+
+    def _part(self, share: Share, steps: range, each: int) -> Iterator[list[Encoded]]:
+        """The prompts of some steps; a task reads `each` steps and ends, so that ranks never wait for each other's CPUs."""
+        asked = {"job": json.dumps(self.job.model_dump()), "index": self.index, "share": vars(share), "last": steps.stop, "count": each}
+        begins = [{"step": step} for step in steps[::each]]
         ray.data.DataContext.get_current().enable_progress_bars = False
-        asked = {"job": json.dumps(self.job.model_dump()), "index": self.index, "share": vars(share), "count": count}
-        dataset = ray.data.from_items([{"step": step} for step in begins], override_num_blocks=len(begins)).map_batches(
-            read_steps, fn_kwargs=asked, batch_format="pyarrow", batch_size=None, num_cpus=ENCODER_CPUS,
+        dataset = ray.data.from_items(begins, override_num_blocks=len(begins)).map_batches(
+            read_steps,
+            fn_kwargs=asked,
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=ENCODER_CPUS,
+            _generator_backpressure_num_objects=-1,
             **_where(self.job),
-        )  # fmt: skip
+        )
         context = dataset.context
+        context.raise_original_map_exception = True
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=IN_FLIGHT)
-        context.target_max_block_size = BLOCK
-        step, own = share.step, list[Encoded]()
+        step, own = steps.start, list[Encoded]()
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for record in table.to_pylist():
                 number = record.pop("step")
@@ -178,9 +190,9 @@ class OnRay:
                     yield own
                     step, own = step + 1, []
                 own.append(from_record(record))
-        while step < steps:
+        for _ in range(step, steps.stop):
             yield own
-            step, own = step + 1, []
+            own = []
 
 
 def read_encoded(path: Path) -> dict[str, list[Encoded]]:

@@ -238,7 +238,8 @@ def work(config: dict[str, Any]) -> None:
         try:
             _run(cell, backbones, desk)
         except UserError as error:
-            ray.get(desk.finish.remote(turn, str(error)))
+            told = getattr(error, "cause", error)  # where a task of Ray Data raised it
+            ray.get(desk.finish.remote(turn, str(told)))
             raise
         except Exception as error:
             log = path_of(cell["folder"]) / LOG

@@ -7,7 +7,7 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -81,13 +81,16 @@ def check_resources(job: Job) -> None:
     shapes = shapes_here()
     with ray_session():
         cpus_per_worker(job, logical_cpus())
-        _check_label(job.resources.data_label, [shape.labels for shape in shapes or ()] or [node["Labels"] for node in ray.nodes() if node["Alive"]])
+        check_label(job)
     line = impossible(job_bundles(job.resources), shapes, "this cluster") if shapes else None
     if line:
         raise Infeasible(line)
 
 
-def _check_label(label: str | None, nodes: Sequence[Mapping[str, str]]) -> None:
+def check_label(job: Job) -> None:
+    """Raise a UserError where no node has, or will have, the label of those that read rows: Ray Data would wait for ever."""
+    label = job.resources.data_label
+    nodes = [shape.labels for shape in shapes_here() or ()] or [node["Labels"] for node in ray.nodes() if node["Alive"]]
     if label and not any(f"{key}={value}" == label for labels in nodes for key, value in labels.items()):
         known = sorted({f"{key}={value}" for labels in nodes for key, value in labels.items() if not key.startswith("ray.io/")})
         raise UserError(f'resources.data_label: no node has "{label}"; found: {", ".join(known) or "no labels"}; leave it out, or label nodes that read rows')
@@ -103,18 +106,24 @@ def check_storage(storage: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / f".seen-{uuid.uuid4().hex}"
     marker.write_bytes(b"")
-    looks = {name: _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=True)) for name in others}
+    looks = [_miss.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=True)) for name in others]
     try:
-        blind = [others[name] for name, sees in zip(looks, ray.get([look.remote(str(marker)) for look in looks.values()]), strict=True) if not sees]
+        found = dict(zip(others.values(), ray.get([look.remote(str(marker)) for look in looks]), strict=True))
     finally:
         marker.unlink()
-    if blind:
-        raise UserError(f"storage: node {blind[0]} does not see {folder}; give a folder that all nodes mount, or a URI such as s3://bucket/folder")
+    for node, missed in found.items():
+        if missed is None:
+            continue
+        raise UserError(f"storage: node {node} does not see {folder}{missed}; give a folder that all nodes mount, or a URI such as s3://bucket/folder")
 
 
 @ray.remote(num_cpus=0)
-def _sees(path: str) -> bool:
-    return path_of(path).exists()
+def _miss(path: str) -> str | None:
+    """None where a file is seen, else why not, as far as it is known."""
+    try:
+        return None if path_of(path).exists() else ""
+    except Exception as error:  # each client has its own
+        return f" ({' '.join(str(error).split())[:200]})"
 
 
 def capacity() -> list[Shape]:

@@ -25,7 +25,7 @@ from raypft.cells import Tell
 from raypft.job import Job
 from raypft.scale.cluster.feasible import Bundle, Infeasible, Shape, at_a_time, impossible
 from raypft.scale.data import ENCODER_CPUS
-from raypft.scale.launch import READER_CPUS, capacity, check_storage, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
+from raypft.scale.launch import READER_CPUS, capacity, check_label, check_storage, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
 from raypft.scale.study import Study
 from raypft.scale.trackers import tracker
 from raypft.scale.trial import Trial
@@ -236,6 +236,8 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
         shapes = capacity()
         cpus = logical_cpus(shapes)
         jobs = [study.place.job(study.example) for study in studies]
+        for job in jobs:
+            check_label(job)
         together = at_once(jobs, shapes)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)  # so that a cluster that grows is asked for all of them
         alike = all(job.resources == jobs[0].resources for job in jobs)  # an idle lane could keep what another kind of trial waits for

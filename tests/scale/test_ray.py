@@ -126,7 +126,7 @@ def test_a_label_that_no_node_has(place, session):  # noqa: F811
 def test_a_node_that_does_not_see_the_storage_is_told(place, session, monkeypatch):  # noqa: F811
     """Before anything is computed; here the other node is this one, and the marker is not written."""
     (here,) = ray.nodes()
-    monkeypatch.setattr(ray, "nodes", lambda: [here, {**here, "NodeID": "f" * 56, "NodeManagerAddress": "10.0.0.9"}])
+    monkeypatch.setattr(ray, "nodes", lambda: [here, {**here, "NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.9"}])
     check_storage(f"{place}/runs")
     assert not list((place / "runs").iterdir())
     monkeypatch.setattr(Path, "write_bytes", lambda path, content: path.with_suffix(".unseen").touch())

@@ -119,6 +119,7 @@ def test_a_killed_run_goes_on_elsewhere_from_the_bucket(place, bucket, tmp_path,
     assert not any(path.is_file() for home in homes for path in home.rglob("*.json")), "something was kept beside the bucket"
 
 
+@pytest.mark.cluster
 @pytest.mark.ray
 def test_workers_killed_and_a_campaign_resumed_from_the_bucket(place, bucket, monkeypatch):  # noqa: F811
     """Ray Train workers keep state, events and encoded rows in the bucket; a campaign its ledger: its second run runs nothing twice."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 import pytest
 from test_cli import place, words  # noqa: F401  (a fixture)
 from test_ray import run, session  # noqa: F401  (a fixture)
 from test_stream import TASK, write_rows
+
+from raypft.data import Share
+from raypft.errors import UserError
+from raypft.scale.data import OnRay
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -20,3 +26,14 @@ def test_two_workers_give_the_losses_of_one_process(mix, place, session):  # noq
     assert found[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
     assert found[0]["scores"] == plain[0]["scores"]
     assert found[0]["cell"] == plain[0]["cell"]
+
+
+def test_what_ray_data_meets_is_one_line_and_an_epoch_may_be_over(place, session):  # noqa: F811
+    """A row with a label outside the set ends the run at once; a flow that begins at the end of an epoch gives nothing."""
+    write_rows(place, {"en": 70}, 16, together=True)
+    table = pa_parquet.read_table(place / "train.parquet")
+    labels = pa.array([*table["label"].to_pylist()[:-1], "great"])
+    pa_parquet.write_table(table.set_column(table.column_names.index("label"), "label", labels), place / "train.parquet", row_group_size=16)
+    with pytest.raises(UserError, match=r'^data: .*train.parquet.* "great"'):
+        run(place, "seeds=1", "data.stream=uniform", "resources.workers=1")
+    assert list(OnRay(None, "", 70)(Share(0, 0, 7, 10, 0, 1))) == []
