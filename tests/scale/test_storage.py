@@ -149,7 +149,14 @@ def test_workers_killed_and_a_campaign_resumed_from_the_bucket(place, bucket, mo
 def _trained(place: Path, storage: str, workers: int) -> list[float]:  # noqa: F811
     """The losses of a job; one of its workers, if it has any, is killed when there is a state."""
     name, *overrides = words(
-        place, "train.dropout=0.0", "seeds=1", "train.epochs=12", "train.save_every=1", "train.patience=null", f"resources.workers={workers}", f"storage={storage}"
+        place,
+        "train.dropout=0.0",
+        "seeds=1",
+        "train.epochs=12",
+        "train.save_every=1",
+        "train.patience=null",
+        f"resources.workers={workers}",
+        f"storage={storage}",
     )
     events, killed = list[dict](), list[int]()
 
