@@ -88,7 +88,7 @@ class Run:
 
 @pytest.mark.parametrize("blow", ["kill", pytest.param("cut", marks=more)])
 def test_a_lost_host_costs_what_came_after_the_last_state(blow, hosts, place):  # noqa: F811
-    run = Run(hosts, place, "train.epochs=80", "train.save_every=1")
+    run = Run(hosts, place, "train.epochs=40", "train.save_every=1")
     getattr(hosts, blow)(run.at_work())
     hosts.add("three", EACH)
     print(f"host lost ({blow}): goes on after {run.until(lambda: run.resumed(2), 'resume'):.0f} s")
@@ -96,7 +96,7 @@ def test_a_lost_host_costs_what_came_after_the_last_state(blow, hosts, place):  
 
 
 def test_a_group_goes_on_with_fewer_workers(hosts, place):  # noqa: F811
-    run = Run(hosts, place, "train.epochs=80", "train.save_every=1", least=1)
+    run = Run(hosts, place, "train.epochs=40", "train.save_every=1", least=1)
     hosts.kill(run.at_work())
     print(f"host killed, none comes: goes on with one worker after {run.until(lambda: run.resumed(1), 'resume'):.0f} s")
     run.check()
