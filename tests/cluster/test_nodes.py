@@ -43,15 +43,16 @@ class Run:
     """A job with two workers on the hosts, and the same job at rest in this process.
 
     Args:
-        more: overrides of both; least: workers to go on with.
+        more: overrides of both; least: workers to go on with; label: of the hosts that read rows.
     """
 
-    def __init__(self, hosts: Hosts, place: Path, *more: str, least: int = 2) -> None:  # noqa: F811
+    def __init__(self, hosts: Hosts, place: Path, *more: str, least: int = 2, label: str | None = None) -> None:  # noqa: F811
         common = ["seeds=1", "train.dropout=0.0", "train.lr=1e-3", "train.patience=null", *more]
         name, *overrides = words(place, *common, f"storage={place}/plain")
         (self.expected,) = runs.run([runs.prepare(load_job(name, overrides))], lambda event: None)[0]
         self.folder, self.hosts = place / "hosts", hosts
         group = ["resources.workers=2", f"resources.min_workers={least}", f"resources.cpus_per_worker={EACH}", "zero.stage=2", f"storage={self.folder}"]
+        group += [f"resources.data_label={label}"] if label else []
         self.process = hosts.raypft("run", *words(place, *common, *group))
 
     def events(self) -> list[dict]:

@@ -96,7 +96,7 @@ def test_a_streamed_job_goes_on_where_a_lost_host_left_it(hosts, place):  # noqa
     ]
     hosts.add("data", 2, "--labels", "pool=cpu-data")
     hosts.wait(4)
-    run, readers = Run(hosts, place, *streamed, "train.save_every=7", "resources.data_label=pool=cpu-data"), set[str]()
+    run, readers = Run(hosts, place, *streamed, "train.save_every=7", label="pool=cpu-data"), set[str]()
 
     def reached(done) -> bool:
         readers.update(name for name in hosts.names if any("read_steps" in title for title in hosts.processes(name).values()))
