@@ -244,8 +244,8 @@ class Reader:
 def steps(reader: Reader, encoder: Encoder, share: Share, count: int | None = None) -> Iterator[list[Encoded]]:
     """The prompts of a rank in `count` steps from the share's, or in all that are left."""
     total = reader.index.rows
-    last = -(-total // share.batch_size) if count is None else share.step + count
-    for step in range(share.step, last):
+    left = range(share.step, -(-total // share.batch_size))
+    for step in left if count is None else left[:count]:
         start, stop = step * share.batch_size, min(total, (step + 1) * share.batch_size)
         rows = reader.rows(share.seed, share.epoch, start, stop, share.rank, share.world)
         yield [prompt for row in rows for prompt in encoder(row)]

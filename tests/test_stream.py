@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
-from test_cli import call, place, words  # noqa: F401  (a fixture)
+from test_cli import TASK, call, place, words  # noqa: F401  (a fixture)
 
 from raypft.data import Share
 from raypft.sources import choose
@@ -87,24 +87,15 @@ def write_rows(path: Path, sizes: dict[str, int], group: int, together: bool) ->
         pa_parquet.write_table(pa.Table.from_pylist(rows), path / f"{name}.parquet", row_group_size=group)
 
 
-TASK = """
-about: test
-kind: choice
-fields: {text: text}
-label: {names: [negative, positive]}
-languages: [en, de]
-metric: accuracy
-sources:
-  files: {files: {train: %s, validation: validation, test: test}}
-patterns:
-  plain: {text: "{text} . it was <slot> .", verbalizer: {negative: bad, positive: good}, source: test}
-"""
+def task_with(train: str) -> str:
+    """The tiny task with other train files."""
+    return TASK.replace("{train: train,", f"{{train: {train},")
 
 
 @pytest.mark.parametrize("together", [True, False])
 def test_any_number_of_readers_reads_each_row_once(together, tmp_path):
     write_rows(tmp_path, {"en": 130, "de": 43}, 16, together)
-    (tmp_path / "own.yaml").write_text(TASK % ("train" if together else "train-*.parquet"))
+    (tmp_path / "own.yaml").write_text(task_with("train" if together else "train-*.parquet"))
     found = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en", "de"])
     assert (found.rows, found.languages.keys()) == (173, {"en", "de"})
     assert Index.load(found.origin, found.dump()) == found
@@ -126,7 +117,6 @@ def test_any_number_of_readers_reads_each_row_once(together, tmp_path):
 def test_a_streamed_run_in_this_process(place, monkeypatch, capsys):  # noqa: F811
     """Through the command line; its cell is another than that of rows in memory."""
     write_rows(place, {"en": 70, "de": 21}, 16, together=True)
-    (place / "mytask.yaml").write_text(TASK % "train")
     more = ["train.languages=[en,de]", "seeds=1", "train.epochs=5", "train.batch_size=8", "data.stream=uniform", "train.patience=null"]
     assert call(monkeypatch, "check", *words(place, *more)) == 0
     told = capsys.readouterr().out
@@ -173,7 +163,7 @@ def test_what_makes_other_data(tmp_path):
     for number, labels in enumerate((["negative", "positive"] * 20, ["negative", "positive"] * 20, ["positive", "negative", *["negative", "positive"] * 19])):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "own.yaml").write_text(TASK % "train-*.parquet")
+        (folder / "own.yaml").write_text(task_with("train-*.parquet"))
         table = pa.table({"id": [str(i) for i in range(40)], "text": ["a film"] * 40, "label": labels, "language": ["en"] * 40})
         pa_parquet.write_table(table, folder / "train-1.parquet")
         pa_parquet.write_table(table.slice(0, 0), folder / "train-0.parquet")
@@ -198,6 +188,6 @@ def test_a_bad_row_is_one_line(place, monkeypatch, capsys):  # noqa: F811
 def test_a_run_that_stopped_at_the_end_of_an_epoch_goes_on(tmp_path):
     """Its state says step = steps: nothing of the epoch is left."""
     write_rows(tmp_path, {"en": 20}, 16, together=True)
-    (tmp_path / "own.yaml").write_text(TASK % "train")
+    (tmp_path / "own.yaml").write_text(TASK)
     found = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])
     assert list(steps(Reader(found, 2.0), lambda row: [row["id"]], Share(0, 0, 2, 10, 0, 1))) == []

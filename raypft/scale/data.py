@@ -1,6 +1,7 @@
 """Ray Data: chosen rows -> encoded prompts -> one Arrow file per sample, read back by every worker from shared storage.
 
-Encoding ends before the worker group starts, so that readers and workers never wait for each other's CPUs.
+Encoding ends before the worker group starts, so that readers and workers never wait for each other's CPUs; only streamed rows are
+read while workers train (`OnRay`), by tasks that are short.
 """
 
 from __future__ import annotations
@@ -133,11 +134,11 @@ def _demos(sample: Sample) -> list[dict]:
     return [] if sample.demos is None else sample.demos.to_pylist()
 
 
-def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], last: int, count: int) -> Iterator[pa.Table]:
-    """Of each step in `batch` and those after it, `count` in all and before `last`, a rank's rows, read and encoded, `step` beside."""
+def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], count: int) -> Iterator[pa.Table]:
+    """Of each step in `batch` and those after it, `count` in all, a rank's rows, read and encoded, `step` beside."""
     reader, encoder = _reader(job, index)
     for first in batch["step"].to_pylist():
-        for number, prompts in enumerate(stream.steps(reader, encoder, Share(**{**share, "step": first}), min(count, last - first)), start=first):
+        for number, prompts in enumerate(stream.steps(reader, encoder, Share(**{**share, "step": first}), count), start=first):
             if prompts:
                 yield pa.Table.from_pylist([{**to_record(prompt), "step": number} for prompt in prompts], schema=pa.schema([*RECORD, ("step", pa.int64())]))
 
@@ -166,7 +167,7 @@ class OnRay:
 
     def _part(self, share: Share, steps: range, each: int) -> Iterator[list[Encoded]]:
         """The prompts of some steps; a task reads `each` steps and ends, so that ranks never wait for each other's CPUs."""
-        asked = {"job": json.dumps(self.job.model_dump()), "index": self.index, "share": vars(share), "last": steps.stop, "count": each}
+        asked = {"job": json.dumps(self.job.model_dump()), "index": self.index, "share": vars(share), "count": each}
         begins = [{"step": step} for step in steps[::each]]
         ray.data.DataContext.get_current().enable_progress_bars = False
         dataset = ray.data.from_items(begins, override_num_blocks=len(begins)).map_batches(

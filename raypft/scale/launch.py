@@ -112,9 +112,8 @@ def check_storage(storage: str) -> None:
     finally:
         marker.unlink()
     for node, missed in found.items():
-        if missed is None:
-            continue
-        raise UserError(f"storage: node {node} does not see {folder}{missed}; give a folder that all nodes mount, or a URI such as s3://bucket/folder")
+        if missed is not None:
+            raise UserError(f"storage: node {node} does not see {folder}{missed}; give a folder that all nodes mount, or a URI such as s3://bucket/folder")
 
 
 @ray.remote(num_cpus=0)

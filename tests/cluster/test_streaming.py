@@ -17,7 +17,7 @@ import pytest
 from hosts import ROOT
 from test_cli import place, words  # noqa: F401  (a fixture)
 from test_nodes import Run, hosts, more, reason  # noqa: F401  (a fixture)
-from test_stream import TASK
+from test_stream import task_with
 
 from raypft import runs
 from raypft.encode import Encoder
@@ -25,7 +25,6 @@ from raypft.job import load_job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.skipif(reason is not None, reason=reason or "")]
 SIZES = {"en": 60_000, "de": 36_000, "fr": 24_000, "tr": 12_000, "sw": 9_000, "zh": 3_000}
-SIX = TASK.replace("languages: [en, de]", f"languages: [{', '.join(SIZES)}]") % "train"
 
 
 def write(place, sizes: dict[str, int]) -> None:  # noqa: F811
@@ -37,7 +36,8 @@ def write(place, sizes: dict[str, int]) -> None:  # noqa: F811
         table = pa.table({**rows, "label": [("negative", "positive")[i % 2] for i in range(size)]})
         pa_parquet.write_table(table, place / "train" / f"{name}.parquet", row_group_size=1000)
     (place / "train.parquet").unlink(missing_ok=True)
-    (place / "mytask.yaml").write_text(SIX.replace("train: train,", "train: train/*.parquet,"))
+    task = task_with("train/*.parquet").replace("languages: [en, de]", f"languages: [{', '.join(SIZES)}]")
+    (place / "mytask.yaml").write_text(task)
 
 
 @more

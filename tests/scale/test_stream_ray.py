@@ -7,7 +7,7 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from test_cli import place, words  # noqa: F401  (a fixture)
 from test_ray import run, session  # noqa: F401  (a fixture)
-from test_stream import TASK, write_rows
+from test_stream import write_rows
 
 from raypft.data import Share
 from raypft.errors import UserError
@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 @pytest.mark.parametrize("mix", ["2"])
 def test_two_workers_give_the_losses_of_one_process(mix, place, session):  # noqa: F811
     write_rows(place, {"en": 170, "de": 49}, 16, together=True)
-    (place / "mytask.yaml").write_text(TASK % "train")
     more = ["train.languages=[en,de]", "seeds=1", "train.epochs=2", "train.batch_size=8", f"data.stream={mix}", "train.patience=null"]
     plain, _ = run(place, *more, f"storage={place}/plain")
     found, _ = run(place, *more, "resources.workers=2", f"storage={place}/ray")
