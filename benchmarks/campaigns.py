@@ -22,11 +22,11 @@ from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from raypft.book import Book
-from raypft.campaign import Campaign, load_campaign
+from raypft.campaigns.campaign import Campaign, load_campaign
+from raypft.campaigns.state import Book
 from raypft.report.campaign import write_tables
-from raypft.scale.launch import ray_session
-from raypft.scale.tune import run_campaign
+from raypft.scale.session import ray_session
+from raypft.scale.tune.run import run_campaign
 
 
 def model(folder: Path) -> str:
@@ -36,7 +36,7 @@ def model(folder: Path) -> str:
 
     import raypft  # noqa: PLC0415
 
-    sample = Path(raypft.__file__).parent / "samples" / "sentiment"
+    sample = Path(raypft.__file__).parent / "data" / "samples" / "sentiment"
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     texts = [path.read_text() for path in (*sorted(sample.glob("*.jsonl")), sample.parents[1] / "tasks" / "sentiment.yaml")]
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})

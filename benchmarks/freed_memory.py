@@ -20,7 +20,7 @@ def steps(count: int, keep: bool) -> dict[str, float]:
     import torch  # noqa: PLC0415  (the parent process needs none of it)
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM  # noqa: PLC0415
 
-    from raypft.cells import keep_freed_memory  # noqa: PLC0415
+    from raypft.runs.cell import keep_freed_memory  # noqa: PLC0415
 
     if keep:
         keep_freed_memory()

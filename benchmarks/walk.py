@@ -9,6 +9,7 @@ and how often some functions are called.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -49,7 +50,7 @@ def main_() -> None:
     """Walk and print."""
     order, calls = walked(sys.argv[1:])
     files = [code.co_filename for code in order]
-    changes = [(before, after) for before, after in zip(files, files[1:], strict=False) if before != after]
+    changes = [(before, after) for before, after in itertools.pairwise(files) if before != after]
     seen, back = {files[0]}, 0
     for _, after in changes:
         back += after in seen

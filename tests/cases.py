@@ -10,16 +10,16 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from raypft.backbones import Backbone
-from raypft.backbones.places import places
+from raypft.backbones.load import Backbone
+from raypft.backbones.parameters import places
 from raypft.batch import Encoded
-from raypft.job import Train
+from raypft.config.job import Train
 from raypft.methods import method_class, method_names
-from raypft.prompts import Demonstration, render
+from raypft.methods._tickets import metadata
 from raypft.readouts import readout_class
-from raypft.tasks import Label, Pattern, Source, Task
-from raypft.tickets import metadata
-from raypft.train import Answer, Learner
+from raypft.tasks.prompts import Demonstration, render
+from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.training.loop import Answer, Learner
 
 TEXT = {
     "masked": "{text} . it was <soft> <slot> .",

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, GPT2Config, LlamaConfig, MT5Config, PreTrainedTokenizerFast, T5Config, XLMRobertaConfig
 
-from raypft.backbones import Backbone, backbone_from_config
+from raypft.backbones.load import Backbone, backbone_from_config
 
 WORDS = [
     "the",

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raypft.backbones.frozen_states import LowerStates
 from raypft.backbones.seams import Seams
 from raypft.batch import Batch, Encoded
-from raypft.cache import LowerStates
 from raypft.errors import UserError
-from raypft.prompts import Piece, Query
+from raypft.tasks.prompts import Piece, Query
 
 
 class ColumnLinear(nn.Linear):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from raypft.backbones import FAMILIES
 from raypft.backbones.base import Backbone
+from raypft.backbones.load import FAMILIES
 from raypft.backbones.sparse import Sparse
 
 HEADS = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification, "question": AutoModelForQuestionAnswering}

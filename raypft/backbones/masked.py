@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
 from raypft.errors import UserError
-from raypft.prompts import Piece, Query
+from raypft.tasks.prompts import Piece, Query
 
 
 class MaskedBackbone(Backbone):

@@ -14,7 +14,7 @@ from raypft.backbones.attention import find_attention
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
 from raypft.errors import UserError
-from raypft.prompts import Piece, Query
+from raypft.tasks.prompts import Piece, Query
 
 SENTINEL = "<extra_id_0>"
 

@@ -17,14 +17,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, WrapValidator, field_validator
 
+from raypft.campaigns.search_space import Search
+from raypft.config.job import Job, Resources, load_values, make_job, number, read_yaml, resources_of, set_key, split_override
 from raypft.errors import UserError, nearest
-from raypft.job import Job, Resources, load_values, make_job, number, read_yaml, resources_of, set_key, split_override
-from raypft.space import Search
 from raypft.storage import default_storage, path_of
-from raypft.tasks import Strict, load_task, validation_line, validation_root
+from raypft.tasks.task import Strict, load_task, validation_line, validation_root
 
-INSTALLED = Path(__file__).parent / "tune_spaces"
-FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "tune_spaces"
+INSTALLED = Path(__file__).parents[1] / "tune_spaces"
+FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "tune_spaces"
 MAJORITY = "majority"
 BEFORE = "before:"
 PROVENANCE = ("seeds", "storage", "resources", "zero", "data.root", "train.micro_batch", "train.eval_batch", "train.save_every")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from raypft.tasks import Strict
+from raypft.tasks.task import Strict
 
 
 class Dimension(Strict):

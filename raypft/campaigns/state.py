@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from raypft.campaign import Campaign, Place
-from raypft.cells import TESTED, UNTESTED, is_finished
+from raypft.campaigns.campaign import Campaign, Place
+from raypft.campaigns.ledger import FILE, Ledger
+from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.job import Job
-from raypft.ledger import FILE, Ledger
-from raypft.runs import Shelf, identify, prepare
+from raypft.runs.cell import TESTED, UNTESTED, is_finished
+from raypft.runs.run import Shelf, identify, prepare
 from raypft.storage import Log, absolute, path_of
 
 HEAD = 300

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
+from raypft.cli.cluster import cluster_app, submit_app
 from raypft.errors import UserError
-from raypft.scale.cluster.commands import cluster_app, submit_app
 from raypft.storage import path_of
 
 app = typer.Typer(
@@ -100,9 +100,9 @@ def describe(event: dict[str, Any], label: str) -> str:
 @app.command()
 def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False, as_json: Json = False) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
-    from raypft import runs  # noqa: PLC0415  (torch is loaded only where it is needed)
-    from raypft.job import load_job  # noqa: PLC0415
-    from raypft.report import run_table  # noqa: PLC0415
+    from raypft.config.job import load_job  # noqa: PLC0415
+    from raypft.report.table import run_table  # noqa: PLC0415
+    from raypft.runs import run as runs  # noqa: PLC0415  (torch is loaded only where it is needed)
 
     names, overrides = split_words(words)
     jobs = [load_job(name, overrides) for name in names]
@@ -130,7 +130,7 @@ Campaigns = Annotated[
 
 def read_campaign(words: list[str]) -> Any:
     """The campaign that the words name."""
-    from raypft.campaign import load_campaign, words_of  # noqa: PLC0415
+    from raypft.campaigns.campaign import load_campaign, words_of  # noqa: PLC0415
 
     return load_campaign(*words_of(words))
 
@@ -138,9 +138,9 @@ def read_campaign(words: list[str]) -> Any:
 @app.command()
 def tune(words: Campaigns, fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False, as_json: Json = False) -> None:
     """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Then its tables."""
-    from raypft.live import CampaignTeller  # noqa: PLC0415
+    from raypft.cli.progress import CampaignTeller  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
-    from raypft.scale.tune import run_campaign  # noqa: PLC0415  (ray is loaded only where it is used)
+    from raypft.scale.tune.run import run_campaign  # noqa: PLC0415  (ray is loaded only where it is used)
 
     campaign = read_campaign(words)
     if not as_json:
@@ -157,7 +157,7 @@ def tune(words: Campaigns, fresh: Annotated[bool, typer.Option(help="Start over 
 @app.command()
 def plan(words: Campaigns, as_json: Json = False) -> None:
     """What a campaign would run and need, before anything starts; exit code 0 or 2."""
-    from raypft.plan import planned  # noqa: PLC0415
+    from raypft.scale.tune.plan import planned  # noqa: PLC0415
 
     print_found(planned(read_campaign(words)), as_json)
 
@@ -168,7 +168,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from what is finished."""
-    from raypft.report import run_table  # noqa: PLC0415
+    from raypft.report.table import run_table  # noqa: PLC0415
 
     if (folders[0] / "campaign.yaml").is_file():
         for folder in folders:
@@ -185,7 +185,7 @@ def report(
 
 def report_campaign(folder: Path, as_json: bool) -> None:
     """Write a campaign's tables from its finished cells and print them."""
-    from raypft.book import Book, reopened  # noqa: PLC0415
+    from raypft.campaigns.state import Book, reopened  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
 
     campaign = reopened(folder)
@@ -220,9 +220,9 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
 @app.command()
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
-    from raypft import runs  # noqa: PLC0415
-    from raypft.job import load_job  # noqa: PLC0415
-    from raypft.looking import checked  # noqa: PLC0415
+    from raypft.config.job import load_job  # noqa: PLC0415
+    from raypft.runs import run as runs  # noqa: PLC0415
+    from raypft.runs.inspect import checked  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:
@@ -236,9 +236,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One row traced: rendered prompt, tokens with marks, label words and their ids, scores."""
-    from raypft import runs  # noqa: PLC0415
-    from raypft.job import load_job  # noqa: PLC0415
-    from raypft.looking import traced  # noqa: PLC0415
+    from raypft.config.job import load_job  # noqa: PLC0415
+    from raypft.runs import run as runs  # noqa: PLC0415
+    from raypft.runs.inspect import traced  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:
@@ -251,7 +251,7 @@ def list_(
     matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
 ) -> None:
     """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
-    from raypft.looking import catalogue  # noqa: PLC0415
+    from raypft.runs.inspect import catalogue  # noqa: PLC0415
 
     if (what is None) != matrix:
         raise UserError("list: name one catalogue, e.g. raypft list methods, or raypft list --matrix")
@@ -273,7 +273,7 @@ def predict(
     if (data is None) == (not text):
         found = "both --data and --text" if text else "neither --data nor --text"
         raise UserError(f"predict: found {found}; expected rows with --data FILE, or one row with --text")
-    from raypft import using  # noqa: PLC0415
+    from raypft.runs import predict as using  # noqa: PLC0415
 
     if out is not None:
         using.check_ending(out)
@@ -293,8 +293,8 @@ def predict(
 @app.command()
 def export(run: Run, folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")], seed: Seed = None) -> None:
     """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
-    from raypft.export import export as write  # noqa: PLC0415
-    from raypft.using import load_trained  # noqa: PLC0415
+    from raypft.runs.export import export as write  # noqa: PLC0415
+    from raypft.runs.predict import load_trained  # noqa: PLC0415
 
     write(load_trained(run, seed), folder)
     console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A cluster definition
 @cluster_app.command()
 def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Definitions, launcher files or manifests.")]) -> None:
     """All that can be wrong with cluster files, without a cluster: keys, rules, Ray's own validator, security."""
-    from raypft.scale.cluster.validate import validate as wrong_with  # noqa: PLC0415
+    from raypft.cluster.check.validate import validate as wrong_with  # noqa: PLC0415
 
     bad = False
     for path in files:
@@ -40,8 +40,8 @@ def render(
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("cluster/rendered"),
 ) -> None:
     """Write the files for `ray up` or KubeRay."""
-    from raypft.scale.cluster import render as files  # noqa: PLC0415
-    from raypft.scale.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster.render import targets as files  # noqa: PLC0415
 
     definition = load(file)
     if not files.TARGETS[definition.kind]:
@@ -53,8 +53,8 @@ def render(
 @cluster_app.command()
 def up(file: File) -> None:
     """Start a cluster of kind local or fake on this machine and wait until it takes jobs."""
-    from raypft.scale.cluster.definition import load  # noqa: PLC0415
-    from raypft.scale.cluster.up import up as start  # noqa: PLC0415
+    from raypft.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster.up import up as start  # noqa: PLC0415
 
     definition = load(file)
     server = start(definition)
@@ -64,8 +64,8 @@ def up(file: File) -> None:
 @cluster_app.command()
 def down(file: File) -> None:
     """End what `up` started, and nothing else."""
-    from raypft.scale.cluster.definition import load  # noqa: PLC0415
-    from raypft.scale.cluster.up import down as end  # noqa: PLC0415
+    from raypft.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster.up import down as end  # noqa: PLC0415
 
     definition = load(file)
     count = end(definition)
@@ -78,9 +78,9 @@ Ray = Annotated[str | None, typer.Option("--ray", metavar="HOST:PORT", help="Ray
 @cluster_app.command(name="status")
 def cluster_status(file: File, ray: Ray = None) -> None:
     """Nodes, starts, and what waits, each with the reason."""
-    from raypft.scale.cluster import nodes  # noqa: PLC0415
-    from raypft.scale.cluster.definition import load  # noqa: PLC0415
-    from raypft.scale.cluster.feasible import shapes_of  # noqa: PLC0415
+    from raypft.cluster import nodes  # noqa: PLC0415
+    from raypft.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster.feasible import shapes_of  # noqa: PLC0415
 
     definition = load(file)
     for line in nodes.status_lines(nodes.cluster_status(_ray_address(definition, ray)), shapes_of(definition.pools), str(file)):
@@ -95,8 +95,8 @@ def drain(
     ray: Ray = None,
 ) -> None:
     """Tell a node that it will go, as a cloud tells a spot machine: a rehearsal."""
-    from raypft.scale.cluster import nodes  # noqa: PLC0415
-    from raypft.scale.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster import nodes  # noqa: PLC0415
+    from raypft.cluster.definition import load  # noqa: PLC0415
 
     print(f"{nodes.drain(_ray_address(load(file), ray), node, deadline)} goes within {deadline} s")
 
@@ -117,9 +117,9 @@ def check(
     insecure: Annotated[bool, typer.Option("--insecure", help="Send the token over http to another machine.")] = False,
 ) -> None:
     """Before money is spent: the job fits, token and versions are right, a worker can write to the storage."""
-    from raypft.scale.cluster import check as checks  # noqa: PLC0415
-    from raypft.scale.cluster.client import JobServer, find_address  # noqa: PLC0415
-    from raypft.scale.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster.check import fit as checks  # noqa: PLC0415
+    from raypft.cluster.client import JobServer, find_address  # noqa: PLC0415
+    from raypft.cluster.definition import load  # noqa: PLC0415
 
     definition = load(file)
     for line in checks.fitting(jobs or [], definition, str(file)):
@@ -150,8 +150,8 @@ submit_app = typer.Typer(no_args_is_help=True, cls=_RunFirst, help="Run a raypft
 
 
 def _server(address: str | None, cluster: Path | None, insecure: bool) -> Any:
-    from raypft.scale.cluster.client import JobServer, find_address  # noqa: PLC0415
-    from raypft.scale.cluster.definition import load  # noqa: PLC0415
+    from raypft.cluster.client import JobServer, find_address  # noqa: PLC0415
+    from raypft.cluster.definition import load  # noqa: PLC0415
 
     return JobServer(find_address(address, load(cluster) if cluster else None), insecure)
 
@@ -176,8 +176,8 @@ def submit_run(
     as_json: AsJson = False,
 ) -> None:
     """Run a raypft command on a cluster (the default verb: raypft submit -- tune FILE)."""
-    from raypft.scale.cluster import submit as jobs  # noqa: PLC0415
-    from raypft.scale.cluster.feasible import refuse_impossible  # noqa: PLC0415
+    from raypft.cluster import submit as jobs  # noqa: PLC0415
+    from raypft.cluster.feasible import refuse_impossible  # noqa: PLC0415
 
     if cluster and not raw:
         refuse_impossible(words, cluster)
@@ -199,7 +199,7 @@ def attach(
     job_id: JobId, address: Address_ = None, cluster: Cluster = None, on_interrupt: OnInterrupt = "detach", insecure: Insecure = False, as_json: AsJson = False
 ) -> None:
     """Show a job's output from its beginning until it ends; exit with its code."""
-    from raypft.scale.cluster import submit as jobs  # noqa: PLC0415
+    from raypft.cluster import submit as jobs  # noqa: PLC0415
 
     raise typer.Exit(jobs.follow(_server(address, cluster, insecure), job_id, jobs.Teller(as_json), on_interrupt))
 
@@ -226,7 +226,7 @@ def logs(job_id: JobId, address: Address_ = None, cluster: Cluster = None, insec
 @submit_app.command(name="stop")
 def stop_(job_id: JobId, address: Address_ = None, cluster: Cluster = None, insecure: Insecure = False) -> None:
     """Stop a job, whether it runs or waits for nodes."""
-    from raypft.scale.cluster import submit as jobs  # noqa: PLC0415
+    from raypft.cluster import submit as jobs  # noqa: PLC0415
 
     server = _server(address, cluster, insecure)
     asyncio.run(jobs.stop(server, job_id))

@@ -1,1 +1,1 @@
-"""Clusters: one typed definition, what is rendered from it, and the commands that submit to, check and run one."""
+"""Where Ray runs: definitions of clusters, what is rendered from them, jobs that are submitted to them."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raypft.campaign import open_campaign, words_of
+from raypft.campaigns.campaign import open_campaign, words_of
+from raypft.cluster.definition import load
+from raypft.config.job import Resources, load_resources
 from raypft.errors import UserError
-from raypft.job import Resources, load_resources
-from raypft.scale.cluster.definition import load
 
 Bundle = dict[str, float]
 """What must lie on one node: {"CPU": 1, "GPU": 1}."""

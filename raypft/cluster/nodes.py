@@ -6,10 +6,10 @@ import os
 import time
 from typing import Any
 
+from raypft.cluster.client import find_token
+from raypft.cluster.feasible import Shape, bundle_text, impossible
+from raypft.cluster.render.launcher import HEAD_TYPE
 from raypft.errors import UserError, nearest
-from raypft.scale.cluster.client import find_token
-from raypft.scale.cluster.feasible import Shape, bundle_text, impossible
-from raypft.scale.cluster.render_launcher import HEAD_TYPE
 
 
 def _authorized() -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raypft import __version__
+from raypft.cluster.client import ENDED, JobServer, Lost, NoJob, Unreachable
+from raypft.cluster.package import pack
 from raypft.errors import UserError
-from raypft.scale.cluster.client import ENDED, JobServer, Lost, NoJob, Unreachable
-from raypft.scale.cluster.package import pack
 
 STOPPED_HERE, STOPPED_ELSEWHERE, NO_NODES, NO_ENVIRONMENT = 130, 143, 75, 78
 BY_ERROR = {

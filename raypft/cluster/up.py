@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 
+from raypft.cluster.client import JobServer, Unreachable, find_address, find_token
+from raypft.cluster.definition import Fake, Local, num_bytes
+from raypft.cluster.processes import end, processes, started_by
+from raypft.cluster.render.launcher import FAKE_HEAD, environment, fake, pools_text
 from raypft.errors import UserError
-from raypft.scale.cluster.client import JobServer, Unreachable, find_address, find_token
-from raypft.scale.cluster.definition import Fake, Local, num_bytes
-from raypft.scale.cluster.processes import end, processes, started_by
-from raypft.scale.cluster.render_launcher import FAKE_HEAD, environment, fake, pools_text
 
 READY_SECONDS = 120
 

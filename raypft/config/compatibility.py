@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.job import Job
 from raypft.methods import method_class, method_names
 from raypft.readouts import readout_class, readout_names
-from raypft.tasks import Kind, load_task
+from raypft.tasks.task import Kind, load_task
 
 FAMILIES = ("masked", "causal", "seq2seq")
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
+from raypft.data.sampling import DevRows, protocol
 from raypft.errors import UserError, nearest
-from raypft.fewshot import DevRows, protocol
 from raypft.storage import default_storage
-from raypft.tasks import Strict, load_task, validation_line, validation_root
+from raypft.tasks.task import Strict, load_task, validation_line, validation_root
 
 RECIPES = Path(__file__).parent / "recipes"
 NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
@@ -278,7 +278,7 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
     Raises:
         UserError: the first thing that does not fit, with what would.
     """
-    from raypft.matrix import check_job  # noqa: PLC0415  (reads the catalogues, which need torch)
+    from raypft.config.compatibility import check_job  # noqa: PLC0415  (reads the catalogues, which need torch)
 
     for key in ("task", "backbone"):
         if key not in values:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypft.errors import UserError
-from raypft.tasks import Source, Task
+from raypft.tasks.task import Source, Task
 
 HIDDEN = {"-1", "", "None", "NS", "?", "_"}
 """Values that stand for a hidden label in published test sets."""

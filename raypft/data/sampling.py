@@ -17,7 +17,7 @@ import pyarrow as pa
 from raypft.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from raypft.stream import Index
+    from raypft.data.streaming import Index
 
 DevRows = Literal["full", "k_shot", "none"]
 TEST_SEED = 0

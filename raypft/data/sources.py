@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from raypft.data.columns import normalise, spoken, their_columns
+from raypft.data.formats import ENDINGS, read_file
 from raypft.errors import UserError, nearest
-from raypft.readers import ENDINGS, read_file
-from raypft.rows import normalise, spoken, their_columns
-from raypft.tasks import Source, Task
+from raypft.tasks.task import Source, Task
 
 SAMPLES = Path(__file__).parent / "samples"
 

@@ -19,15 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from raypft import sources
 from raypft.batch import Encoded
-from raypft.data import Share
-from raypft.encode import Encoder
+from raypft.config.job import Mix
+from raypft.data import sources
+from raypft.data.columns import normalise, spoken, their_columns
+from raypft.data.sources import Origin
 from raypft.errors import UserError
-from raypft.job import Mix
-from raypft.rows import normalise, spoken, their_columns
-from raypft.sources import Origin
 from raypft.storage import absolute
+from raypft.training.encode import Encoder
+from raypft.training.loader import Share
 
 ORDER = 1
 """Raised when a change alters which row stands where; part of the cell key."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
-from raypft.tasks import Kind
+from raypft.tasks.task import Kind
 
 
 class Config(BaseModel):

@@ -18,10 +18,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.places import places, segment_layers
+from raypft.backbones.parameters import places, segment_layers
 from raypft.errors import UserError
 from raypft.methods import base, soft_prompt
-from raypft.tickets import Ticket, cut, open_ticket
+from raypft.methods._tickets import Ticket, cut, open_ticket
 
 
 class Config(soft_prompt.PromptConfig):

@@ -20,9 +20,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from raypft import tickets
 from raypft.backbones.base import Backbone
-from raypft.backbones.places import Place, places
+from raypft.backbones.parameters import Place, places
+from raypft.methods import _tickets as tickets
 from raypft.methods import base
 
 

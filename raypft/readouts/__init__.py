@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 @functools.cache
 def readout_names() -> list[str]:
     """The names of all readouts: the files of this folder."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "base" and path.stem[0] != "_")
 
 
 def readout_class(name: str) -> type[BaseReadout]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
-from raypft.tasks import Pattern, Task
+from raypft.tasks.task import Pattern, Task
 
 
 class Config(BaseModel):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.readouts.base import BaseReadout, Config
-from raypft.tasks import Pattern, Task
+from raypft.tasks.task import Pattern, Task
 
 
 class Readout(BaseReadout):

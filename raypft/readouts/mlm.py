@@ -21,7 +21,7 @@ from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
 from raypft.errors import UserError
 from raypft.readouts import base
-from raypft.tasks import Pattern, Task
+from raypft.tasks.task import Pattern, Task
 
 MASK, RANDOM = 0.8, 0.1
 """Shares of the chosen tokens; the rest stay."""

@@ -18,7 +18,7 @@ from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
 from raypft.readouts import base
 from raypft.readouts.base import Answer, slots_of
-from raypft.tasks import Pattern, Task
+from raypft.tasks.task import Pattern, Task
 
 START, END = 1, 2
 """The flags of a slot's gold."""

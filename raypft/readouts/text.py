@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch, Encoded
-from raypft.prompts import WORD_SEPARATOR
 from raypft.readouts import base
 from raypft.readouts.base import Answer
-from raypft.tasks import Pattern, Task
+from raypft.tasks.prompts import WORD_SEPARATOR
+from raypft.tasks.task import Pattern, Task
 
 
 class Config(base.Config):

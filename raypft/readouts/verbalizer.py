@@ -13,7 +13,7 @@ from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.errors import UserError
 from raypft.readouts import base
-from raypft.tasks import Mode, Pattern, Task, Wording
+from raypft.tasks.task import Mode, Pattern, Task, Wording
 
 
 class Config(base.Config):

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raypft.report import Table
 from raypft.report.formats import csv_text, latex
 from raypft.report.groups import MAJORITY, Cells, Group, Score, text
 from raypft.report.layout import Section, sections
 from raypft.report.notes import notes
 from raypft.report.paper import Paper
 from raypft.report.plots import write_plots
+from raypft.report.table import Table
 
 COSTS = ("n", "trainable parameters", "training seconds", "all seconds", "peak memory MB")
 CSV = ("metric", "mean over", "task", "row", "column", "mean", "std", "n", "planned", "failed", "pruned", "paper", "verdict")

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from raypft.errors import UserError
-from raypft.metrics import ENGLISH
+from raypft.tasks.metrics import ENGLISH
 
 MAJORITY = "majority"
 Result = dict[str, Any]

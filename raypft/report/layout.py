@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raypft.metrics import ENGLISH
 from raypft.report.groups import Cells, Result, Score, average, text
+from raypft.tasks.metrics import ENGLISH
 
 MEAN, WITHOUT_ENGLISH = "mean", "mean without en"
 Get = Callable[[Result], float | None]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
-from raypft.metrics import ENGLISH
-from raypft.runs import read_job, read_results
+from raypft.runs.run import read_job, read_results
+from raypft.tasks.metrics import ENGLISH
 
 WIDEST = 10
 """A table with more columns is turned: languages become rows."""

@@ -22,15 +22,15 @@ from torch import Tensor
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Encoded
-from raypft.data import Flow, Rows, Streamed, share
-from raypft.fewshot import Sample
-from raypft.job import Job, Train, part_config
+from raypft.config.job import Job, Train, part_config
+from raypft.data.sampling import Sample
 from raypft.methods.base import Result
-from raypft.metrics import ENGLISH, metric
 from raypft.readouts.base import Answer, BaseReadout
 from raypft.storage import Log, on_disk, written
-from raypft.tasks import Task, load_task
-from raypft.train import Learner, Progress, Stepper, TorchStepper, evaluate, fit
+from raypft.tasks.metrics import ENGLISH, metric
+from raypft.tasks.task import Task, load_task
+from raypft.training.loader import Flow, Rows, Streamed, share
+from raypft.training.loop import Learner, Progress, Stepper, TorchStepper, evaluate, fit
 
 MakeStepper = Callable[[Learner, Train, dict[str, Any] | None], Stepper]
 Tell = Callable[[dict[str, Any]], None]

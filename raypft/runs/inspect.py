@@ -8,19 +8,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raypft.backbones import ALIASES, Backbone, load_backbone
+from raypft.backbones.load import ALIASES, Backbone, load_backbone
 from raypft.batch import Encoded, collate
-from raypft.cells import build_learner
-from raypft.encode import Encoder, label_distribution, prompts_an_epoch
+from raypft.config.compatibility import matrix
+from raypft.config.job import Job, part_config, recipe_names, recipe_source
 from raypft.errors import UserError, nearest
-from raypft.job import Job, part_config, recipe_names, recipe_source
-from raypft.matrix import matrix
 from raypft.methods import method_class, method_names
-from raypft.prompts import readable
 from raypft.readouts import readout_class, readout_names
 from raypft.readouts.verbalizer import label_columns
-from raypft.runs import Prepared
-from raypft.tasks import load_task, task_names
+from raypft.runs.cell import build_learner
+from raypft.runs.run import Prepared
+from raypft.tasks.prompts import readable
+from raypft.tasks.task import load_task, task_names
+from raypft.training.encode import Encoder, label_distribution, prompts_an_epoch
 
 LOOKED_AT = 200
 """Rows whose prompts are counted and measured."""

@@ -16,18 +16,18 @@ import pyarrow.parquet as pa_parquet
 import torch
 from safetensors.torch import load_file
 
-from raypft import sources
-from raypft.backbones import load_backbone
-from raypft.cells import answer_table, build_learner, by_row, local_stepper
-from raypft.data import Rows
-from raypft.encode import Encoder
+from raypft.backbones.load import load_backbone
+from raypft.config.job import Job, make_job
+from raypft.data import sources
 from raypft.errors import UserError
-from raypft.job import Job, make_job
-from raypft.report import Table
-from raypft.runs import DEMOS, cell_keys, read_job, read_results
+from raypft.report.table import Table
+from raypft.runs.cell import answer_table, build_learner, by_row, local_stepper
+from raypft.runs.run import DEMOS, cell_keys, read_job, read_results
 from raypft.storage import on_disk, written
-from raypft.tasks import Task, load_task
-from raypft.train import Learner, evaluate
+from raypft.tasks.task import Task, load_task
+from raypft.training.encode import Encoder
+from raypft.training.loader import Rows
+from raypft.training.loop import Learner, evaluate
 
 CHUNK = 1024
 """Rows that are encoded and scored together, so that a file of any size can be read."""

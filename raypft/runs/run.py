@@ -28,16 +28,17 @@ import pyarrow.parquet as pa_parquet
 import torch
 import yaml
 
-from raypft import sources, stream
-from raypft.backbones import Backbone, load_backbone, load_skeleton
-from raypft.cells import Cell, Tell, recorder, run_cell
-from raypft.encode import ENCODING, Encoder, check_fit, encode_sample
+from raypft.backbones.load import Backbone, load_backbone, load_skeleton
+from raypft.config.job import Job, Resources, Train, digest, part_config
+from raypft.data import sources
+from raypft.data import streaming as stream
+from raypft.data.sampling import Sample, draw, protocol
 from raypft.errors import UserError
-from raypft.fewshot import Sample, draw, protocol
-from raypft.job import Job, Resources, Train, digest, part_config
-from raypft.metrics import metric
+from raypft.runs.cell import Cell, Tell, recorder, run_cell
 from raypft.storage import locked, path_of, remove, written
-from raypft.tasks import load_task
+from raypft.tasks.metrics import metric
+from raypft.tasks.task import load_task
+from raypft.training.encode import ENCODING, Encoder, check_fit, encode_sample
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 """Keys of `train` that do not decide which rows are drawn."""
@@ -214,7 +215,7 @@ def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[l
                     todo.setdefault(ready.job.resources, []).append(cell)
         for resources, cells in todo.items():
             if resources.workers:
-                from raypft.scale.launch import run_on_ray  # noqa: PLC0415  (ray is loaded only where it is used)
+                from raypft.scale.session import run_on_ray  # noqa: PLC0415  (ray is loaded only where it is used)
 
                 run_on_ray(cells, tell)
             else:
@@ -238,7 +239,7 @@ def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
 
 def conclude(prepared: Prepared) -> list[dict[str, Any]]:
     """Write the run's table, where something of it is tested; its results by seed."""
-    from raypft.report import run_table  # noqa: PLC0415
+    from raypft.report.table import run_table  # noqa: PLC0415
 
     results = read_results(prepared.folder)
     if results:
@@ -296,7 +297,7 @@ def _session(jobs: Sequence[Job]) -> Iterator[None]:
     if not with_workers:
         yield
         return
-    from raypft.scale.launch import check_resources, ray_session  # noqa: PLC0415
+    from raypft.scale.session import check_resources, ray_session  # noqa: PLC0415
 
     with ray_session():
         for job in with_workers:

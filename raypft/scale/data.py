@@ -19,16 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import ray
 
-from raypft import sources, stream
-from raypft.backbones import load_skeleton
+from raypft.backbones.load import load_skeleton
 from raypft.batch import Encoded
-from raypft.cells import Cell
-from raypft.data import Share
-from raypft.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
-from raypft.fewshot import Sample
-from raypft.job import Job, part_config
+from raypft.config.job import Job, part_config
+from raypft.data import sources
+from raypft.data import streaming as stream
+from raypft.data.sampling import Sample
+from raypft.runs.cell import Cell
 from raypft.storage import absolute, on_disk, path_of, written
-from raypft.tasks import load_task
+from raypft.tasks.task import load_task
+from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
+from raypft.training.loader import Share
 
 ENCODER_CPUS = 0.5
 AHEAD, TASKS = 256, 4096

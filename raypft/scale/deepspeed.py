@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, distributed
 
 from raypft.batch import Batch
-from raypft.job import Job, Train
+from raypft.config.job import Job, Train
 from raypft.scale.zero import prepare_environment, zero_config
-from raypft.train import Learner, Stepper, adam_state, make_optimizer, set_adam_state
+from raypft.training.loop import Learner, Stepper, adam_state, make_optimizer, set_adam_state
 
 prepare_environment()
 

@@ -14,12 +14,12 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypft.cells import Cell, Tell
+from raypft.cluster.feasible import Infeasible, Shape, impossible, job_bundles, shapes_here
+from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.job import Job
-from raypft.scale.cluster.feasible import Infeasible, Shape, impossible, job_bundles, shapes_here
+from raypft.runs.cell import Cell, Tell
 from raypft.scale.data import ENCODER_CPUS, encode_on_ray
-from raypft.scale.lane import Lane
+from raypft.scale.worker_group import Lane
 from raypft.storage import absolute, path_of
 
 READER_CPUS = 1.0

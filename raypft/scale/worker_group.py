@@ -23,11 +23,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
-from raypft.backbones import load_backbone
 from raypft.backbones.base import Backbone
-from raypft.cells import Cell, Tell, is_finished, recorder, run_cell
+from raypft.backbones.load import load_backbone
+from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.job import Job
+from raypft.runs.cell import Cell, Tell, is_finished, recorder, run_cell
 from raypft.scale.data import OnRay, encoded_file, index_file, read_encoded
 from raypft.storage import absolute, path_of
 
@@ -256,7 +256,7 @@ def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], desk: Any) -> Non
     Args:
         backbones: the one that is loaded, by what it was loaded for; changed.
     """
-    from raypft.scale.stepper import DeepSpeedStepper  # noqa: PLC0415  (sets what DeepSpeed reads at import)
+    from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (sets what DeepSpeed reads at import)
 
     job, folder = Job(**cell["job"]), path_of(cell["folder"])
     finished = [is_finished(folder, cell["test"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from raypft.job import Job
+from raypft.config.job import Job
 
 QUIET = 1 << 30
 

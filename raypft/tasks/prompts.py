@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raypft.tasks import MARKUP, Pattern, Task
+from raypft.tasks.task import MARKUP, Pattern, Task
 
 Row = Mapping[str, object]
 WORD_SEPARATOR = " $$ "

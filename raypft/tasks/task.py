@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from raypft.errors import UserError, nearest
-from raypft.metrics import OF_KIND, metric
+from raypft.tasks.metrics import OF_KIND, metric
 
 FOLDER = Path(__file__).parent
 SPLITS = ("train", "validation", "test")

@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Encoded, Passage
+from raypft.config.compatibility import MARKUP, check_job
+from raypft.config.job import Job, part_config
+from raypft.data.sampling import Sample
 from raypft.errors import UserError
-from raypft.fewshot import Sample
-from raypft.job import Job, part_config
-from raypft.matrix import MARKUP, check_job
-from raypft.prompts import Demonstration, Piece, Query, first_word, queries, render
 from raypft.readouts.base import BaseReadout, Config
-from raypft.tasks import Pattern, Task, load_task
+from raypft.tasks.prompts import Demonstration, Piece, Query, first_word, queries, render
+from raypft.tasks.task import Pattern, Task, load_task
 
 ROLES = ("train", "dev", "test")
 UNLIMITED = 1 << 30

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from raypft.backbones.frozen_states import tokens_of
 from raypft.batch import Batch, Encoded, collate
-from raypft.cache import tokens_of
-from raypft.job import Train
+from raypft.config.job import Train
 from raypft.methods.base import BaseMethod
 
 if TYPE_CHECKING:
-    from raypft.train import Stepper
+    from raypft.training.loop import Stepper
 
 
 def order(size: int, seed: int, epoch: int) -> list[int]:

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from raypft.batch import Batch
-from raypft.data import Rows, Streamed, Work, share
+from raypft.config.job import Train
 from raypft.errors import UserError
-from raypft.job import Train
 from raypft.methods.base import BaseMethod
 from raypft.readouts.base import Answer, BaseReadout
 from raypft.storage import on_disk, written
+from raypft.training.loader import Rows, Streamed, Work, share
 
 
 class Learner(nn.Module):

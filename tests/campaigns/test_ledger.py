@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from raypft.ledger import BAD, FILE, Ledger
+from raypft.campaigns.ledger import BAD, FILE, Ledger
 
 
 def entry(number: int, **more: object) -> dict:

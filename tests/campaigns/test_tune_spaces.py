@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raypft.job import load_job, recipe_names
-from raypft.tasks import load_task
+from raypft.config.job import load_job, recipe_names
+from raypft.tasks.task import load_task
 
-FOLDER = Path(__file__).parents[1] / "tune_spaces"
+FOLDER = Path(__file__).parents[2] / "tune_spaces"
 FILES = sorted(FOLDER.glob("*.yaml"))
 KEYS = {"about", "source", "defaults", "before", "rows", "tasks", "vary", "columns", "speedup_over", "search", "paper", "scales"}
 SEARCHES = ("gnn_layer", "ltp_active_ratio", "prompt_length", "shots")
@@ -147,7 +147,7 @@ def test_the_four_searches_are_there():
 
 
 def test_the_engine_loads_every_file():
-    campaign = pytest.importorskip("raypft.campaign")
+    campaign = pytest.importorskip("raypft.campaigns.campaign")
     for path in FILES:
         for scale in [None, *read(path).get("scales", {})]:
             assert list(campaign.load_campaign(path.stem, scale=scale).places())

@@ -7,11 +7,11 @@ import yaml
 from test_campaign import small
 from test_cli import place  # noqa: F401  (a fixture)
 
-from raypft import runs
-from raypft.book import Book, reopened
-from raypft.campaign import Row, load_campaign
-from raypft.cli import report
+from raypft.campaigns.campaign import Row, load_campaign
+from raypft.campaigns.state import Book, reopened
+from raypft.cli.app import report
 from raypft.errors import UserError
+from raypft.runs import run as runs
 
 
 def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys):  # noqa: F811

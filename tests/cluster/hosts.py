@@ -31,7 +31,7 @@ while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
 """
 DRAIN = """
 import sys, ray
-from raypft.scale.cluster.nodes import drain
+from raypft.cluster.nodes import drain
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 (node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == sys.argv[2]]
 drain(sys.argv[1], node, int(sys.argv[3]))

@@ -13,8 +13,8 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypft.data import Share
-from raypft.job import Job
+from raypft.config.job import Job
+from raypft.training.loader import Share
 
 
 @ray.remote(num_cpus=1)

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from raypft.cli import app, main
+from raypft.cluster.check.validate import launcher_lines, manifest_lines, validate
+from raypft.cluster.definition import KINDS, load
+from raypft.cluster.render import targets as render
 from raypft.errors import UserError
-from raypft.scale.cluster import render
-from raypft.scale.cluster.definition import KINDS, load
-from raypft.scale.cluster.validate import launcher_lines, manifest_lines, validate
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 DEFINITIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

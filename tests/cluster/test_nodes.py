@@ -15,8 +15,8 @@ import pytest
 from hosts import Hosts, not_permitted
 from test_cli import place, words  # noqa: F401  (a fixture)
 
-from raypft import runs
-from raypft.job import load_job
+from raypft.config.job import load_job
+from raypft.runs import run as runs
 
 reason = not_permitted()
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.skipif(reason is not None, reason=reason or "")]

@@ -19,12 +19,11 @@ import pytest
 import yaml
 
 from raypft.cli import app, main
-from raypft.errors import UserError
-from raypft.job import Resources, load_resources
-from raypft.scale.cluster import check, nodes, submit, up
-from raypft.scale.cluster.client import Address, JobServer, Lost, Unreachable, find_address, find_token
-from raypft.scale.cluster.definition import load
-from raypft.scale.cluster.feasible import (
+from raypft.cluster import nodes, submit, up
+from raypft.cluster.check import fit as check
+from raypft.cluster.client import Address, JobServer, Lost, Unreachable, find_address, find_token
+from raypft.cluster.definition import load
+from raypft.cluster.feasible import (
     Infeasible,
     Shape,
     asked_for,
@@ -35,9 +34,11 @@ from raypft.scale.cluster.feasible import (
     shapes_here,
     shapes_of,
 )
-from raypft.scale.cluster.package import pack
-from raypft.scale.cluster.processes import alive, end, processes, started_by
-from raypft.scale.cluster.render_launcher import pools_text
+from raypft.cluster.package import pack
+from raypft.cluster.processes import alive, end, processes, started_by
+from raypft.cluster.render.launcher import pools_text
+from raypft.config.job import Resources, load_resources
+from raypft.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 
@@ -329,7 +330,7 @@ def test_a_check_that_never_ends_is_stopped(monkeypatch):
 
 
 def test_a_job_on_a_growing_cluster_counts_what_may_come(monkeypatch):
-    from raypft.scale import launch
+    from raypft.scale import session as launch
 
     monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(load(FOLDER / "fake.yaml")))
     monkeypatch.setattr(launch, "ray_session", nullcontext)

@@ -17,11 +17,11 @@ import pytest
 from hosts import ROOT
 from test_cli import place, words  # noqa: F401  (a fixture)
 from test_nodes import Run, hosts, more, reason  # noqa: F401  (a fixture)
-from test_stream import task_with
+from test_streaming_order import task_with
 
-from raypft import runs
-from raypft.encode import Encoder
-from raypft.job import load_job
+from raypft.config.job import load_job
+from raypft.runs import run as runs
+from raypft.training.encode import Encoder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.skipif(reason is not None, reason=reason or "")]
 SIZES = {"en": 60_000, "de": 36_000, "fr": 24_000, "tr": 12_000, "sw": 9_000, "zh": 3_000}

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from here import Here
 
-from raypft.scale.cluster.processes import processes
+from raypft.cluster.processes import processes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

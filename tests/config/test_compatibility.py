@@ -14,17 +14,17 @@ import torch
 import yaml
 
 from raypft.batch import collate
-from raypft.cells import by_row
 from raypft.cli import main
-from raypft.encode import Encoder
+from raypft.config.compatibility import FAMILIES, KINDS, MARKERS, MARKUP, check_job, matrix, readouts_for, rendered
+from raypft.config.job import Job, load_job
 from raypft.errors import UserError
-from raypft.job import Job, load_job
-from raypft.matrix import FAMILIES, KINDS, MARKERS, MARKUP, check_job, matrix, readouts_for, rendered
 from raypft.methods import method_class, method_names
 from raypft.readouts import readout_class, readout_names
-from raypft.train import Learner
+from raypft.runs.cell import by_row
+from raypft.training.encode import Encoder
+from raypft.training.loop import Learner
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 WORDS = {"negative": "bad", "positive": "good"}
 NAMED = {"column": "label", "names": list(WORDS)}
 ROWS = {

@@ -7,10 +7,10 @@ import pytest
 import tiny
 import yaml
 
+from raypft.config.job import RECIPES, Job, load_job, make_job, recipe_names
 from raypft.errors import UserError
-from raypft.job import RECIPES, Job, load_job, make_job, recipe_names
-from raypft.runs import prepare
-from raypft.tasks import FOLDER
+from raypft.runs.run import prepare
+from raypft.tasks.task import FOLDER
 
 NLI = ["task=xnli", "backbone=mbert"]
 SST2 = ["task=sst2", "backbone=gpt2"]

@@ -17,7 +17,7 @@ from torch import multiprocessing
 if TYPE_CHECKING:
     import cases
 
-    from raypft.train import Stepper
+    from raypft.training.loop import Stepper
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def run_case(case: Case) -> dict[str, Any]:
     import cases
     import tiny
 
-    from raypft.data import Rows
-    from raypft.job import Job, Resources, Zero
-    from raypft.scale.stepper import DeepSpeedStepper
-    from raypft.train import Progress, TorchStepper, fit
+    from raypft.config.job import Job, Resources, Zero
+    from raypft.scale.deepspeed import DeepSpeedStepper
+    from raypft.training.loader import Rows
+    from raypft.training.loop import Progress, TorchStepper, fit
 
     cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
     settings = cases.SETTINGS.model_copy(

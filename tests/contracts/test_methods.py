@@ -8,11 +8,11 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from raypft.backbones.frozen_states import LowerStates
 from raypft.batch import collate
-from raypft.cache import LowerStates
-from raypft.data import Rows
 from raypft.methods import method_class
-from raypft.train import TorchStepper, evaluate, fit
+from raypft.training.loader import Rows
+from raypft.training.loop import TorchStepper, evaluate, fit
 
 CASES = cases.supported()
 TRAINING = [(method, kind) for method, kind in CASES if method_class(method).trains]

@@ -10,9 +10,9 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
 
+from raypft.data.sources import Origin, choose, languages_of, read_split
 from raypft.errors import UserError
-from raypft.sources import Origin, choose, languages_of, read_split
-from raypft.tasks import load_task
+from raypft.tasks.task import load_task
 
 TAGS = {"kind": "tags", "fields": {"tokens": "tokens"}, "label": {"column": "tags", "names": ["A", "B", "O"]}, "metric": "token_accuracy"}
 SPAN = {"kind": "span", "fields": {"question": "question", "context": "context"}, "label": {"column": "answers"}, "metric": "f1"}

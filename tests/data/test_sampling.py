@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from raypft.config.job import make_job
+from raypft.data.sampling import PROTOCOLS, Protocol, Sample, draw, protocol
 from raypft.errors import UserError
-from raypft.fewshot import PROTOCOLS, Protocol, Sample, draw, protocol
-from raypft.job import make_job
 
 LABELS = ["no", "maybe", "yes"]
 ROLES = ("train", "dev", "test", "demos")
@@ -93,8 +93,8 @@ def test_the_order_of_rows_does_not_matter(shots):
 
 
 def test_the_interpreters_hash_seed_does_not_matter():
-    code = "import json, test_fewshot; print(json.dumps(test_fewshot.sample(rule='gnnavi', demos=1, dev_limit=6).manifest()))"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    code = "import json, test_sampling; print(json.dumps(test_sampling.sample(rule='gnnavi', demos=1, dev_limit=6).manifest()))"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     found = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(paths)}

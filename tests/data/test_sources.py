@@ -13,12 +13,12 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
 
-from raypft import tasks
+from raypft.data.sources import choose, languages_of, read_split
 from raypft.errors import UserError
-from raypft.sources import choose, languages_of, read_split
-from raypft.tasks import load_task, task_names
+from raypft.tasks import task as tasks
+from raypft.tasks.task import load_task, task_names
 
-STORED = Path(os.environ.get("RAYPFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+STORED = Path(os.environ.get("RAYPFT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ROWS = [
     {"id": "007", "language": "en", "label": "0", "text": 'She said "no", twice'},
     {"id": "008", "language": "en", "label": "1", "text": "2020"},

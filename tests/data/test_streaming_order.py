@@ -11,10 +11,10 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from test_cli import TASK, call, place, words  # noqa: F401  (a fixture)
 
-from raypft.data import Share
-from raypft.sources import choose
-from raypft.stream import MOST, Group, Index, Order, Reader, index, shares, steps
-from raypft.tasks import load_task
+from raypft.data.sources import choose
+from raypft.data.streaming import MOST, Group, Index, Order, Reader, index, shares, steps
+from raypft.tasks.task import load_task
+from raypft.training.loader import Share
 
 SIZES = {"en": 700, "de": 210, "sw": 61, "zh": 29}
 

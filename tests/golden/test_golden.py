@@ -9,11 +9,11 @@ import difflib
 import json
 from pathlib import Path
 
-from raypft.prompts import Demonstration, queries, readable
-from raypft.sources import SAMPLES
-from raypft.tasks import Pattern, Task, Wording, load_task, task_names
+from raypft.data.sources import SAMPLES
+from raypft.tasks.prompts import Demonstration, queries, readable
+from raypft.tasks.task import Pattern, Task, Wording, load_task, task_names
 
-GOLDEN = Path(__file__).parent / "golden" / "prompts.txt"
+GOLDEN = Path(__file__).parent / "prompts.txt"
 
 
 ANSWERED = {"tokens": ["The", "dogs", "sleep", "."], "question": "Who sleeps?", "context": "In the yard the dogs sleep."}

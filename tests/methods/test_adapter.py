@@ -12,7 +12,7 @@ from test_prefix import GPT2_XL, LLAMA_2_7B
 from torch import nn
 from transformers import BloomConfig
 
-from raypft.backbones import backbone_from_config
+from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.errors import UserError
 from raypft.methods.adapter import Config, Method

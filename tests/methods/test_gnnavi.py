@@ -9,12 +9,12 @@ import tiny
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from raypft.backbones import backbone_from_config
+from raypft.backbones.load import backbone_from_config
 from raypft.batch import Encoded, collate
 from raypft.errors import UserError
 from raypft.methods.gnnavi import Config, GraphLayer, Method
-from raypft.prompts import Demonstration, render
-from raypft.tasks import load_task
+from raypft.tasks.prompts import Demonstration, render
+from raypft.tasks.task import load_task
 
 FORMULAS = [{"conv": "gcn"}, {"conv": "gcn", "norm": "mean"}, {"conv": "sage"}]
 SIZES = {

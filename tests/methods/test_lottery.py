@@ -10,17 +10,17 @@ import tiny
 import torch
 from group import Case, run_case, run_group
 
-from raypft.backbones import load_skeleton
-from raypft.backbones.places import places, segment_layers
+from raypft.backbones.load import load_skeleton
+from raypft.backbones.parameters import places, segment_layers
 from raypft.backbones.sparse import Sparse
 from raypft.batch import Encoded, collate
-from raypft.data import Rows
+from raypft.config.job import load_job
 from raypft.errors import UserError
-from raypft.job import load_job
+from raypft.methods._tickets import open_ticket
 from raypft.methods.lottery import Method
-from raypft.runs import prepare
-from raypft.tickets import open_ticket
-from raypft.train import TorchStepper, fit
+from raypft.runs.run import prepare
+from raypft.training.loader import Rows
+from raypft.training.loop import TorchStepper, fit
 
 EMBEDDING = {"bert": "bert.embeddings.word_embeddings.weight", "xlmr": "roberta.embeddings.word_embeddings.weight", "gpt2": "transformer.wte.weight",
              "llama": "model.embed_tokens.weight"}  # fmt: skip

@@ -9,7 +9,7 @@ from test_backbones import ALL, OTHERS, Mix, pair, prompts
 from torch import nn
 from transformers import BloomConfig, DynamicCache, GPT2Config, LlamaConfig, XLMRobertaConfig
 
-from raypft.backbones import backbone_from_config
+from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.errors import UserError
 from raypft.methods.prefix import Config, Method

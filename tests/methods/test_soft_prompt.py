@@ -7,11 +7,11 @@ import tiny
 import torch
 from transformers import XLMRobertaConfig
 
-from raypft.backbones import backbone_from_config
+from raypft.backbones.load import backbone_from_config
 from raypft.batch import Encoded, collate
 from raypft.methods.soft_prompt import Config, Method
-from raypft.prompts import render
-from raypft.tasks import Label, Pattern, Source, Task
+from raypft.tasks.prompts import render
+from raypft.tasks.task import Label, Pattern, Source, Task
 
 TEXT = {"masked": "{text} . <soft> <slot> .", "causal": "{text} . <soft> <slot>"}
 

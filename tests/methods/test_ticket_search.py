@@ -13,18 +13,18 @@ import torch
 from group import Case, run_group
 from safetensors.torch import load_file, save_file
 
-from raypft.backbones.places import places
+from raypft.backbones.parameters import places
 from raypft.batch import Encoded, collate
-from raypft.data import Rows
+from raypft.config.job import load_job
+from raypft.data.sampling import PROTOCOLS, draw
 from raypft.errors import UserError
-from raypft.fewshot import PROTOCOLS, draw
-from raypft.job import load_job
+from raypft.methods._tickets import FILE, open_ticket
 from raypft.methods.ticket_search import Config, Method
 from raypft.readouts import mlm
-from raypft.runs import prepare, run
-from raypft.tasks import load_task
-from raypft.tickets import FILE, open_ticket
-from raypft.train import Learner, TorchStepper, fit
+from raypft.runs.run import prepare, run
+from raypft.tasks.task import load_task
+from raypft.training.loader import Rows
+from raypft.training.loop import Learner, TorchStepper, fit
 
 STRATEGIES = ["decoupled", "vanilla", "freeze_embeddings"]
 

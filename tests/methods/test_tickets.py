@@ -7,9 +7,9 @@ import torch
 from cases import save_ticket
 from safetensors.torch import save_file
 
-from raypft import tickets
 from raypft.errors import UserError
-from raypft.tickets import cut, find_ticket, open_ticket
+from raypft.methods import _tickets as tickets
+from raypft.methods._tickets import cut, find_ticket, open_ticket
 
 
 def stored(tmp_path, differences: dict[str, torch.Tensor]):

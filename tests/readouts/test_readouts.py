@@ -9,12 +9,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from raypft.backbones import backbone_from_config
+from raypft.backbones.load import backbone_from_config
 from raypft.batch import Encoded, collate
 from raypft.errors import UserError
 from raypft.readouts import readout_class
 from raypft.readouts.verbalizer import Config, Readout
-from raypft.tasks import Label, Pattern, Task
+from raypft.tasks.task import Label, Pattern, Task
 
 SPECIAL = {
     "bos_token": "<s>",

@@ -11,14 +11,14 @@ from test_encode import asked, spans, task
 from torch.nn import functional
 
 from raypft.batch import Encoded, Passage, collate
-from raypft.cells import by_row
-from raypft.data import Rows
-from raypft.job import Train
+from raypft.config.job import Train
 from raypft.methods import method_class
-from raypft.metrics import exact_match
 from raypft.readouts.base import Answer
 from raypft.readouts.span import Config, Readout
-from raypft.train import Learner, TorchStepper, evaluate, fit
+from raypft.runs.cell import by_row
+from raypft.tasks.metrics import exact_match
+from raypft.training.loader import Rows
+from raypft.training.loop import Learner, TorchStepper, evaluate, fit
 
 TEXT = "one two three four"
 PASSAGE = Passage(TEXT, [0, 0, 4, 8, 14], [0, 3, 7, 13, 18])

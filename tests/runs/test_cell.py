@@ -10,19 +10,19 @@ import pytest
 import tiny
 import torch
 
-from raypft import runs
+from raypft.backbones.frozen_states import LowerStates, tokens_of
 from raypft.batch import Encoded
-from raypft.cache import LowerStates, tokens_of
-from raypft.cells import RowAnswer, answer_table, by_row, majority, measured
-from raypft.data import Rows
+from raypft.config.job import load_job
 from raypft.errors import UserError
-from raypft.job import load_job
 from raypft.methods import method_class
-from raypft.metrics import metric
 from raypft.readouts import readout_class
 from raypft.readouts.base import Answer
-from raypft.tasks import Label, Pattern, Source, Task
-from raypft.train import Learner, TorchStepper, evaluate
+from raypft.runs import run as runs
+from raypft.runs.cell import RowAnswer, answer_table, by_row, majority, measured
+from raypft.tasks.metrics import metric
+from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.training.loader import Rows
+from raypft.training.loop import Learner, TorchStepper, evaluate
 
 
 def task(kind: str, names: list[str], metrics: list[str]) -> Task:

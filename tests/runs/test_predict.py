@@ -27,14 +27,14 @@ from transformers import (
     DynamicCache,
 )
 
-from raypft import runs
-from raypft.backbones import load_backbone
+from raypft.backbones.load import load_backbone
 from raypft.batch import collate
+from raypft.config.job import make_job
 from raypft.errors import UserError
-from raypft.job import make_job
 from raypft.methods import method_class, method_names
-from raypft.report import mean_std
-from raypft.using import load_trained, predict, rows_of_file, rows_of_texts
+from raypft.report.table import mean_std
+from raypft.runs import run as runs
+from raypft.runs.predict import load_trained, predict, rows_of_file, rows_of_texts
 
 WORDS = {"negative": "bad", "positive": "good"}
 FILES = {"files": {"files": {"train": "train", "validation": "validation", "test": "test"}}}
@@ -202,7 +202,7 @@ def test_rows_that_are_the_same_are_answered_each(trained, tmp_path):
 
 
 def test_many_rows_are_answered_in_order(trained, monkeypatch):
-    from raypft import using
+    from raypft.runs import predict as using
 
     model = trained("choice")
     table = pa.concat_tables([rows_of_texts(model, [" ".join(VOCABULARY[: 1 + i])]) for i in range(7)])
@@ -353,7 +353,7 @@ def test_bad_commands(arguments, expected, place, monkeypatch, capsys):
 
 
 def test_a_table_for_the_terminal(trained):
-    from raypft.using import shown
+    from raypft.runs.predict import shown
 
     model = trained("tags")
     table = shown(model, predict(model, rows_of_texts(model, ["the film"])))
@@ -365,7 +365,7 @@ def test_a_table_for_the_terminal(trained):
 
 
 def written(model, folder: Path) -> Path:
-    from raypft.export import export
+    from raypft.runs.export import export
 
     export(model, folder)
     return folder

@@ -16,10 +16,10 @@ import pytest
 import ray
 from test_cli import place, words  # noqa: F401  (a fixture)
 
-from raypft import runs
+from raypft.config.job import load_job
 from raypft.errors import UserError
-from raypft.job import load_job
-from raypft.scale.launch import check_storage, cpus_per_worker
+from raypft.runs import run as runs
+from raypft.scale.session import check_storage, cpus_per_worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -7,13 +7,13 @@ import statistics
 
 import pytest
 
+from raypft.campaigns.search_space import Search
+from raypft.cluster.feasible import Shape
+from raypft.config.job import load_job
 from raypft.errors import UserError
-from raypft.job import load_job
-from raypft.scale.cluster.feasible import Shape
-from raypft.scale.search import Asha, Racing, Tpe
-from raypft.scale.trackers import PACKAGES, tracker
-from raypft.scale.tune import at_once, needs
-from raypft.space import Search
+from raypft.scale.tune.run import at_once, needs
+from raypft.scale.tune.search import Asha, Racing, Tpe
+from raypft.scale.tune.trackers import PACKAGES, tracker
 
 SPACE = {
     "method.layer": {"range": [1, 9, 4]},

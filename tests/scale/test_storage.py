@@ -19,10 +19,10 @@ from test_cli import call, place, words  # noqa: F401  (a fixture)
 from test_ray import below
 from test_tune import drive, write
 
-from raypft import runs
+from raypft.campaigns.ledger import FILE
+from raypft.config.job import load_job
 from raypft.errors import UserError
-from raypft.job import load_job
-from raypft.ledger import FILE
+from raypft.runs import run as runs
 from raypft.storage import PART, Log, locked, on_disk, path_of, remove, written
 
 pytestmark = [pytest.mark.timeout(600)]

@@ -7,11 +7,11 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from test_cli import place, words  # noqa: F401  (a fixture)
 from test_ray import run, session  # noqa: F401  (a fixture)
-from test_stream import write_rows
+from test_streaming_order import write_rows
 
-from raypft.data import Share
 from raypft.errors import UserError
 from raypft.scale.data import OnRay
+from raypft.training.loader import Share
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

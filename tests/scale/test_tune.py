@@ -21,10 +21,10 @@ import ray
 import yaml
 from test_cli import place, words  # noqa: F401  (a fixture)
 
-from raypft.campaign import load_campaign
-from raypft.ledger import FILE, Ledger
+from raypft.campaigns.campaign import load_campaign
+from raypft.campaigns.ledger import FILE, Ledger
 from raypft.scale import tune as tune_module
-from raypft.scale.tune import run_campaign
+from raypft.scale.tune.run import run_campaign
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 

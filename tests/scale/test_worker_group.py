@@ -15,12 +15,12 @@ from test_cli import place, words  # noqa: F401  (a fixture)
 from test_ray import is_ours
 from test_tune import drive, session, write  # noqa: F401  (a fixture)
 
-from raypft import runs
-from raypft.cells import Cell
+from raypft.config.job import load_job
 from raypft.errors import UserError
-from raypft.job import load_job
+from raypft.runs import run as runs
+from raypft.runs.cell import Cell
 from raypft.scale.data import encode_on_ray
-from raypft.scale.lane import Lane
+from raypft.scale.worker_group import Lane
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -6,8 +6,8 @@ import pytest
 import tiny
 
 from raypft.errors import UserError
-from raypft.prompts import Demonstration, Piece, Query, first_word, readable, render, strip_final_punctuation
-from raypft.tasks import Label, Pattern, Source, Task, Wording
+from raypft.tasks.prompts import Demonstration, Piece, Query, first_word, readable, render, strip_final_punctuation
+from raypft.tasks.task import Label, Pattern, Source, Task, Wording
 
 ROW = {"premise": "it was good .", "hypothesis": "it was bad"}
 WORDS = {"entailment": "Yes", "contradiction": ["No", "Wrong"]}

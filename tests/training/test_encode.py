@@ -10,11 +10,11 @@ import tiny
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from raypft.backbones import backbone_from_config
+from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
-from raypft.encode import RECORD, Encoder, from_record, to_record
 from raypft.readouts import readout_class
-from raypft.tasks import Label, Pattern, Source, Task
+from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.training.encode import RECORD, Encoder, from_record, to_record
 
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 WORDS = {"THING": "good", "DOING": "bad"}

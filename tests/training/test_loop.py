@@ -6,10 +6,10 @@ import cases
 import pytest
 import tiny
 
-from raypft import train
-from raypft.data import Rows
-from raypft.job import Train
-from raypft.train import TorchStepper, fit, learning_rate
+from raypft.config.job import Train
+from raypft.training import loop as train
+from raypft.training.loader import Rows
+from raypft.training.loop import TorchStepper, fit, learning_rate
 
 
 def test_a_long_epoch_is_told_while_it_runs(monkeypatch):

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raypft.cluster.client import ENDED, JobServer
+from raypft.cluster.feasible import Infeasible, asked_for, at_a_time, bundle_text, impossible, shapes_of
+from raypft.cluster.submit import stop
 from raypft.errors import UserError
-from raypft.scale.cluster.client import ENDED, JobServer
-from raypft.scale.cluster.feasible import Infeasible, asked_for, at_a_time, bundle_text, impossible, shapes_of
-from raypft.scale.cluster.submit import stop
 
 PROBE_SECONDS = 60
 """What the check's own job may take beside waiting for a worker."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from raypft.scale.cluster.rules import SECRET, Complaint
+from raypft.cluster.check.rules import SECRET, Complaint
 
 RAY_PORTS = (6379, 8265, 10001)
 

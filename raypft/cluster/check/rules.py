@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from raypft.scale.cluster.definition import Definition, num_bytes
+from raypft.cluster.definition import Definition, num_bytes
 
 Complaint = tuple[str, object, str]
 """Key, what was found there, what was expected."""

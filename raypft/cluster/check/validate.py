@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from raypft.cluster.check import lint
+from raypft.cluster.check.rules import Complaint, complaints
+from raypft.cluster.check.schema import manifest_schemas, schema_lines
+from raypft.cluster.definition import make, read_yaml
+from raypft.cluster.render import targets as render
 from raypft.errors import UserError, nearest
-from raypft.scale.cluster import lint, render
-from raypft.scale.cluster.definition import make, read_yaml
-from raypft.scale.cluster.rules import Complaint, complaints
-from raypft.scale.cluster.schema import manifest_schemas, schema_lines
 
 
 def validate(path: Path) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from raypft.scale.cluster.definition import Kubernetes, PodPool
-from raypft.scale.cluster.render_launcher import STOP_SECONDS, environment, pools_text
+from raypft.cluster.definition import Kubernetes, PodPool
+from raypft.cluster.render.launcher import STOP_SECONDS, environment, pools_text
 
 API = "ray.io/v1"
 SECURE = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}

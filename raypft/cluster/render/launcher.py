@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from raypft.scale.cluster.definition import Definition, MachinePool, num_bytes
+from raypft.cluster.definition import Definition, MachinePool, num_bytes
 
 TOKEN_PATH = "/home/ray/.ray/auth_token"
 """In the container; `ray up` copies the user's own token there."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from raypft.cluster.definition import Definition
+from raypft.cluster.render import kuberay as render_kuberay
+from raypft.cluster.render import launcher as render_launcher
 from raypft.errors import UserError, nearest
-from raypft.scale.cluster import render_kuberay, render_launcher
-from raypft.scale.cluster.definition import Definition
 
 LAUNCHED = {"ray-up": render_launcher.launcher}
 TARGETS: dict[str, dict[str, Callable[[Any], dict[str, Any]]]] = {

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from raypft.book import Book
-from raypft.campaign import Campaign, Place
-from raypft.encode import Encoder, prompts_an_epoch
+from raypft.campaigns.campaign import Campaign, Place
+from raypft.campaigns.state import Book
+from raypft.cli.progress import duration
+from raypft.cluster.feasible import Shape
+from raypft.config.job import Job, part_config
 from raypft.errors import UserError
-from raypft.job import Job, part_config
-from raypft.live import duration
-from raypft.runs import Prepared, identify
-from raypft.scale.cluster.feasible import Shape
-from raypft.scale.trackers import tracker
+from raypft.runs.run import Prepared, identify
+from raypft.scale.tune.trackers import tracker
 from raypft.storage import is_remote
+from raypft.training.encode import Encoder, prompts_an_epoch
 
 LOOKED_AT = 20
 """Rows whose prompts are counted."""
@@ -136,7 +136,7 @@ def _steps(job: Job, prompts: float) -> int:
 def _shapes() -> list[Shape]:
     """Nodes of the cluster that $RAY_ADDRESS names, else this machine."""
     if os.environ.get("RAY_ADDRESS"):
-        from raypft.scale.launch import capacity  # noqa: PLC0415  (ray is loaded only where it is used)
+        from raypft.scale.session import capacity  # noqa: PLC0415  (ray is loaded only where it is used)
 
         return capacity()
     return [Shape("this machine", {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}, 1)]
@@ -144,7 +144,7 @@ def _shapes() -> list[Shape]:
 
 def _missing(campaign: Campaign, parts: list[Part], shapes: list[Shape]) -> Iterator[str]:
     """What the cluster or this machine lacks for the campaign."""
-    from raypft.scale.tune import at_once  # noqa: PLC0415
+    from raypft.scale.tune.run import at_once  # noqa: PLC0415
 
     try:
         tracker(campaign.tracker)

@@ -18,17 +18,17 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raypft import runs
-from raypft.book import Book, Configuration
-from raypft.campaign import Campaign
-from raypft.cells import Tell
-from raypft.job import Job
-from raypft.scale.cluster.feasible import Bundle, Infeasible, Shape, at_a_time, impossible
+from raypft.campaigns.campaign import Campaign
+from raypft.campaigns.state import Book, Configuration
+from raypft.cluster.feasible import Bundle, Infeasible, Shape, at_a_time, impossible
+from raypft.config.job import Job
+from raypft.runs import run as runs
+from raypft.runs.cell import Tell
 from raypft.scale.data import ENCODER_CPUS
-from raypft.scale.launch import READER_CPUS, capacity, check_label, check_storage, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
-from raypft.scale.study import Study
-from raypft.scale.trackers import tracker
-from raypft.scale.trial import Trial
+from raypft.scale.session import READER_CPUS, capacity, check_label, check_storage, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
+from raypft.scale.tune.study import Study
+from raypft.scale.tune.trackers import tracker
+from raypft.scale.tune.trial import Trial
 from raypft.storage import absolute, locked, remove
 
 TRIAL_CPUS = 0.1

@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from raypft.space import Dimension, Search
+from raypft.campaigns.search_space import Dimension, Search
 
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 """Two-sided 95 % quantiles of Student's t, 1 to 10 degrees of freedom; above, the last, which is wider than theirs."""

@@ -7,10 +7,10 @@ import statistics
 from collections import deque
 from typing import Any
 
-from raypft.book import Book, Configuration
-from raypft.campaign import Place
+from raypft.campaigns.campaign import Place
+from raypft.campaigns.state import Book, Configuration
 from raypft.errors import UserError
-from raypft.scale.search import STOPPERS, Tpe
+from raypft.scale.tune.search import STOPPERS, Tpe
 
 
 class Study:

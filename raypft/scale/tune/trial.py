@@ -14,10 +14,10 @@ from typing import Any
 
 from ray import tune
 
-from raypft import runs
-from raypft.cells import TESTED, UNTESTED, Cell, is_finished
+from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.job import Job
+from raypft.runs import run as runs
+from raypft.runs.cell import TESTED, UNTESTED, Cell, is_finished
 
 LOCK_SECONDS = 300
 """How long a trial waits for a run folder: the process of a killed campaign may need a moment to end."""
@@ -98,7 +98,7 @@ class Trial(tune.Trainable):
 
     def _run_in_lane(self, cell: Cell) -> None:
         from raypft.scale.data import encode_on_ray  # noqa: PLC0415  (the trial without workers needs none of it)
-        from raypft.scale.lane import Lane  # noqa: PLC0415
+        from raypft.scale.worker_group import Lane  # noqa: PLC0415
 
         encode_on_ray([cell, *self.cells])
         if self.lane is not None and Lane.kind(self.lane.job) != Lane.kind(cell.job):

@@ -1,0 +1,1 @@
+"""Pretrained models and the only places where a method may touch them."""

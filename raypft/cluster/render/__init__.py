@@ -1,0 +1,1 @@
+"""A definition as the files that `ray up` and KubeRay read."""

@@ -1,0 +1,1 @@
+"""What a run is: the job, how it is loaded, what goes with what."""

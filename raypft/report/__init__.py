@@ -1,0 +1,1 @@
+"""Tables and plots of results, and the paper's numbers beside them."""

@@ -1,0 +1,1 @@
+"""One run on disk: prepared, computed, read, used."""

@@ -1,0 +1,1 @@
+"""What rows mean, how to ask about them, how answers are scored."""
