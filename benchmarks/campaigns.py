@@ -38,17 +38,32 @@ def model(folder: Path) -> str:
 
     sample = Path(raypft.__file__).parent / "data" / "samples" / "sentiment"
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    texts = [path.read_text() for path in (*sorted(sample.glob("*.jsonl")), sample.parents[1] / "tasks" / "sentiment.yaml")]
+    texts = [
+        path.read_text() for path in (*sorted(sample.glob("*.jsonl")), sample.parents[1] / "tasks" / "sentiment.yaml")
+    ]
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
-    inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *words])}, unk_token="[UNK]"))
+    inner = Tokenizer(
+        models.WordLevel(
+            {token: i for i, token in enumerate(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *words])},
+            unk_token="[UNK]",
+        )
+    )
     inner.pre_tokenizer = split
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
     )
-    special = {"cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    special = {
+        "cls_token": "[CLS]",
+        "pad_token": "[PAD]",
+        "sep_token": "[SEP]",
+        "unk_token": "[UNK]",
+        "mask_token": "[MASK]",
+    }
     PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder / "model")
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    BertForMaskedLM(BertConfig(vocab_size=inner.get_vocab_size(), pad_token_id=1, **size)).save_pretrained(folder / "model")
+    BertForMaskedLM(BertConfig(vocab_size=inner.get_vocab_size(), pad_token_id=1, **size)).save_pretrained(
+        folder / "model"
+    )
     return str(folder / "model")
 
 
@@ -56,13 +71,24 @@ def campaign(folder: Path, name: str, trials: int, seeds: int, **more: Any) -> C
     """A search over the learning rate."""
     rates = [round(1e-4 * 1.03**number, 9) for number in range(trials)]
     settings: dict[str, Any] = {
-        "backbone": str(folder / "model"), "storage": str(folder / name), "protocol": "fixed", "shots": 4, "seeds": list(range(seeds)),
-        "test.languages": ["en"], "test.limit": 8, "dev": {"rows": "full", "limit": 8}, "train": {"epochs": 1, "batch_size": 4, "max_tokens": 64},
-    }  # fmt: skip
+        "backbone": str(folder / "model"),
+        "storage": str(folder / name),
+        "protocol": "fixed",
+        "shots": 4,
+        "seeds": list(range(seeds)),
+        "test.languages": ["en"],
+        "test.limit": 8,
+        "dev": {"rows": "full", "limit": 8},
+        "train": {"epochs": 1, "batch_size": 4, "max_tokens": 64},
+    }
     file = {
-        "about": "benchmark", "defaults": settings | more.pop("defaults", {}), "rows": {"ProFiT": {"recipe": "profit"}}, "tasks": ["sentiment"],
-        "search": {"space": {"train.lr": rates}}, **more,
-    }  # fmt: skip
+        "about": "benchmark",
+        "defaults": settings | more.pop("defaults", {}),
+        "rows": {"ProFiT": {"recipe": "profit"}},
+        "tasks": ["sentiment"],
+        "search": {"space": {"train.lr": rates}},
+        **more,
+    }
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(file))
     return load_campaign(str(path))
@@ -72,7 +98,10 @@ def wall(what: Campaign) -> tuple[float, list[Any]]:
     """Seconds a campaign takes, and its numbers."""
     began = time.monotonic()
     rows = run_campaign(what, lambda event: None)
-    found = [[row["axes"], row["seed"], row["result"]["losses"], row["result"]["dev"], row["result"].get("mean")] for row in rows]
+    found = [
+        [row["axes"], row["seed"], row["result"]["losses"], row["result"]["dev"], row["result"].get("mean")]
+        for row in rows
+    ]
     return time.monotonic() - began, found
 
 
@@ -101,7 +130,10 @@ def lanes(folder: Path) -> dict[str, Any]:
         for (run, _, _, end), (next_run, _, start, _) in itertools.pairwise(cells):
             waits["seed" if run == next_run else "trial"].append(start - end)
         for kind, own in waits.items():
-            found[f"{name}: seconds from a cell's end to the next {kind}'s training, median and most"] = (statistics.median(own), max(own))
+            found[f"{name}: seconds from a cell's end to the next {kind}'s training, median and most"] = (
+                statistics.median(own),
+                max(own),
+            )
     pairs = list(zip(found.pop("lanes"), found.pop("groups"), strict=True))
     found["cells"], found["cells with other numbers"] = len(pairs), sum(one != other for one, other in pairs)
     found["ratio of seconds"] = found["lanes: seconds"] / found["groups: seconds"]
@@ -113,7 +145,12 @@ def trials(folder: Path) -> dict[str, Any]:
     what = campaign(folder, "trials", 200, 1, defaults={"resources.cpus_per_worker": 1})
     seconds, _ = wall(what)
     own = [json.loads(path.read_text())["seconds"] for path in (folder / "trials").glob("*/seed-*/searched.json")]
-    return {"seconds": seconds, "trials": len(own) + 1, "a cell's own seconds, median": statistics.median(own), "seconds a trial": seconds / (len(own) + 1)}
+    return {
+        "seconds": seconds,
+        "trials": len(own) + 1,
+        "a cell's own seconds, median": statistics.median(own),
+        "seconds a trial": seconds / (len(own) + 1),
+    }
 
 
 def ledger(folder: Path) -> dict[str, Any]:
@@ -122,9 +159,20 @@ def ledger(folder: Path) -> dict[str, Any]:
     book = Book(what)
     (place,) = what.places()
     result = {
-        "dev": 50.0, "metric": "accuracy@1", "scores": {"en": 50.0}, "metrics": {"accuracy@1": {"en": 50.0}}, "majority": {"en": 50.0}, "rows": {"en": 8},
-        "mean": 50.0, "test_rows": "0", "protocol": "fixed", "trainable": 1, "seconds": 1.0, "train_seconds": 1.0, "peak_memory_mb": 1.0,
-    }  # fmt: skip
+        "dev": 50.0,
+        "metric": "accuracy@1",
+        "scores": {"en": 50.0},
+        "metrics": {"accuracy@1": {"en": 50.0}},
+        "majority": {"en": 50.0},
+        "rows": {"en": 8},
+        "mean": 50.0,
+        "test_rows": "0",
+        "protocol": "fixed",
+        "trainable": 1,
+        "seconds": 1.0,
+        "train_seconds": 1.0,
+        "peak_memory_mb": 1.0,
+    }
     with mock.patch("os.fsync"):  # nobody kills this one
         for number, configuration in enumerate(book.tried(place)):
             for seed, key in configuration.keys.items():
@@ -135,14 +183,23 @@ def ledger(folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     book = Book(what)
     opened = time.monotonic()
-    done = sum(book.where(configuration, seed, test=False) is not None for configuration in book.tried(place) for seed in configuration.keys)
+    done = sum(
+        book.where(configuration, seed, test=False) is not None
+        for configuration in book.tried(place)
+        for seed in configuration.keys
+    )
     planned = time.monotonic()
     rows = book.rows()
     write_tables(what, rows, what.folder)
     read = time.monotonic()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     assert done == len(rows) == 100_000
-    return {"seconds to open": opened - began, "to plan": planned - opened, "for the table": read - planned, "peak memory, GiB": peak}
+    return {
+        "seconds to open": opened - began,
+        "to plan": planned - opened,
+        "for the table": read - planned,
+        "peak memory, GiB": peak,
+    }
 
 
 def main() -> None:

@@ -25,7 +25,9 @@ def steps(count: int, keep: bool) -> dict[str, float]:
     if keep:
         keep_freed_memory()
     torch.manual_seed(0)
-    config = XLMRobertaConfig(vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
+    config = XLMRobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536
+    )
     model = XLMRobertaForMaskedLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(5, VOCABULARY, (ROWS, TOKENS))
@@ -50,7 +52,9 @@ def main() -> None:
     found: dict[str, list[float]] = {"keep": [], "give back": []}
     for _ in range(2):
         for variant in found:
-            out = subprocess.run([sys.executable, __file__, count, variant], capture_output=True, text=True, check=True).stdout
+            out = subprocess.run(
+                [sys.executable, __file__, count, variant], capture_output=True, text=True, check=True
+            ).stdout
             own = json.loads(out.splitlines()[-1])
             found[variant].append(own["cpu"])
             print(f"{variant:10} {own['cpu']:.3f} CPU s a step, {own['wall']:.3f} s wall")

@@ -56,7 +56,9 @@ def main_() -> None:
         back += after in seen
         seen.add(after)
     classes = {code.co_qualname.split(".")[0] for code in order if "." in code.co_qualname.replace(".<locals>", "")}
-    print(f"files {len(set(files))}, functions {len(order)}, changes of file {len(changes)}, back into one left {back}, classes {len(classes)}")
+    print(
+        f"files {len(set(files))}, functions {len(order)}, changes of file {len(changes)}, back into one left {back}, classes {len(classes)}"
+    )
     print(", ".join(f"{name} {calls[name]}" for name in COUNTED if name in calls))
 
 

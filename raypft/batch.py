@@ -79,11 +79,19 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        extra = {name: [v.to(device) if isinstance(v, Tensor) else v for v in values] for name, values in self.extra.items()}
+        extra = {
+            name: [v.to(device) if isinstance(v, Tensor) else v for v in values] for name, values in self.extra.items()
+        }
         return replace(self, **moved, extra=extra)
 
 
-def collate(prompts: Sequence[Encoded], pad: int, columns: Sequence[dict] = (), weight: float = 1.0, lower: Sequence[Tensor] = ()) -> Batch:
+def collate(
+    prompts: Sequence[Encoded],
+    pad: int,
+    columns: Sequence[dict] = (),
+    weight: float = 1.0,
+    lower: Sequence[Tensor] = (),
+) -> Batch:
     """Pad prompts on the right and stack them.
 
     Args:

@@ -47,7 +47,9 @@ def path_of(text: str) -> Path:
         path = UPath(text, use_listings_cache=False)  # other processes write there too
         path.fs  # noqa: B018  (loads the client)
     except (ImportError, ValueError) as error:
-        raise UserError(f"storage: {text} can't be reached: {error}; its client comes with pip install 'raypft[s3]' (or gcs, azure)") from None
+        raise UserError(
+            f"storage: {text} can't be reached: {error}; its client comes with pip install 'raypft[s3]' (or gcs, azure)"
+        ) from None
     return cast(Path, path)
 
 
@@ -125,7 +127,9 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
         try:
             (folder / ".begun").write_bytes(b"")
         except Exception as error:  # each client has its own
-            raise UserError(f"storage: {folder} can't be written: {' '.join(str(error).split())[:200]}; see its credentials and address") from None
+            raise UserError(
+                f"storage: {folder} can't be written: {' '.join(str(error).split())[:200]}; see its credentials and address"
+            ) from None
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +137,9 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=wait):
             yield
     except Timeout:
-        raise UserError(f"run: another process is at work on {folder}; wait for it, or choose another storage=") from None
+        raise UserError(
+            f"run: another process is at work on {folder}; wait for it, or choose another storage="
+        ) from None
 
 
 class Log:
@@ -156,7 +162,9 @@ class Log:
                 stream.write(line)
             return
         if self._number < 0 or len(self._tail) > PART:
-            self._number = max((number for number, _ in self._parts()), default=-1) + 1 if self._number < 0 else self._number + 1
+            self._number = (
+                max((number for number, _ in self._parts()), default=-1) + 1 if self._number < 0 else self._number + 1
+            )
             self._tail = b""
         self._tail += line
         self._part(self._number).write_bytes(self._tail)

@@ -26,18 +26,34 @@ TEXT = {
     "seq2seq": "{text} . it was <soft> <slot> .",
     "causal": "<demos>Review : {text} <soft> \n Sentiment : <slot>",
 }
-ROWS = [("the film was good", 1), ("terrible one", 0), ("a great film it is", 1), ("bad bad three", 0), ("it was fine yes one two three four", 1)]
+ROWS = [
+    ("the film was good", 1),
+    ("terrible one", 0),
+    ("a great film it is", 1),
+    ("bad bad three", 0),
+    ("it was fine yes one two three four", 1),
+]
 SETTINGS = Train(epochs=5, lr=1e-3, batch_size=4)
 """5 rows in steps of 4: two steps an epoch, the second of one row, which leaves a rank of two empty."""
 
 
 def task() -> Task:
     """A two-label task with one pattern per family."""
-    patterns = {family: Pattern(text=text, verbalizer={"negative": "bad", "positive": "good"}, source="test") for family, text in TEXT.items()}
+    patterns = {
+        family: Pattern(text=text, verbalizer={"negative": "bad", "positive": "good"}, source="test")
+        for family, text in TEXT.items()
+    }
     return Task(
-        name="tiny", about="test", kind="choice", fields={"text": "text"}, label=Label(names=["negative", "positive"]), languages=["en"],
-        metric="accuracy", sources={"files": Source(files={"train": "x", "test": "x"})}, patterns=patterns,
-    )  # fmt: skip
+        name="tiny",
+        about="test",
+        kind="choice",
+        fields={"text": "text"},
+        label=Label(names=["negative", "positive"]),
+        languages=["en"],
+        metric="accuracy",
+        sources={"files": Source(files={"train": "x", "test": "x"})},
+        patterns=patterns,
+    )
 
 
 @dataclass
@@ -53,7 +69,13 @@ class Cell:
 
 def supported() -> list[tuple[str, str]]:
     """Every (method, kind of tiny model) that goes together."""
-    return [(name, kind) for name in method_names() for family, kinds in tiny.FAMILIES.items() for kind in kinds if family in method_class(name).families]
+    return [
+        (name, kind)
+        for name in method_names()
+        for family, kinds in tiny.FAMILIES.items()
+        for kind in kinds
+        if family in method_class(name).families
+    ]
 
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raypft-tests-")
@@ -72,7 +94,11 @@ def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None
     if not path.is_file():
         generator = torch.Generator().manual_seed(1)
         shapes = {name: p.shape for name, p in backbone.model.named_parameters(remove_duplicate=False)}
-        differences = {name: torch.randn(shapes[name], generator=generator) for name, place in places(backbone).items() if place.in_body}
+        differences = {
+            name: torch.randn(shapes[name], generator=generator)
+            for name, place in places(backbone).items()
+            if place.in_body
+        }
         save_ticket(path, differences, revision or backbone.revision, strategy, {"seed": 1})
     return str(path)
 
@@ -99,10 +125,18 @@ def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbali
     pattern = pattern.model_copy(update={"text": text})
     reads = readout_class(readout)
     learner = Learner(made(config, backbone), reads(reads.Config(), kind, pattern, backbone))
-    demos = [Demonstration({"text": "a bad film"}, "negative", "en"), Demonstration({"text": "great film"}, "positive", "en")]
+    demos = [
+        Demonstration({"text": "a bad film"}, "negative", "en"),
+        Demonstration({"text": "great film"}, "positive", "en"),
+    ]
     demos = demos if backbone.family == "causal" else []
     prompts = [
-        replace(backbone.encode(render(kind, pattern, {"text": text}, "en", config.soft_tokens, demos), key=f"en/{i}", language="en"), gold=[gold])
+        replace(
+            backbone.encode(
+                render(kind, pattern, {"text": text}, "en", config.soft_tokens, demos), key=f"en/{i}", language="en"
+            ),
+            gold=[gold],
+        )
         for i, (text, gold) in enumerate(ROWS)
     ]
     return Cell(learner, prompts)

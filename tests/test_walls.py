@@ -51,7 +51,9 @@ def test_parts_without_tensors_name_no_torch_at_all():
 
 
 def test_reading_tasks_jobs_and_rows_loads_no_heavy_library():
-    modules = "tasks.task, tasks.prompts, tasks.metrics, config.job, data.sampling, data.sources".replace(" ", " raypft.")
+    modules = "tasks.task, tasks.prompts, tasks.metrics, config.job, data.sampling, data.sources".replace(
+        " ", " raypft."
+    )
     code = f"import sys; import raypft.{modules}; print(sorted({{'torch', 'transformers', 'ray', 'datasets'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, GPT2Config, LlamaConfig, MT5Config, PreTrainedTokenizerFast, T5Config, XLMRobertaConfig
+from transformers import (
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    MT5Config,
+    PreTrainedTokenizerFast,
+    T5Config,
+    XLMRobertaConfig,
+)
 
 from raypft.backbones.load import Backbone, backbone_from_config
 
@@ -52,7 +60,9 @@ def tokenizer(special: bool, segments: bool = False, sentinel: bool = False) -> 
     """A word-level tokenizer; with `special`, pairs read <s> A </s> </s> B </s>."""
     vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "\n", *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Punctuation()])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Punctuation()]
+    )
     if special:
         inner.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -79,24 +89,62 @@ def config(kind: str, dropout: float = 0.0):
         made = T5Config if kind == "t5" else MT5Config
         gated = {} if kind == "t5" else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
         return made(
-            vocab_size=vocab + 1, d_model=HIDDEN, num_layers=LAYERS, num_heads=4, d_kv=8, d_ff=64, dropout_rate=dropout, pad_token_id=1, eos_token_id=2,
-            decoder_start_token_id=1, architectures=["XForConditionalGeneration"], **gated,
-        )  # fmt: skip
+            vocab_size=vocab + 1,
+            d_model=HIDDEN,
+            num_layers=LAYERS,
+            num_heads=4,
+            d_kv=8,
+            d_ff=64,
+            dropout_rate=dropout,
+            pad_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+            architectures=["XForConditionalGeneration"],
+            **gated,
+        )
     if kind in ("bert", "xlmr"):
         made = BertConfig if kind == "bert" else XLMRobertaConfig
         return made(
-            vocab_size=vocab, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=64, max_position_embeddings=160,
-            pad_token_id=1, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, architectures=["XForMaskedLM"],
-        )  # fmt: skip
+            vocab_size=vocab,
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=160,
+            pad_token_id=1,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            architectures=["XForMaskedLM"],
+        )
     if kind == "gpt2":
         return GPT2Config(
-            vocab_size=vocab, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=160, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
-            pad_token_id=1, eos_token_id=2, bos_token_id=0, architectures=["GPT2LMHeadModel"],
-        )  # fmt: skip
+            vocab_size=vocab,
+            n_embd=HIDDEN,
+            n_layer=LAYERS,
+            n_head=4,
+            n_positions=160,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            pad_token_id=1,
+            eos_token_id=2,
+            bos_token_id=0,
+            architectures=["GPT2LMHeadModel"],
+        )
     return LlamaConfig(
-        vocab_size=vocab, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-        max_position_embeddings=160, pad_token_id=1, eos_token_id=2, bos_token_id=0, tie_word_embeddings=True, architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=160,
+        pad_token_id=1,
+        eos_token_id=2,
+        bos_token_id=0,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+    )
 
 
 FAMILIES = {"masked": ["bert", "xlmr"], "causal": ["gpt2", "llama"], "seq2seq": ["t5", "mt5"]}
@@ -108,4 +156,6 @@ def backbone(kind: str, seed: int = 0, dropout: float = 0.0) -> Backbone:
     """A tiny random backbone, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return backbone_from_config(config(kind, dropout), tokenizer(kind in FAMILIES["masked"], kind == "bert", kind in FAMILIES["seq2seq"]))
+        return backbone_from_config(
+            config(kind, dropout), tokenizer(kind in FAMILIES["masked"], kind == "bert", kind in FAMILIES["seq2seq"])
+        )

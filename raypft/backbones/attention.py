@@ -37,7 +37,9 @@ def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
     kind = config._attn_implementation.removeprefix(PREFIX)
     home = sys.modules[type(attention).__module__]
     if kind not in KINDS or not hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
-        raise UserError(f"backbone: {config.model_type} with {kind} attention can't take keys of a method; expected a model with sdpa or eager attention")
+        raise UserError(
+            f"backbone: {config.model_type} with {kind} attention can't take keys of a method; expected a model with sdpa or eager attention"
+        )
     config._attn_implementation = PREFIX + kind
     attention.__dict__[GIVES_KEYS] = give
 
@@ -58,13 +60,19 @@ def find_attention(block: nn.Module) -> nn.Module:
     for module in block.modules():
         if hasattr(module, "is_causal"):
             return module
-    raise UserError(f"backbone: {type(block).__name__} has no attention that can take keys of a method; choose another backbone")
+    raise UserError(
+        f"backbone: {type(block).__name__} has no attention that can take keys of a method; choose another backbone"
+    )
 
 
 def _wrapped(kind: str) -> Callable:
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **keywords):
         # every model file has its own eager function (gemma2's caps its scores)
-        inner = ALL_ATTENTION_FUNCTIONS["sdpa"] if kind == "sdpa" else sys.modules[type(module).__module__].eager_attention_forward
+        inner = (
+            ALL_ATTENTION_FUNCTIONS["sdpa"]
+            if kind == "sdpa"
+            else sys.modules[type(module).__module__].eager_attention_forward
+        )
         give = vars(module).get(GIVES_KEYS)
         if give is not None:
             first_key, first_value = (first.to(key).expand(len(key), -1, -1, -1) for first in give())

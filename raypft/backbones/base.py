@@ -117,11 +117,20 @@ class Backbone(Seams, ABC):
         Raises:
             UserError: the family has none.
         """
-        raise UserError(f"readout: {self.family} models have no classification head; use readout=verbalizer or readout=text")
+        raise UserError(
+            f"readout: {self.family} models have no classification head; use readout=verbalizer or readout=text"
+        )
 
     def word_head(self, num_labels: int) -> nn.Module:
         """Dropout and a linear layer, [S, H] -> [S, C], as AutoModelForTokenClassification has them."""
-        rate = next((getattr(self.config, key) for key in ("classifier_dropout", "hidden_dropout_prob") if getattr(self.config, key, None) is not None), 0.1)
+        rate = next(
+            (
+                getattr(self.config, key)
+                for key in ("classifier_dropout", "hidden_dropout_prob")
+                if getattr(self.config, key, None) is not None
+            ),
+            0.1,
+        )
         linear = nn.Linear(self.hidden, num_labels)
         nn.init.normal_(linear.weight, std=getattr(self.config, "initializer_range", 0.02))
         nn.init.zeros_(linear.bias)
@@ -192,8 +201,12 @@ class Backbone(Seams, ABC):
         positions = {}
         if self._positions_taken:
             first = self.first_position + self._positions_taken
-            positions["position_ids"] = torch.arange(first, first + states.shape[1], device=states.device).expand(len(states), -1)
-        return self.model.base_model(inputs_embeds=states, attention_mask=batch.mask, **positions, **self.arguments(batch)).last_hidden_state
+            positions["position_ids"] = torch.arange(first, first + states.shape[1], device=states.device).expand(
+                len(states), -1
+            )
+        return self.model.base_model(
+            inputs_embeds=states, attention_mask=batch.mask, **positions, **self.arguments(batch)
+        ).last_hidden_state
 
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:
@@ -236,10 +249,14 @@ class Backbone(Seams, ABC):
         ids = [self._ids(piece) for piece in pieces]
         total = sum(map(len, ids))
         while total > budget:
-            fields = [i for piece, i in zip(pieces, ids, strict=True) if piece.field and len(i) > 1 and piece.mark != "word"]
+            fields = [
+                i for piece, i in zip(pieces, ids, strict=True) if piece.field and len(i) > 1 and piece.mark != "word"
+            ]
             words = [i for piece, i in zip(pieces, ids, strict=True) if piece.mark == "word" and len(i) > 1]
             if not fields and not words:
-                raise UserError(f"train.max_tokens: {where} needs {total} tokens for its fixed parts; only {budget} are left; raise max_tokens")
+                raise UserError(
+                    f"train.max_tokens: {where} needs {total} tokens for its fixed parts; only {budget} are left; raise max_tokens"
+                )
             max(fields or words, key=len).pop()
             total -= 1
         return ids
@@ -256,7 +273,9 @@ class Backbone(Seams, ABC):
     def special(self, piece: Piece) -> list[int]:
         """The token ids of a "slot", "soft" or "sep" piece."""
 
-    def place(self, pieces: Sequence[Piece], ids: Sequence[list[int]], start: int) -> tuple[list[int], dict[str, list[int]]]:
+    def place(
+        self, pieces: Sequence[Piece], ids: Sequence[list[int]], start: int
+    ) -> tuple[list[int], dict[str, list[int]]]:
         """Join the pieces' tokens; positions of marks count from `start`."""
         joined: list[int] = []
         marks: dict[str, list[int]] = {}

@@ -49,7 +49,9 @@ class CausalBackbone(Backbone):
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if any(piece.kind == "slot" for piece in query.pieces[:-1]):
-            raise UserError("pattern: a causal model reads the answer at the end; <slot> must be the last part of the pattern's text")
+            raise UserError(
+                "pattern: a causal model reads the answer at the end; <slot> must be the last part of the pattern's text"
+            )
         demos, marks = self._demo_tokens(query.demos, max_tokens)
         start = len(self._begin) + len(demos)
         where = f"the pattern (row {key})" if key else "the pattern"
@@ -58,12 +60,18 @@ class CausalBackbone(Backbone):
         words = [piece for piece in query.pieces if piece.mark == "slot" and piece.kind == "text"]
         slots = own_marks["slot"] if words else [len(tokens) - 1]
         marks = {**marks, **own_marks, "slot": slots}
-        return Encoded(key, language, tokens, [0] * len(tokens), marks, gold=[-1] * len(slots), demo_tokens=start if demos else 0)
+        return Encoded(
+            key, language, tokens, [0] * len(tokens), marks, gold=[-1] * len(slots), demo_tokens=start if demos else 0
+        )
 
     def _demo_tokens(self, pieces: tuple[Piece, ...], max_tokens: int) -> tuple[list[int], dict[str, list[int]]]:
         if (pieces, max_tokens) not in self._demos:
             budget = int(max_tokens * DEMO_SHARE)
-            self._demos = {(pieces, max_tokens): self.place(pieces, self.shorten(pieces, budget, "the demonstrations"), len(self._begin))}
+            self._demos = {
+                (pieces, max_tokens): self.place(
+                    pieces, self.shorten(pieces, budget, "the demonstrations"), len(self._begin)
+                )
+            }
         return self._demos[pieces, max_tokens]
 
     def arguments(self, batch: Batch) -> dict:

@@ -8,13 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.load import FAMILIES
 from raypft.backbones.sparse import Sparse
 
-HEADS = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification, "question": AutoModelForQuestionAnswering}
+HEADS = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+    "question": AutoModelForQuestionAnswering,
+}
 """What a head reads to the transformers class that has it."""
 
 Head = tuple[str, nn.Module]
@@ -54,7 +62,9 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
     else:
         model = _with_head(backbone, head, labels)
         body = f"{backbone.model.base_model_prefix}."
-        loaded = model.base_model.load_state_dict({name.removeprefix(body): v for name, v in values.items() if name.startswith(body)}, strict=False)
+        loaded = model.base_model.load_state_dict(
+            {name.removeprefix(body): v for name, v in values.items() if name.startswith(body)}, strict=False
+        )
         assert not loaded.unexpected_keys
         assert all(name.startswith("pooler.") for name in loaded.missing_keys)
         for name, module in head_modules(model, head).items():
@@ -74,14 +84,20 @@ def head_modules(model: Any, head: Head) -> dict[str, nn.Module]:
     """Where in a transformers model the modules of a head belong."""
     module = head[1]
     last = getattr(module, "classifier", module[-1] if isinstance(module, nn.Sequential) else module)
-    (name,) = [name for name, child in model.named_children() if child is not model.base_model and list(child.parameters())]
+    (name,) = [
+        name for name, child in model.named_children() if child is not model.base_model and list(child.parameters())
+    ]
     pooler = getattr(module, "pooler", None)
     return {name: last} if pooler is None else {name: last, f"{model.base_model_prefix}.pooler": pooler}
 
 
 def _with_head(backbone: Backbone, head: Head, labels: Sequence[str]) -> Any:
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
+    names = (
+        {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
+    )
     pad = backbone.config.pad_token_id if backbone.config.pad_token_id is not None else backbone.tokenizer.pad_token_id
-    pad = backbone.tokenizer.eos_token_id if pad is None else pad  # a causal model's head reads the last token that is no padding
+    pad = (
+        backbone.tokenizer.eos_token_id if pad is None else pad
+    )  # a causal model's head reads the last token that is no padding
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), **names, "pad_token_id": pad})
     return HEADS[head[0]].from_config(config, dtype=torch.float32)

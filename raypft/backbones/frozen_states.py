@@ -43,7 +43,9 @@ class LowerStates:
         """Whether the states [T, H] of these prompts stay within the limit (fp32)."""
         return 4 * hidden * sum(len(p.ids) for p in prompts) <= self.limit
 
-    def after(self, backbone: Backbone, layer: int, prompts: Sequence[Encoded], device: str) -> dict[tuple[int, ...], Tensor]:
+    def after(
+        self, backbone: Backbone, layer: int, prompts: Sequence[Encoded], device: str
+    ) -> dict[tuple[int, ...], Tensor]:
         """The states of prompts after `layer` blocks, [T, H] by `tokens_of`.
 
         Every rank must call this with equally many prompts: under ZeRO-3 each chunk gathers parameters on all ranks.

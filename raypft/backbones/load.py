@@ -22,7 +22,16 @@ from raypft.errors import UserError, nearest
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-__all__ = ["ALIASES", "Alias", "Backbone", "backbone_from_config", "load_backbone", "load_skeleton", "locate", "revision"]
+__all__ = [
+    "ALIASES",
+    "Alias",
+    "Backbone",
+    "backbone_from_config",
+    "load_backbone",
+    "load_skeleton",
+    "locate",
+    "revision",
+]
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,9 @@ def locate(name: str) -> Path:
 def revision(folder: Path) -> str:
     """What identifies the weights in a folder: a hash over its configuration, tokenizer and weight files."""
     digest = hashlib.sha256()
-    for file in sorted(path for ending in ("json", "safetensors", "bin", "txt", "model") for path in folder.glob(f"*.{ending}")):
+    for file in sorted(
+        path for ending in ("json", "safetensors", "bin", "txt", "model") for path in folder.glob(f"*.{ending}")
+    ):
         stat = file.stat()
         digest.update(_digest(file, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()[:16]
@@ -143,7 +154,9 @@ def read_config(folder: Path):
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError) as error:
-        raise UserError(f"backbone: {folder}: the model type is neither masked nor causal: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"backbone: {folder}: the model type is neither masked nor causal: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def load_backbone(name: str, dropout: float | None = None) -> Backbone:

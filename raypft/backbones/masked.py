@@ -21,7 +21,11 @@ class MaskedBackbone(Backbone):
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         # RoBERTa's positions start after its padding id, BERT's at 0
-        padding = [m.padding_idx for name, m in self.model.named_modules() if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+        padding = [
+            m.padding_idx
+            for name, m in self.model.named_modules()
+            if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)
+        ]
         self.first_position = padding[0] + 1 if padding and padding[0] is not None else 0
         if self.tokenizer is None:
             return
@@ -46,7 +50,9 @@ class MaskedBackbone(Backbone):
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if query.demos:
-            raise UserError("demos: a masked model takes no demonstrations; use a causal backbone, or a pattern without <demos>")
+            raise UserError(
+                "demos: a masked model takes no demonstrations; use a causal backbone, or a pattern without <demos>"
+            )
         budget = max_tokens - len(self._begin) - len(self._end)
         ids = self.shorten(query.pieces, budget, f"the pattern (row {key})" if key else "the pattern")
         body, marks = self.place(query.pieces, ids, len(self._begin))

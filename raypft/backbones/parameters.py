@@ -50,5 +50,7 @@ def segment_layers(segment: str, num_layers: int) -> range:
         return range(round(num_layers * third / 3) + 1, round(num_layers * (third + 1) / 3) + 1)
     first, last = (int(number) for number in segment.split("-"))
     if not 1 <= first <= last <= num_layers:
-        raise UserError(f"method.segment: found {segment}; expected layers FIRST-LAST from 1 to {num_layers}, first not after last, e.g. 1-{num_layers}")
+        raise UserError(
+            f"method.segment: found {segment}; expected layers FIRST-LAST from 1 to {num_layers}, first not after last, e.g. 1-{num_layers}"
+        )
     return range(first, last + 1)

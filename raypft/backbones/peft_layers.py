@@ -38,7 +38,9 @@ def inject_layers(model: nn.Module, settings: Mapping[str, Any]) -> list[tuple[n
         vars(model).pop("peft_config", None)
         model_type = model.config.model_type  # type: ignore[union-attr]
         found = settings.get("target_modules") or f"peft's default for {model_type}"
-        raise UserError(f"method.targets: found {found}; expected names of linear layers of this model: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"method.targets: found {found}; expected names of linear layers of this model: {str(error).splitlines()[0]}"
+        ) from None
     replaced = []
     for name, old in before.items():
         parent_name, _, attribute = name.rpartition(".")
@@ -65,11 +67,19 @@ def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels
         body, modules = head_places(backbone, head, labels)
         if body != model.base_model_prefix:
             kind = f"{auto_class(backbone, head)} of {model.config.model_type}"
-            raise UserError(f"export: {kind} does not load the language model that the adapter was trained on; no adapter can be written; use raypft predict")
-        values |= {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+            raise UserError(
+                f"export: {kind} does not load the language model that the adapter was trained on; no adapter can be written; use raypft predict"
+            )
+        values |= {
+            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        }
         config.modules_to_save = [name.rpartition(".")[2] for name in modules]
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({PREFIX + name: value.detach().cpu().contiguous() for name, value in values.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(
+        {PREFIX + name: value.detach().cpu().contiguous() for name, value in values.items()},
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
     config.base_model_name_or_path = backbone.source
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -132,13 +132,17 @@ class Seams(nn.Module):
             if all(name in names.values() for both in found for name in both):
                 return found
         expected = ", ".join(" and ".join(pair) for pair in self.outputs)
-        raise UserError(f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; choose another backbone")
+        raise UserError(
+            f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; choose another backbone"
+        )
 
     def check_layer(self, layer: int, last: int | None = None) -> None:
         """Raise a UserError unless 1 <= layer <= L (or another last one)."""
         last = self.num_layers if last is None else last
         if not 1 <= layer <= last:
-            raise UserError(f"method.layer: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model")
+            raise UserError(
+                f"method.layer: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model"
+            )
 
     def open(self, pattern: str) -> list[nn.Parameter]:
         """Unfreeze the parameters one of whose names matches a glob pattern, and return them.
@@ -150,7 +154,9 @@ class Seams(nn.Module):
         matching = {p: name for name, p in named if fnmatch.fnmatchcase(name, pattern)}
         found = [(name, p) for p, name in matching.items()]
         if not found:
-            raise UserError(f'open("{pattern}"): no parameter of the model has such a name; e.g. {next(self.model.named_parameters())[0]}')
+            raise UserError(
+                f'open("{pattern}"): no parameter of the model has such a name; e.g. {next(self.model.named_parameters())[0]}'
+            )
         for name, parameter in found:
             if not parameter.is_meta:
                 self._opened.setdefault(name, parameter.detach().clone())
@@ -165,7 +171,9 @@ class Seams(nn.Module):
         """
         found = [name for name, _ in self.model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
         if not found:
-            raise UserError(f'wrap("{pattern}"): no module of the model has such a name; e.g. {[n for n, _ in self.model.named_modules()][-1]}')
+            raise UserError(
+                f'wrap("{pattern}"): no module of the model has such a name; e.g. {[n for n, _ in self.model.named_modules()][-1]}'
+            )
         made = []
         for name in found:
             parent_name, _, attribute = name.rpartition(".")
@@ -194,7 +202,9 @@ class Seams(nn.Module):
         if name not in known:
             raise UserError(f'sparse("{name}"): no parameter of the model has such a name; e.g. {next(iter(known))}')
         weight = known[name]
-        if not indices.is_meta and (len(indices) == 0 or indices[0] < 0 or indices[-1] >= weight.numel() or (indices[1:] <= indices[:-1]).any()):
+        if not indices.is_meta and (
+            len(indices) == 0 or indices[0] < 0 or indices[-1] >= weight.numel() or (indices[1:] <= indices[:-1]).any()
+        ):
             raise ValueError(f"sparse({name}): expected ascending positions in 0..{weight.numel() - 1}, at least one")
         made = Sparse(weight, indices)
         made.stand_in(self.model)
@@ -211,7 +221,10 @@ class Seams(nn.Module):
     @property
     def decoder_is_tied(self) -> bool:
         """Whether the output embedding shares the input embedding's weight, or the sparse parameter in its place."""
-        places = [{**vars(module)["_parameters"], **vars(module)["_modules"]}.get("weight") for module in (self.decoder, self.model.get_input_embeddings())]
+        places = [
+            {**vars(module)["_parameters"], **vars(module)["_modules"]}.get("weight")
+            for module in (self.decoder, self.model.get_input_embeddings())
+        ]
         return places[0] is places[1]
 
     def loaded(self, name: str) -> Tensor:
@@ -243,7 +256,9 @@ class Seams(nn.Module):
         self.model.zero_grad(set_to_none=True)
         self.requires_grad_(False)
         if self.checksum() != self._pristine:
-            raise RuntimeError("reset: the backbone's weights differ from the loaded ones; a method wrote to them past the seams")
+            raise RuntimeError(
+                "reset: the backbone's weights differ from the loaded ones; a method wrote to them past the seams"
+            )
 
     def forget_seams(self) -> None:
         """Detach the modules put in by `on_embed`, `on_layer` and `on_keys`."""
@@ -259,7 +274,12 @@ class Seams(nn.Module):
         for name, parameter in self.model.named_parameters():
             if parameter.is_meta:
                 return 0
-            bits = parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16).flatten()
+            bits = (
+                parameter.detach()
+                .contiguous()
+                .view(torch.int32 if parameter.element_size() == 4 else torch.int16)
+                .flatten()
+            )
             folded = functional.pad(bits, (0, -len(bits) % 1024)).view(-1, 1024).sum(0, dtype=torch.int64)
             odd = torch.arange(1, 2048, 2, device=bits.device)
             total = (total * 1_000_003 + int((folded * odd).sum()) + len(name)) % (1 << 63)
@@ -276,7 +296,9 @@ class Seams(nn.Module):
         for module in self.model.base_model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
                 return module
-        raise UserError(f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; this model shape is not supported")
+        raise UserError(
+            f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; this model shape is not supported"
+        )
 
     def _after_block(self, layer: int):
         def hook(_module, _inputs, output):

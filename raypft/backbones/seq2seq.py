@@ -56,14 +56,18 @@ class Seq2SeqBackbone(Backbone):
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if query.demos:
-            raise UserError("demos: a text-to-text model takes no demonstrations; use a causal backbone, or a pattern without <demos>")
+            raise UserError(
+                "demos: a text-to-text model takes no demonstrations; use a causal backbone, or a pattern without <demos>"
+            )
         where = f"the pattern (row {key})" if key else "the pattern"
         ids, marks = self.place(query.pieces, self.shorten(query.pieces, max_tokens - 1, where), 0)
         ids.append(self.tokenizer.eos_token_id)
         start = self.config.decoder_start_token_id
         asks = any(piece.kind == "slot" for piece in query.pieces)
         target = [start, self._sentinel] if asks else [start]
-        return Encoded(key, language, ids, [0] * len(ids), {**marks, "slot": [len(target) - 1]}, gold=[-1], target=target)
+        return Encoded(
+            key, language, ids, [0] * len(ids), {**marks, "slot": [len(target) - 1]}, gold=[-1], target=target
+        )
 
     def arguments(self, batch: Batch) -> dict:
         return {}
@@ -87,7 +91,9 @@ class Seq2SeqBackbone(Backbone):
     def _run(self, states: Tensor, batch: Batch) -> Tensor:
         """The decoder's states, [B, U, H]."""
         encoded = self.model.encoder(inputs_embeds=states, attention_mask=batch.mask).last_hidden_state
-        decoded = self.model.decoder(input_ids=batch.target, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, use_cache=False)
+        decoded = self.model.decoder(
+            input_ids=batch.target, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, use_cache=False
+        )
         return decoded.last_hidden_state
 
     def answer_ids(self, text: str) -> list[int]:

@@ -50,14 +50,18 @@ class Sparse(nn.Module):
 
     def forward(self) -> Tensor:
         """() -> the weight, in its own shape."""
-        if self.base.dtype != self.values.dtype:  # DeepSpeed casts parameters to half precision and, on stage 3, leaves buffers
+        if (
+            self.base.dtype != self.values.dtype
+        ):  # DeepSpeed casts parameters to half precision and, on stage 3, leaves buffers
             self.base = self.base.to(self.values.dtype)
         return _Written.apply(self.values, self.base, self.index)  # type: ignore[return-value]
 
     def stand_in(self, model: nn.Module) -> None:
         """Take the parameter's place in every module that has it: tied uses share the values, and add up in their gradient."""
         weight = self.parameter[0]
-        self.owners = [(module, name) for module in model.modules() for name, own in module._parameters.items() if own is weight]
+        self.owners = [
+            (module, name) for module in model.modules() for name, own in module._parameters.items() if own is weight
+        ]
         for module, name in self.owners:
             module._parameters[name] = None  # the entry stays, and with it the order of the parameters
             module._modules[name] = self
@@ -68,7 +72,10 @@ class Sparse(nn.Module):
             def take(module: nn.Module, *_: Any, name: str = name) -> None:
                 module.__dict__.pop(name, None)
 
-            self.handles += [module.register_forward_pre_hook(put), module.register_forward_hook(take, always_call=True)]
+            self.handles += [
+                module.register_forward_pre_hook(put),
+                module.register_forward_hook(take, always_call=True),
+            ]
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -18,7 +18,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, WrapValidator, field_validator
 
 from raypft.campaigns.search_space import Search
-from raypft.config.job import Job, Resources, load_values, make_job, number, read_yaml, resources_of, set_key, split_override
+from raypft.config.job import (
+    Job,
+    Resources,
+    load_values,
+    make_job,
+    number,
+    read_yaml,
+    resources_of,
+    set_key,
+    split_override,
+)
 from raypft.errors import UserError, nearest
 from raypft.storage import default_storage, path_of
 from raypft.tasks.task import Strict, load_task, validation_line, validation_root
@@ -27,7 +37,16 @@ INSTALLED = Path(__file__).parents[1] / "tune_spaces"
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "tune_spaces"
 MAJORITY = "majority"
 BEFORE = "before:"
-PROVENANCE = ("seeds", "storage", "resources", "zero", "data.root", "train.micro_batch", "train.eval_batch", "train.save_every")
+PROVENANCE = (
+    "seeds",
+    "storage",
+    "resources",
+    "zero",
+    "data.root",
+    "train.micro_batch",
+    "train.eval_batch",
+    "train.save_every",
+)
 """Keys that do not make another campaign: it can be extended by seeds and moved to another machine."""
 
 
@@ -56,13 +75,20 @@ class Campaign(Strict):
     source: str = ""
     scale: str | None = None
     defaults: dict[str, Any] = {}
-    before: dict[str, Row] = Field(default={}, description="jobs that rows depend on, run first, once; a row's value before:NAME is the run's folder")
-    rows: dict[str, Annotated[Row, WrapValidator(lambda value, check: value if value == MAJORITY else check(value))]] = Field(min_length=1)
+    before: dict[str, Row] = Field(
+        default={},
+        description="jobs that rows depend on, run first, once; a row's value before:NAME is the run's folder",
+    )
+    rows: dict[
+        str, Annotated[Row, WrapValidator(lambda value, check: value if value == MAJORITY else check(value))]
+    ] = Field(min_length=1)
     """`majority`, the largest class of the test rows, stands in the table without a job."""
     tasks: dict[str, dict[str, Any]] = Field(min_length=1)
     vary: dict[str, list[Any]] = {}
     columns: str = "task"
-    speedup_over: str | None = Field(default=None, description="a row; the table shows how much faster than it the others train")
+    speedup_over: str | None = Field(
+        default=None, description="a row; the table shows how much faster than it the others train"
+    )
     search: Search | None = None
     paper: Paper | None = None
     lanes: bool = Field(default=True, description="whether worker groups outlive trials; the numbers are the same")
@@ -140,7 +166,9 @@ class Place:
     @property
     def label(self) -> str:
         """How messages and the terminal call it."""
-        return " ".join([self.row, Path(self.task).stem, *(f"{key.split('.')[-1]}={value}" for key, value in self.axes.items())])
+        return " ".join(
+            [self.row, Path(self.task).stem, *(f"{key.split('.')[-1]}={value}" for key, value in self.axes.items())]
+        )
 
     @property
     def study(self) -> str:
@@ -171,7 +199,13 @@ class Place:
 
     def _settings(self) -> list[dict[str, Any]]:
         campaign = self.campaign
-        return [{"task": self.task}, campaign.defaults, campaign.rows[self.row].set, campaign.tasks[self.task], self.axes]
+        return [
+            {"task": self.task},
+            campaign.defaults,
+            campaign.rows[self.row].set,
+            campaign.tasks[self.task],
+            self.axes,
+        ]
 
     def listed(self) -> list[dict[str, Any]] | None:
         """What a search tries, in order; None where it depends on results (tpe)."""
@@ -210,7 +244,9 @@ def campaign_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_campaign(name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None) -> Campaign:
+def load_campaign(
+    name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None
+) -> Campaign:
     """A campaign by name or from a path; `scale` names an overlay of the file, overrides go into its defaults.
 
     Raises:
@@ -236,7 +272,9 @@ def words_of(words: Sequence[str]) -> tuple[str, list[str], str | None, str | No
     return names[0], [pair for pair in pairs if pair.partition("=")[0] not in own], own.get("scale"), own.get("tracker")
 
 
-def open_campaign(name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None) -> tuple[Campaign, str]:
+def open_campaign(
+    name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None
+) -> tuple[Campaign, str]:
     """As `load_campaign`, its jobs not checked, which loads torch; and the name of its file for messages."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -292,7 +330,9 @@ def _check(campaign: Campaign, where: str) -> None:
     for key, group in (("search.space", search.space if search else {}), ("vary", campaign.vary)):
         for name in group:
             if name in ("seeds", "sample_seed"):
-                raise UserError(f"{where}: {key}.{name}: the best seed is luck, not a setting; give seeds in defaults, the mean over them counts")
+                raise UserError(
+                    f"{where}: {key}.{name}: the best seed is luck, not a setting; give seeds in defaults, the mean over them counts"
+                )
     for name, values in campaign.vary.items():
         if not values:
             raise UserError(f"{where}: vary.{name}: found an empty list; expected at least one value")
@@ -306,7 +346,9 @@ def _check(campaign: Campaign, where: str) -> None:
         job = place.job(search.drawn(random.Random(0)) if search else None)
         known = ["dev", load_task(job.task).metric]
         if search and search.metric not in known:
-            raise UserError(f'{where}: search.metric: no run of {Path(job.task).stem} has "{search.metric}" on dev; {nearest(search.metric, known)}')
+            raise UserError(
+                f'{where}: search.metric: no run of {Path(job.task).stem} has "{search.metric}" on dev; {nearest(search.metric, known)}'
+            )
 
 
 def _check_search(campaign: Campaign, where: str) -> None:
@@ -318,6 +360,8 @@ def _check_search(campaign: Campaign, where: str) -> None:
             raise UserError(f'{where}: search.rows: "{row}" is no row; {nearest(row, campaign.rows)}')
     endless = [key for key, dimension in search.space.items() if dimension.listed is None]
     if search.searcher == "grid" and endless:
-        raise UserError(f"{where}: search.space.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe")
+        raise UserError(
+            f"{where}: search.space.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe"
+        )
     if search.searcher != "grid" and search.trials is None:
         raise UserError(f"{where}: search.trials: searcher {search.searcher} needs a budget, e.g. trials: 24")

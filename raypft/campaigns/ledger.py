@@ -40,7 +40,9 @@ class Ledger:
                 Log(folder / BAD).append(b"".join(line + b"\n" for line in bad))
             self.log.rewrite(b"".join(_line(entry) for entry in self.entries.values()))
         if bad:
-            tell(f"ledger: {self.log.path}: {len(bad)} unreadable line{'s' * (len(bad) > 1)} moved to {BAD}; the other {len(self.entries)} cells are used")
+            tell(
+                f"ledger: {self.log.path}: {len(bad)} unreadable line{'s' * (len(bad) > 1)} moved to {BAD}; the other {len(self.entries)} cells are used"
+            )
 
     def note(self, **entry: Any) -> None:
         """Append what is now known of a cell; see the class for the keys."""

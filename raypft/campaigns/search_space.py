@@ -30,7 +30,9 @@ class Dimension(Strict):
             raise ValueError("expected a list, or one of range, uniform, log")
         if self.values == []:
             raise ValueError("an empty choice; expected at least one value")
-        if self.range is not None and (len(self.range) not in (2, 3) or self.range[0] > self.range[1] or self.range[2:] == [0]):
+        if self.range is not None and (
+            len(self.range) not in (2, 3) or self.range[0] > self.range[1] or self.range[2:] == [0]
+        ):
             raise ValueError("expected [lowest, highest] or [lowest, highest, step]")
         interval = self.uniform or self.log
         if interval and (interval[0] >= interval[1] or (self.log and interval[0] <= 0)):
@@ -51,14 +53,19 @@ class Search(Strict):
 
     space: dict[str, Dimension] = Field(min_length=1)
     searcher: Literal["grid", "random", "tpe"] = "grid"
-    trials: int | None = Field(default=None, ge=1, description="of random and tpe, the same for every row and task; grid: all")
+    trials: int | None = Field(
+        default=None, ge=1, description="of random and tpe, the same for every row and task; grid: all"
+    )
     scheduler: Literal["none", "asha", "racing"] = "none"
     metric: str = Field(default="dev", description="dev, or what it is for the task: the name of its first metric")
     rows: list[str] | None = None
 
     def grid(self) -> list[dict[str, Any]]:
         """Every combination, the last key fastest."""
-        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*(d.listed or [] for d in self.space.values()))]
+        return [
+            dict(zip(self.space, values, strict=True))
+            for values in itertools.product(*(d.listed or [] for d in self.space.values()))
+        ]
 
     def drawn(self, source: random.Random) -> dict[str, Any]:
         """One combination at random."""
@@ -66,7 +73,10 @@ class Search(Strict):
 
     def order(self, values: dict[str, Any]) -> list[float]:
         """Sorts configurations as the file lists their values; the first of equals is chosen."""
-        return [d.listed.index(v) if d.listed is not None and v in d.listed else v for v, d in ((values[k], d) for k, d in self.space.items())]
+        return [
+            d.listed.index(v) if d.listed is not None and v in d.listed else v
+            for v, d in ((values[k], d) for k, d in self.space.items())
+        ]
 
 
 def draw(dimension: Dimension, source: random.Random) -> Any:

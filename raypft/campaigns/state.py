@@ -45,7 +45,9 @@ class Configuration:
     @property
     def label(self) -> str:
         """How the terminal calls it."""
-        return " ".join([self.place.label, *(f"{key.split('.')[-1]}={_short(value)}" for key, value in self.values.items())])
+        return " ".join(
+            [self.place.label, *(f"{key.split('.')[-1]}={_short(value)}" for key, value in self.values.items())]
+        )
 
     def folder(self, seed: int) -> Path:
         """Where a cell of it runs."""
@@ -60,7 +62,9 @@ class Book:
         fresh: forget what is finished.
     """
 
-    def __init__(self, campaign: Campaign, tell: Callable[[str], None] = lambda line: None, fresh: bool = False) -> None:
+    def __init__(
+        self, campaign: Campaign, tell: Callable[[str], None] = lambda line: None, fresh: bool = False
+    ) -> None:
         self.campaign, self.fresh, self.shelf = campaign, fresh, Shelf()
         if fresh:
             Log(campaign.folder / FILE).remove()
@@ -83,12 +87,18 @@ class Book:
         """
         prepared = prepare(configuration.job, self.shelf)
         if configuration.place.search and not all(manifest["sizes"]["dev"] for manifest in prepared.manifests.values()):
-            raise UserError(f"search: {configuration.place.label} has no dev rows to choose by; set dev.rows: full, or leave the row out of search.rows")
+            raise UserError(
+                f"search: {configuration.place.label} has no dev rows to choose by; set dev.rows: full, or leave the row out of search.rows"
+            )
 
     def tried(self, place: Place) -> Iterator[Configuration]:
         """The configurations of a place: listed ones, or those that a search has begun."""
         listed = place.listed()
-        for values in listed if listed is not None else [entries[0]["values"] for entries in self.ledger.study(place.study).values()]:
+        for values in (
+            listed
+            if listed is not None
+            else [entries[0]["values"] for entries in self.ledger.study(place.study).values()]
+        ):
             yield self.configuration(place, values)
 
     def where(self, configuration: Configuration, seed: int, test: bool) -> Path | None:
@@ -109,7 +119,12 @@ class Book:
     def elsewhere(self) -> dict[str, Path]:
         """Finished cells of all runs in the campaign's storage: key to folder."""
         storage = self.campaign.folder.parent
-        return {key: path.parent for name in (UNTESTED, TESTED) for path in storage.glob(f"*/seed-*/{name}") if (key := _key_of(path))}
+        return {
+            key: path.parent
+            for name in (UNTESTED, TESTED)
+            for path in storage.glob(f"*/seed-*/{name}")
+            if (key := _key_of(path))
+        }
 
     def result(self, configuration: Configuration, seed: int) -> dict[str, Any] | None:
         """The result of a finished cell, without test numbers where the test was withheld."""
@@ -127,7 +142,12 @@ class Book:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict a cell, in the order of the table, as `report.campaign` reads them."""
-        return [row for place in self.campaign.places() for configuration in self.tried(place) for row in self._rows(configuration)]
+        return [
+            row
+            for place in self.campaign.places()
+            for configuration in self.tried(place)
+            for row in self._rows(configuration)
+        ]
 
     def _rows(self, configuration: Configuration) -> Iterator[dict[str, Any]]:
         place = configuration.place
@@ -137,16 +157,30 @@ class Book:
             result = self.result(configuration, seed)
             status, reason = "finished", None
             if result is None:
-                status, reason = ("failed", entry["reason"]) if entry.get("status") == "failed" else ("pruned", pruned) if pruned else ("missing", None)
+                status, reason = (
+                    ("failed", entry["reason"])
+                    if entry.get("status") == "failed"
+                    else ("pruned", pruned)
+                    if pruned
+                    else ("missing", None)
+                )
             yield {
-                "row": place.row, "task": place.task, "axes": {**place.axes, **configuration.values}, "seed": seed,
-                "status": status, "reason": reason, "result": result,
-            }  # fmt: skip
+                "row": place.row,
+                "task": place.task,
+                "axes": {**place.axes, **configuration.values},
+                "seed": seed,
+                "status": status,
+                "reason": reason,
+                "result": result,
+            }
 
     def write_campaign(self) -> None:
         """Keep the resolved campaign beside its ledger."""
         found = self.campaign.model_dump(mode="json", exclude_none=True, warnings=False)
-        found["defaults"] = {**found.get("defaults", {}), "storage": str(self.campaign.folder.parent)}  # it may have come from the cluster
+        found["defaults"] = {
+            **found.get("defaults", {}),
+            "storage": str(self.campaign.folder.parent),
+        }  # it may have come from the cluster
         text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
         (self.campaign.folder / "campaign.yaml").write_text(text, encoding="utf-8")
 
@@ -159,10 +193,14 @@ def reopened(folder: Path) -> Campaign:
     """
     path = folder / "campaign.yaml"
     if not path.is_file():
-        raise UserError(f"report: {folder} holds no campaign.yaml; give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both")
+        raise UserError(
+            f"report: {folder} holds no campaign.yaml; give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both"
+        )
     campaign = Campaign(**yaml.safe_load(path.read_text(encoding="utf-8")))
     if absolute(campaign.folder) != absolute(folder):
-        raise UserError(f"report: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder")
+        raise UserError(
+            f"report: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder"
+        )
     return campaign
 
 

@@ -22,13 +22,20 @@ from raypft.errors import UserError
 from raypft.storage import path_of
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Prompt-based fine-tuning of language models, distributed on Ray."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Prompt-based fine-tuning of language models, distributed on Ray.",
 )
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(submit_app, name="submit")
 console = Console()
 Names = Annotated[
-    list[str], typer.Argument(metavar="RECIPE|FILE... [KEY=VALUE...]", help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.")
+    list[str],
+    typer.Argument(
+        metavar="RECIPE|FILE... [KEY=VALUE...]",
+        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.",
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="The folder of a finished run.")]
 Seed = Annotated[int | None, typer.Option(help="Which seed of the run; the first finished one by default.")]
@@ -39,7 +46,9 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Names of recipes or files, and overrides."""
     names = [word for word in words if "=" not in word]
     if not names:
-        raise UserError("job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; see raypft list recipes")
+        raise UserError(
+            "job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; see raypft list recipes"
+        )
     return names, [word for word in words if "=" in word]
 
 
@@ -53,9 +62,16 @@ class Teller:
     def __init__(self, as_json: bool, labels: dict[str, str]) -> None:
         self.as_json, self.labels = as_json, labels
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
-            console=console, disable=as_json or not console.is_terminal, transient=True,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=as_json or not console.is_terminal,
+            transient=True,
+        )
         self.tasks: dict[Any, Any] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -65,12 +81,16 @@ class Teller:
         cell = (event.get("run"), event.get("seed"))
         label = f"{self.labels.get(event.get('run', ''), '')} seed {event.get('seed')}".lstrip()
         if event["event"] in ("start", "resume"):
-            self.tasks[cell] = self.bars.add_task(label, total=event["epochs"], completed=event.get("epoch", 0), note="")
+            self.tasks[cell] = self.bars.add_task(
+                label, total=event["epochs"], completed=event.get("epoch", 0), note=""
+            )
         elif event["event"] == "epoch" and cell in self.tasks:
             dev = f"dev {event['dev']:.1f}" if "dev" in event else ""
             self.bars.update(self.tasks[cell], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
         elif event["event"] == "step" and cell in self.tasks:
-            self.bars.update(self.tasks[cell], note=f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}")
+            self.bars.update(
+                self.tasks[cell], note=f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
+            )
         elif event["event"] == "result" and cell in self.tasks:
             self.bars.remove_task(self.tasks.pop(cell))
         text = describe(event, label)
@@ -98,7 +118,11 @@ def describe(event: dict[str, Any], label: str) -> str:
 
 
 @app.command()
-def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False, as_json: Json = False) -> None:
+def run(
+    words: Names,
+    fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False,
+    as_json: Json = False,
+) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
     from raypft.config.job import load_job  # noqa: PLC0415
     from raypft.report.table import run_table  # noqa: PLC0415
@@ -109,7 +133,9 @@ def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where
     prepared = [runs.prepare(job) for job in jobs]
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
-        line = f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
+        line = (
+            f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
+        )
         console.print(line, highlight=False, soft_wrap=True)
     teller = Teller(as_json, labels)
     with teller.bars:
@@ -117,14 +143,22 @@ def run(words: Names, fresh: Annotated[bool, typer.Option(help="Start over where
     folders = [ready.folder for ready in prepared]
     for folder, of_job in zip(folders, results, strict=True) if as_json else ():
         for result in of_job:
-            print(json.dumps({"event": "finished", "folder": str(folder), **{k: v for k, v in result.items() if k != "losses"}}), flush=True)
+            print(
+                json.dumps(
+                    {"event": "finished", "folder": str(folder), **{k: v for k, v in result.items() if k != "losses"}}
+                ),
+                flush=True,
+            )
     if not as_json:
         print_table(run_table(folders))
 
 
 Campaigns = Annotated[
     list[str],
-    typer.Argument(metavar="CAMPAIGN|FILE [scale=NAME] [KEY=VALUE...]", help="A campaign of tune_spaces/ or its file, then overrides of its defaults."),
+    typer.Argument(
+        metavar="CAMPAIGN|FILE [scale=NAME] [KEY=VALUE...]",
+        help="A campaign of tune_spaces/ or its file, then overrides of its defaults.",
+    ),
 ]
 
 
@@ -136,7 +170,11 @@ def read_campaign(words: list[str]) -> Any:
 
 
 @app.command()
-def tune(words: Campaigns, fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False, as_json: Json = False) -> None:
+def tune(
+    words: Campaigns,
+    fresh: Annotated[bool, typer.Option(help="Start over where results or states exist.")] = False,
+    as_json: Json = False,
+) -> None:
     """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Then its tables."""
     from raypft.cli.progress import CampaignTeller  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
@@ -144,7 +182,9 @@ def tune(words: Campaigns, fresh: Annotated[bool, typer.Option(help="Start over 
 
     campaign = read_campaign(words)
     if not as_json:
-        console.print(f"[bold]{campaign.name}[/] {campaign.about}\nin {campaign.folder}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[bold]{campaign.name}[/] {campaign.about}\nin {campaign.folder}", highlight=False, soft_wrap=True
+        )
     with CampaignTeller(console, as_json) as teller:
         rows = run_campaign(campaign, teller, fresh)
     table = write_tables(campaign, rows, campaign.folder)
@@ -164,7 +204,12 @@ def plan(words: Campaigns, as_json: Json = False) -> None:
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...|CAMPAIGN...", parser=path_of, help="Folders of runs of one task, or of campaigns.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...|CAMPAIGN...", parser=path_of, help="Folders of runs of one task, or of campaigns."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from what is finished."""
@@ -247,7 +292,9 @@ def show(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")] = None,
+    what: Annotated[
+        str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
 ) -> None:
     """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
@@ -263,10 +310,16 @@ def list_(
 def predict(
     folder: Run,
     data: Annotated[str | None, typer.Option(help="A file with the task's columns; labels are not looked at.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="One row: a text, or field=text for each field; words are split at blanks.")] = None,
-    language: Annotated[str | None, typer.Option(help="Of rows that do not say theirs; the training language by default.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="One row: a text, or field=text for each field; words are split at blanks.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of rows that do not say theirs; the training language by default.")
+    ] = None,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(parser=path_of, help="A .parquet or .jsonl file instead of the terminal.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path_of, help="A .parquet or .jsonl file instead of the terminal.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score new rows with a finished run: labels with probabilities, a tag a word, or answer texts."""
@@ -278,7 +331,11 @@ def predict(
     if out is not None:
         using.check_ending(out)
     trained = using.load_trained(folder, seed)
-    rows = using.rows_of_file(trained, data, language) if data is not None else using.rows_of_texts(trained, text or [], language)
+    rows = (
+        using.rows_of_file(trained, data, language)
+        if data is not None
+        else using.rows_of_texts(trained, text or [], language)
+    )
     found = using.predict(trained, rows)
     if out is not None:
         using.write(found, out)
@@ -291,7 +348,11 @@ def predict(
 
 
 @app.command()
-def export(run: Run, folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")], seed: Seed = None) -> None:
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")],
+    seed: Seed = None,
+) -> None:
     """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
     from raypft.runs.export import export as write  # noqa: PLC0415
     from raypft.runs.predict import load_trained  # noqa: PLC0415

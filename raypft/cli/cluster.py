@@ -13,12 +13,16 @@ from typer.core import TyperGroup
 
 from raypft.errors import UserError
 
-cluster_app = typer.Typer(no_args_is_help=True, help="Cluster definitions: validate, render, check, start, look at, end.")
+cluster_app = typer.Typer(
+    no_args_is_help=True, help="Cluster definitions: validate, render, check, start, look at, end."
+)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A cluster definition, e.g. cluster/local.yaml.")]
 
 
 @cluster_app.command()
-def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Definitions, launcher files or manifests.")]) -> None:
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Definitions, launcher files or manifests.")],
+) -> None:
     """All that can be wrong with cluster files, without a cluster: keys, rules, Ray's own validator, security."""
     from raypft.cluster.check.validate import validate as wrong_with  # noqa: PLC0415
 
@@ -36,7 +40,12 @@ def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help
 @cluster_app.command()
 def render(
     file: File,
-    to: Annotated[str | None, typer.Option(help="ray-up, autoscaler, rayjob, raycluster, raycronjob, kueue, pvc or networkpolicy; all by default.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="ray-up, autoscaler, rayjob, raycluster, raycronjob, kueue, pvc or networkpolicy; all by default."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("cluster/rendered"),
 ) -> None:
     """Write the files for `ray up` or KubeRay."""
@@ -45,7 +54,9 @@ def render(
 
     definition = load(file)
     if not files.TARGETS[definition.kind]:
-        raise UserError(f"{file}: nothing is rendered from kind {definition.kind}; start it with raypft cluster up {file}")
+        raise UserError(
+            f"{file}: nothing is rendered from kind {definition.kind}; start it with raypft cluster up {file}"
+        )
     for path in files.write(definition, file.stem, out, to):
         print(path)
 
@@ -58,7 +69,9 @@ def up(file: File) -> None:
 
     definition = load(file)
     server = start(definition)
-    print(f"{definition.name} is up at {server.address.url}, Ray {server.ray_version}; raypft submit --cluster {file} -- VERB; raypft cluster down {file}")
+    print(
+        f"{definition.name} is up at {server.address.url}, Ray {server.ray_version}; raypft submit --cluster {file} -- VERB; raypft cluster down {file}"
+    )
 
 
 @cluster_app.command()
@@ -72,7 +85,10 @@ def down(file: File) -> None:
     print(f"{definition.name}: {f'ended {count} processes' if count else 'nothing was up'}")
 
 
-Ray = Annotated[str | None, typer.Option("--ray", metavar="HOST:PORT", help="Ray's own address; by default a local or fake definition's.")]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="HOST:PORT", help="Ray's own address; by default a local or fake definition's."),
+]
 
 
 @cluster_app.command(name="status")
@@ -83,7 +99,9 @@ def cluster_status(file: File, ray: Ray = None) -> None:
     from raypft.cluster.feasible import shapes_of  # noqa: PLC0415
 
     definition = load(file)
-    for line in nodes.status_lines(nodes.cluster_status(_ray_address(definition, ray)), shapes_of(definition.pools), str(file)):
+    for line in nodes.status_lines(
+        nodes.cluster_status(_ray_address(definition, ray)), shapes_of(definition.pools), str(file)
+    ):
         print(line)
 
 
@@ -104,15 +122,22 @@ def drain(
 def _ray_address(definition: Any, given: str | None) -> str:
     if given or hasattr(definition, "dashboard_port"):
         return given or f"127.0.0.1:{definition.port}"
-    raise UserError(f"cluster: where Ray of {definition.name} is can't be told from kind {definition.kind}; give --ray HOST:PORT")
+    raise UserError(
+        f"cluster: where Ray of {definition.name} is can't be told from kind {definition.kind}; give --ray HOST:PORT"
+    )
 
 
 @cluster_app.command()
 def check(
     file: File,
-    jobs: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|FILE... KEY=VALUE...]", help="A job that must fit the cluster.")] = None,
+    jobs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE|FILE... KEY=VALUE...]", help="A job that must fit the cluster."),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="URL of the job server.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Only whether the job fits the definition; ask no cluster.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Only whether the job fits the definition; ask no cluster.")
+    ] = False,
     timeout: Annotated[int, typer.Option(help="Seconds a worker node may take to come.")] = 600,
     insecure: Annotated[bool, typer.Option("--insecure", help="Send the token over http to another machine.")] = False,
 ) -> None:
@@ -130,11 +155,18 @@ def check(
 
 
 Address_ = Annotated[str | None, typer.Option("--address", help="URL of the job server, e.g. http://127.0.0.1:8265.")]
-Cluster = Annotated[Path | None, typer.Option("--cluster", metavar="FILE", help="Definition of the cluster: its address, and whether the job fits it.")]
+Cluster = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster", metavar="FILE", help="Definition of the cluster: its address, and whether the job fits it."
+    ),
+]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Send the token over http to another machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 JobId = Annotated[str, typer.Argument(metavar="ID")]
-OnInterrupt = Annotated[Literal["stop", "detach"], typer.Option(help="What a first Ctrl-C or SIGTERM does; a second always leaves the job.")]
+OnInterrupt = Annotated[
+    Literal["stop", "detach"], typer.Option(help="What a first Ctrl-C or SIGTERM does; a second always leaves the job.")
+]
 
 
 class _RunFirst(TyperGroup):
@@ -146,7 +178,11 @@ class _RunFirst(TyperGroup):
         return super().parse_args(ctx, args if named else ["run", *args])
 
 
-submit_app = typer.Typer(no_args_is_help=True, cls=_RunFirst, help="Run a raypft command as a job on a cluster: raypft submit [OPTIONS] -- tune FILE")
+submit_app = typer.Typer(
+    no_args_is_help=True,
+    cls=_RunFirst,
+    help="Run a raypft command as a job on a cluster: raypft submit [OPTIONS] -- tune FILE",
+)
 
 
 def _server(address: str | None, cluster: Path | None, insecure: bool) -> Any:
@@ -158,15 +194,29 @@ def _server(address: str | None, cluster: Path | None, insecure: bool) -> Any:
 
 @submit_app.command(name="run")
 def submit_run(
-    words: Annotated[list[str], typer.Argument(metavar="-- VERB...", help="A raypft command, e.g. -- tune FILE; with --raw any command.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="-- VERB...", help="A raypft command, e.g. -- tune FILE; with --raw any command."),
+    ],
     address: Address_ = None,
     cluster: Cluster = None,
-    job_id: Annotated[str | None, typer.Option("--id", help="Name of the job; the same name, command and package again follows the first.")] = None,
+    job_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Name of the job; the same name, command and package again follows the first."),
+    ] = None,
     env: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Environment of the job.")] = [],  # noqa: B006
     metadata: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Kept with the job.")] = [],  # noqa: B006
-    working_dir: Annotated[Path, typer.Option(help="Folder that is packaged and sent: what git knows or would know.")] = Path(),
-    package: Annotated[bool, typer.Option(help="Send the folder; not needed where raypft is in the image and the command names no files.")] = True,
-    package_uri: Annotated[str | None, typer.Option(help="A zip file that nodes can read, in place of the folder: s3://…, gs://…, https://…")] = None,
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder that is packaged and sent: what git knows or would know.")
+    ] = Path(),
+    package: Annotated[
+        bool,
+        typer.Option(help="Send the folder; not needed where raypft is in the image and the command names no files."),
+    ] = True,
+    package_uri: Annotated[
+        str | None,
+        typer.Option(help="A zip file that nodes can read, in place of the folder: s3://…, gs://…, https://…"),
+    ] = None,
     gpus: Annotated[float, typer.Option(help="GPUs that the command itself takes; its workers ask for their own.")] = 0,
     stop_wait: Annotated[int, typer.Option(help="Seconds between SIGTERM and SIGKILL when it is stopped.")] = 60,
     wait: Annotated[bool, typer.Option(help="Show its output and return its exit code.")] = True,
@@ -181,7 +231,17 @@ def submit_run(
 
     if cluster and not raw:
         refuse_impossible(words, cluster)
-    order = jobs.Order(words, raw, job_id, _pairs(env, "--env"), working_dir if package else None, package_uri, _pairs(metadata, "--metadata"), stop_wait, gpus)
+    order = jobs.Order(
+        words,
+        raw,
+        job_id,
+        _pairs(env, "--env"),
+        working_dir if package else None,
+        package_uri,
+        _pairs(metadata, "--metadata"),
+        stop_wait,
+        gpus,
+    )
     tell, server = jobs.Teller(as_json), _server(address, cluster, insecure)
     submitted = jobs.submit(server, order, tell)
     raise typer.Exit(jobs.follow(server, submitted, tell, on_interrupt) if wait else 0)
@@ -196,7 +256,12 @@ def _pairs(texts: list[str], option: str) -> dict[str, str]:
 
 @submit_app.command()
 def attach(
-    job_id: JobId, address: Address_ = None, cluster: Cluster = None, on_interrupt: OnInterrupt = "detach", insecure: Insecure = False, as_json: AsJson = False
+    job_id: JobId,
+    address: Address_ = None,
+    cluster: Cluster = None,
+    on_interrupt: OnInterrupt = "detach",
+    insecure: Insecure = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a job's output from its beginning until it ends; exit with its code."""
     from raypft.cluster import submit as jobs  # noqa: PLC0415
@@ -205,7 +270,13 @@ def attach(
 
 
 @submit_app.command()
-def status(job_id: JobId, address: Address_ = None, cluster: Cluster = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+def status(
+    job_id: JobId,
+    address: Address_ = None,
+    cluster: Cluster = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
     """A job's status, exit code and message."""
     job = _server(address, cluster, insecure).job(job_id)
     if as_json:
@@ -234,7 +305,9 @@ def stop_(job_id: JobId, address: Address_ = None, cluster: Cluster = None, inse
 
 
 @submit_app.command(name="list")
-def list_(address: Address_ = None, cluster: Cluster = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+def list_(
+    address: Address_ = None, cluster: Cluster = None, insecure: Insecure = False, as_json: AsJson = False
+) -> None:
     """The jobs of a cluster, oldest first."""
     for job in _server(address, cluster, insecure).jobs():
         print(json.dumps(job) if as_json else f"{job['submission_id']} {job['status']} {job['entrypoint']}")

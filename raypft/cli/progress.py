@@ -17,7 +17,9 @@ class CampaignTeller:
 
     def __init__(self, console: Console, as_json: bool, prefix: str = "") -> None:
         self.console, self.as_json, self.prefix = console, as_json, prefix
-        self.live = Live(console=console, transient=True, refresh_per_second=4) if console.is_terminal and not as_json else None
+        self.live = (
+            Live(console=console, transient=True, refresh_per_second=4) if console.is_terminal and not as_json else None
+        )
 
     def __enter__(self) -> CampaignTeller:
         if self.live is not None:

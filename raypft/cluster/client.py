@@ -62,12 +62,17 @@ def find_address(given: str | None, cluster: Any = None) -> Address:
         UserError: an address of another protocol.
     """
     port = getattr(cluster, "dashboard_port", None)
-    candidates = [(given, "--address"), (f"http://127.0.0.1:{port}" if port else None, f"cluster {getattr(cluster, 'name', '')}")]
+    candidates = [
+        (given, "--address"),
+        (f"http://127.0.0.1:{port}" if port else None, f"cluster {getattr(cluster, 'name', '')}"),
+    ]
     candidates += [(os.environ.get(key), f"${key}") for key in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")]
     url, source = next(((url, source) for url, source in candidates if url), (DEFAULT_ADDRESS, "the default"))
     url = url.rstrip("/")
     if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f'address "{url}" ({source}): expected the job server\'s URL, e.g. {DEFAULT_ADDRESS}; give --address')
+        raise UserError(
+            f'address "{url}" ({source}): expected the job server\'s URL, e.g. {DEFAULT_ADDRESS}; give --address'
+        )
     return Address(url, source)
 
 
@@ -112,8 +117,14 @@ class JobServer:
             Unreachable, Denied; UserError: what the server refused, in its last line.
         """
         data = json.dumps(body).encode() if body is not None else raw
-        kind = {"Content-Type": "application/json" if body is not None else "application/octet-stream"} if data is not None else {}
-        request = urllib.request.Request(self.address.url + path, data=data, method=method, headers={**self.headers, **kind})
+        kind = (
+            {"Content-Type": "application/json" if body is not None else "application/octet-stream"}
+            if data is not None
+            else {}
+        )
+        request = urllib.request.Request(
+            self.address.url + path, data=data, method=method, headers={**self.headers, **kind}
+        )
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
                 text = answer.read().decode()
@@ -121,7 +132,9 @@ class JobServer:
             raise self._refused(error.code, error.read().decode(errors="replace")) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise Unreachable(f"no job server at {self.address.url} ({self.address.source}): {reason}; is the head up? raypft cluster status") from None
+            raise Unreachable(
+                f"no job server at {self.address.url} ({self.address.source}): {reason}; is the head up? raypft cluster status"
+            ) from None
         try:
             return json.loads(text)
         except json.JSONDecodeError:
@@ -130,7 +143,9 @@ class JobServer:
     def _refused(self, status: int, text: str) -> UserError:
         if status in (401, 403):
             found = "no token" if not self.headers else "a wrong token"
-            return Denied(f"{self.address.url} answers {status}: {found} ({self.token_source}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's")
+            return Denied(
+                f"{self.address.url} answers {status}: {found} ({self.token_source}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+            )
         lines = [line for line in text.strip().splitlines() if line.strip()] or ["no reason given"]
         return Refused(f"{self.address.url} answers {status}: {lines[-1].strip()}", status)
 
@@ -141,7 +156,9 @@ class JobServer:
             UserError: versions differ.
         """
         if self.ray_version != version("ray"):
-            raise UserError(f"{self.address.url} runs Ray {self.ray_version}, here is {version('ray')}; install raypft with the cluster's version")
+            raise UserError(
+                f"{self.address.url} runs Ray {self.ray_version}, here is {version('ray')}; install raypft with the cluster's version"
+            )
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Status, message, driver_exit_code, metadata … of a job.
@@ -194,7 +211,9 @@ class JobServer:
         try:
             async with (
                 aiohttp.ClientSession(headers=self.headers) as session,
-                session.ws_connect(f"{self.address.url}/api/jobs/{quote(job_id, safe='')}/logs/tail", max_msg_size=0) as socket,
+                session.ws_connect(
+                    f"{self.address.url}/api/jobs/{quote(job_id, safe='')}/logs/tail", max_msg_size=0
+                ) as socket,
             ):
                 async for message in socket:
                     yield message.data

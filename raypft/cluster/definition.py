@@ -15,7 +15,9 @@ from pydantic import ConfigDict, Field, ValidationError
 from raypft.errors import UserError, nearest
 from raypft.tasks.task import Strict, validation_line, validation_root
 
-Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="lower-case letters, digits and -")]
+Name = Annotated[
+    str, Field(pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="lower-case letters, digits and -")
+]
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi)$", description="memory such as 512Mi or 64Gi")]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 UNITS = {"Mi": 2**20, "Gi": 2**30}
@@ -146,7 +148,9 @@ class GcpProvider(Part):
     region: str
     zone: str
     machine_image: str = Field(description="path of an image with Docker and the NVIDIA driver")
-    service_account: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="of the workers: may read and write the storage")
+    service_account: str = Field(
+        pattern=r"^[^@\s]+@[^@\s]+$", description="of the workers: may read and write the storage"
+    )
 
 
 class AzureProvider(Part):
@@ -234,8 +238,14 @@ class Kubernetes(Definition):
 
 
 KINDS: dict[str, type[Definition]] = {
-    "local": Local, "fake": Fake, "aws": Aws, "gcp": Gcp, "azure": Azure, "onprem": Onprem, "kubernetes": Kubernetes,
-}  # fmt: skip
+    "local": Local,
+    "fake": Fake,
+    "aws": Aws,
+    "gcp": Gcp,
+    "azure": Azure,
+    "onprem": Onprem,
+    "kubernetes": Kubernetes,
+}
 
 
 def read_yaml(path: Path) -> Any:

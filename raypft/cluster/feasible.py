@@ -44,7 +44,10 @@ def bundle_text(bundle: Bundle) -> str:
 def shapes_of(pools: dict[str, Any]) -> list[Shape]:
     """Shapes of a definition's pools, or of $RAYPFT_CLUSTER's (as JSON)."""
     plain = {name: pool if isinstance(pool, dict) else pool.model_dump() for name, pool in pools.items()}
-    return [Shape(name, {"CPU": p["cpu"], "GPU": p["gpu"], **p["resources"]}, p["max"], p["labels"]) for name, p in plain.items()]
+    return [
+        Shape(name, {"CPU": p["cpu"], "GPU": p["gpu"], **p["resources"]}, p["max"], p["labels"])
+        for name, p in plain.items()
+    ]
 
 
 def shapes_here() -> list[Shape] | None:
@@ -78,10 +81,17 @@ def impossible(bundles: Sequence[Bundle], shapes: Sequence[Shape], where: str) -
             largest = max(shapes, key=lambda shape: shape.offers.get(scarce, 0), default=None)
             there = f"the largest is {largest.text()}" if largest else "there are none"
             most = _most(shapes, scarce)
-            advice = f"ask for at most {most:g} {scarce} a worker, or add a pool to {where}" if most else f"add a pool with {scarce} to {where}"
+            advice = (
+                f"ask for at most {most:g} {scarce} a worker, or add a pool to {where}"
+                if most
+                else f"add a pool with {scarce} to {where}"
+            )
             return f"{where}: the job needs {bundle_text(bundle)} on one node; {there}; {advice}"
     if placed(bundles, shapes) is None:
-        total = {key: sum(bundle.get(key, 0) for bundle in bundles) for key in sorted({key for bundle in bundles for key in bundle})}
+        total = {
+            key: sum(bundle.get(key, 0) for bundle in bundles)
+            for key in sorted({key for bundle in bundles for key in bundle})
+        }
         there = ", ".join(shape.text() for shape in shapes)
         return f"{where}: the job needs {bundle_text(total)} at once in {len(bundles)} parts; at its largest the cluster is {there}; ask for fewer workers"
     return None
@@ -99,7 +109,11 @@ def at_a_time(bundles: Sequence[Bundle], shapes: Sequence[Shape], limit: int = 1
 
 def placed(bundles: Sequence[Bundle], shapes: Sequence[Shape], free: list[Bundle] | None = None) -> list[Bundle] | None:
     """What is left on each node after placing bundles, the largest first, each on the fullest node that holds it; None if one fits nowhere."""
-    nodes = [dict(node) for node in free] if free is not None else [dict(shape.offers) for shape in shapes for _ in range(min(shape.most, 1000))]
+    nodes = (
+        [dict(node) for node in free]
+        if free is not None
+        else [dict(shape.offers) for shape in shapes for _ in range(min(shape.most, 1000))]
+    )
     for bundle in sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0), -bundle.get("CPU", 0))):
         fitting = [node for node in nodes if _fits(bundle, node)]
         if not fitting:

@@ -31,7 +31,9 @@ def cluster_status(address: str) -> Any:
     try:
         return get_cluster_status(address)
     except Exception as error:  # Ray raises several kinds, all of them for a head that doesn't answer
-        raise UserError(f"cluster: no Ray at {address}: {' '.join(str(error).split())[:200]}; is it up, and is the token right?") from None
+        raise UserError(
+            f"cluster: no Ray at {address}: {' '.join(str(error).split())[:200]}; is it up, and is the token right?"
+        ) from None
 
 
 def _type_name(ray_name: str) -> str:
@@ -41,12 +43,21 @@ def _type_name(ray_name: str) -> str:
 
 def status_lines(found: Any, shapes: list[Shape], where: str) -> list[str]:
     """Nodes, launches and what waits, each waiting shape with the reason."""
-    lines = [f"{node.node_id or node.instance_id} {_type_name(node.ray_node_type_name)} {state}" for state, nodes in _by_state(found) for node in nodes]
+    lines = [
+        f"{node.node_id or node.instance_id} {_type_name(node.ray_node_type_name)} {state}"
+        for state, nodes in _by_state(found)
+        for node in nodes
+    ]
     lines += [f"starting: {launch.count} x {launch.ray_node_type_name}" for launch in found.pending_launches]
-    lines += [f"failed to start: {launch.count} x {launch.ray_node_type_name}: {launch.details}" for launch in found.failed_launches]
+    lines += [
+        f"failed to start: {launch.count} x {launch.ray_node_type_name}: {launch.details}"
+        for launch in found.failed_launches
+    ]
     for bundle, count in waiting(found):
         reason = impossible([bundle], shapes, where) if shapes else None
-        lines.append(f"waiting: {count} x {bundle_text(bundle)}: {'never: ' + reason if reason else 'for nodes to come or to be free'}")
+        lines.append(
+            f"waiting: {count} x {bundle_text(bundle)}: {'never: ' + reason if reason else 'for nodes to come or to be free'}"
+        )
     return lines
 
 
@@ -79,7 +90,9 @@ def drain(address: str, node: str, seconds: int) -> str:
     from ray.core.generated import autoscaler_pb2  # noqa: PLC0415
 
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = GcsClient(address=address).drain_node(chosen[0], reason, "raypft cluster drain", int((time.time() + seconds) * 1000))
+    accepted, why = GcsClient(address=address).drain_node(
+        chosen[0], reason, "raypft cluster drain", int((time.time() + seconds) * 1000)
+    )
     if not accepted:
         raise UserError(f"node {chosen[0]}: it can't be drained: {why}")
     return chosen[0]

@@ -16,7 +16,18 @@ from raypft.errors import UserError
 
 LIMIT = 90 * 2**20
 LEFT_OUT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".pyc")
-LEFT_OUT_FOLDERS = {".git", ".venv", ".ci-venv", "venv", "runs", "wandb", "__pycache__", "node_modules", ".pytest_cache", ".ruff_cache"}
+LEFT_OUT_FOLDERS = {
+    ".git",
+    ".venv",
+    ".ci-venv",
+    "venv",
+    "runs",
+    "wandb",
+    "__pycache__",
+    "node_modules",
+    ".pytest_cache",
+    ".ruff_cache",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,11 @@ def listed(folder: Path) -> list[Path]:
     """The files of a folder that a package takes: git's, and new ones it doesn't ignore; all where there is no git."""
     told = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = told.split("\0") if told is not None else [str(path.relative_to(folder)) for path in folder.rglob("*")]
-    paths = {folder / name for name in names if name and not LEFT_OUT_FOLDERS & set(Path(name).parts) and not name.endswith(LEFT_OUT_ENDINGS)}
+    paths = {
+        folder / name
+        for name in names
+        if name and not LEFT_OUT_FOLDERS & set(Path(name).parts) and not name.endswith(LEFT_OUT_ENDINGS)
+    }
     return sorted(path for path in paths if path.is_file())
 
 
@@ -73,7 +88,9 @@ def pack(folder: Path) -> Package:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, path.read_bytes())
     commit = _git(folder, "rev-parse", "HEAD")
-    return Package(buffer.getvalue(), (commit or "none").strip(), bool(_git(folder, "status", "--porcelain", ".")), len(paths))
+    return Package(
+        buffer.getvalue(), (commit or "none").strip(), bool(_git(folder, "status", "--porcelain", ".")), len(paths)
+    )
 
 
 def _git(folder: Path, *words: str) -> str | None:

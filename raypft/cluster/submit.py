@@ -97,9 +97,14 @@ def submit(server: JobServer, order: Order, tell: Teller) -> str:
         server.upload(package.name, package.content)
         runtime["working_dir"] = f"gcs://{package.name}"
         metadata |= {"commit": package.commit, "dirty": str(package.dirty), "package": package.sha}
-        tell.say("package", f"{package.num_files} files, {len(package.content) / 2**20:.1f} MiB zipped, commit {package.commit[:8]}{'+' * package.dirty}")
+        tell.say(
+            "package",
+            f"{package.num_files} files, {len(package.content) / 2**20:.1f} MiB zipped, commit {package.commit[:8]}{'+' * package.dirty}",
+        )
     # of all that decides what runs, so that another job of this id is told from the same one
-    metadata["order"] = hashlib.sha256(json.dumps([order.entrypoint, runtime, order.gpus], sort_keys=True).encode()).hexdigest()[:16]
+    metadata["order"] = hashlib.sha256(
+        json.dumps([order.entrypoint, runtime, order.gpus], sort_keys=True).encode()
+    ).hexdigest()[:16]
     job_id = order.job_id or f"{Path(order.words[0]).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{metadata['order'][:6]}"
     if order.job_id and _submitted_before(server, job_id, metadata["order"], tell):
         return job_id
@@ -115,7 +120,9 @@ def _submitted_before(server: JobServer, job_id: str, order: str, tell: Teller) 
     except NoJob:
         return False
     if (found.get("metadata") or {}).get("order") != order:
-        raise UserError(f'job "{job_id}" exists with another command or package ({found["status"]}); choose another --id, or raypft submit attach {job_id}')
+        raise UserError(
+            f'job "{job_id}" exists with another command or package ({found["status"]}); choose another --id, or raypft submit attach {job_id}'
+        )
     tell.say("attached", f"job {job_id} was submitted before, {found['status']}", id=job_id)
     return True
 
@@ -142,14 +149,18 @@ async def _follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: st
         if watched.done():
             return told(watched.result(), tell, asked.is_set())
         pressed.result()
-        tell.say("left", f"job {job_id} goes on; raypft submit attach {job_id} --address {server.address.url}", id=job_id)
+        tell.say(
+            "left", f"job {job_id} goes on; raypft submit attach {job_id} --address {server.address.url}", id=job_id
+        )
         return STOPPED_HERE
     finally:
         watched.cancel()
         pressed.cancel()
 
 
-async def _pressed(server: JobServer, job_id: str, tell: Teller, signals: asyncio.Queue[int], asked: asyncio.Event, on_interrupt: str) -> None:
+async def _pressed(
+    server: JobServer, job_id: str, tell: Teller, signals: asyncio.Queue[int], asked: asyncio.Event, on_interrupt: str
+) -> None:
     """Ends when the job is to be left: at the second signal; the first stops the job."""
     await signals.get()
     if on_interrupt == "detach":
@@ -183,7 +194,9 @@ async def _watch(server: JobServer, job_id: str, tell: Teller) -> dict[str, Any]
             except (ConnectionError, Unreachable) as error:
                 if time.monotonic() - last_seen > RECONNECT_SECONDS:
                     where = f"raypft submit attach {job_id} --address {server.address.url}"
-                    raise Lost(f"job {job_id}: no answer from {server.address.url} for {RECONNECT_SECONDS} s ({error}); when it is back: {where}") from None
+                    raise Lost(
+                        f"job {job_id}: no answer from {server.address.url} for {RECONNECT_SECONDS} s ({error}); when it is back: {where}"
+                    ) from None
             await asyncio.sleep(0.3)
     finally:
         noted.cancel()
@@ -193,7 +206,11 @@ async def _note_pending(server: JobServer, job_id: str, tell: Teller) -> None:
     await asyncio.sleep(20)
     job = await asyncio.to_thread(server.job, job_id)
     if job["status"] == "PENDING":
-        tell.say("pending", f"job {job_id} has not started: {' '.join((job.get('message') or 'no reason given').split())}", id=job_id)
+        tell.say(
+            "pending",
+            f"job {job_id} has not started: {' '.join((job.get('message') or 'no reason given').split())}",
+            id=job_id,
+        )
 
 
 async def stop(server: JobServer, job_id: str) -> None:
@@ -207,7 +224,11 @@ async def stop(server: JobServer, job_id: str) -> None:
     await asyncio.to_thread(server.stop, job_id)
     if await _status_after(server, job_id, PENDING_SECONDS, beside="PENDING") == "PENDING":
         helper = f"{job_id}-cancel-{int(time.time())}"
-        request = {"entrypoint": shlex.join(["python", "-c", CANCEL, job_id]), "submission_id": helper, "metadata": {"cancels": job_id}}
+        request = {
+            "entrypoint": shlex.join(["python", "-c", CANCEL, job_id]),
+            "submission_id": helper,
+            "metadata": {"cancels": job_id},
+        }
         await asyncio.to_thread(server.submit, request)
         await _status_after(server, job_id, STOP_SECONDS, beside="PENDING")
 
@@ -237,5 +258,11 @@ def told(job: dict[str, Any], tell: Teller, asked: bool = False) -> int:
         code = code or BY_ERROR.get(error or "", 1)
         code = 128 - code if code < 0 else code
     reason = f": {' '.join((job.get('message') or '').split())[:300]}" if error in BY_ERROR and not never_ran else ""
-    tell.say("ended", f"job {job_id} {'CANCELLED' if never_ran else status}, exit code {code}{reason}", id=job_id, status=status, code=code)
+    tell.say(
+        "ended",
+        f"job {job_id} {'CANCELLED' if never_ran else status}, exit code {code}{reason}",
+        id=job_id,
+        status=status,
+        code=code,
+    )
     return code

@@ -49,8 +49,12 @@ def needs_this_machine(definition: Any, verb: str) -> None:
     if isinstance(definition, Local | Fake):
         return
     started = {"kubernetes": "kubectl apply -f cluster/rendered/kubernetes.rayjob.yaml"}
-    how = started.get(definition.kind, f"ray {'down' if verb == 'down' else 'up'} cluster/rendered/{definition.kind}.ray-up.yaml")
-    raise UserError(f"cluster {verb}: found kind {definition.kind}; only local and fake clusters live on this machine; use: {how}")
+    how = started.get(
+        definition.kind, f"ray {'down' if verb == 'down' else 'up'} cluster/rendered/{definition.kind}.ray-up.yaml"
+    )
+    raise UserError(
+        f"cluster {verb}: found kind {definition.kind}; only local and fake clusters live on this machine; use: {how}"
+    )
 
 
 def make_token() -> None:
@@ -67,9 +71,21 @@ def head_command(definition: Any, folder: Path) -> list[str]:
     """The command that starts a head in the foreground, reachable from this machine only."""
     loopback, dashboard = "127.0.0.1", definition.dashboard_port
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    words += [f"--node-ip-address={loopback}", f"--port={definition.port}", f"--temp-dir={folder}", "--include-dashboard=true"]
-    words += [f"--dashboard-host={loopback}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={dashboard + 1}"]
-    words += [f"--ray-client-server-port={dashboard + 2}", f"--object-store-memory={max(num_bytes(definition.object_store), 80 * 2**20)}"]
+    words += [
+        f"--node-ip-address={loopback}",
+        f"--port={definition.port}",
+        f"--temp-dir={folder}",
+        "--include-dashboard=true",
+    ]
+    words += [
+        f"--dashboard-host={loopback}",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={dashboard + 1}",
+    ]
+    words += [
+        f"--ray-client-server-port={dashboard + 2}",
+        f"--object-store-memory={max(num_bytes(definition.object_store), 80 * 2**20)}",
+    ]
     if isinstance(definition, Fake):
         return [*words, "--num-cpus=0", f"--autoscaling-config={folder / 'autoscaler.yaml'}"]
     return [*words, f"--num-cpus={definition.cpu}", f"--num-gpus={definition.gpu}"]
@@ -81,7 +97,12 @@ def head_environment(definition: Any) -> dict[str, str]:
     made = {**os.environ, **environment(definition), "PATH": path, "RAYPFT_CLUSTER": pools_text(definition)}
     made["RAY_ADDRESS"] = f"127.0.0.1:{definition.port}"  # else a second Ray of this machine confuses Ray Train
     if isinstance(definition, Fake):
-        made |= {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD, "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD}
+        made |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
+            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
+        }
     return made
 
 
@@ -101,7 +122,12 @@ def up(definition: Any) -> JobServer:
         (folder / "autoscaler.yaml").write_text(yaml.safe_dump(fake(definition)))
     with (folder / "head.log").open("w") as log:
         started = subprocess.Popen(
-            head_command(definition, folder), env=head_environment(definition), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            head_command(definition, folder),
+            env=head_environment(definition),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     told = {"pid": started.pid, "born": processes()[started.pid].born, "folder": str(folder)}
     path = state_file(definition.name)
@@ -116,13 +142,18 @@ def up(definition: Any) -> JobServer:
 
 def _check_ports(definition: Any) -> None:
     # Ray would take the next free port, and whoever has this one would be asked for its jobs
-    for key, port in (("port", definition.port), *(("dashboard_port", definition.dashboard_port + i) for i in range(3))):
+    for key, port in (
+        ("port", definition.port),
+        *(("dashboard_port", definition.dashboard_port + i) for i in range(3)),
+    ):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                raise UserError(f"cluster up: {key} of {definition.name}: port {port} is in use here; choose another (dashboard_port takes three)") from None
+                raise UserError(
+                    f"cluster up: {key} of {definition.name}: port {port} is in use here; choose another (dashboard_port takes three)"
+                ) from None
 
 
 def _ready(definition: Any, started: subprocess.Popen[bytes], log: Path) -> JobServer:
@@ -130,14 +161,18 @@ def _ready(definition: Any, started: subprocess.Popen[bytes], log: Path) -> JobS
     while time.monotonic() < until:
         if started.poll() is not None:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise UserError(f"cluster up: the head of {definition.name} ended with {started.returncode}: {lines[-1] if lines else 'no output'}")
+            raise UserError(
+                f"cluster up: the head of {definition.name} ended with {started.returncode}: {lines[-1] if lines else 'no output'}"
+            )
         try:
             server = JobServer(find_address(f"http://127.0.0.1:{definition.dashboard_port}"))
             server.jobs()
             return server
         except Unreachable:
             time.sleep(0.3)
-    raise UserError(f"cluster up: {definition.name} took no jobs within {READY_SECONDS} s; its log: {log.read_text(errors='replace')[-300:]!r}")
+    raise UserError(
+        f"cluster up: {definition.name} took no jobs within {READY_SECONDS} s; its log: {log.read_text(errors='replace')[-300:]!r}"
+    )
 
 
 def down(definition: Any) -> int:

@@ -32,7 +32,11 @@ def readouts_for(method: str, family: str | None = None, kind: str | None = None
     families = own.families if family is None else tuple({family} & set(own.families))
     kinds = own.kinds if kind is None else tuple({kind} & set(own.kinds))
     found = [(name, readout_class(name)) for name in readout_names()]
-    return [name for name, reads in found if set(families) & set(reads.families) and set(kinds) & set(reads.kinds) and (slot or not reads.needs_slot)]
+    return [
+        name
+        for name, reads in found
+        if set(families) & set(reads.families) and set(kinds) & set(reads.kinds) and (slot or not reads.needs_slot)
+    ]
 
 
 def check_job(job: Job, family: str | None = None) -> None:
@@ -49,15 +53,21 @@ def check_job(job: Job, family: str | None = None) -> None:
     if family is not None and family not in own.families:
         raise UserError(f"method: {method} works with {_and(own.families)} models; {job.backbone} is {family}")
     if task.kind not in own.kinds:
-        raise UserError(f"method: {method} works with tasks of kind {_and(own.kinds)}; {task.name} is {task.kind}; {_other_method(family, task.kind)}")
+        raise UserError(
+            f"method: {method} works with tasks of kind {_and(own.kinds)}; {task.name} is {task.kind}; {_other_method(family, task.kind)}"
+        )
     if task.kind not in reads.kinds:
         raise UserError(f"readout: {readout} does not answer tasks of kind {task.kind} ({task.name}); {instead}")
     if family is not None and family not in reads.families:
-        raise UserError(f"readout: {readout} works with {_and(reads.families)} models; {job.backbone} is {family}; {instead}")
+        raise UserError(
+            f"readout: {readout} works with {_and(reads.families)} models; {job.backbone} is {family}; {instead}"
+        )
     if family is not None and reads.needs_slot and "<slot>" not in task.pattern(job.pattern).text:
         raise UserError(f"readout: {readout} reads a label word at <slot>; pattern {job.pattern} has none; {instead}")
     if not set(own.families) & set(reads.families):
-        raise UserError(f"readout: {readout} works with {_and(reads.families)} models, method {method} with {_and(own.families)}; {instead}")
+        raise UserError(
+            f"readout: {readout} works with {_and(reads.families)} models, method {method} with {_and(own.families)}; {instead}"
+        )
 
 
 def _instead(method: str, family: str | None, kind: str, slot: bool) -> str:

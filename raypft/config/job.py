@@ -47,17 +47,27 @@ class Train(Strict):
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="adam couples weight decay as L2")
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
-    schedule: Literal["constant", "linear", "exponential"] = Field(default="constant", description="linear: to 0; exponential: 0.95 an epoch")
+    schedule: Literal["constant", "linear", "exponential"] = Field(
+        default="constant", description="linear: to 0; exponential: 0.95 an epoch"
+    )
     warmup: float = Field(default=0.0, ge=0, le=1, description="share of the steps")
     max_tokens: int = Field(default=128, ge=4)
     dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the model's own rates")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    select: Literal["best", "last"] = Field(default="best", description="which epoch is kept; best on dev, the earliest of equals")
+    select: Literal["best", "last"] = Field(
+        default="best", description="which epoch is kept; best on dev, the earliest of equals"
+    )
     patience: int | None = Field(default=None, ge=1, description="stop after so many epochs without gain")
-    patience_rule: Literal["best", "previous"] = Field(default="best", description="gain over the best epoch or over the one before")
-    micro_batch: int | None = Field(default=None, ge=1, description="prompts a worker runs at once; None: its whole share")
+    patience_rule: Literal["best", "previous"] = Field(
+        default="best", description="gain over the best epoch or over the one before"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="prompts a worker runs at once; None: its whole share"
+    )
     eval_batch: int = Field(default=32, ge=1)
-    save_every: int | None = Field(default=None, ge=1, description="steps between state files; None: as often as costs under a tenth of the time")
+    save_every: int | None = Field(
+        default=None, ge=1, description="steps between state files; None: as often as costs under a tenth of the time"
+    )
 
 
 class Dev(Strict):
@@ -80,7 +90,8 @@ class Data(Strict):
     source: str | None = None
     root: str | None = None
     stream: Mix | None = Field(
-        default=None, description="read train rows as they are needed, from Parquet files, languages mixed so: proportional, uniform or a temperature"
+        default=None,
+        description="read train rows as they are needed, from Parquet files, languages mixed so: proportional, uniform or a temperature",
     )
 
 
@@ -96,12 +107,16 @@ class Resources(Strict):
     """Workers of the job. 0 runs in this process, without Ray."""
 
     workers: int = Field(default=0, ge=0)
-    min_workers: int | None = Field(default=None, ge=1, description="go on with as few while nodes are missing; None: wait for all workers")
+    min_workers: int | None = Field(
+        default=None, ge=1, description="go on with as few while nodes are missing; None: wait for all workers"
+    )
     cpus_per_worker: float | None = Field(default=None, gt=0, description="None: an equal share of this machine's")
     gpus_per_worker: float = Field(default=0, ge=0)
     max_failures: int = Field(default=3, ge=0)
     data_label: str | None = Field(
-        default=None, pattern=r"^[^=\s]+=[^=\s]+$", description="label of the nodes that read and encode rows, e.g. pool=cpu-data; None: any node"
+        default=None,
+        pattern=r"^[^=\s]+=[^=\s]+$",
+        description="label of the nodes that read and encode rows, e.g. pool=cpu-data; None: any node",
     )
 
 
@@ -153,7 +168,9 @@ class Job(Strict):
 
     def scientific(self) -> dict[str, Any]:
         """The keys that decide numbers, only where they differ from their defaults."""
-        found = self.model_dump(exclude_defaults=True, exclude={"recipe", "source", "seeds", "zero", "resources", "storage"})
+        found = self.model_dump(
+            exclude_defaults=True, exclude={"recipe", "source", "seeds", "zero", "resources", "storage"}
+        )
         found.setdefault("data", {}).pop("root", None)
         for key in ("micro_batch", "eval_batch", "save_every"):
             found.setdefault("train", {}).pop(key, None)
@@ -287,7 +304,9 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
         job = Job(**values)
     except (ValidationError, TypeError) as error:
         raise UserError(validation_line(where, error, values)) from None
-    job = job.model_copy(update={"method": _part(job.method, "method", where), "readout": _part(job.readout, "readout", where)})
+    job = job.model_copy(
+        update={"method": _part(job.method, "method", where), "readout": _part(job.readout, "readout", where)}
+    )
     protocol(job.protocol)
     _check_engine(job)
     task = load_task(job.task)
@@ -295,7 +314,9 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
     for key, languages in (("train.languages", job.train.languages), ("test.languages", job.test.languages or [])):
         for language in languages:
             if language not in task.languages:
-                raise UserError(f'{where}: {key}: task {task.name} has no language "{language}"; {nearest(language, task.languages)}')
+                raise UserError(
+                    f'{where}: {key}: task {task.name} has no language "{language}"; {nearest(language, task.languages)}'
+                )
     check_job(job)
     return job
 
@@ -303,17 +324,29 @@ def make_job(values: dict[str, Any], where: str = "job") -> Job:
 def _check_engine(job: Job) -> None:
     """Precision, ZeRO stage and workers must go together: nothing is ignored silently."""
     if (job.resources.min_workers or 0) > job.resources.workers:
-        raise UserError(f"resources.min_workers: found {job.resources.min_workers} with workers {job.resources.workers}; expected at most as many")
+        raise UserError(
+            f"resources.min_workers: found {job.resources.min_workers} with workers {job.resources.workers}; expected at most as many"
+        )
     if job.resources.workers == 0 and job.resources.data_label:
-        raise UserError("resources.data_label: found a label without workers; rows are read in this process then; leave it out, or set resources.workers")
+        raise UserError(
+            "resources.data_label: found a label without workers; rows are read in this process then; leave it out, or set resources.workers"
+        )
     if job.resources.workers == 0 and (job.zero.stage or job.zero.offload):
-        raise UserError(f"zero: found stage {job.zero.stage}, offload {job.zero.offload} without workers; set resources.workers=1 or more, or leave zero out")
+        raise UserError(
+            f"zero: found stage {job.zero.stage}, offload {job.zero.offload} without workers; set resources.workers=1 or more, or leave zero out"
+        )
     if job.resources.workers == 0 and job.train.precision == "fp16":
-        raise UserError("train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more (DeepSpeed scales the loss)")
+        raise UserError(
+            "train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more (DeepSpeed scales the loss)"
+        )
     if job.resources.workers and job.train.precision != "fp32" and job.zero.stage == 0:
-        raise UserError(f"zero.stage: found 0 with train.precision {job.train.precision}; its state can't be saved whole; use zero.stage=1, 2 or 3")
+        raise UserError(
+            f"zero.stage: found 0 with train.precision {job.train.precision}; its state can't be saved whole; use zero.stage=1, 2 or 3"
+        )
     if job.zero.offload and job.zero.stage == 0:
-        raise UserError("zero.offload: found true with zero.stage 0, which has nothing to offload; use zero.stage=1, 2 or 3")
+        raise UserError(
+            "zero.offload: found true with zero.stage 0, which has nothing to offload; use zero.stage=1, 2 or 3"
+        )
 
 
 def part_config(values: dict[str, Any], part: str) -> tuple[Any, Any]:
@@ -329,7 +362,9 @@ def part_config(values: dict[str, Any], part: str) -> tuple[Any, Any]:
     own = dict(values)
     name = own.pop("name", None)
     if not isinstance(name, str):
-        raise UserError(f"{part}: found {'no name' if name is None else repr(name)}; expected {part}: NAME or {part}: {{name: NAME, …}}")
+        raise UserError(
+            f"{part}: found {'no name' if name is None else repr(name)}; expected {part}: NAME or {part}: {{name: NAME, …}}"
+        )
     found = method_class(name) if part == "method" else readout_class(name)
     validation_root(found.Config)
     return found, found.Config(**own)

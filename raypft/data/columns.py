@@ -38,7 +38,9 @@ def spoken(source: Source, table: pa.Table) -> list[str] | None:
     return [back.get(code, code) for code in codes]
 
 
-def normalise(task: Task, source: Source, table: pa.Table, where: str, language: str | None, labelled: bool = True) -> pa.Table:
+def normalise(
+    task: Task, source: Source, table: pa.Table, where: str, language: str | None, labelled: bool = True
+) -> pa.Table:
     """The table in our columns.
 
     Args:
@@ -57,7 +59,10 @@ def normalise(task: Task, source: Source, table: pa.Table, where: str, language:
             raise UserError(f'data: {where} has no column "{theirs}"; found: {", ".join(table.column_names)}')
         fields[name] = _words(values, name, where, split=not labelled) if task.kind == "tags" else _text(values)
     languages = spoken(source, table) or [language or task.languages[0]] * table.num_rows
-    content = ["\x1f".join(" ".join(v) if isinstance(v, list) else v for v in values) for values in zip(*fields.values(), strict=True)]
+    content = [
+        "\x1f".join(" ".join(v) if isinstance(v, list) else v for v in values)
+        for values in zip(*fields.values(), strict=True)
+    ]
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in content]
     found = _column(source, table, "id")
     ids = hashes if found is None else _text(found)
@@ -72,7 +77,9 @@ def normalise(task: Task, source: Source, table: pa.Table, where: str, language:
     )
 
 
-def _labels(task: Task, source: Source, table: pa.Table, where: str, fields: dict[str, list], ids: list[str]) -> dict[str, pa.Array]:
+def _labels(
+    task: Task, source: Source, table: pa.Table, where: str, fields: dict[str, list], ids: list[str]
+) -> dict[str, pa.Array]:
     if task.kind == "mlm":
         return {"label": pa.array([""] * table.num_rows, pa.string())}
     values = _column(source, table, task.label.column)
@@ -83,8 +90,14 @@ def _labels(task: Task, source: Source, table: pa.Table, where: str, fields: dic
     if task.kind == "tags":
         return {"label": pa.array(_tags(task, source, values, fields[task.fields[task.words]], where), texts)}
     if task.kind == "span":
-        answers = [_answers(value, context, where, row) for value, context, row in zip(values, fields[task.fields["context"]], ids, strict=True)]
-        return {"label": pa.array([a[0] for a in answers], texts), "starts": pa.array([a[1] for a in answers], pa.list_(pa.int32()))}
+        answers = [
+            _answers(value, context, where, row)
+            for value, context, row in zip(values, fields[task.fields["context"]], ids, strict=True)
+        ]
+        return {
+            "label": pa.array([a[0] for a in answers], texts),
+            "starts": pa.array([a[1] for a in answers], pa.list_(pa.int32())),
+        }
     return {"label": pa.array(_names(task, source, _text(values), where), pa.string())}
 
 
@@ -106,11 +119,15 @@ def _tags(task: Task, source: Source, values: list, words: list[list[str]], wher
         if not tags:
             raise UserError(f"data: {where} row {row} has no tags (hidden labels?); scores need labels")
         if len(own) != len(tags):
-            raise UserError(f"data: {where} row {row} has {len(own)} words and {len(tags)} tags; expected one tag a word")
+            raise UserError(
+                f"data: {where} row {row} has {len(own)} words and {len(tags)} tags; expected one tag a word"
+            )
         if not known.issuperset(tags):
             i = next(i for i, tag in enumerate(tags) if tag not in known)
             what = "a hidden label" if tags[i] in HIDDEN else "outside the tag set"
-            raise UserError(f'data: {where} row {row} word {i} "{own[i]}" has tag "{tags[i]}", {what}; expected one of {", ".join(task.label.names)}')
+            raise UserError(
+                f'data: {where} row {row} word {i} "{own[i]}" has tag "{tags[i]}", {what}; expected one of {", ".join(task.label.names)}'
+            )
     return named
 
 
@@ -125,12 +142,16 @@ def _answers(value: Any, context: str, where: str, row: str) -> tuple[list[str],
     if not texts or not all(texts):
         raise UserError(f'data: {where} row "{row}" has no answer (hidden labels?); scores need answers')
     if len(texts) != len(starts):
-        raise UserError(f'data: {where} row "{row}" has {len(texts)} answers and {len(starts)} starts; expected one start an answer')
+        raise UserError(
+            f'data: {where} row "{row}" has {len(texts)} answers and {len(starts)} starts; expected one start an answer'
+        )
     for text, start in zip(texts, starts, strict=True):
         # startswith would count a negative start from the end
         if start is None or start < 0 or not context.startswith(text, start):
             there = context[start : start + len(text)] if start is not None and start >= 0 else ""
-            raise UserError(f'data: {where} row "{row}" has the answer "{text}" at character {start}; its context holds "{there}" there')
+            raise UserError(
+                f'data: {where} row "{row}" has the answer "{text}" at character {start}; its context holds "{there}" there'
+            )
     return list(texts), list(starts)
 
 

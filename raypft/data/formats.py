@@ -66,7 +66,11 @@ def _column(values: list) -> pa.Array:
 def _separated(delimiter: str) -> Callable[[pa.NativeFile, str], pa.Table]:
     def read(stream: pa.NativeFile, _: str) -> pa.Table:
         # tsv as the field writes it: no quoting
-        parse = pa_csv.ParseOptions(delimiter="\t", quote_char=False) if delimiter == "\t" else pa_csv.ParseOptions(newlines_in_values=True)
+        parse = (
+            pa_csv.ParseOptions(delimiter="\t", quote_char=False)
+            if delimiter == "\t"
+            else pa_csv.ParseOptions(newlines_in_values=True)
+        )
         names = pa_csv.open_csv(stream, parse_options=parse).schema.names
         stream.seek(0)
         # every column is text: "007" is no number, "2020-01-01" no date
@@ -92,7 +96,9 @@ def _blocks(stream: pa.NativeFile) -> Iterator[list[str]]:
 def _sentences(rows: list[tuple[str, list[str], list[str]]]) -> pa.Table:
     ids, tokens, tags = zip(*rows, strict=True) if rows else ((), (), ())
     words = pa.list_(pa.string())
-    return pa.table({"id": pa.array(ids, pa.string()), "tokens": pa.array(tokens, words), "tags": pa.array(tags, words)})
+    return pa.table(
+        {"id": pa.array(ids, pa.string()), "tokens": pa.array(tokens, words), "tags": pa.array(tags, words)}
+    )
 
 
 def _words(prefix: bool) -> Callable[[pa.NativeFile, str], pa.Table]:
@@ -119,7 +125,9 @@ def _conllu(stream: pa.NativeFile, language: str) -> pa.Table:
     """
     rows = []
     for number, block in enumerate(_blocks(stream)):
-        name = next((line.partition("=")[2].strip() for line in block if re.match(r"#\s*sent_id\s*=", line)), str(number))
+        name = next(
+            (line.partition("=")[2].strip() for line in block if re.match(r"#\s*sent_id\s*=", line)), str(number)
+        )
         lines = [line.split("\t") for line in block if not line.startswith("#")]
         if bad := next((line for line in lines if len(line) != 10), None):
             raise ValueError(f"sentence {name}: found {len(bad)} columns; expected 10")
@@ -173,7 +181,14 @@ def _squad(stream: pa.NativeFile, _: str) -> pa.Table:
                 for asked in paragraph["qas"]:
                     found = asked.get("answers") or []
                     answers = {"text": [a["text"] for a in found], "answer_start": [a["answer_start"] for a in found]}
-                    rows.append({"id": str(asked["id"]), "question": asked["question"], "context": paragraph["context"], "answers": answers})
+                    rows.append(
+                        {
+                            "id": str(asked["id"]),
+                            "question": asked["question"],
+                            "context": paragraph["context"],
+                            "answers": answers,
+                        }
+                    )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not laid out as SQuAD is (data, paragraphs, qas): {type(error).__name__} {error}") from None
     answers = pa.struct([("text", pa.list_(pa.string())), ("answer_start", pa.list_(pa.int32()))])

@@ -45,11 +45,24 @@ class Protocol:
 
 PROTOCOLS = {
     "fixed": Protocol("ours: k per class or all rows, the validation split, the whole test split", "full"),
-    "profit": Protocol("Ma et al. 2023: k per class drawn per seed, full English dev set", "full", sample_per_seed=True),
+    "profit": Protocol(
+        "Ma et al. 2023: k per class drawn per seed, full English dev set", "full", sample_per_seed=True
+    ),
     "zs2021": Protocol("Zhao & Schuetze 2021: k per class, a dev set of the same k", "k_shot"),
-    "gnnavi": Protocol("Yuan et al. 2024: k per class per seed, up to 1,000 train rows as dev, up to 1,000 test rows", "full", True, 1000, 1000, True),
+    "gnnavi": Protocol(
+        "Yuan et al. 2024: k per class per seed, up to 1,000 train rows as dev, up to 1,000 test rows",
+        "full",
+        True,
+        1000,
+        1000,
+        True,
+    ),
     "ticket_search": Protocol(
-        "LTP section 3.1: a tenth of the text is held out; it selects the epoch and is reported", "full", True, dev_share=0.1, tests_dev=True
+        "LTP section 3.1: a tenth of the text is held out; it selects the epoch and is reported",
+        "full",
+        True,
+        dev_share=0.1,
+        tests_dev=True,
     ),
 }
 
@@ -137,7 +150,9 @@ def draw(
     if demos:
         shown = _per_class(pool, languages, labels, demos, seed, "demos")
         pool = _without(pool, shown)
-    chosen = _sorted(pool, seed, "train") if shots is None else _per_class(pool, languages, labels, shots, seed, "train")
+    chosen = (
+        _sorted(pool, seed, "train") if shots is None else _per_class(pool, languages, labels, shots, seed, "train")
+    )
     test = dev_rows if rule.tests_dev else test
     if test is None:
         raise UserError("dev.rows: found none; this protocol tests what it holds out; leave dev.rows out")
@@ -155,7 +170,9 @@ def _content_hash(table: pa.Table | None) -> str:
 
 
 def _keys(table: pa.Table) -> list[str]:
-    return [f"{language}/{i}" for language, i in zip(table["language"].to_pylist(), table["id"].to_pylist(), strict=True)]
+    return [
+        f"{language}/{i}" for language, i in zip(table["language"].to_pylist(), table["id"].to_pylist(), strict=True)
+    ]
 
 
 def _rank(seed: int, purpose: str, row_id: str) -> bytes:
@@ -170,7 +187,9 @@ def _sorted(table: pa.Table, seed: int, purpose: str) -> pa.Table:
     return table.take(pa.array(order, pa.int64()))
 
 
-def _per_class(table: pa.Table, languages: list[str], labels: list[str], count: int, seed: int, purpose: str) -> pa.Table:
+def _per_class(
+    table: pa.Table, languages: list[str], labels: list[str], count: int, seed: int, purpose: str
+) -> pa.Table:
     if not labels:
         return _limit(table, count, seed, purpose)
     ordered = _sorted(table, seed, purpose)
@@ -183,7 +202,9 @@ def _per_class(table: pa.Table, languages: list[str], labels: list[str], count: 
         for label in labels:
             found = chosen.get((language, label), [])
             if len(found) < count:
-                raise UserError(f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(found)} are left')
+                raise UserError(
+                    f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(found)} are left'
+                )
             indices += found
     return ordered.take(pa.array(indices, pa.int64()))
 

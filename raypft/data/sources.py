@@ -45,7 +45,9 @@ def choose(task: Task, name: str | None, root: str | None, shots: int | None = N
     source = task.sources[name]
     bundled = source.files is not None and all(f.startswith("samples:") for f in source.files.values())
     if source.files is not None and root is None and not bundled:
-        raise UserError(f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data")
+        raise UserError(
+            f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
+        )
     return Origin(task, name, source, root, shots)
 
 
@@ -58,14 +60,18 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     """
     task, source = origin.task, origin.source
     _check_languages(origin, split, languages)
-    tables = [normalise(task, source, table, where, language) for table, where, language in _raw(origin, split, languages)]
+    tables = [
+        normalise(task, source, table, where, language) for table, where, language in _raw(origin, split, languages)
+    ]
     if not tables:
         return None
     table = pa.concat_tables(tables)
     found = set(table["language"].unique().to_pylist())
     for language in languages:
         if language not in found:
-            raise UserError(f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}')
+            raise UserError(
+                f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}'
+            )
     keep = pa.compute.is_in(table["language"], pa.array(languages))
     return table.filter(keep)
 
@@ -74,7 +80,9 @@ def _check_languages(origin: Origin, split: str, languages: list[str]) -> None:
     limit = origin.source.split_languages.get(split, languages)
     for language in languages:
         if language not in limit:
-            raise UserError(f'languages: source {origin.name} of {origin.task.name} has no {split} rows for "{language}"; it has: {", ".join(limit)}')
+            raise UserError(
+                f'languages: source {origin.name} of {origin.task.name} has no {split} rows for "{language}"; it has: {", ".join(limit)}'
+            )
 
 
 def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -> pa.Table:
@@ -99,7 +107,8 @@ def rows_of_table(origin: Origin, table: pa.Table, where: str, language: str | N
     """`read_rows` of a table that is read already."""
     task, theirs = origin.task, origin.source
     columns: dict[str, str | list[str]] = {
-        ours: list(dict.fromkeys([*their_columns(theirs, ours), ours])) for ours in ("id", "language", *task.fields.values())
+        ours: list(dict.fromkeys([*their_columns(theirs, ours), ours]))
+        for ours in ("id", "language", *task.fields.values())
     }
     source = theirs.model_copy(update={"columns": columns})
     if language is not None and spoken(source, table) is not None:
@@ -109,7 +118,9 @@ def rows_of_table(origin: Origin, table: pa.Table, where: str, language: str | N
     rows = normalise(task, source, table, where, language or otherwise, labelled=False)
     for number, spoken_in in enumerate(rows["language"].to_pylist()):
         if spoken_in not in task.languages:
-            raise UserError(f'data: {where} row {number}: task {task.name} has no language "{spoken_in}"; {nearest(spoken_in, task.languages)}')
+            raise UserError(
+                f'data: {where} row {number}: task {task.name} has no language "{spoken_in}"; {nearest(spoken_in, task.languages)}'
+            )
     return rows
 
 
@@ -162,11 +173,18 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
     config = _config(source, split)
     revision = None if origin.root else source.revision  # a folder has no revisions
     try:
-        dataset = load_dataset(name, config.format(language=theirs) if config else None, split=source.splits.get(split, split), revision=revision)
+        dataset = load_dataset(
+            name,
+            config.format(language=theirs) if config else None,
+            split=source.splits.get(split, split),
+            revision=revision,
+        )
     except Exception as error:  # the library raises many kinds; each is one line for the user
         gated = f"; see {source.gated}" if source.gated else ""
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"data: {name} ({split}) can't be read from the hub: {reason}{gated}; or give local files with data.root=FOLDER") from None
+        raise UserError(
+            f"data: {name} ({split}) can't be read from the hub: {reason}{gated}; or give local files with data.root=FOLDER"
+        ) from None
     return dataset.with_format("arrow")[:]
 
 
@@ -188,7 +206,9 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     """
     pattern = (origin.source.files or {}).get(split)
     if pattern is None:
-        raise UserError(f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; choose another data.source")
+        raise UserError(
+            f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; choose another data.source"
+        )
     _check_languages(origin, split, languages)
     found: list[tuple[str, str | None]] = []
     for language in languages if "{language}" in pattern else [None]:
@@ -212,7 +232,9 @@ def _theirs(origin: Origin, language: str | None) -> str | None:
 def _path(origin: Origin, pattern: str, language: str | None) -> str:
     """The path or URI that a pattern stands for, which may hold *."""
     if "{shots}" in pattern and origin.shots is None:
-        raise UserError(f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K")
+        raise UserError(
+            f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K"
+        )
     path = pattern.format(language=_theirs(origin, language), shots=origin.shots)
     if path.startswith("samples:"):
         return str(SAMPLES / path.removeprefix("samples:"))
@@ -232,6 +254,14 @@ def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
     if "*" in path:
         folder = path[: path.index("*")].rpartition("/")[0]
         below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return sorted(info.path for info in below if info.is_file and (format or info.extension in ENDINGS) and fnmatch.fnmatchcase(info.path, path))
-    endings = [""] if format or path.endswith(tuple(f".{ending}" for ending in ENDINGS)) else [f".{ending}" for ending in ENDINGS]
+        return sorted(
+            info.path
+            for info in below
+            if info.is_file and (format or info.extension in ENDINGS) and fnmatch.fnmatchcase(info.path, path)
+        )
+    endings = (
+        [""]
+        if format or path.endswith(tuple(f".{ending}" for ending in ENDINGS))
+        else [f".{ending}" for ending in ENDINGS]
+    )
     return [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File][:1]

@@ -73,7 +73,9 @@ class Index:
 
     def dump(self) -> str:
         """As JSON, all but the origin."""
-        return json.dumps({"fingerprint": self.fingerprint, "groups": [list(asdict(group).values()) for group in self.groups]})
+        return json.dumps(
+            {"fingerprint": self.fingerprint, "groups": [list(asdict(group).values()) for group in self.groups]}
+        )
 
     @classmethod
     def load(cls, origin: Origin, text: str) -> Index:
@@ -109,14 +111,18 @@ def index(origin: Origin, languages: list[str]) -> Index:
         if not any(group.language == language for group in groups):
             raise UserError(f'languages: train rows of {origin.task.name} ({origin.name}) hold none in "{language}"')
     if sum(group.rows for group in groups) > LIMIT:
-        raise UserError(f"data.stream: found more than {LIMIT:,} rows; expected fewer; name a part of the files in the task's source")
+        raise UserError(
+            f"data.stream: found more than {LIMIT:,} rows; expected fewer; name a part of the files in the task's source"
+        )
     return Index(origin, tuple(groups), digest.hexdigest()[:16])
 
 
 def _digest(digest: Any, source: pa.NativeFile, metadata: pa_parquet.FileMetaData, origin: Origin) -> None:
     """Add what tells one file from another and takes little to read: the sizes of every column's parts, and the columns of ids,
     languages and labels as they are stored."""
-    names = {name for ours in ("id", "language", origin.task.label.column) for name in their_columns(origin.source, ours)}
+    names = {
+        name for ours in ("id", "language", origin.task.label.column) for name in their_columns(origin.source, ours)
+    }
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for place in range(group.num_columns):
@@ -132,7 +138,9 @@ def _groups(origin: Origin, found: pa_parquet.ParquetFile, file: str, number: in
     if not rows:
         return []
     if rows > MOST:
-        raise UserError(f"data.stream: {file}: found a row group of {rows:,} rows; expected at most {MOST:,}; write it anew with row_group_size={MOST}")
+        raise UserError(
+            f"data.stream: {file}: found a row group of {rows:,} rows; expected at most {MOST:,}; write it anew with row_group_size={MOST}"
+        )
     known = [name for name in their_columns(origin.source, "language") if name in found.schema_arrow.names]
     said = spoken(origin.source, found.read_row_group(number, columns=known)) if known else None
     if said is None:
@@ -147,7 +155,9 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
         with sources.system_for(origin, "train").open_input_file(group.file) as source:
             found = pa_parquet.ParquetFile(source).read_row_group(group.number)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data: {group.file} can't be read: {str(error).splitlines()[0]}; every node that reads rows must see it") from None
+        raise UserError(
+            f"data: {group.file} can't be read: {str(error).splitlines()[0]}; every node that reads rows must see it"
+        ) from None
     table = normalise(origin.task, origin.source, found, group.file, group.language)
     return table if group.alone else table.filter(pa.compute.equal(table["language"], group.language))
 
@@ -192,7 +202,11 @@ class Order:
                 # the other's rows due earlier: (2 j + 1) share < (2 k + 1) size; of equals, those of the language named earlier
                 due = (2 * numbers + 1) * size - (other >= own)
                 rank += np.clip((due - share) // (2 * max(share, 1)) + 1, 0, size)
-            found += [(position, name, int(number)) for position, number in zip(rank, numbers, strict=True) if start <= position < stop]
+            found += [
+                (position, name, int(number))
+                for position, number in zip(rank, numbers, strict=True)
+                if start <= position < stop
+            ]
         return [(name, number) for _, name, number in sorted(found)]
 
     def locate(self, name: str, number: int) -> tuple[int, int, int]:
@@ -230,7 +244,9 @@ class Reader:
             self._held.clear()
         return self._order[1]
 
-    def rows(self, seed: int, epoch: int, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, seed: int, epoch: int, start: int, stop: int, rank: int = 0, world: int = 1
+    ) -> Iterator[dict[str, Any]]:
         """Of the rows at positions [start, stop) every world-th."""
         order = self.order(seed, epoch)
         for name, number in order.places(start, stop)[rank::world]:

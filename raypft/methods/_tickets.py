@@ -69,13 +69,21 @@ class Cut:
         return sum(map(len, self.indices.values()))
 
 
-def metadata(differences: Mapping[str, Tensor], revision: str, strategy: str, settings: Mapping[str, Any]) -> dict[str, str]:
+def metadata(
+    differences: Mapping[str, Tensor], revision: str, strategy: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
     """What an artefact says about itself; `differences` are fp32, in the model's order."""
     digest = hashlib.sha256()
     for name, value in differences.items():
         digest.update(name.encode())
         digest.update(value.contiguous().view(-1).numpy())
-    own = {"names": list(differences), "revision": revision, "strategy": strategy, "settings": dict(settings), "digest": digest.hexdigest()[:16]}
+    own = {
+        "names": list(differences),
+        "revision": revision,
+        "strategy": strategy,
+        "settings": dict(settings),
+        "digest": digest.hexdigest()[:16],
+    }
     return {"ticket": json.dumps(own)}
 
 
@@ -89,7 +97,9 @@ def find_ticket(where: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"method.ticket: no file or folder {path}; give a {FILE} or the folder of a finished ticket_search run")
+        raise UserError(
+            f"method.ticket: no file or folder {path}; give a {FILE} or the folder of a finished ticket_search run"
+        )
     found = sorted(path.glob(FILE)) or sorted(path.glob(f"seed-*/{FILE}"))
     if not found:
         raise UserError(f"method.ticket: {path} holds no {FILE}; expected the folder of a finished ticket_search run")
@@ -141,7 +151,9 @@ def _cut(path: Path, digest: str, ratio: float, scope: str, names: tuple[str, ..
         size, own_zeros = _select(ticket, group, ratio, indices)
         pool, zeros = pool + size, zeros + own_zeros
     if not indices:
-        raise UserError(f"method.ratio: {ratio} of {pool:,} candidates ({scope}) leaves not one active entry; raise it, or widen method.segment")
+        raise UserError(
+            f"method.ratio: {ratio} of {pool:,} candidates ({scope}) leaves not one active entry; raise it, or widen method.segment"
+        )
     return Cut(indices, pool, zeros)
 
 

@@ -83,7 +83,9 @@ class Method(base.BaseMethod):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         per_block = 2 if config.placement == "houlsby" else 1
-        self.adapters = nn.ModuleList(Bottleneck(config, backbone.hidden) for _ in range(per_block * backbone.num_layers))
+        self.adapters = nn.ModuleList(
+            Bottleneck(config, backbone.hidden) for _ in range(per_block * backbone.num_layers)
+        )
         if config.placement == "pfeiffer":
             for layer, adapter in enumerate(self.adapters, start=1):
                 backbone.on_layer(layer, adapter)

@@ -49,7 +49,9 @@ class GraphLayer(nn.Module):
     def __init__(self, config: Config, hidden: int) -> None:
         super().__init__()
         self.symmetric = config.norm == "sym"
-        self.conv = SAGEConv(hidden, hidden) if config.conv == "sage" else GCNConv(hidden, hidden, normalize=self.symmetric)
+        self.conv = (
+            SAGEConv(hidden, hidden) if config.conv == "sage" else GCNConv(hidden, hidden, normalize=self.symmetric)
+        )
         self.is_mean_gcn = config.conv == "gcn" and not self.symmetric
         self.activation = ACTIVATIONS[config.activation]()
         self.residual = config.residual

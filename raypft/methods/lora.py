@@ -30,13 +30,15 @@ class Method(base.BaseMethod):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        injected = backbone.inject({
-            "peft_type": "LORA",
-            "r": config.rank,
-            "lora_alpha": config.alpha,
-            "lora_dropout": config.dropout,
-            "target_modules": config.targets,
-        })  # fmt: skip
+        injected = backbone.inject(
+            {
+                "peft_type": "LORA",
+                "r": config.rank,
+                "lora_alpha": config.alpha,
+                "lora_dropout": config.dropout,
+                "target_modules": config.targets,
+            }
+        )
         self.dropouts = [layer.lora_dropout for layer in injected]
         # in + out of every target, read now: ZeRO-3 takes the shapes away
         self.sizes = [sum(layer.get_base_layer().weight.shape) for layer in injected]

@@ -30,7 +30,9 @@ class Config(soft_prompt.PromptConfig):
     ticket: str | None = Field(default=None, description="the search's ticket.safetensors, or the folder of its run")
     ratio: float = Field(default=0.2, gt=0, le=1, description="active share of the candidates")
     scope: Literal["global", "per_tensor"] = "global"
-    segment: str = Field(default="all", description="all, lower, middle, higher (thirds of the layers), or FIRST-LAST from 1")
+    segment: str = Field(
+        default="all", description="all, lower, middle, higher (thirds of the layers), or FIRST-LAST from 1"
+    )
 
     @field_validator("segment")
     @classmethod
@@ -67,22 +69,33 @@ class Method(base.BaseMethod):
 
     def notes(self) -> list[str]:
         found = self.cut
-        lines = [f"ticket: {found.size:,} of {found.pool:,} candidate entries train, {100 * found.size / self.whole:.1f} % of the model's {self.whole:,}"]
+        lines = [
+            f"ticket: {found.size:,} of {found.pool:,} candidate entries train, {100 * found.size / self.whole:.1f} % of the model's {self.whole:,}"
+        ]
         if found.zeros:
-            lines.append(f"ticket: {found.zeros:,} active entries did not move in the search; they were taken in the order of the parameters")
+            lines.append(
+                f"ticket: {found.zeros:,} active entries did not move in the search; they were taken in the order of the parameters"
+            )
         return lines
 
     def parts(self) -> dict[str, Tensor]:
         return {"prompt": self.prompt.vectors()}
 
     def predicted_parameters(self) -> int:
-        return soft_prompt.encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder) + self.cut.size
+        return (
+            soft_prompt.encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
+            + self.cut.size
+        )
 
 
 def _ticket_of(config: Config, backbone: Backbone) -> Ticket:
     if config.ticket is None:
-        raise UserError("method.ticket: none is given; run the recipe ticket_search on this backbone and set method.ticket to the folder of its run")
+        raise UserError(
+            "method.ticket: none is given; run the recipe ticket_search on this backbone and set method.ticket to the folder of its run"
+        )
     ticket = open_ticket(config.ticket)
     if ticket.revision != backbone.revision:
-        raise UserError(f"method.ticket: {ticket.path} is of model revision {ticket.revision}; this backbone is {backbone.revision}; search a ticket for it")
+        raise UserError(
+            f"method.ticket: {ticket.path} is of model revision {ticket.revision}; this backbone is {backbone.revision}; search a ticket for it"
+        )
     return ticket

@@ -88,7 +88,9 @@ class Method(base.BaseMethod):
         super().__init__(config, backbone)
         self.num_attentions = len(backbone.attentions)
         self.trunk = Trunk(config.length, backbone.hidden, config.hidden) if config.mlp else None
-        self.layers = nn.ModuleList(LayerPrefix(config, *backbone.key_shape, self.trunk) for _ in range(self.num_attentions))
+        self.layers = nn.ModuleList(
+            LayerPrefix(config, *backbone.key_shape, self.trunk) for _ in range(self.num_attentions)
+        )
         for layer, module in enumerate(self.layers, start=1):
             backbone.on_keys(layer, module)
         backbone.take_positions(config.positions_taken)

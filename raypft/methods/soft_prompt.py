@@ -45,7 +45,11 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(nn.Embedding(length, hidden).weight.detach())
         self.lstm = nn.LSTM(hidden, hidden, bidirectional=True, batch_first=True) if encoder == "lstm" else None
-        self.mlp = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)) if encoder == "lstm" else None
+        self.mlp = (
+            nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+            if encoder == "lstm"
+            else None
+        )
 
     def vectors(self) -> Tensor:
         """The prompt, [P, H]."""

@@ -71,8 +71,14 @@ class Method(base.BaseMethod):
     def result(self, values: dict[str, Tensor]) -> base.Result:
         """The candidates' trained minus pretrained values; `values` are used up."""
         called = {id(p): f"method.{name}" for name, p in self.named_parameters()}
-        differences = {name: values[called[id(self.opened[name])]].sub_(self.start(name).float().cpu()) for name in self.candidates}
-        return base.Result(tickets.FILE, differences, tickets.metadata(differences, self.backbone.revision, self.strategy, self.config.model_dump()))
+        differences = {
+            name: values[called[id(self.opened[name])]].sub_(self.start(name).float().cpu()) for name in self.candidates
+        }
+        return base.Result(
+            tickets.FILE,
+            differences,
+            tickets.metadata(differences, self.backbone.revision, self.strategy, self.config.model_dump()),
+        )
 
     def predicted_parameters(self) -> int:
         return self.size - self.num_frozen

@@ -100,7 +100,9 @@ class BaseReadout(nn.Module, ABC):
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
         """The answer to a row out of the answers to its prompts: a label name, or a tag a word; and its scores."""
-        return self._named([i for answer in answers for i in answer.value]), [score for answer in answers for score in answer.scores]
+        return self._named([i for answer in answers for i in answer.value]), [
+            score for answer in answers for score in answer.scores
+        ]
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         """What `gather` should have given."""

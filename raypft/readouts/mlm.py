@@ -49,7 +49,9 @@ def masked(prompt: Encoded, draw: str, share: float, backbone: Backbone) -> Enco
     digest = hashlib.sha256(f"{draw}/{prompt.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     chances = torch.rand(len(usable), generator=generator).tolist()
-    chosen = [position for position, chance in zip(usable, chances, strict=True) if chance < share] or [usable[chances.index(min(chances))]]
+    chosen = [position for position, chance in zip(usable, chances, strict=True) if chance < share] or [
+        usable[chances.index(min(chances))]
+    ]
     gold = [ids[position] for position in chosen]
     fates = torch.rand(len(chosen), generator=generator).tolist()
     others = torch.randint(backbone.config.vocab_size, (len(chosen),), generator=generator).tolist()
@@ -85,10 +87,15 @@ class Readout(base.BaseReadout):
     def decide(self, scores: Tensor, batch: Batch) -> list[base.Answer]:
         """The likeliest token of each slot, and its probability."""
         best, chosen = scores.float().softmax(-1).max(-1)
-        return [base.Answer(name, chosen[own].tolist(), best[own].tolist()) for name, own in zip(batch.names, base.slots_of(batch), strict=True)]
+        return [
+            base.Answer(name, chosen[own].tolist(), best[own].tolist())
+            for name, own in zip(batch.names, base.slots_of(batch), strict=True)
+        ]
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[base.Answer]) -> tuple[Any, list[float]]:
-        return [token for answer in answers for token in answer.value], [score for answer in answers for score in answer.scores]
+        return [token for answer in answers for token in answer.value], [
+            score for answer in answers for score in answer.scores
+        ]
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         return [token for prompt in prompts for token in prompt.gold]

@@ -65,7 +65,10 @@ class Readout(base.BaseReadout):
             gold, weight = batch.gold[own], batch.weight[own][0]
             for column, flag in enumerate((START, END)):
                 at = (gold & flag).argmax()  # the first slot where no answer is marked
-                total = total + weight * functional.cross_entropy(scores[own, column].float().unsqueeze(0), at.unsqueeze(0)) / 2
+                total = (
+                    total
+                    + weight * functional.cross_entropy(scores[own, column].float().unsqueeze(0), at.unsqueeze(0)) / 2
+                )
             weights = weights + weight
         return total, weights
 

@@ -47,7 +47,13 @@ class Readout(base.BaseReadout):
         """Label word to label, one map a wording: a word may stand for another label in another language."""
         for language in ["", *pattern.by_language]:
             verbalizer = pattern.wording(language).verbalizer or {}
-            self.labels.append({word: label for label, words in verbalizer.items() for word in ([words] if isinstance(words, str) else words)})
+            self.labels.append(
+                {
+                    word: label
+                    for label, words in verbalizer.items()
+                    for word in ([words] if isinstance(words, str) else words)
+                }
+            )
 
     @staticmethod
     def prepare(config: Config, prompt: Encoded, backbone: Any) -> Encoded:
@@ -55,7 +61,9 @@ class Readout(base.BaseReadout):
         ids = backbone.answer_ids(WORD_SEPARATOR.join(prompt.answers))
         if config.pad_to is not None:
             ids = (ids + [backbone.tokenizer.pad_token_id] * config.pad_to)[: config.pad_to]
-        return replace(prompt, marks={**prompt.marks, "slot": list(range(len(ids)))}, gold=ids, target=[*start, *ids[:-1]])
+        return replace(
+            prompt, marks={**prompt.marks, "slot": list(range(len(ids)))}, gold=ids, target=[*start, *ids[:-1]]
+        )
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.backbone.vocabulary_scores(states)

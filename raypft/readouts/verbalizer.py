@@ -31,7 +31,9 @@ def word_columns(backbone: Backbone, word: str, mode: Mode, blank: str, where: s
     if mode == "raw_piece":
         found = backbone.tokenizer.get_vocab().get(word)
         if found is None:
-            raise UserError(f'{where}: "{word}" is no piece of the vocabulary (mode raw_piece); use readout.mode=word_initial')
+            raise UserError(
+                f'{where}: "{word}" is no piece of the vocabulary (mode raw_piece); use readout.mode=word_initial'
+            )
         return [found]
     ids = backbone.word_ids(word, blank)
     if backbone.tokenizer.unk_token_id in ids and backbone.tokenizer.unk_token_id is not None:
@@ -42,7 +44,9 @@ def word_columns(backbone: Backbone, word: str, mode: Mode, blank: str, where: s
         return ids[-1:]
     if mode in ("word_initial", "mean") and len(ids) != 1:
         pieces = backbone.tokenizer.convert_ids_to_tokens(ids)
-        raise UserError(f'{where}: "{word}" is {len(ids)} tokens for this backbone {pieces}; choose one token or set mode: first_piece')
+        raise UserError(
+            f'{where}: "{word}" is {len(ids)} tokens for this backbone {pieces}; choose one token or set mode: first_piece'
+        )
     return ids
 
 
@@ -64,7 +68,9 @@ def label_columns(backbone: Backbone, task: Task, wording: Wording, mode: Mode |
     for i, own in enumerate(columns):
         for j in range(i):
             if sorted(own) == sorted(columns[j]):
-                raise UserError(f"{where}: {task.label.names[j]} and {task.label.names[i]} have the same token {own}; choose other words")
+                raise UserError(
+                    f"{where}: {task.label.names[j]} and {task.label.names[i]} have the same token {own}; choose other words"
+                )
     return columns
 
 
@@ -92,4 +98,6 @@ class Readout(base.BaseReadout):
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         each = self.backbone.vocabulary_scores(states, self.used)  # [S, n], n columns used by any language
-        return torch.bmm(each.unsqueeze(1), self.share[batch.wording].to(each.dtype)).squeeze(1)  # [S, 1, n] x [S, n, C]
+        return torch.bmm(each.unsqueeze(1), self.share[batch.wording].to(each.dtype)).squeeze(
+            1
+        )  # [S, 1, n] x [S, n, C]

@@ -23,7 +23,21 @@ from raypft.report.plots import write_plots
 from raypft.report.table import Table
 
 COSTS = ("n", "trainable parameters", "training seconds", "all seconds", "peak memory MB")
-CSV = ("metric", "mean over", "task", "row", "column", "mean", "std", "n", "planned", "failed", "pruned", "paper", "verdict")
+CSV = (
+    "metric",
+    "mean over",
+    "task",
+    "row",
+    "column",
+    "mean",
+    "std",
+    "n",
+    "planned",
+    "failed",
+    "pruned",
+    "paper",
+    "verdict",
+)
 
 
 @dataclass(frozen=True)
@@ -60,11 +74,15 @@ def write_tables(campaign: Any, rows: Iterable[dict[str, Any]], folder: Path) ->
     head = [*_axes(cells), *CSV]
     (folder / "table.csv").write_text(csv_text([head, *records]), encoding="utf-8", newline="")
     (folder / "costs.csv").write_text(csv_text([costs.columns, *costs.rows]), encoding="utf-8", newline="")
-    (folder / "table.tex").write_text("\n".join([*tex, latex(costs, len(costs.columns) - len(COSTS))]), encoding="utf-8")
+    (folder / "table.tex").write_text(
+        "\n".join([*tex, latex(costs, len(costs.columns) - len(COSTS))]), encoding="utf-8"
+    )
     images = [f"![{path.stem}]({path.name})\n" for path in write_plots(cells, folder)]
     head_lines = [f"# {campaign.about}\n"] + [f"Source: {campaign.source}\n"] * bool(campaign.source)
     parts = [*head_lines, *(table.markdown() for table in [*tables, costs]), *images]
-    (folder / "table.md").write_text("\n".join([*parts, *(f"- {note}" for note in notes(cells, paper))]) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(
+        "\n".join([*parts, *(f"- {note}" for note in notes(cells, paper))]) + "\n", encoding="utf-8"
+    )
     return folder / "table.md"
 
 
@@ -98,7 +116,10 @@ def _table(section: Section, lines: list[Line], cells: Cells) -> Table:
         labels = _labels(cells, line.row, line.point)
         table.rows.append([*labels, line.row, *(score_text(score, cells.seeds) for score in line.scores)])
         if any(value is not None for value in line.paper):
-            beside = ["" if value is None else f"{value:g} {verdict}".strip() for value, verdict in zip(line.paper, line.verdicts, strict=True)]
+            beside = [
+                "" if value is None else f"{value:g} {verdict}".strip()
+                for value, verdict in zip(line.paper, line.verdicts, strict=True)
+            ]
             table.rows.append([*labels, f"{line.row} (paper)", *beside])
     return table
 
@@ -116,11 +137,23 @@ def score_text(score: Score, usual: int) -> str:
 
 def _records(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
     tasks = [column.task for column in section.columns] + [""] * section.averaged
-    for task, name, score, value, verdict in zip(tasks, section.names, line.scores, line.paper, line.verdicts, strict=True):
+    for task, name, score, value, verdict in zip(
+        tasks, section.names, line.scores, line.paper, line.verdicts, strict=True
+    ):
         numbers = [f"{score.mean:.4f}", "" if score.std is None else f"{score.std:.4f}"] if score.values else ["", ""]
         counts = [str(count) for count in (len(score.values), score.planned, score.failed, score.pruned)]
         beside = ["" if value is None else f"{value:g}", verdict]
-        yield [*_labels(cells, line.row, line.point), section.metric, section.view, text(task), line.row, name, *numbers, *counts, *beside]
+        yield [
+            *_labels(cells, line.row, line.point),
+            section.metric,
+            section.view,
+            text(task),
+            line.row,
+            name,
+            *numbers,
+            *counts,
+            *beside,
+        ]
 
 
 def _costs(cells: Cells) -> Table:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from raypft.report.table import Table
 
-ESCAPES = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}
+ESCAPES = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: "\\" + c for c in "&%$#_{}"
+}
 
 
 def escaped(text: str) -> str:
@@ -22,7 +24,12 @@ def latex(table: Table, labels: int) -> str:
     Needs `\\usepackage{booktabs}`.
     """
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(table.title)}}}"]
-    lines += [rf"\begin{{tabular}}{{{'l' * labels}{'r' * (len(table.columns) - labels)}}}", r"\toprule", _line(table.columns), r"\midrule"]
+    lines += [
+        rf"\begin{{tabular}}{{{'l' * labels}{'r' * (len(table.columns) - labels)}}}",
+        r"\toprule",
+        _line(table.columns),
+        r"\midrule",
+    ]
     for i, row in enumerate(table.rows):
         if i and labels > 1 and row[0] != table.rows[i - 1][0]:
             lines.append(r"\midrule")

@@ -62,7 +62,9 @@ def ratio(above: Score, below: Score) -> Score:
     """One score divided by another, seed by seed."""
     of = dict(zip(above.seeds, above.values, strict=True))
     pairs = [(seed, value) for seed, value in zip(below.seeds, below.values, strict=True) if seed in of]
-    return replace(below, values=tuple(of[seed] / value for seed, value in pairs), seeds=tuple(seed for seed, _ in pairs))
+    return replace(
+        below, values=tuple(of[seed] / value for seed, value in pairs), seeds=tuple(seed for seed, _ in pairs)
+    )
 
 
 @dataclass
@@ -141,7 +143,9 @@ class Cells:
     def _add(self, cell: dict[str, Any]) -> None:
         row, task, axes = cell["row"], cell["task"], cell.get("axes") or {}
         if row not in self.campaign.rows or task not in list(self.campaign.tasks):
-            raise UserError(f'report: a cell is of row "{row}", task {task}, which the campaign does not have; report with the file that ran it')
+            raise UserError(
+                f'report: a cell is of row "{row}", task {task}, which the campaign does not have; report with the file that ran it'
+            )
         if self.campaign.rows[row] == MAJORITY:
             return
         point, choice = tuple(axes.get(key) for key in self.axes), tuple(axes.get(key) for key in self.searched)
@@ -171,12 +175,16 @@ class Cells:
         self.first.setdefault(group.task, result)
 
     def _choose(self, tried: list[Group]) -> Chosen:
-        tried.sort(key=lambda group: [self._rank(key, value) for key, value in zip(self.searched, group.choice, strict=True)])
+        tried.sort(
+            key=lambda group: [self._rank(key, value) for key, value in zip(self.searched, group.choice, strict=True)]
+        )
         if len(tried) == 1:
             return Chosen(tried[0], tried)
         scored = [(len(group.dev.values), group.dev.mean, group) for group in tried if group.dev.values]
         if not scored and any(group.results for group in tried):
-            raise UserError(f'report: row "{tried[0].row}" was searched on {tried[0].task} without dev scores; a search needs dev rows to choose by')
+            raise UserError(
+                f'report: row "{tried[0].row}" was searched on {tried[0].task} without dev scores; a search needs dev rows to choose by'
+            )
         most = max((n for n, _, _ in scored), default=0)
         best = max((item for item in scored if item[0] == most), key=lambda item: item[1], default=(0, 0, tried[0]))
         return Chosen(best[2], tried)
@@ -189,7 +197,11 @@ class Cells:
     @cached_property
     def points(self) -> list[tuple[Any, ...]]:
         """Every point of the axes, the first axis outermost; None stands for the axis that makes the columns."""
-        return list(itertools.product(*([None] if key == self.campaign.columns else self.campaign.vary[key] for key in self.axes)))
+        return list(
+            itertools.product(
+                *([None] if key == self.campaign.columns else self.campaign.vary[key] for key in self.axes)
+            )
+        )
 
     @cached_property
     def every_point(self) -> list[tuple[Any, ...]]:
@@ -204,7 +216,9 @@ class Cells:
         """A point with the value of the axis that makes the columns."""
         return tuple(at if key == self.campaign.columns else value for key, value in zip(self.axes, point, strict=True))
 
-    def score(self, row: str, task: str, point: Sequence[Any], of: Callable[[Result], float | None], over: str | None = None) -> Score:
+    def score(
+        self, row: str, task: str, point: Sequence[Any], of: Callable[[Result], float | None], over: str | None = None
+    ) -> Score:
         """A row's score at a place, of the majority class where the row is that; with `over`, that row's score divided by it."""
         if self.campaign.rows[row] == MAJORITY:
             first = self.first.get(task)
@@ -226,4 +240,10 @@ def majority(result: Result) -> Result:
     scores = result.get("majority") or {}
     others = [value for language, value in scores.items() if language not in ENGLISH]
     mean = statistics.fmean(scores.values()) if scores else None
-    return {"scores": scores, "metric": result["metric"], "metrics": {}, "mean": mean, "mean_without_english": statistics.fmean(others) if others else None}
+    return {
+        "scores": scores,
+        "metric": result["metric"],
+        "metrics": {},
+        "mean": mean,
+        "mean_without_english": statistics.fmean(others) if others else None,
+    }

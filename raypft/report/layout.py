@@ -59,7 +59,9 @@ def sections(cells: Cells) -> Iterator[Section]:
     over = campaign.speedup_over
     if over and tasks:
         columns = [Column(text(task), task, _seconds) for task in campaign.tasks]
-        yield Section(f"training seconds an epoch of {over} / those of the row", "", columns, len(columns) > 1, over=over)
+        yield Section(
+            f"training seconds an epoch of {over} / those of the row", "", columns, len(columns) > 1, over=over
+        )
     if campaign.columns == "task":
         yield from _by_task(cells, tasks, not over)
         return
@@ -73,7 +75,10 @@ def sections(cells: Cells) -> Iterator[Section]:
                 yield Section(metric, "", languages + (means if len(languages) > 1 else []), main=main)
             else:
                 for view in _views(first):
-                    values = [Column(text(value), task, _of_mean(metric, view), value) for value in campaign.vary[campaign.columns]]
+                    values = [
+                        Column(text(value), task, _of_mean(metric, view), value)
+                        for value in campaign.vary[campaign.columns]
+                    ]
                     yield Section(metric, view, values, main=main)
 
 
@@ -87,7 +92,9 @@ def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
         if columns:
             yield Section(title, view, columns, len(columns) == len(everything) > 1, main)
     for metric in dict.fromkeys(name for task in tasks for name in cells.first[task]["metrics"] if name != own[task]):
-        columns = [Column(text(task), task, _of_mean(metric, "")) for task in tasks if metric in cells.first[task]["metrics"]]
+        columns = [
+            Column(text(task), task, _of_mean(metric, "")) for task in tasks if metric in cells.first[task]["metrics"]
+        ]
         yield Section(metric, "", columns, main=False)
 
 

@@ -14,9 +14,13 @@ MOST = 40
 def notes(cells: Cells, paper: Paper) -> list[str]:
     """The lines below the tables."""
     rows = cells.campaign.rows
-    found = [f"mean ± sample standard deviation over {cells.seeds} seeds; another number of seeds stands as (n=…); - is not run yet"]
+    found = [
+        f"mean ± sample standard deviation over {cells.seeds} seeds; another number of seeds stands as (n=…); - is not run yet"
+    ]
     if any(kind == MAJORITY for kind in rows.values()):
-        found.append(f"{', '.join(row for row, kind in rows.items() if kind == MAJORITY)}: share of the largest class of the test rows")
+        found.append(
+            f"{', '.join(row for row, kind in rows.items() if kind == MAJORITY)}: share of the largest class of the test rows"
+        )
     found += _tested(cells)
     if paper.values:
         found.append(RULE)
@@ -31,9 +35,17 @@ def _tested(cells: Cells) -> list[str]:
     lines = []
     for task, result in cells.first.items():
         counts = sorted(set(result.get("rows", {}).values()))
-        size = f", {counts[0]} rows a language" if len(counts) == 1 else f", {counts[0]} to {counts[-1]} rows a language" if counts else ""
+        size = (
+            f", {counts[0]} rows a language"
+            if len(counts) == 1
+            else f", {counts[0]} to {counts[-1]} rows a language"
+            if counts
+            else ""
+        )
         rule = f", protocol {result['protocol']}" if result.get("protocol") else ""
-        lines.append(f"{text(task)}: {result['metric']} on test rows {result['test_rows']}{size}{rule}, the same for every row")
+        lines.append(
+            f"{text(task)}: {result['metric']} on test rows {result['test_rows']}{size}{rule}, the same for every row"
+        )
     return sorted(lines)
 
 
@@ -44,7 +56,9 @@ def _searched(cells: Cells) -> list[str]:
     lines = [
         f"search: {search.searcher}{scheduler}, {budget} for each row and task; the best mean on dev over seeds is shown, test rows had no part in the choice"
     ]
-    picked = [(place, chosen) for place, chosen in cells.chosen.items() if len(chosen.tried) > 1 and chosen.best.dev.values]
+    picked = [
+        (place, chosen) for place, chosen in cells.chosen.items() if len(chosen.tried) > 1 and chosen.best.dev.values
+    ]
     lines += sorted(_pick(cells.searched, chosen) for _, chosen in picked)[:MOST]
     return lines + ([f"{len(picked) - MOST} more choices are in the runs' folders"] if len(picked) > MOST else [])
 

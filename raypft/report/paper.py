@@ -23,7 +23,9 @@ class Paper:
         self.notes: list[str] = paper.notes if paper else []
         self.differs: dict[str, str] = dict(paper.differs) if paper else {}
         if campaign.scale:
-            self.differs |= dict.fromkeys(self.values, f"scale {campaign.scale}: other models, fewer rows or seeds than the paper")
+            self.differs |= dict.fromkeys(
+                self.values, f"scale {campaign.scale}: other models, fewer rows or seeds than the paper"
+            )
 
     def value(self, row: str, point: Sequence[Any], column: str) -> float | None:
         """The paper's number of a row at a point of the further axes, None where it has none."""

@@ -27,7 +27,9 @@ def write_plots(cells: Cells, folder: Path) -> list[Path]:
 
 def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
     panels = _panels(cells, key)
-    values = _ordered({frozen(value): value for lines in panels.values() for points in lines.values() for value, _ in points}.values())
+    values = _ordered(
+        {frozen(value): value for lines in panels.values() for points in lines.values() for value, _ in points}.values()
+    )
     if len(values) < 2:
         return None
     import matplotlib  # noqa: PLC0415  (slow to import)
@@ -39,16 +41,33 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
     shown = dict(itertools.islice(panels.items(), MOST))
     across = min(ACROSS, len(shown))
     down = -(-len(shown) // across)
-    figure, grid = pyplot.subplots(down, across, figsize=(SIZE[0] * across, SIZE[1] * down), squeeze=False, layout="constrained")
+    figure, grid = pyplot.subplots(
+        down, across, figsize=(SIZE[0] * across, SIZE[1] * down), squeeze=False, layout="constrained"
+    )
     for axes, ((task, others), lines) in zip(grid.flat, shown.items(), strict=False):
-        _draw(axes, lines, list(cells.campaign.rows), values, sampled=key in cells.searched and cells.campaign.search.searcher != "grid")
+        _draw(
+            axes,
+            lines,
+            list(cells.campaign.rows),
+            values,
+            sampled=key in cells.searched and cells.campaign.search.searcher != "grid",
+        )
         axes.set(title=", ".join([text(task), *others]), xlabel=key, ylabel=_measure(cells, key, task))
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     if len(panels) > MOST:
         figure.suptitle(f"the first {MOST} of {len(panels)}", fontsize=9)
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=8)
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(4, len(handles)),
+        frameon=False,
+        fontsize=8,
+    )
     path = folder / f"plot-{key}.png"
     for target, how in ((path, {"dpi": 150}), (path.with_suffix(".svg"), {"metadata": {"Date": None}})):
         with written(target) as file:
@@ -69,13 +88,20 @@ def _panels(cells: Cells, key: str) -> dict[tuple[str, tuple[str, ...]], dict[st
     place = (cells.searched if searched else cells.axes).index(key)
     for task, point, row in itertools.product(cells.campaign.tasks, cells.every_point, cells.campaign.rows):
         chosen = cells.at(row, task, point)
-        others = tuple(f"{n.rsplit('.', 1)[-1]} {text(v)}" for n, v in zip(cells.axes, point, strict=True) if n != key and len(cells.campaign.vary[n]) > 1)
+        others = tuple(
+            f"{n.rsplit('.', 1)[-1]} {text(v)}"
+            for n, v in zip(cells.axes, point, strict=True)
+            if n != key and len(cells.campaign.vary[n]) > 1
+        )
         for group in (chosen.tried if searched else [chosen.best]) if chosen else []:
             value = (group.choice if searched else group.point)[place]
             if value is not None:
                 curves[task, others][row][frozen(value)].append(group)
     searcher = cells.campaign.search.searcher if searched else None
-    found = {at: {row: [p for groups in of.values() for p in _points(groups, place, searcher)] for row, of in rows.items()} for at, rows in curves.items()}
+    found = {
+        at: {row: [p for groups in of.values() for p in _points(groups, place, searcher)] for row, of in rows.items()}
+        for at, rows in curves.items()
+    }
     with_points = {at: {row: points for row, points in rows.items() if points} for at, rows in found.items()}
     return {at: rows for at, rows in with_points.items() if rows}
 
@@ -83,7 +109,9 @@ def _panels(cells: Cells, key: str) -> dict[tuple[str, tuple[str, ...]], dict[st
 def _points(groups: Sequence[Group], place: int, searcher: str | None) -> list[Point]:
     """The points at one value: of an axis the test score, of a sampled search every configuration, of a grid the best on dev."""
     if searcher is None:
-        return [(group.point[place], score) for group in groups if (score := group.score(lambda r: r.get("mean"))).values]
+        return [
+            (group.point[place], score) for group in groups if (score := group.score(lambda r: r.get("mean"))).values
+        ]
     scored = [group for group in groups if group.dev.values]
     if searcher == "grid" and scored:
         most = max(len(group.dev.values) for group in scored)
@@ -115,11 +143,18 @@ def _draw(axes: Axes, lines: dict[str, list[Point]], rows: list[str], values: li
             continue
         axes.plot(x, mean, marker=marker, color=color, label=label, markersize=4, linewidth=1.5)
         axes.fill_between(
-            x, [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)], color=color, alpha=0.15, linewidth=0
+            x,
+            [m - s for m, s in zip(mean, std, strict=True)],
+            [m + s for m, s in zip(mean, std, strict=True)],
+            color=color,
+            alpha=0.15,
+            linewidth=0,
         )
     if numeric and min(values) > 0 and max(values) >= 16 * min(values):
         axes.set_xscale("log")
         axes.minorticks_off()
     if not numeric or len(values) <= 12:
-        axes.set_xticks(list(place.values()), [text(value) for value in values], rotation=0 if len(values) <= 8 else 45, fontsize=8)
+        axes.set_xticks(
+            list(place.values()), [text(value) for value in values], rotation=0 if len(values) <= 8 else 45, fontsize=8
+        )
     axes.grid(alpha=0.3)

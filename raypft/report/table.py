@@ -58,10 +58,14 @@ def run_table(folders: Sequence[Path]) -> Table:
     first, first_job, first_results = runs[0]
     for folder, job, _ in runs[1:]:
         if job["task"] != first_job["task"]:
-            raise UserError(f"report: {folder} is task {job['task']}, {first} is {first_job['task']}; report one task at a time")
+            raise UserError(
+                f"report: {folder} is task {job['task']}, {first} is {first_job['task']}; report one task at a time"
+            )
     kinds = {(result["metric"], result["test_rows"]) for _, _, results in runs for result in results}
     if len(kinds) > 1:
-        raise UserError("report: these runs were tested on different rows or metrics; a table of them would mislead; report them apart")
+        raise UserError(
+            "report: these runs were tested on different rows or metrics; a table of them would mislead; report them apart"
+        )
     languages = list(first_results[0]["scores"])
     wide = len(languages) > 1
     means = ["mean", "mean without en"] if wide and first_results[0]["mean_without_english"] else []
@@ -75,11 +79,15 @@ def run_table(folders: Sequence[Path]) -> Table:
         table.rows.append(_majority(majority, columns))
     table.notes = _notes(runs, languages)
     if others:
-        table.notes.append(f"{', '.join(others)}: the same predictions by the papers' other metrics{', mean over languages' if wide else ''}")
+        table.notes.append(
+            f"{', '.join(others)}: the same predictions by the papers' other metrics{', mean over languages' if wide else ''}"
+        )
     return table.turned() if len(columns) > WIDEST else table
 
 
-def _row(job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], others: list[str], columns: list[str]) -> list[str]:
+def _row(
+    job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], others: list[str], columns: list[str]
+) -> list[str]:
     cells = [label(job), "all" if job["shots"] is None else str(job["shots"]), str(len(results))]
     cells += [mean_std([result["scores"][language] for result in results]) for language in languages]
     for column, key in (("mean", "mean"), ("mean without en", "mean_without_english")):
@@ -106,7 +114,9 @@ def label(job: dict[str, Any]) -> str:
 
 
 def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], languages: list[str]) -> list[str]:
-    notes = ["mean ± sample standard deviation over seeds; n = finished seeds; seconds = mean per seed, model loading excluded"]
+    notes = [
+        "mean ± sample standard deviation over seeds; n = finished seeds; seconds = mean per seed, model loading excluded"
+    ]
     for folder, job, results in runs:
         sizes = results[0]["sizes"]
         rows = results[0]["rows"]
@@ -114,12 +124,18 @@ def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], la
         tested = f"{per_language[0]}" if len(per_language) == 1 else f"{per_language[0]} to {per_language[-1]}"
         seeds = ", ".join(str(result["seed"]) for result in results)
         missing = [seed for seed in job["seeds"] if seed not in [result["seed"] for result in results]]
-        select = "nothing trained" if not job["train"]["epochs"] else f"epoch chosen by {job['train']['select']} on {sizes['dev']} dev rows"
+        select = (
+            "nothing trained"
+            if not job["train"]["epochs"]
+            else f"epoch chosen by {job['train']['select']} on {sizes['dev']} dev rows"
+        )
         notes.append(
             f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {seeds}"
             + (f" (unfinished: {missing})" if missing else "")
             + f", {sizes['train']} train rows, {sizes['demos']} demonstrations, {select}; {tested} test rows a language; {folder.name}"
         )
     if len(languages) > 1:
-        notes.append(f"trained on {', '.join(runs[0][1]['train']['languages'])}; MAJ = share of the largest class of the test rows")
+        notes.append(
+            f"trained on {', '.join(runs[0][1]['train']['languages'])}; MAJ = share of the largest class of the test rows"
+        )
     return notes

@@ -137,7 +137,11 @@ def run_cell(
         trained = _train(job, seed, prompts, flow, stepper, progress, folder, tell)
     else:
         trained = _trained(before, stepper, folder)
-    answers = by_row(learner.readout, prompts["test"], evaluate(stepper, _test_rows(learner, prompts), job.train.eval_batch)) if test else []
+    answers = (
+        by_row(learner.readout, prompts["test"], evaluate(stepper, _test_rows(learner, prompts), job.train.eval_batch))
+        if test
+        else []
+    )
     values = stepper.values()
     result = {
         "seed": seed,
@@ -160,7 +164,13 @@ def run_cell(
 def _start(job: Job, seed: int, stepper: Stepper, progress: Progress | None, trainable: int) -> dict[str, Any]:
     """The event of a cell's start."""
     method = stepper.learner.method
-    start = {"event": "start", "seed": seed, "epochs": job.train.epochs if method.trains else 0, "trainable": trainable, "workers": stepper.world}
+    start = {
+        "event": "start",
+        "seed": seed,
+        "epochs": job.train.epochs if method.trains else 0,
+        "trainable": trainable,
+        "workers": stepper.world,
+    }
     start["notes"] = method.notes()
     return start if progress is None else start | {"event": "resume", "epoch": progress.epoch, "step": progress.step}
 
@@ -187,14 +197,24 @@ def _train(
 
     if learner.method.trains and job.train.epochs:
         progress = fit(
-            stepper, train, dev, job.train, seed, score, progress, lambda p: p.save(folder / "state.pt"), lambda event: tell({"seed": seed, **event})
+            stepper,
+            train,
+            dev,
+            job.train,
+            seed,
+            score,
+            progress,
+            lambda p: p.save(folder / "state.pt"),
+            lambda event: tell({"seed": seed, **event}),
         )
         kept = progress.best_score if job.train.select == "best" else progress.history[-1].get("dev")
     else:
         progress = Progress(best_epoch=0)
         kept = score(evaluate(stepper, dev, job.train.eval_batch)) if dev is not None else None
     return {
-        "best_epoch": progress.best_epoch if job.train.select == "best" or not progress.history else progress.history[-1]["epoch"],
+        "best_epoch": progress.best_epoch
+        if job.train.select == "best" or not progress.history
+        else progress.history[-1]["epoch"],
         "dev": kept if dev is not None else None,
         "history": progress.history,
         "losses": progress.losses,
@@ -230,16 +250,28 @@ def _test_rows(learner: Learner, prompts: Mapping[str, Sequence[Encoded]]) -> Ro
     return Rows(prompts["test"], learner.method, learner.method.backbone.pad)
 
 
-def loaders(job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]], flow: Flow | None) -> tuple[Rows | Streamed, Rows | None]:
+def loaders(
+    job: Job, learner: Learner, stepper: Stepper, prompts: Mapping[str, Sequence[Encoded]], flow: Flow | None
+) -> tuple[Rows | Streamed, Rows | None]:
     """The rows of train and dev; in memory with cached states where the method's lower blocks are constant and they fit."""
     method, backbone = learner.method, learner.method.backbone
     dev = Rows(prompts.get("dev", []), method, backbone.pad)
     if flow is not None:
         return Streamed(flow, prompts["train"][0], method, backbone.pad), dev if len(dev) else None
     train = Rows(prompts["train"], method, backbone.pad)
-    if method.constant_below and job.train.epochs and not method.backbone_moves and backbone.lower_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
-        for rows, own in ((train, range(len(train))), (dev, rows_to_cache(dev, stepper.rank, stepper.world) if len(dev) else ())):
-            rows.lower = backbone.lower_states.after(backbone, method.constant_below, [rows.prompts[row] for row in own], stepper.device)
+    if (
+        method.constant_below
+        and job.train.epochs
+        and not method.backbone_moves
+        and backbone.lower_states.fits([*train.prompts, *dev.prompts], backbone.hidden)
+    ):
+        for rows, own in (
+            (train, range(len(train))),
+            (dev, rows_to_cache(dev, stepper.rank, stepper.world) if len(dev) else ()),
+        ):
+            rows.lower = backbone.lower_states.after(
+                backbone, method.constant_below, [rows.prompts[row] for row in own], stepper.device
+            )
     return train, dev if len(dev) else None
 
 
@@ -268,7 +300,9 @@ def by_row(readout: BaseReadout, prompts: Sequence[Encoded], answers: Sequence[A
     found = []
     for begin, end in itertools.pairwise([*begins, len(prompts)]):
         own = prompts[begin:end]
-        found.append(RowAnswer(own[0].key, own[0].language, readout.gold(own), *readout.gather(own, answers[begin:end])))
+        found.append(
+            RowAnswer(own[0].key, own[0].language, readout.gold(own), *readout.gather(own, answers[begin:end]))
+        )
     return found
 
 
@@ -279,7 +313,10 @@ def scores_by_language(task: Task, name: str, rows: Sequence[RowAnswer]) -> dict
         of[row.language].append(row)
     function = metric(name)[1]
     order = [language for language in task.languages if language in of]
-    return {language: function([r.gold for r in of[language]], [r.answer for r in of[language]], language=language) for language in order}
+    return {
+        language: function([r.gold for r in of[language]], [r.answer for r in of[language]], language=language)
+        for language in order
+    }
 
 
 def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:
@@ -305,7 +342,10 @@ def majority(task: Task, rows: Sequence[RowAnswer]) -> list[RowAnswer]:
     for row in rows:
         of[row.language].update(row.gold if isinstance(row.gold, list) else [row.gold])
     common = {language: counts.most_common(1)[0][0] for language, counts in of.items()}
-    return [replace(r, answer=[common[r.language]] * len(r.gold) if isinstance(r.gold, list) else common[r.language]) for r in rows]
+    return [
+        replace(r, answer=[common[r.language]] * len(r.gold) if isinstance(r.gold, list) else common[r.language])
+        for r in rows
+    ]
 
 
 def _mean(scores: Mapping[str, float]) -> float:
@@ -348,5 +388,7 @@ def save_tensors(path: Path, kept: Result) -> None:
         save_file({name: value.contiguous() for name, value in kept.tensors.items()}, file, kept.metadata)
     with on_disk(path) as file:
         back = load_file(file)
-    if set(back) != set(kept.tensors) or not all(torch.equal(back[name], value) for name, value in kept.tensors.items()):
+    if set(back) != set(kept.tensors) or not all(
+        torch.equal(back[name], value) for name, value in kept.tensors.items()
+    ):
         raise RuntimeError(f"{path}: the saved parameters differ from the live ones when read back")

@@ -36,7 +36,9 @@ def export(trained: Trained, folder: Path) -> None:
     learner, labels = trained.learner, trained.task.label.names
     method, backbone, head = learner.method, learner.method.backbone, learner.readout.exported_head()
     if not (method.trains and trained.job.train.epochs and learner.trainable()):
-        raise UserError(f"export: nothing was trained in {trained.folder}; use the backbone {trained.job.backbone} itself")
+        raise UserError(
+            f"export: nothing was trained in {trained.folder}; use the backbone {trained.job.backbone} itself"
+        )
     if is_remote(folder):
         raise UserError(f"export: found {folder}; expected a new folder on this machine, which others then load from")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -55,7 +57,9 @@ def export(trained: Trained, folder: Path) -> None:
     if parts:
         place.mkdir(parents=True, exist_ok=True)
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in parts.items()}, place / PARTS)
-        (place / "config.json").write_text(json.dumps(settings(trained), indent=1, ensure_ascii=False), encoding="utf-8")
+        (place / "config.json").write_text(
+            json.dumps(settings(trained), indent=1, ensure_ascii=False), encoding="utf-8"
+        )
     held = {f"{(place / PARTS).relative_to(folder)}: {name}": tuple(value.shape) for name, value in parts.items()}
     (folder / "README.md").write_text(card(trained, kind, auto_class(backbone, head), held), encoding="utf-8")
 
@@ -85,7 +89,10 @@ def base_name(backbone: str) -> str:
 
 def without_folders(values: dict[str, Any]) -> dict[str, Any]:
     """A configuration whose paths are their last parts: where something lay here means nothing elsewhere."""
-    return {key: Path(value).name if isinstance(value, str) and Path(value).exists() else value for key, value in values.items()}
+    return {
+        key: Path(value).name if isinstance(value, str) and Path(value).exists() else value
+        for key, value in values.items()
+    }
 
 
 def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...]]) -> str:
@@ -100,31 +107,61 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
     languages = job.train.languages
     asked = [f"- pattern `{job.pattern}`: `{json.dumps(pattern.text, ensure_ascii=False)}` ({pattern.source})"]
     if pattern.verbalizer:
-        asked.append(f"- label words ({pattern.mode}): " + ", ".join(f"{name} = {words}" for name, words in pattern.verbalizer.items()))
+        asked.append(
+            f"- label words ({pattern.mode}): "
+            + ", ".join(f"{name} = {words}" for name, words in pattern.verbalizer.items())
+        )
     if pattern.by_language:
         asked.append(f"- other wordings for {', '.join(pattern.by_language)}: see the task's YAML")
     if job.demos:
         asked.append(f"- {job.demos} demonstrations a class before every row: demos.parquet of the run")
     held = ["", "Parts:", "", *(f"- `{name}` {list(shape)}" for name, shape in parts.items())] if parts else []
     sizes = result["sizes"]
-    return "\n".join([
-        "---", f"language: [{', '.join(json.dumps(language) for language in languages)}]", "license: unknown",
-        *([f"base_model: {base}"] if "/" in base else []), f"library_name: {LIBRARY[kind]}", f"tags: [raypft, {job.method['name']}]", "---", "",
-        f"# {job.recipe} on {task.name}", "",
-        f"{base}, trained on {task.name} ({task.about}) with raypft {__version__}.", "",
-        f"- task: {task.name}, kind {task.kind}" + (f", labels {', '.join(task.label.names)}" if task.label.names else ""),
-        f"- languages: trained on {', '.join(languages)}; tested on {', '.join(result['scores'])}",
-        f"- metric: {result['metric']}", *asked, "",
-        "## Results", "", *results_table(trained), "",
-        "## Training", "",
-        f"- recipe {job.recipe}" + (f": {job.source}" if job.source else ""),
-        f"- method {without_folders(job.method)}, {result['trainable']:,} trainable parameters; readout {job.readout}",
-        f"- protocol {job.protocol}, shots {job.shots or 'all'}: {sizes['train']} train and {sizes['dev']} dev rows; seed {trained.seed}",
-        f"- {', '.join(f'{key} {value}' for key, value in job.train.model_dump(exclude={'languages'}).items() if value is not None)}; epoch {result['best_epoch']} kept",
-        f"- base model revision {result['backbone']}, rows {result['manifest']}, cell {result['cell']}", "",
-        "## Licence", "", "Unknown: none was stated. The licences of the base model and of the data apply.", "",
-        "## Loading", "", "```python", *loading(kind, auto, base, task.label.names if auto in COUNTED else []), "```", *held, "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "---",
+            f"language: [{', '.join(json.dumps(language) for language in languages)}]",
+            "license: unknown",
+            *([f"base_model: {base}"] if "/" in base else []),
+            f"library_name: {LIBRARY[kind]}",
+            f"tags: [raypft, {job.method['name']}]",
+            "---",
+            "",
+            f"# {job.recipe} on {task.name}",
+            "",
+            f"{base}, trained on {task.name} ({task.about}) with raypft {__version__}.",
+            "",
+            f"- task: {task.name}, kind {task.kind}"
+            + (f", labels {', '.join(task.label.names)}" if task.label.names else ""),
+            f"- languages: trained on {', '.join(languages)}; tested on {', '.join(result['scores'])}",
+            f"- metric: {result['metric']}",
+            *asked,
+            "",
+            "## Results",
+            "",
+            *results_table(trained),
+            "",
+            "## Training",
+            "",
+            f"- recipe {job.recipe}" + (f": {job.source}" if job.source else ""),
+            f"- method {without_folders(job.method)}, {result['trainable']:,} trainable parameters; readout {job.readout}",
+            f"- protocol {job.protocol}, shots {job.shots or 'all'}: {sizes['train']} train and {sizes['dev']} dev rows; seed {trained.seed}",
+            f"- {', '.join(f'{key} {value}' for key, value in job.train.model_dump(exclude={'languages'}).items() if value is not None)}; epoch {result['best_epoch']} kept",
+            f"- base model revision {result['backbone']}, rows {result['manifest']}, cell {result['cell']}",
+            "",
+            "## Licence",
+            "",
+            "Unknown: none was stated. The licences of the base model and of the data apply.",
+            "",
+            "## Loading",
+            "",
+            "```python",
+            *loading(kind, auto, base, task.label.names if auto in COUNTED else []),
+            "```",
+            *held,
+            "",
+        ]
+    )
 
 
 LIBRARY = {"model": "transformers", "adapter": "peft", "parts": "raypft"}
@@ -145,17 +182,26 @@ def loading(kind: str, auto: str, base: str, labels: list[str]) -> list[str]:
             "",
             f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"{count}), FOLDER)',
         ]
-    return ["from safetensors.torch import load_file", "", f'parts = load_file(f"{{FOLDER}}/{PARTS}")  # config.json says what they are for']
+    return [
+        "from safetensors.torch import load_file",
+        "",
+        f'parts = load_file(f"{{FOLDER}}/{PARTS}")  # config.json says what they are for',
+    ]
 
 
 def results_table(trained: Trained) -> list[str]:
     """Markdown lines: the primary metric per language, of this seed, over all seeds, and of the majority class."""
     seeds = [result["seed"] for result in trained.results]
-    rows = [f"| language | seed {trained.seed} | seeds {', '.join(map(str, seeds))} | largest class | test rows |", "|---|---|---|---|---|"]
+    rows = [
+        f"| language | seed {trained.seed} | seeds {', '.join(map(str, seeds))} | largest class | test rows |",
+        "|---|---|---|---|---|",
+    ]
     own = trained.result
     for language, score in own["scores"].items():
         over = mean_std([result["scores"][language] for result in trained.results if language in result["scores"]])
         majority = own["majority"].get(language)
-        rows.append(f"| {language} | {score:.1f} | {over} | {'' if majority is None else f'{majority:.1f}'} | {own['rows'][language]} |")
+        rows.append(
+            f"| {language} | {score:.1f} | {over} | {'' if majority is None else f'{majority:.1f}'} | {own['rows'][language]} |"
+        )
     rows.append(f"| mean | {own['mean']:.1f} | {mean_std([result['mean'] for result in trained.results])} | | |")
     return [*rows, "", "Mean ± sample standard deviation over seeds."]

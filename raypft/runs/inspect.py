@@ -43,14 +43,21 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         f"{job.recipe}: {job.task}, {job.backbone} ({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
         f"rows: {manifest['sizes']['train']} train, {manifest['sizes']['dev']} dev, {manifest['sizes']['test']} test, {manifest['sizes']['demos']} demonstrations (seed {seed}, manifest {manifest['hash']})",
         *[f"note: {note}" for note in sample.notes],
-        *[f"test labels in {language}: {counts}" for language, counts in label_distribution(encoder.task, sample.test.to_pylist()).items()],
+        *[
+            f"test labels in {language}: {counts}"
+            for language, counts in label_distribution(encoder.task, sample.test.to_pylist()).items()
+        ],
         f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
         *label_words(job, encoder),
         f"trainable parameters of the method: {made.predicted_parameters():,}",
         *made.notes(),
         f"steps: {steps} a seed (about {prompts} prompts an epoch), {len(job.seeds)} seeds",
     ]
-    return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": [*lines, f"ok: results go to {prepared.folder}"]}
+    return {
+        "cells": prepared.keys,
+        "folder": str(prepared.folder),
+        "lines": [*lines, f"ok: results go to {prepared.folder}"],
+    }
 
 
 def label_words(job: Job, encoder: Encoder) -> list[str]:
@@ -90,26 +97,38 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
         answers = learner.answer(batch)
     answer, scores = learner.readout.gather(prompts, answers)
     lines = [
-        f"row {prompts[0].key}, gold {learner.readout.gold(prompts)}" + (f", {len(prompts)} prompts; the first:" if len(prompts) > 1 else ""),
+        f"row {prompts[0].key}, gold {learner.readout.gold(prompts)}"
+        + (f", {len(prompts)} prompts; the first:" if len(prompts) > 1 else ""),
         "prompt:",
         *["  " + line for line in readable(queries[0]).split("\n")],
         f"tokens ({len(prompts[0].ids)}):",
         "  " + " ".join(marked_tokens(backbone, prompts[0])),
         *label_words(job, encoder),
-        "probabilities before training: " + ", ".join(f"{name} {p:.3f}" for name, p in zip(encoder.task.label.names, scores, strict=True))
+        "probabilities before training: "
+        + ", ".join(f"{name} {p:.3f}" for name, p in zip(encoder.task.label.names, scores, strict=True))
         if encoder.task.kind == "choice" and len(scores) == len(encoder.task.label.names)
         else f"scores before training: {[round(score, 3) for score in scores]}",
         f"answer: {answer}",
     ]
     return {
-        "key": prompts[0].key, "prompts": [readable(query) for query in queries], "tokens": backbone.tokenizer.convert_ids_to_tokens(prompts[0].ids),
-        "marks": prompts[0].marks, "answer": answer, "scores": scores, "lines": lines,
-    }  # fmt: skip
+        "key": prompts[0].key,
+        "prompts": [readable(query) for query in queries],
+        "tokens": backbone.tokenizer.convert_ids_to_tokens(prompts[0].ids),
+        "marks": prompts[0].marks,
+        "answer": answer,
+        "scores": scores,
+        "lines": lines,
+    }
 
 
 def marked_tokens(backbone: Backbone, prompt: Encoded) -> list[str]:
     """The tokens of a prompt, those with a mark as [mark:token]; the slots of a decoder are not among them."""
-    at = {position: mark for mark, positions in prompt.marks.items() for position in positions if not (mark == "slot" and prompt.target)}
+    at = {
+        position: mark
+        for mark, positions in prompt.marks.items()
+        for position in positions
+        if not (mark == "slot" and prompt.target)
+    }
     tokens = backbone.tokenizer.convert_ids_to_tokens(prompt.ids)
     return [f"[{at[i]}:{token}]" if i in at else token for i, token in enumerate(tokens)]
 
@@ -135,10 +154,14 @@ def catalogue(what: str) -> list[str]:
     catalogues = {
         "tasks": lambda: [_task_line(name) for name in task_names()],
         "methods": lambda: [
-            f"{name:12} {_first_line(method_class(name).__module__)}  families: {', '.join(method_class(name).families)}" for name in method_names()
+            f"{name:12} {_first_line(method_class(name).__module__)}  families: {', '.join(method_class(name).families)}"
+            for name in method_names()
         ],
         "readouts": lambda: [f"{name:12} {_first_line(readout_class(name).__module__)}" for name in readout_names()],
-        "backbones": lambda: [f"{name:14} {alias.hub}: {alias.about}" + (" (gated)" if alias.gated else "") for name, alias in ALIASES.items()],
+        "backbones": lambda: [
+            f"{name:14} {alias.hub}: {alias.about}" + (" (gated)" if alias.gated else "")
+            for name, alias in ALIASES.items()
+        ],
         "recipes": lambda: [f"{name:12} {recipe_source(name)}" for name in recipe_names()],
         "matrix": lambda: [matrix()],
         "schema": lambda: [json.dumps(Job.model_json_schema(), indent=1)],

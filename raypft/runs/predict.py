@@ -69,7 +69,9 @@ def load_trained(folder: Path, seed: int | None = None) -> Trained:
     results = read_results(folder)
     chosen = [result for result in results if seed in (None, result["seed"])]
     if not chosen:
-        finished = f"finished: {', '.join(str(result['seed']) for result in results)}" if results else "none is; run it first"
+        finished = (
+            f"finished: {', '.join(str(result['seed']) for result in results)}" if results else "none is; run it first"
+        )
         raise UserError(f"run: {folder} has no finished seed{'' if seed is None else f' {seed}'}; {finished}")
     result = chosen[0]
     seed, own = int(result["seed"]), folder / f"seed-{result['seed']}"
@@ -83,7 +85,9 @@ def load_trained(folder: Path, seed: int | None = None) -> Trained:
     demos = None
     if job.demos:
         if not (own / DEMOS).is_file():
-            raise UserError(f"run: {own} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished")
+            raise UserError(
+                f"run: {own} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished"
+            )
         with on_disk(own / DEMOS) as file:
             demos = pa_parquet.read_table(file)
     learner = build_learner(job, backbone, seed).eval()
@@ -98,12 +102,16 @@ def _put(learner: Learner, path: Path) -> None:
     if not wanted:
         return
     if not path.is_file():
-        raise UserError(f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers (a ticket search keeps its ticket only)")
+        raise UserError(
+            f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers (a ticket search keeps its ticket only)"
+        )
     with on_disk(path) as file:
         values = load_file(file)
     if {name: value.shape for name, value in values.items()} != {name: p.shape for name, p in wanted.items()}:
         odd = sorted(set(values) ^ set(wanted)) or [name for name, p in wanted.items() if values[name].shape != p.shape]
-        raise UserError(f"run: {path} does not fit the method: {odd[0]}{f' and {len(odd) - 1} more' if len(odd) > 1 else ''}; run the job again")
+        raise UserError(
+            f"run: {path} does not fit the method: {odd[0]}{f' and {len(odd) - 1} more' if len(odd) > 1 else ''}; run the job again"
+        )
     for name, parameter in wanted.items():
         parameter.copy_(values[name])
 
@@ -125,7 +133,9 @@ def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None =
     found = dict(named) if named else dict(zip(task.fields, texts, strict=False))
     if len(texts) != len(task.fields) or set(found) != set(task.fields):
         expected = " ".join(f"--text {name}=…" for name in task.fields)
-        raise UserError(f"text: task {task.name} asks about {', '.join(task.fields)}; found {len(texts)} texts; expected one for each, {expected}")
+        raise UserError(
+            f"text: task {task.name} asks about {', '.join(task.fields)}; found {len(texts)} texts; expected one for each, {expected}"
+        )
     table = pa.table({task.fields[name]: pa.array([text], pa.string()) for name, text in found.items()})
     return sources.rows_of_table(_origin(trained.job), table, "--text", language, trained.job.train.languages[0])
 

@@ -42,7 +42,17 @@ from raypft.training.encode import ENCODING, Encoder, check_fit, encode_sample
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 """Keys of `train` that do not decide which rows are drawn."""
-PACKAGES = ("torch", "transformers", "deepspeed", "ray", "peft", "torch-geometric", "datasets", "pyarrow", "safetensors")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "peft",
+    "torch-geometric",
+    "datasets",
+    "pyarrow",
+    "safetensors",
+)
 DEMOS = "demos.parquet"
 """A seed's demonstrations, so that a run can be used where its data is not."""
 
@@ -78,7 +88,10 @@ class Prepared:
 
     def cells(self, test: bool = True) -> list[Cell]:
         """The cells of the job, by seed."""
-        return [Cell(self.job, seed, self.samples[seed], self.folder / f"seed-{seed}", self._facts(seed), test) for seed in self.job.seeds]
+        return [
+            Cell(self.job, seed, self.samples[seed], self.folder / f"seed-{seed}", self._facts(seed), test)
+            for seed in self.job.seeds
+        ]
 
     def _facts(self, seed: int) -> dict[str, Any]:
         manifest = self.manifests[seed]
@@ -138,7 +151,9 @@ def cell_keys(job: Job, data: Mapping[int, str], weights: str) -> dict[int, str]
     if artefact:
         asked["artefact"] = artefact
     if job.train.precision != "fp32":
-        asked["cast"] = job.resources.workers > 0  # DeepSpeed casts the weights, plain torch computes on them in half precision
+        asked["cast"] = (
+            job.resources.workers > 0
+        )  # DeepSpeed casts the weights, plain torch computes on them in half precision
     if job.data.stream is not None:
         asked["order"] = stream.ORDER
     readout, _ = part_config(job.readout, "readout")
@@ -165,30 +180,51 @@ def draw_samples(job: Job, shelf: Shelf) -> dict[int, Sample]:
         train = split("train", job.train.languages) if index is None else shelf.once(("head", id(index)), index.head)
         test = None if rule.tests_dev else split("test", job.test.languages or sources.languages_of(origin, "test"))
         if train is None or (test is None and not rule.tests_dev):
-            raise UserError(f"data: source {origin.name} of {task.name} has no {'train' if train is None else 'test'} split; choose another data.source")
+            raise UserError(
+                f"data: source {origin.name} of {task.name} has no {'train' if train is None else 'test'} split; choose another data.source"
+            )
         wants_dev = (job.dev.rows or rule.dev) != "none" and not rule.dev_from_train
         validation = split("validation", job.train.languages) if wants_dev else None
         if index is not None and wants_dev and validation is None:
-            raise UserError(f"data.stream: {task.name} has no validation split in source {origin.name}, and streamed rows are not held out; set dev.rows=none")
+            raise UserError(
+                f"data.stream: {task.name} has no validation split in source {origin.name}, and streamed rows are not held out; set dev.rows=none"
+            )
         sample = draw(
-            train, validation, test, labels=task.label.names if task.kind == "choice" else [],
-            rule=rule, shots=job.shots, demos=job.demos, seed=sample_seed, dev=job.dev.rows, dev_limit=job.dev.limit, test_limit=job.test.limit,
-        )  # fmt: skip
+            train,
+            validation,
+            test,
+            labels=task.label.names if task.kind == "choice" else [],
+            rule=rule,
+            shots=job.shots,
+            demos=job.demos,
+            seed=sample_seed,
+            dev=job.dev.rows,
+            dev_limit=job.dev.limit,
+            test_limit=job.test.limit,
+        )
         return replace(sample, stream=index)
 
-    asked = job.model_dump_json(include={"task", "protocol", "shots", "demos", "dev", "test", "data", "train"}, exclude={"train": NOT_SAMPLED})
+    asked = job.model_dump_json(
+        include={"task", "protocol", "shots", "demos", "dev", "test", "data", "train"}, exclude={"train": NOT_SAMPLED}
+    )
     return {
-        seed: shelf.once(("sample", asked, job.sample_seed_of(seed)), functools.partial(draw_one, job.sample_seed_of(seed)))
+        seed: shelf.once(
+            ("sample", asked, job.sample_seed_of(seed)), functools.partial(draw_one, job.sample_seed_of(seed))
+        )
         for seed in job.seeds
-    }  # fmt: skip
+    }
 
 
 def _check_streamed(job: Job) -> None:
     for key, found in (("shots", job.shots), ("demos", job.demos or None)):
         if found is not None:
-            raise UserError(f"data.stream: found {key}={found}; a stream has all rows, none are drawn from it; leave {key} or data.stream out")
+            raise UserError(
+                f"data.stream: found {key}={found}; a stream has all rows, none are drawn from it; leave {key} or data.stream out"
+            )
     if protocol(job.protocol).dev_from_train and job.dev.rows != "none":
-        raise UserError(f"data.stream: protocol {job.protocol} holds dev rows out of train, which a stream can't; use protocol=fixed or dev.rows=none")
+        raise UserError(
+            f"data.stream: protocol {job.protocol} holds dev rows out of train, which a stream can't; use protocol=fixed or dev.rows=none"
+        )
 
 
 def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[list[dict[str, Any]]]:
@@ -201,7 +237,9 @@ def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[l
     """
     folders = [ready.folder for ready in prepared]
     if len(set(folders)) < len(folders):
-        raise UserError(f"run: {next(f for f in folders if folders.count(f) > 1)} was asked for twice; name each job once")
+        raise UserError(
+            f"run: {next(f for f in folders if folders.count(f) > 1)} was asked for twice; name each job once"
+        )
     with ExitStack() as stack:
         stack.enter_context(_session([ready.job for ready in prepared]))
         for ready in prepared:
@@ -268,14 +306,18 @@ class Here:
         prompts, flow = encode_sample(cell.job, self.backbone, cell.sample), None
         if cell.sample.stream is not None and cell.job.data.stream is not None:
             flow = stream.Local(cell.sample.stream, cell.job.data.stream, Encoder.of(cell.job, self.backbone))
-        result = run_cell(cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test, flow=flow)
+        result = run_cell(
+            cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test, flow=flow
+        )
         both({"event": "result", "seed": cell.seed, "mean": result.get("mean")})
         return result
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The finished cells of a run, by seed."""
-    return sorted((json.loads(path.read_text()) for path in folder.glob("seed-*/result.json")), key=lambda result: result["seed"])
+    return sorted(
+        (json.loads(path.read_text()) for path in folder.glob("seed-*/result.json")), key=lambda result: result["seed"]
+    )
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -344,7 +386,11 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
         "git": _git(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("raypft", *PACKAGES)},
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]},
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
         "backbone": {"name": job.backbone, "source": prepared.skeleton.source, "revision": prepared.skeleton.revision},
         "data": {"source": origin.name, "root": origin.root, "hub": origin.source.hub},
         "manifests": {seed: manifest["hash"] for seed, manifest in prepared.manifests.items()},

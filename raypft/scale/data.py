@@ -57,7 +57,7 @@ def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table
         {**to_record(prompt), **{key: row[key] for key in BESIDE.names}}
         for row in batch.to_pylist()
         for prompt in _encoder(*files[row["file"]])(json.loads(row["row"]))
-    ]  # fmt: skip
+    ]
     return pa.Table.from_pylist(records, schema=pa.schema([*RECORD, *BESIDE]))
 
 
@@ -76,7 +76,11 @@ def encoded_file(cell: Cell) -> Path:
         job.readout,
         cell.facts["manifest"],
     ]
-    return path_of(absolute(job.storage)) / ".encoded" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
+    return (
+        path_of(absolute(job.storage))
+        / ".encoded"
+        / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
+    )
 
 
 def index_file(cell: Cell) -> Path:
@@ -97,18 +101,30 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     if not missing:
         return
     tables = [_rows(name, cell.sample) for name, (_, cell) in missing.items()]
-    files = {name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(cell.sample))) for name, (_, cell) in missing.items()}
+    files = {
+        name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(cell.sample)))
+        for name, (_, cell) in missing.items()
+    }
     folder = next(iter(missing.values()))[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"{os.getpid()}-{time.time_ns()}.rows.parquet"  # several processes may encode at once
     with written(rows) as file:
         pa_parquet.write_table(pa.concat_tables(tables), file)
     dataset = ray.data.read_parquet(str(rows)).map_batches(
-        encode_batch, fn_kwargs={"files": files}, batch_format="pyarrow", batch_size=256, num_cpus=ENCODER_CPUS, **_where(cells[0].job)
+        encode_batch,
+        fn_kwargs={"files": files},
+        batch_format="pyarrow",
+        batch_size=256,
+        num_cpus=ENCODER_CPUS,
+        **_where(cells[0].job),
     )
     encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
     for name, (path, _) in missing.items():
-        own = encoded.filter(pa.compute.equal(encoded["file"], name)).sort_by([("number", "ascending"), ("part", "ascending")]).drop_columns("file")
+        own = (
+            encoded.filter(pa.compute.equal(encoded["file"], name))
+            .sort_by([("number", "ascending"), ("part", "ascending")])
+            .drop_columns("file")
+        )
         with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
             writer.write_table(own)
     rows.unlink(missing_ok=True)
@@ -123,12 +139,14 @@ def _where(job: Job) -> dict[str, Any]:
 def _rows(name: str, sample: Sample) -> pa.Table:
     """A sample's rows as JSON, since tasks differ in columns, with the file they go to, their role and their number."""
     found = [(role, row) for role in ROLES if (table := getattr(sample, role)) is not None for row in table.to_pylist()]
-    return pa.table({
-        "file": pa.array([name] * len(found), pa.string()),
-        "role": pa.array([role for role, _ in found], pa.string()),
-        "number": pa.array(range(len(found)), pa.int64()),
-        "row": pa.array([json.dumps(row) for _, row in found], pa.string()),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "file": pa.array([name] * len(found), pa.string()),
+            "role": pa.array([role for role, _ in found], pa.string()),
+            "number": pa.array(range(len(found)), pa.int64()),
+            "row": pa.array([json.dumps(row) for _, row in found], pa.string()),
+        }
+    )
 
 
 def _demos(sample: Sample) -> list[dict]:
@@ -139,9 +157,14 @@ def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], cou
     """Of each step in `batch` and those after it, `count` in all, a rank's rows, read and encoded, `step` beside."""
     reader, encoder = _reader(job, index)
     for first in batch["step"].to_pylist():
-        for number, prompts in enumerate(stream.steps(reader, encoder, Share(**{**share, "step": first}), count), start=first):
+        for number, prompts in enumerate(
+            stream.steps(reader, encoder, Share(**{**share, "step": first}), count), start=first
+        ):
             if prompts:
-                yield pa.Table.from_pylist([{**to_record(prompt), "step": number} for prompt in prompts], schema=pa.schema([*RECORD, ("step", pa.int64())]))
+                yield pa.Table.from_pylist(
+                    [{**to_record(prompt), "step": number} for prompt in prompts],
+                    schema=pa.schema([*RECORD, ("step", pa.int64())]),
+                )
 
 
 @functools.lru_cache(maxsize=4)
@@ -149,7 +172,9 @@ def _reader(job: str, path: str) -> tuple[stream.Reader, Encoder]:
     """One for each job in a process of Ray Data, so that row groups are read once where steps follow each other."""
     made = Job(**json.loads(job))
     assert made.data.stream is not None
-    origin = sources.choose(load_task(made.task), made.data.source, made.data.root and absolute(made.data.root), made.shots)
+    origin = sources.choose(
+        load_task(made.task), made.data.source, made.data.root and absolute(made.data.root), made.shots
+    )
     index = stream.Index.load(origin, path_of(path).read_text())
     return stream.Reader(index, made.data.stream), Encoder.of(made, load_skeleton(made.backbone))
 
@@ -183,7 +208,9 @@ class OnRay:
         context = dataset.context
         context.raise_original_map_exception = True
         context.execution_options.preserve_order = True
-        context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=IN_FLIGHT)
+        context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+            object_store_memory=IN_FLIGHT
+        )
         step, own = steps.start, list[Encoded]()
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for record in table.to_pylist():

@@ -17,7 +17,12 @@ from raypft.training.loop import Learner, Stepper, adam_state, make_optimizer, s
 prepare_environment()
 
 import deepspeed  # noqa: E402
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state  # noqa: E402
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
 
 NOTICE_SECONDS = 2.0
 """How often Ray is asked whether the node goes away."""
@@ -49,7 +54,9 @@ class DeepSpeedStepper(Stepper):
             and precision starts from them.
     """
 
-    def __init__(self, job: Job, learner: Learner, settings: Train, device: str, state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, job: Job, learner: Learner, settings: Train, device: str, state: dict[str, Any] | None = None
+    ) -> None:
         self.learner, self.device = learner.to(device), device
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.stage = job.zero.stage
@@ -60,7 +67,11 @@ class DeepSpeedStepper(Stepper):
         if self.parameters or self.stage == 3:
             optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
             self.engine, *_ = deepspeed.initialize(
-                model=learner, optimizer=optimizer, model_parameters=list(self.parameters.values()) or None, config=zero_config(job), dist_init_required=False
+                model=learner,
+                optimizer=optimizer,
+                model_parameters=list(self.parameters.values()) or None,
+                config=zero_config(job),
+                dist_init_required=False,
             )
         if state is not None and self.parameters:
             self._restore(state)
@@ -84,14 +95,18 @@ class DeepSpeedStepper(Stepper):
     def values(self) -> dict[str, Tensor]:
         if self._given is not None:  # the optimizer's copies, which are read below, do not have them
             return {name: value.clone() for name, value in self._given.items()}
-        return {name: self._whole(parameter).detach().float().cpu().clone() for name, parameter in self.parameters.items()}
+        return {
+            name: self._whole(parameter).detach().float().cpu().clone() for name, parameter in self.parameters.items()
+        }
 
     def _whole(self, parameter: torch.nn.Parameter) -> Tensor:
         if self.stage == 0:
             return parameter
         whole = safe_get_full_fp32_param(parameter)
         if whole is None:
-            raise RuntimeError("a trainable parameter has no fp32 copy in the ZeRO optimizer; its values can't be saved")
+            raise RuntimeError(
+                "a trainable parameter has no fp32 copy in the ZeRO optimizer; its values can't be saved"
+            )
         return whole
 
     @torch.no_grad()
@@ -105,7 +120,10 @@ class DeepSpeedStepper(Stepper):
     def optimizer_state(self) -> dict[str, Any]:
         if self.stage == 0:
             return adam_state(self.engine.optimizer, self.parameters)
-        moments = {name: {key: safe_get_full_optimizer_state(p, key).detach().cpu().clone() for key in MOMENTS} for name, p in self.parameters.items()}
+        moments = {
+            name: {key: safe_get_full_optimizer_state(p, key).detach().cpu().clone() for key in MOMENTS}
+            for name, p in self.parameters.items()
+        }
         steps = [int(own["step"]) for own in self._inner().state.values()]
         return {"step": max(steps, default=0), "moments": moments}
 
@@ -122,8 +140,13 @@ class DeepSpeedStepper(Stepper):
             return
         # the flat Adam state exists only after a first step; make it, and let stages 1 and 2 map the parameters into it
         wrapper, inner = self.engine.optimizer, self._inner()
-        for flat in wrapper.fp32_partitioned_groups_flat if self.stage == 3 else wrapper.single_partition_of_fp32_groups:
-            inner.state[flat] = {"step": torch.tensor(float(state["step"])), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        for flat in (
+            wrapper.fp32_partitioned_groups_flat if self.stage == 3 else wrapper.single_partition_of_fp32_groups
+        ):
+            inner.state[flat] = {
+                "step": torch.tensor(float(state["step"])),
+                **{key: torch.zeros_like(flat) for key in MOMENTS},
+            }
         if self.stage < 3:
             wrapper._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.parameters.items():

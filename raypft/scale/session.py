@@ -63,9 +63,12 @@ def ray_session() -> Iterator[None]:
         warnings.filterwarnings("ignore", module="ray")
         address = os.environ.get("RAY_ADDRESS")
         ray.init(
-            address=address, runtime_env={"env_vars": environment}, logging_level=logging.ERROR, log_to_driver=False,
+            address=address,
+            runtime_env={"env_vars": environment},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
             **({} if address else {"include_dashboard": False}),
-        )  # fmt: skip
+        )
         started = True
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -92,14 +95,20 @@ def check_label(job: Job) -> None:
     label = job.resources.data_label
     nodes = [shape.labels for shape in shapes_here() or ()] or [node["Labels"] for node in ray.nodes() if node["Alive"]]
     if label and not any(f"{key}={value}" == label for labels in nodes for key, value in labels.items()):
-        known = sorted({f"{key}={value}" for labels in nodes for key, value in labels.items() if not key.startswith("ray.io/")})
-        raise UserError(f'resources.data_label: no node has "{label}"; found: {", ".join(known) or "no labels"}; leave it out, or label nodes that read rows')
+        known = sorted(
+            {f"{key}={value}" for labels in nodes for key, value in labels.items() if not key.startswith("ray.io/")}
+        )
+        raise UserError(
+            f'resources.data_label: no node has "{label}"; found: {", ".join(known) or "no labels"}; leave it out, or label nodes that read rows'
+        )
 
 
 def check_storage(storage: str) -> None:
     """Raise a UserError where another node does not see what this process writes there: its workers' results would be lost."""
     here = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
+    others = {
+        node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here
+    }
     if not others:
         return
     folder = path_of(absolute(storage))
@@ -113,7 +122,9 @@ def check_storage(storage: str) -> None:
         marker.unlink()
     for node, missed in found.items():
         if missed is not None:
-            raise UserError(f"storage: node {node} does not see {folder}{missed}; give a folder that all nodes mount, or a URI such as s3://bucket/folder")
+            raise UserError(
+                f"storage: node {node} does not see {folder}{missed}; give a folder that all nodes mount, or a URI such as s3://bucket/folder"
+            )
 
 
 @ray.remote(num_cpus=0)

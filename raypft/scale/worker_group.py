@@ -110,7 +110,10 @@ class Desk:
         before, self.state = self.state, path.stat().st_mtime if path.exists() else 0.0
         self.at_work, self.failures = False, 1 if self.state > before else self.failures + 1
         if self.failures > cell["job"]["resources"]["max_failures"]:
-            await self.finish(self.over, self.last or f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell")
+            await self.finish(
+                self.over,
+                self.last or f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell",
+            )
 
     async def _tell(self) -> None:
         async with self.changed:
@@ -127,7 +130,9 @@ class Lane:
 
     def __init__(self, job: Job, cpus: float) -> None:
         self.job, self.cpus = job, cpus
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # the desk must outlive the workers' nodes
+        here = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )  # the desk must outlive the workers' nodes
         self.desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
@@ -166,7 +171,12 @@ class Lane:
     def _pass_on(self, tell: Tell) -> None:
         events = ray.get(self.desk.heard.remote())
         if not events and time.monotonic() - self.last > STALL_SECONDS:
-            events = [{"event": "stall", "text": f"nothing heard from the workers for {STALL_SECONDS} s; Ray's logs: {ray_logs()}"}]
+            events = [
+                {
+                    "event": "stall",
+                    "text": f"nothing heard from the workers for {STALL_SECONDS} s; Ray's logs: {ray_logs()}",
+                }
+            ]
         if events:
             self.last = time.monotonic()
         for event in events:
@@ -195,7 +205,10 @@ class Lane:
             scaling_config=ScalingConfig(
                 num_workers=(own.min_workers, own.workers) if own.min_workers else own.workers,
                 use_gpu=own.gpus_per_worker > 0,
-                resources_per_worker={"CPU": self.cpus, **({"GPU": own.gpus_per_worker} if own.gpus_per_worker else {})},
+                resources_per_worker={
+                    "CPU": self.cpus,
+                    **({"GPU": own.gpus_per_worker} if own.gpus_per_worker else {}),
+                },
             ),
             torch_config=TorchConfig(backend="nccl" if own.gpus_per_worker else "gloo"),
             run_config=RunConfig(
@@ -219,9 +232,14 @@ def packed(cell: Cell) -> dict[str, Any]:
     """A cell as workers get it."""
     streamed = cell.sample.stream and {"index": str(index_file(cell)), "rows": cell.sample.stream.rows}
     return {
-        "job": cell.job.model_dump(), "seed": cell.seed, "folder": absolute(cell.folder), "encoded": str(encoded_file(cell)), "facts": cell.facts,
-        "test": cell.test, "stream": streamed,
-    }  # fmt: skip
+        "job": cell.job.model_dump(),
+        "seed": cell.seed,
+        "folder": absolute(cell.folder),
+        "encoded": str(encoded_file(cell)),
+        "facts": cell.facts,
+        "test": cell.test,
+        "stream": streamed,
+    }
 
 
 def work(config: dict[str, Any]) -> None:
@@ -244,7 +262,11 @@ def work(config: dict[str, Any]) -> None:
         except Exception as error:
             log = path_of(cell["folder"]) / LOG
             log.write_text(traceback.format_exc())
-            ray.get(desk.note.remote(f"run: training failed on the workers: {_last_line(error)}; the whole traceback is in {log}"))
+            ray.get(
+                desk.note.remote(
+                    f"run: training failed on the workers: {_last_line(error)}; the whole traceback is in {log}"
+                )
+            )
             raise
         if first:
             ray.get(desk.finish.remote(turn))
@@ -283,7 +305,9 @@ def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], desk: Any) -> Non
 
     prompts = read_encoded(path_of(cell["encoded"]))
     flow = OnRay(job, **cell["stream"]) if cell["stream"] else None
-    result = run_cell(job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"], flow)
+    result = run_cell(
+        job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"], flow
+    )
     tell({"event": "result", "seed": cell["seed"], "mean": result.get("mean")})
     steppers[-1].close()
     if job.zero.stage == 3 or job.train.precision != "fp32":

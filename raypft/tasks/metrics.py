@@ -113,13 +113,21 @@ def _words(gold: Tags, answers: Tags) -> list[tuple[str, str]]:
 
 
 def _weighted_f1(pairs: Sequence[tuple[str, str]]) -> float:
-    first, second, both = Counter(a for a, _ in pairs), Counter(b for _, b in pairs), Counter(a for a, b in pairs if a == b)
+    first, second, both = (
+        Counter(a for a, _ in pairs),
+        Counter(b for _, b in pairs),
+        Counter(a for a, b in pairs if a == b),
+    )
     # F1 of a tag is 2 hits / (its count in both); its weight its share of the first
     return 100.0 * sum(count * 2 * both[tag] / (count + second[tag]) for tag, count in first.items()) / len(pairs)
 
 
 def _best(score: Callable[[str, str], float], gold: Tags, answers: Sequence[str]) -> float:
-    return 100.0 * sum(max(score(own, answer) for own in golds) for golds, answer in zip(gold, answers, strict=True)) / len(gold)
+    return (
+        100.0
+        * sum(max(score(own, answer) for own in golds) for golds, answer in zip(gold, answers, strict=True))
+        / len(gold)
+    )
 
 
 def _overlap(gold: list[str], answer: list[str]) -> float:
@@ -136,7 +144,9 @@ def _mlqa(text: str, language: str) -> list[str]:
     if language not in ARTICLES:
         known = ", ".join(sorted(ARTICLES))
         raise UserError(f'metric: MLQA has no normalisation for "{language}"; known: {known}; use exact_match or f1')
-    bare = "".join(c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    bare = "".join(
+        c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
+    )
     articles = ARTICLES[language]
     words = (re.sub(articles, " ", bare) if articles else bare).split()
     if language != "zh":

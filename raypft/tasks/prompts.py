@@ -57,7 +57,9 @@ def first_word(words: str | Sequence[str]) -> str:
     return words if isinstance(words, str) else words[0]
 
 
-def render(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()) -> Query:
+def render(
+    task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
+) -> Query:
     """The query of one row.
 
     Args:
@@ -73,16 +75,23 @@ def render(task: Task, pattern: Pattern, row: Row, language: str, soft_length: i
     return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
 
 
-def queries(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()) -> list[Query]:
+def queries(
+    task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
+) -> list[Query]:
     """All the queries of a row: one, or one for each word where the pattern asks about {token}. Arguments as of `render`."""
     if "{token}" not in pattern.text:
         return [render(task, pattern, row, language, soft_length, demos)]
     words: Sequence[str] = row[task.words]  # type: ignore[assignment]
     sentence = " ".join(words)
-    return [render(task, pattern, {**row, task.words: sentence, "token": word}, language, soft_length, demos) for word in words]
+    return [
+        render(task, pattern, {**row, task.words: sentence, "token": word}, language, soft_length, demos)
+        for word in words
+    ]
 
 
-def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int, answer: str | None = None) -> list[Piece]:
+def _cut(
+    task: Task, pattern: Pattern, row: Row, language: str, soft_length: int, answer: str | None = None
+) -> list[Piece]:
     wording = pattern.wording(language)
     text = (wording.text or "").removeprefix("<demos>")
     pieces: list[Piece] = []
@@ -99,10 +108,16 @@ def _cut(task: Task, pattern: Pattern, row: Row, language: str, soft_length: int
     if text[position:]:
         pieces.append(Piece("text", text[position:]))
     # a marked text stays even when empty: an empty word has a slot, too
-    return [piece for piece in pieces if piece.text or (piece.count if piece.kind == "soft" else piece.mark or piece.kind != "text")]
+    return [
+        piece
+        for piece in pieces
+        if piece.text or (piece.count if piece.kind == "soft" else piece.mark or piece.kind != "text")
+    ]
 
 
-def _marked(task: Task, verbalizer: Mapping[str, object], match, blank: str, row: Row, soft_length: int, answer: str | None) -> list[Piece]:
+def _marked(
+    task: Task, verbalizer: Mapping[str, object], match, blank: str, row: Row, soft_length: int, answer: str | None
+) -> list[Piece]:
     if match[1] == "token":
         return [Piece("text", blank + str(row["token"]), mark="word", field=True)]
     if match[1]:
@@ -118,9 +133,14 @@ def _marked(task: Task, verbalizer: Mapping[str, object], match, blank: str, row
 
 def _field(task: Task, name: str, blank: str, value: object, strip: bool) -> list[Piece]:
     if isinstance(value, (list, tuple)):  # words, each with its slot
-        return [Piece("text", (blank if i == 0 else " ") + str(word), mark="slot", field=True) for i, word in enumerate(value)]
+        return [
+            Piece("text", (blank if i == 0 else " ") + str(word), mark="slot", field=True)
+            for i, word in enumerate(value)
+        ]
     text = strip_final_punctuation(str(value)) if strip else str(value)
-    return [Piece("text", blank + text, mark="passage" if task.kind == "span" and name == "context" else None, field=True)]
+    return [
+        Piece("text", blank + text, mark="passage" if task.kind == "span" and name == "context" else None, field=True)
+    ]
 
 
 def strip_final_punctuation(text: str) -> str:

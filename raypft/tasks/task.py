@@ -91,7 +91,9 @@ class Pattern(Strict):
     def wording(self, language: str) -> Wording:
         """The text, verbalizer and mode for a language, base values where the language changes nothing."""
         own = self.by_language.get(language, Wording())
-        return Wording(text=own.text or self.text, verbalizer=own.verbalizer or self.verbalizer, mode=own.mode or self.mode)
+        return Wording(
+            text=own.text or self.text, verbalizer=own.verbalizer or self.verbalizer, mode=own.mode or self.mode
+        )
 
 
 class Task(Strict):
@@ -177,7 +179,11 @@ def validation_line(where: str, error: Exception, loaded: object) -> str:
     errors = error.errors()  # a key that is missing may be one that is misspelt
     first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     # pydantic ends the place in a union with the type it tried
-    place = first["loc"][:-1] if first["loc"] and str(first["loc"][-1]) in ("str", "list[str]", "dict[str,str]") else first["loc"]
+    place = (
+        first["loc"][:-1]
+        if first["loc"] and str(first["loc"][-1]) in ("str", "list[str]", "dict[str,str]")
+        else first["loc"]
+    )
     key = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
         model = _model_at(error.title, first["loc"][:-1])
@@ -233,7 +239,9 @@ def _check(task: Task, where: str) -> None:
         raise UserError(f"{where}: label.names: found {task.label.names} for kind {task.kind}; expected {expected}")
     needed = FIELDS.get(task.kind, set())
     if not needed <= set(task.fields) or (task.kind == "tags" and len(task.fields) > 1):
-        raise UserError(f"{where}: fields: found {sorted(task.fields)}; kind {task.kind} needs {' and '.join(sorted(needed))}")
+        raise UserError(
+            f"{where}: fields: found {sorted(task.fields)}; kind {task.kind} needs {' and '.join(sorted(needed))}"
+        )
     for name, source in task.sources.items():
         _check_source(task, name, source, where)
     for name, pattern in task.patterns.items():
@@ -241,14 +249,20 @@ def _check(task: Task, where: str) -> None:
             if language not in task.languages:
                 raise UserError(f'{where}: patterns.{name}.by_language: "{language}" is no language of the task')
         for language in ["", *pattern.by_language]:
-            _check_wording(task, pattern.wording(language), f"{where}: patterns.{name}" + (f".by_language.{language}" if language else ""))
+            _check_wording(
+                task,
+                pattern.wording(language),
+                f"{where}: patterns.{name}" + (f".by_language.{language}" if language else ""),
+            )
 
 
 def _check_source(task: Task, name: str, source: Source, where: str) -> None:
     for split, file in (source.files or {}).items():
         for placeholder in re.findall(r"{(.*?)}", file):
             if placeholder not in ("language", "shots"):
-                raise UserError(f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; expected {{language}} or {{shots}}")
+                raise UserError(
+                    f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; expected {{language}} or {{shots}}"
+                )
     if (source.hub is None) == (source.files is None):
         raise UserError(f"{where}: sources.{name}: give exactly one of hub and files")
     configs = source.config if isinstance(source.config, dict) else {}
@@ -258,10 +272,14 @@ def _check_source(task: Task, name: str, source: Source, where: str) -> None:
     for split, languages in source.split_languages.items():
         for language in languages:
             if language not in task.languages:
-                raise UserError(f'{where}: sources.{name}.split_languages.{split}: "{language}" is no language of the task')
+                raise UserError(
+                    f'{where}: sources.{name}.split_languages.{split}: "{language}" is no language of the task'
+                )
     for value, label in source.labels.items():
         if label not in task.label.names:
-            raise UserError(f'{where}: sources.{name}.labels.{value}: "{label}" is no label; {nearest(label, task.label.names)}')
+            raise UserError(
+                f'{where}: sources.{name}.labels.{value}: "{label}" is no label; {nearest(label, task.label.names)}'
+            )
 
 
 def _check_wording(task: Task, wording: Wording, where: str) -> None:
@@ -278,7 +296,9 @@ def _check_wording(task: Task, wording: Wording, where: str) -> None:
         raise UserError(f"{where}.text: found <slot> without {{token}}; every word of {{tokens}} is a slot already")
     left = MARKUP.sub("", text)
     if re.search(r"[{}]|<\w+>", left):
-        raise UserError(f'{where}.text: markup not understood in "{text}"; known: {{field}} {{field|strip}} <slot> <soft> <sep> <demos>')
+        raise UserError(
+            f'{where}.text: markup not understood in "{text}"; known: {{field}} {{field|strip}} <slot> <soft> <sep> <demos>'
+        )
     if text.count("<slot>") > 1:
         raise UserError(f"{where}.text: found {text.count('<slot>')} <slot>; expected at most one")
     if "<demos>" in text and not text.startswith("<demos>"):
@@ -286,6 +306,8 @@ def _check_wording(task: Task, wording: Wording, where: str) -> None:
     if "<demos>" in text and task.kind != "choice":
         raise UserError(f"{where}.text: found <demos>; only tasks of kind choice show demonstrations")
     if wording.verbalizer is not None and set(wording.verbalizer) != set(task.label.names):
-        raise UserError(f"{where}.verbalizer: found {sorted(wording.verbalizer)}; expected one entry for each of {task.label.names}")
+        raise UserError(
+            f"{where}.verbalizer: found {sorted(wording.verbalizer)}; expected one entry for each of {task.label.names}"
+        )
     if "<slot>" in text and wording.verbalizer is None:
         raise UserError(f"{where}: a pattern with <slot> needs a verbalizer")

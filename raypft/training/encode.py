@@ -44,7 +44,15 @@ class Encoder:
         _, config = part_config(job.method, "method")
         rows = [] if demos is None else demos.to_pylist()
         shown = tuple(Demonstration(row, row["label"], row["language"]) for row in _by_class(rows, task.label.names))
-        return cls(task, task.pattern(job.pattern), backbone, config.soft_tokens, job.train.max_tokens, *part_config(job.readout, "readout"), shown)
+        return cls(
+            task,
+            task.pattern(job.pattern),
+            backbone,
+            config.soft_tokens,
+            job.train.max_tokens,
+            *part_config(job.readout, "readout"),
+            shown,
+        )
 
     def queries(self, row: Mapping[str, Any]) -> list[Query]:
         """The rendered prompts of a row, before they are cut to size."""
@@ -62,7 +70,13 @@ class Encoder:
         else:
             names = self.task.label.names
             gold = [names.index(row["label"])] if names and row.get("label") else [-1]
-            parts = [replace(self._encode(self._render(row), row), gold=gold, answers=[self._word(row, str(row.get("label") or ""))])]
+            parts = [
+                replace(
+                    self._encode(self._render(row), row),
+                    gold=gold,
+                    answers=[self._word(row, str(row.get("label") or ""))],
+                )
+            ]
         wordings = ["", *self.pattern.by_language]
         language = str(row["language"])
         wording = wordings.index(language) if language in wordings else 0
@@ -70,7 +84,9 @@ class Encoder:
         return [self.readout.prepare(self.readout_config, part, self.backbone) for part in parts]
 
     def _encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
-        return self.backbone.encode(query, f"{row['language']}/{row['id']}", str(row["language"]), max_tokens or self.max_tokens)
+        return self.backbone.encode(
+            query, f"{row['language']}/{row['id']}", str(row["language"]), max_tokens or self.max_tokens
+        )
 
     def _tagged(self, row: Mapping[str, Any]) -> list[Encoded]:
         words = row[self.task.words]
@@ -78,14 +94,18 @@ class Encoder:
         gold = [-1 if tag is None else self.task.label.names.index(tag) for tag in tags]
         if "{token}" in self.pattern.text:
             asked = self.queries(row)
-            return [replace(self._encode(query, row), gold=[g], answers=[self._word(row, tag or "")]) for query, g, tag in zip(asked, gold, tags, strict=True)]
+            return [
+                replace(self._encode(query, row), gold=[g], answers=[self._word(row, tag or "")])
+                for query, g, tag in zip(asked, gold, tags, strict=True)
+            ]
         return [
             replace(
-                self._encode(self._render({**row, self.task.words: words[start:end]}), row), gold=gold[start:end],
+                self._encode(self._render({**row, self.task.words: words[start:end]}), row),
+                gold=gold[start:end],
                 answers=[f"{tag or ''}: {word}" for tag, word in zip(tags[start:end], words[start:end], strict=True)],
             )
             for start, end in self._chunks(row, words)
-        ]  # fmt: skip
+        ]
 
     def _word(self, row: Mapping[str, Any], label: str) -> str:
         """The text that stands for a label: its word where the pattern has one."""
@@ -176,18 +196,28 @@ def check_fit(job: Job, backbone: Backbone) -> None:
     check_job(job, backbone.family)
     for markup in [markup for mark in method.marks for markup in MARKUP[mark]]:
         if markup not in pattern.text:
-            raise UserError(f"pattern: method {job.method['name']} needs {markup}; pattern {job.pattern} of {task.name} has none")
+            raise UserError(
+                f"pattern: method {job.method['name']} needs {markup}; pattern {job.pattern} of {task.name} has none"
+            )
     if "<soft>" in pattern.text and not method_config.soft_tokens:
-        raise UserError(f"pattern: {job.pattern} has <soft>, but method {job.method['name']} has no soft tokens; use method=soft_prompt or another pattern")
+        raise UserError(
+            f"pattern: {job.pattern} has <soft>, but method {job.method['name']} has no soft tokens; use method=soft_prompt or another pattern"
+        )
     if job.demos and "<demos>" not in pattern.text:
         raise UserError(f"demos: found {job.demos}; pattern {job.pattern} of {task.name} has no <demos>")
     if job.demos and backbone.family != "causal":
-        raise UserError(f"demos: {job.backbone} is a {backbone.family} model and takes no demonstrations; set demos=0 or use a causal backbone")
+        raise UserError(
+            f"demos: {job.backbone} is a {backbone.family} model and takes no demonstrations; set demos=0 or use a causal backbone"
+        )
     if "demo_label" in method.marks and not job.demos:
         raise UserError(f"demos: method {job.method['name']} needs demonstrations; set demos=1")
     limit, taken = backbone.num_positions, method_config.positions_taken
     if limit is not None and job.train.max_tokens + taken > limit:
-        left = f"; method {job.method['name']} takes {taken} of them, which leaves {max(0, limit - taken)} for the text" if taken else ""
+        left = (
+            f"; method {job.method['name']} takes {taken} of them, which leaves {max(0, limit - taken)} for the text"
+            if taken
+            else ""
+        )
         raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}")
     method(method_config, backbone)
     if readout.needs_slot:
@@ -207,7 +237,11 @@ def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[st
 def encode_sample(job: Job, backbone: Backbone, sample: Sample) -> dict[str, list[Encoded]]:
     """Role to encoded prompts, in this process."""
     encoder = Encoder.of(job, backbone, sample.demos)
-    return {role: [prompt for row in table.to_pylist() for prompt in encoder(row)] for role in ROLES if (table := getattr(sample, role)) is not None}
+    return {
+        role: [prompt for row in table.to_pylist() for prompt in encoder(row)]
+        for role in ROLES
+        if (table := getattr(sample, role)) is not None
+    }
 
 
 def prompts_an_epoch(sample: Sample, encoder: Encoder, looked_at: int) -> float:
@@ -232,18 +266,20 @@ def from_record(record: dict) -> Encoded:
 
 
 INTS = pa.list_(pa.int32())
-RECORD = pa.schema([
-    ("key", pa.string()),
-    ("language", pa.string()),
-    ("ids", INTS),
-    ("segments", INTS),
-    ("marks", pa.map_(pa.string(), INTS)),
-    ("gold", INTS),
-    ("wording", pa.int32()),
-    ("part", pa.int32()),
-    ("demo_tokens", pa.int32()),
-    ("target", INTS),
-    ("answers", pa.list_(pa.string())),
-    ("passage", pa.struct([("text", pa.string()), ("starts", INTS), ("ends", INTS)])),
-])  # fmt: skip
+RECORD = pa.schema(
+    [
+        ("key", pa.string()),
+        ("language", pa.string()),
+        ("ids", INTS),
+        ("segments", INTS),
+        ("marks", pa.map_(pa.string(), INTS)),
+        ("gold", INTS),
+        ("wording", pa.int32()),
+        ("part", pa.int32()),
+        ("demo_tokens", pa.int32()),
+        ("target", INTS),
+        ("answers", pa.list_(pa.string())),
+        ("passage", pa.struct([("text", pa.string()), ("starts", INTS), ("ends", INTS)])),
+    ]
+)
 """The Arrow schema of encoded prompts."""

@@ -62,7 +62,13 @@ class Rows:
         lower: the states below the method's cut by a prompt's tokens, [T, H]; None computes them each time.
     """
 
-    def __init__(self, prompts: Sequence[Encoded], method: BaseMethod, pad: int, lower: Mapping[tuple[int, ...], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Encoded],
+        method: BaseMethod,
+        pad: int,
+        lower: Mapping[tuple[int, ...], Tensor] | None = None,
+    ) -> None:
         self.prompts = list(prompts)
         self.columns = [method.columns(prompt) for prompt in self.prompts]
         self.pad = pad
@@ -79,9 +85,13 @@ class Rows:
         """A rank's work in an epoch, from an optimizer step on."""
         rows, readout = order(len(self), seed, epoch), stepper.learner.readout
         for start in range(step * settings.batch_size, len(self), settings.batch_size):
-            drawn = {row: readout.redraw(self.prompts[row], seed, epoch) for row in rows[start : start + settings.batch_size]}
+            drawn = {
+                row: readout.redraw(self.prompts[row], seed, epoch) for row in rows[start : start + settings.batch_size]
+            }
             parts = micro_batches(self.by_length(list(drawn)), stepper.rank, stepper.world, settings.micro_batch)
-            yield Work(sum(map(readout.weight, drawn.values())), len(parts), map(self.batch, parts, [drawn] * len(parts)))
+            yield Work(
+                sum(map(readout.weight, drawn.values())), len(parts), map(self.batch, parts, [drawn] * len(parts))
+            )
 
     def batch(self, rows: Sequence[int], drawn: Mapping[int, Encoded] | None = None) -> Batch:
         """The batch of some rows; of no rows, a filler of weight 0 that keeps a rank in step.
@@ -141,7 +151,9 @@ class Streamed:
         """A rank's work in an epoch, from an optimizer step on."""
         readout = stepper.learner.readout
         for prompts in self.flow(Share(seed, epoch, step, settings.batch_size, stepper.rank, stepper.world)):
-            drawn = sorted((readout.redraw(prompt, seed, epoch) for prompt in prompts), key=lambda prompt: len(prompt.ids))
+            drawn = sorted(
+                (readout.redraw(prompt, seed, epoch) for prompt in prompts), key=lambda prompt: len(prompt.ids)
+            )
             weights, sizes = zip(*stepper.gather((sum(map(readout.weight, drawn)), len(drawn))), strict=True)
             limit = settings.micro_batch or max(sizes)
             parts = [drawn[start : start + limit] for start in range(0, max(sizes), limit)]

@@ -110,7 +110,9 @@ class TorchStepper(Stepper):
         state: an `optimizer_state` to go on from (the parameter values are put into the learner before).
     """
 
-    def __init__(self, learner: Learner, settings: Train, device: str = "cpu", state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, learner: Learner, settings: Train, device: str = "cpu", state: dict[str, Any] | None = None
+    ) -> None:
         self.learner, self.settings, self.device = learner.to(device), settings, device
         if distributed.is_available() and distributed.is_initialized():
             self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
@@ -120,7 +122,11 @@ class TorchStepper(Stepper):
             set_adam_state(self.optimizer, self.parameters, state)
 
     def scores(self, batch: Batch) -> Tensor:
-        context = torch.autocast(self.device.split(":")[0], torch.bfloat16) if self.settings.precision == "bf16" else contextlib.nullcontext()
+        context = (
+            torch.autocast(self.device.split(":")[0], torch.bfloat16)
+            if self.settings.precision == "bf16"
+            else contextlib.nullcontext()
+        )
         with context:
             return self.learner(batch)
 
@@ -156,12 +162,18 @@ class TorchStepper(Stepper):
 def adam_state(optimizer: torch.optim.Optimizer | None, parameters: dict[str, nn.Parameter]) -> dict[str, Any]:
     """Adam's moments by parameter name and its step count, on CPU."""
     state = optimizer.state if optimizer is not None else {}
-    moments = {name: {key: state[p][key].detach().cpu().clone() for key in ("exp_avg", "exp_avg_sq")} for name, p in parameters.items() if p in state}
+    moments = {
+        name: {key: state[p][key].detach().cpu().clone() for key in ("exp_avg", "exp_avg_sq")}
+        for name, p in parameters.items()
+        if p in state
+    }
     steps = [int(state[p]["step"]) for p in parameters.values() if p in state]
     return {"step": max(steps, default=0), "moments": moments}
 
 
-def set_adam_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], state: dict[str, Any]) -> None:
+def set_adam_state(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], state: dict[str, Any]
+) -> None:
     """Give a fresh Adam the state that `adam_state` read."""
     for name, parameter in parameters.items():
         if name in state["moments"]:
@@ -258,7 +270,15 @@ def fit(
             saver.after_step(progress, number + 1, leaving)
             if time.perf_counter() - told > TELL_SECONDS and progress.step < steps:
                 told = time.perf_counter()
-                tell({"event": "step", "epoch": progress.epoch + 1, "step": progress.step, "steps": steps, "loss": progress.losses[-1]})
+                tell(
+                    {
+                        "event": "step",
+                        "epoch": progress.epoch + 1,
+                        "step": progress.step,
+                        "steps": steps,
+                        "loss": progress.losses[-1],
+                    }
+                )
         seconds += time.perf_counter() - began
         progress.step, progress.epoch = 0, progress.epoch + 1
         record = {"epoch": progress.epoch, "loss": sum(progress.losses[-steps:]) / steps, "train_seconds": seconds}
@@ -274,7 +294,9 @@ def fit(
     return progress
 
 
-def _optimizer_step(stepper: Stepper, work: Work, settings: Train, seed: int, number: int, total: int) -> tuple[float, bool]:
+def _optimizer_step(
+    stepper: Stepper, work: Work, settings: Train, seed: int, number: int, total: int
+) -> tuple[float, bool]:
     """The step's loss, and whether any worker's node goes away."""
     # dropout depends on where the run is, not on how it got there: a resumed run draws the same masks
     torch.manual_seed(((seed * 1_000_003 + number) * 1_009 + stepper.rank) % (1 << 63))
@@ -291,7 +313,9 @@ def _optimizer_step(stepper: Stepper, work: Work, settings: Train, seed: int, nu
     losses, leaving = zip(*stepper.gather((total_loss, stepper.leaving())), strict=True)
     mean = sum(losses) / stepper.world
     if not math.isfinite(mean):
-        raise UserError(f"train: the loss is {mean} at optimizer step {number + 1}; lower train.lr, or use train.precision=fp32")
+        raise UserError(
+            f"train: the loss is {mean} at optimizer step {number + 1}; lower train.lr, or use train.precision=fp32"
+        )
     return mean, any(leaving)
 
 

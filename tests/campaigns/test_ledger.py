@@ -17,8 +17,22 @@ from raypft.campaigns.ledger import BAD, FILE, Ledger
 def entry(number: int, **more: object) -> dict:
     """A finished cell of a search."""
     values = {"method.layer": number % 7, "train.lr": 1e-3}
-    own = {"cell": f"{number:016x}", "status": "finished", "seed": number % 5, "config": f"c{number // 5}", "study": "s", "values": values}
-    return {**own, "folder": f"runs/gnnavi_gcn-sst2-5shot-gpt2-xl-{number // 5:08x}/seed-{number % 5}", "dev": 81.25, "reason": None, "time": 1.5, **more}
+    own = {
+        "cell": f"{number:016x}",
+        "status": "finished",
+        "seed": number % 5,
+        "config": f"c{number // 5}",
+        "study": "s",
+        "values": values,
+    }
+    return {
+        **own,
+        "folder": f"runs/gnnavi_gcn-sst2-5shot-gpt2-xl-{number // 5:08x}/seed-{number % 5}",
+        "dev": 81.25,
+        "reason": None,
+        "time": 1.5,
+        **more,
+    }
 
 
 def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_path):
@@ -36,7 +50,10 @@ def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_p
     assert again.study("other") == {}
 
 
-@pytest.mark.parametrize("damage", [b'{"cell": "a", "sta', b"\x00\xff\x00", b"[1, 2]", b'{"cell": "a", "status": "great"}', b'{"status": "finished"}'])
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"cell": "a", "sta', b"\x00\xff\x00", b"[1, 2]", b'{"cell": "a", "status": "great"}', b'{"status": "finished"}'],
+)
 def test_a_corrupt_line_is_set_aside_told_and_the_rest_is_used(damage, tmp_path):
     lines = [json.dumps(entry(number)).encode() for number in range(3)]
     (tmp_path / FILE).write_bytes(b"\n".join([lines[0], damage, *lines[1:]]) + b"\n")
@@ -74,7 +91,9 @@ def test_kill_9_of_the_writer_loses_no_line_it_has_acknowledged(tmp_path):
         "    print(number, flush=True)\n"
     )
     for _ in range(3):
-        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ
+        ) as process:
             assert process.stdout is not None
             seen = [int(process.stdout.readline()) for _ in range(200)]
             process.send_signal(signal.SIGKILL)

@@ -14,7 +14,20 @@ from raypft.tasks.task import load_task
 
 FOLDER = Path(__file__).parents[2] / "tune_spaces"
 FILES = sorted(FOLDER.glob("*.yaml"))
-KEYS = {"about", "source", "defaults", "before", "rows", "tasks", "vary", "columns", "speedup_over", "search", "paper", "scales"}
+KEYS = {
+    "about",
+    "source",
+    "defaults",
+    "before",
+    "rows",
+    "tasks",
+    "vary",
+    "columns",
+    "speedup_over",
+    "search",
+    "paper",
+    "scales",
+}
 SEARCHES = ("gnn_layer", "ltp_active_ratio", "prompt_length", "shots")
 MAJORITY, MEANS = "majority", ("mean",)
 
@@ -33,7 +46,9 @@ def scaled(values, name):
         if isinstance(own, list) and isinstance(before, dict):
             merged[key] = {item: before[item] for item in own}
         else:
-            merged[key] = {**before, **own} if isinstance(before, dict) and isinstance(own, dict) and key != "tasks" else own
+            merged[key] = (
+                {**before, **own} if isinstance(before, dict) and isinstance(own, dict) and key != "tasks" else own
+            )
     return merged
 
 
@@ -57,7 +72,11 @@ def jobs(values):
     for (name, row), (task, own) in itertools.product(values["rows"].items(), tasks.items()):
         if row == MAJORITY:
             continue
-        tried = {key: space[0] for key, space in search.get("space", {}).items() if isinstance(space, list) and name in search.get("rows", [name])}
+        tried = {
+            key: space[0]
+            for key, space in search.get("space", {}).items()
+            if isinstance(space, list) and name in search.get("rows", [name])
+        }
         for point in itertools.product(*vary.values()):
             axes = dict(zip(vary, point, strict=True))
             settings = [{"task": task}, values.get("defaults", {}), row.get("set", {}), own, axes, tried]
@@ -68,7 +87,9 @@ def columns(values, task):
     """The names of a table's columns; a job's test languages, or its task's, where they are languages."""
     kind = values.get("columns", "task")
     if kind == "language":
-        asked = {tuple(job.test.languages or load_task(job.task).languages) for job in jobs(values) if task in (job.task,)}
+        asked = {
+            tuple(job.test.languages or load_task(job.task).languages) for job in jobs(values) if task in (job.task,)
+        }
         return {language for languages in asked for language in languages}
     return set(values["tasks"]) if kind == "task" else {str(value) for value in values["vary"][kind]}
 
@@ -88,7 +109,10 @@ def test_a_file_has_the_keys_of_the_format_and_a_small_scale(path):
     assert set(values) <= KEYS
     assert values["about"]
     assert values["source"]
-    assert all(row == MAJORITY or (row["recipe"] in recipe_names() and set(row) <= {"recipe", "set"}) for row in values["rows"].values())
+    assert all(
+        row == MAJORITY or (row["recipe"] in recipe_names() and set(row) <= {"recipe", "set"})
+        for row in values["rows"].values()
+    )
     if path.stem != "quickstart":
         assert "small" in values["scales"]
 
@@ -108,7 +132,9 @@ def test_every_job_of_a_file_is_valid(path, scale):
         assert job.seeds == [0], name
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if read(path).get("paper", {}).get("values")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if read(path).get("paper", {}).get("values")], ids=lambda path: path.stem
+)
 def test_the_papers_numbers_stand_where_the_table_has_places(path):
     values = read(path)
     paper, vary = values["paper"], values.get("vary", {})
@@ -124,7 +150,9 @@ def test_the_papers_numbers_stand_where_the_table_has_places(path):
             assert all(value in choices for value, choices in zip(point, axes, strict=False)), (row, point)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if read(path).get("paper", {}).get("values")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if read(path).get("paper", {}).get("values")], ids=lambda path: path.stem
+)
 def test_the_papers_means_are_those_of_its_numbers_or_a_noted_misprint(path):
     values = read(path)
     notes = " ".join(values["paper"].get("notes", []))
@@ -137,7 +165,12 @@ def test_the_papers_means_are_those_of_its_numbers_or_a_noted_misprint(path):
             if mean is None or not found:
                 continue
             own = statistics.fmean(found.values())
-            assert abs(own - mean) < 0.0151 or (f"{mean:.2f}" in notes and f"{own:.2f}" in notes), (row, point, mean, own)
+            assert abs(own - mean) < 0.0151 or (f"{mean:.2f}" in notes and f"{own:.2f}" in notes), (
+                row,
+                point,
+                mean,
+                own,
+            )
 
 
 def test_the_four_searches_are_there():

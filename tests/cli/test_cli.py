@@ -50,7 +50,9 @@ def place(tmp_path):
     """A task, its data and two tiny models on disk."""
     (tmp_path / "mytask.yaml").write_text(TASK)
     for split, start in (("train", 0), ("validation", 100), ("test", 200)):
-        pa_parquet.write_table(pa.Table.from_pylist(rows(24, "en", start) + rows(8, "de", start)), tmp_path / f"{split}.parquet")
+        pa_parquet.write_table(
+            pa.Table.from_pylist(rows(24, "en", start) + rows(8, "de", start)), tmp_path / f"{split}.parquet"
+        )
     for kind in ("bert", "llama"):
         made = tiny.backbone(kind, dropout=0.1 if kind == "bert" else 0.0)
         made.model.save_pretrained(tmp_path / kind)
@@ -83,7 +85,9 @@ def call(monkeypatch, *arguments: str) -> int:
 
 def results(place: Path) -> dict[str, dict]:
     """Seed folder name to result."""
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted((place / "runs").glob("*/seed-*/result.json"))}
+    return {
+        path.parent.name: json.loads(path.read_text()) for path in sorted((place / "runs").glob("*/seed-*/result.json"))
+    }
 
 
 def corrupt(place: Path) -> None:
@@ -92,7 +96,10 @@ def corrupt(place: Path) -> None:
 
 def rewrite(place: Path, split: str, **change: object) -> None:
     table = [{**row, **change} for row in rows(24)]
-    pa_parquet.write_table(pa.Table.from_pylist([{k: v for k, v in row.items() if v is not None} for row in table]), place / f"{split}.parquet")
+    pa_parquet.write_table(
+        pa.Table.from_pylist([{k: v for k, v in row.items() if v is not None} for row in table]),
+        place / f"{split}.parquet",
+    )
 
 
 BAD = {
@@ -102,7 +109,10 @@ BAD = {
     "unknown task": (["task=xnly"], 'task: "xnly" is unknown; did you mean "xnli"?'),
     "unknown method": (["method=gnavi"], 'method: "gnavi" is unknown; did you mean "gnnavi"?'),
     "unknown readout": (["readout=hed"], 'readout: "hed" is unknown; did you mean "head"?'),
-    "unknown backbone": (["backbone=smolm2-135m"], '"smolm2-135m" is no alias, folder or hub id (owner/name); did you mean "smollm2-135m"?'),
+    "unknown backbone": (
+        ["backbone=smolm2-135m"],
+        '"smolm2-135m" is no alias, folder or hub id (owner/name); did you mean "smollm2-135m"?',
+    ),
     "unknown pattern": (["pattern=plane"], 'no pattern "plane"; did you mean "plain"?'),
     "missing folder": (["data.root=/nowhere"], "no file /nowhere/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json)"),
     "label word that splits": (["pattern=splits"], '"bad film" is 2 tokens for this backbone'),
@@ -110,7 +120,10 @@ BAD = {
     "more shots than rows": (["shots=13"], 'asks for 13 rows of "negative" in en; only 12 are left'),
     "max_tokens too small": (["train.max_tokens=5"], "raise max_tokens"),
     "max_tokens too large": (["train.max_tokens=500"], "has 160 positions"),
-    "prefix too long": (["method.name=prefix", "method.length=140"], "has 160 positions; method prefix takes 140 of them, which leaves 20 for the text"),
+    "prefix too long": (
+        ["method.name=prefix", "method.length=140"],
+        "has 160 positions; method prefix takes 140 of them, which leaves 20 for the text",
+    ),
     "no soft tokens": (["pattern=soft"], "use method=soft_prompt"),
     "method and pattern": (["method=soft_prompt"], "needs <soft>"),
     "method and family": (["method=gnnavi"], "works with causal models"),
@@ -137,13 +150,19 @@ def test_bad_input_is_one_line_and_exit_code_2(name, place, monkeypatch, capsys)
 
 DAMAGED = {
     "corrupted parquet": (corrupt, "train.parquet can't be read"),
-    "missing column": (lambda place: rewrite(place, "train", text=None), 'has no column "text"; found: id, label, language'),
+    "missing column": (
+        lambda place: rewrite(place, "train", text=None),
+        'has no column "text"; found: id, label, language',
+    ),
     "label outside the set": (
         lambda place: rewrite(place, "test", label="mixed"),
         'row 0 has label "mixed", outside the label set; expected one of negative, positive',
     ),
     "hidden labels": (lambda place: rewrite(place, "test", label="-1"), 'row 0 has label "-1", a hidden label'),
-    "no label column": (lambda place: rewrite(place, "test", label=None), 'has no label column "label" (hidden labels?)'),
+    "no label column": (
+        lambda place: rewrite(place, "test", label=None),
+        'has no label column "label" (hidden labels?)',
+    ),
 }
 
 
@@ -186,8 +205,20 @@ def test_a_run_writes_what_it_promises_and_is_reused(place, monkeypatch, capsys)
     assert call(monkeypatch, "run", *words(place)) == 0
     assert "mean ± sample standard deviation" in capsys.readouterr().out
     (folder,) = (place / "runs").iterdir()
-    assert {p.name for p in folder.iterdir()} >= {"job.yaml", "provenance.json", "samples.json", "table.md", "seed-0", "seed-1"}
-    assert {p.name for p in (folder / "seed-0").iterdir()} == {"events.jsonl", "result.json", "predictions.parquet", "trained.safetensors"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "job.yaml",
+        "provenance.json",
+        "samples.json",
+        "table.md",
+        "seed-0",
+        "seed-1",
+    }
+    assert {p.name for p in (folder / "seed-0").iterdir()} == {
+        "events.jsonl",
+        "result.json",
+        "predictions.parquet",
+        "trained.safetensors",
+    }
     result = results(place)["seed-0"]
     assert set(result["scores"]) == {"en", "de"}
     predictions = pa_parquet.read_table(folder / "seed-0" / "predictions.parquet").to_pylist()
@@ -204,7 +235,19 @@ def test_a_run_writes_what_it_promises_and_is_reused(place, monkeypatch, capsys)
 def test_it_learns(place, monkeypatch):
     """The label stands in the row: full fine-tuning finds it, on validation and test alike."""
     assert (
-        call(monkeypatch, "run", *words(place, "seeds=1", "train.epochs=30", "train.batch_size=4", "train.patience=null", "train.lr=3e-3", "train.dropout=0.0"))
+        call(
+            monkeypatch,
+            "run",
+            *words(
+                place,
+                "seeds=1",
+                "train.epochs=30",
+                "train.batch_size=4",
+                "train.patience=null",
+                "train.lr=3e-3",
+                "train.dropout=0.0",
+            ),
+        )
         == 0
     )
     assert results(place)["seed-0"]["scores"]["en"] == 100
@@ -231,7 +274,9 @@ def test_every_recipe_kind_runs(place, monkeypatch):
         ("lora", ["pattern=shown", "demos=1"], "llama"),
         ("adapter", ["pattern=shown", "demos=1"], "llama"),
     ):
-        assert call(monkeypatch, "run", *words(place, "seeds=1", "train.epochs=1", *more, recipe=recipe, model=model)) == 0
+        assert (
+            call(monkeypatch, "run", *words(place, "seeds=1", "train.epochs=1", *more, recipe=recipe, model=model)) == 0
+        )
     assert len(list((place / "runs").glob("*/seed-0/result.json"))) == 9
 
 

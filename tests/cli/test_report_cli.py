@@ -16,7 +16,9 @@ from raypft.runs import run as runs
 
 def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys):  # noqa: F811
     campaign = load_campaign(small(place, search=None))
-    campaign = campaign.model_copy(update={"rows": {**campaign.rows, "Later": Row(recipe="profit", set={"train.lr": 0.5})}})
+    campaign = campaign.model_copy(
+        update={"rows": {**campaign.rows, "Later": Row(recipe="profit", set={"train.lr": 0.5})}}
+    )
     book = Book(campaign)
     book.write_campaign()
     assert reopened(campaign.folder) == campaign
@@ -36,6 +38,8 @@ def test_report_refuses_a_folder_that_is_no_campaign_or_has_been_moved(place, tm
         reopened(campaign.folder)
     moved = tmp_path / "moved"
     moved.mkdir()
-    (moved / "campaign.yaml").write_text(yaml.safe_dump(campaign.model_dump(mode="json", exclude_none=True), sort_keys=False))
+    (moved / "campaign.yaml").write_text(
+        yaml.safe_dump(campaign.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    )
     with pytest.raises(UserError, match="call raypft from where that is its folder"):
         reopened(moved)

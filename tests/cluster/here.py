@@ -35,17 +35,31 @@ class Here:
         self.folder, self.file = folder, folder / f"{kind}.yaml"
         values = yaml.safe_load((ROOT / "cluster" / f"{kind}.yaml").read_text())
         ports = {"port": free_port(), "dashboard_port": free_port()}
-        self.file.write_text(yaml.safe_dump({**values, **ports, "name": f"test-{os.getpid()}-{kind}", "storage": str(folder / "runs")}))
+        self.file.write_text(
+            yaml.safe_dump({**values, **ports, "name": f"test-{os.getpid()}-{kind}", "storage": str(folder / "runs")})
+        )
         self.url = f"http://127.0.0.1:{ports['dashboard_port']}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        self.env = {**kept, "HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.env = {
+            **kept,
+            "HOME": str(folder),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         """A command in the background, a group of its own as under a shell."""
         return subprocess.Popen(
-            [sys.executable, "-m", "raypft.cli", *words], cwd=self.folder, env={**self.env, **env},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "raypft.cli", *words],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def __call__(self, *words: str, **env: str) -> tuple[int, str, str]:
         """Exit code, output and messages of a command."""
@@ -58,7 +72,11 @@ class Here:
 
     def submit(self, *words: str, **env: str) -> tuple[int, str, str]:
         """`raypft submit` to this cluster."""
-        return self("submit", words[0], *self.at(words), **env) if words[0] in VERBS else self("submit", *self.at((None, *words)), **env)
+        return (
+            self("submit", words[0], *self.at(words), **env)
+            if words[0] in VERBS
+            else self("submit", *self.at((None, *words)), **env)
+        )
 
     def at(self, words: tuple) -> tuple[str, ...]:
         """Words after the verb, with this cluster's address."""

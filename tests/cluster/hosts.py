@@ -62,9 +62,16 @@ class Hosts:
         self.folder = Path(tempfile.mkdtemp(prefix="rp-", dir="/tmp"))  # short: sockets lie below it
         self.env = {**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, **HEALTH}
         self.env |= {
-            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "RAY_ADDRESS": f"{self.net}.1:{PORT}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-these-hosts-alone",
-        }  # fmt: skip
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            "RAY_ADDRESS": f"{self.net}.1:{PORT}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "of-these-hosts-alone",
+        }
         self.names: list[str] = []
         self.started: list[subprocess.Popen] = []
         ip("netns", "add", f"{self.mark}sw")
@@ -82,8 +89,22 @@ class Hosts:
         ip("-n", space, "link", "set", "lo", "up")
         ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
         ip("-n", space, "link", "set", "eth0", "up")
-        where = ["--head", "--port", str(PORT), "--include-dashboard=false"] if name == "head" else ["--address", self.env["RAY_ADDRESS"]]
-        own = ["--node-ip-address", address, "--num-cpus", str(cpus), "--temp-dir", str(self.folder / name), "--object-store-memory", "100000000", *more]
+        where = (
+            ["--head", "--port", str(PORT), "--include-dashboard=false"]
+            if name == "head"
+            else ["--address", self.env["RAY_ADDRESS"]]
+        )
+        own = [
+            "--node-ip-address",
+            address,
+            "--num-cpus",
+            str(cpus),
+            "--temp-dir",
+            str(self.folder / name),
+            "--object-store-memory",
+            "100000000",
+            *more,
+        ]
         env = {key: value for key, value in self.env.items() if key != "RAY_ADDRESS"}
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *where, *own]
         self.started.append(self._begin(name, words, env, subprocess.DEVNULL))
@@ -109,7 +130,9 @@ class Hosts:
 
     def python(self, code: str, *words: str) -> int:
         """Exit code of a piece of Python on the head; its first argument is the cluster's address."""
-        return self._begin("head", [sys.executable, "-c", code, self.env["RAY_ADDRESS"], *words], self.env, subprocess.DEVNULL).wait(150)
+        return self._begin(
+            "head", [sys.executable, "-c", code, self.env["RAY_ADDRESS"], *words], self.env, subprocess.DEVNULL
+        ).wait(150)
 
     def raypft(self, *words: str) -> subprocess.Popen:
         """A command on the head."""
@@ -127,7 +150,9 @@ class Hosts:
 
     def of_workers(self) -> list[str]:
         """Hosts with a Train worker."""
-        return [name for name in self.names if any("RayTrainWorker" in title for title in self.processes(name).values())]
+        return [
+            name for name in self.names if any("RayTrainWorker" in title for title in self.processes(name).values())
+        ]
 
     def kill(self, name: str) -> None:
         """kill -9 of everything on a host."""

@@ -21,7 +21,9 @@ from raypft.training.loader import Share
 class Reader:
     """A worker's side: takes its share step by step; a step's work is a wait."""
 
-    def read(self, job: dict, index: str, rows: int, batch_size: int, rank: int, world: int, work: float, out: str) -> dict:
+    def read(
+        self, job: dict, index: str, rows: int, batch_size: int, rank: int, world: int, work: float, out: str
+    ) -> dict:
         from raypft.scale.data import OnRay
 
         with Path(f"{out}.keys-{rank}").open("w") as keys:
@@ -40,7 +42,14 @@ class Reader:
 if __name__ == "__main__":
     address, job, index, rows, batch_size, out = sys.argv[1:]
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
-    readers = [Reader.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
-    reads = [r.read.remote(json.loads(job), index, int(rows), int(batch_size), rank, len(nodes), 0.05, out) for rank, r in enumerate(readers)]
+    nodes = [
+        node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]
+    ]
+    readers = [
+        Reader.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
+    ]
+    reads = [
+        r.read.remote(json.loads(job), index, int(rows), int(batch_size), rank, len(nodes), 0.05, out)
+        for rank, r in enumerate(readers)
+    ]
     Path(out).write_text(json.dumps(ray.get(reads)))

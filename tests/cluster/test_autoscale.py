@@ -66,7 +66,9 @@ def test_a_job_and_tasks_on_a_cluster_without_nodes_bring_them_and_they_go_when_
     assert [line.split()[1] for line in status(here).splitlines()] == ["head"]
     job = words(place, "seeds=1", "train.epochs=2", "resources.workers=1")
     training = here.start("submit", "--cluster", str(here.file), "--id", "job", "--no-package", "--", "run", *job)
-    tasks = here.start("submit", *here.at((None, "--id", "two", "--raw", "--no-package", "--", "python", "-c", TWO_TASKS)))
+    tasks = here.start(
+        "submit", *here.at((None, "--id", "two", "--raw", "--no-package", "--", "python", "-c", TWO_TASKS))
+    )
     until(here, r" gpu1 ")
     out, err = tasks.communicate(timeout=150)
     assert (tasks.returncode, "nodes 2\n" in out) == (0, True), (out, err)
@@ -88,10 +90,15 @@ def test_a_campaign_brings_a_node_for_each_trial_that_may_run_and_they_go_when_i
     code, _, err = here("submit", "--cluster", str(here.file), "--", "tune", campaign, "resources.gpus_per_worker=4")
     assert (code, "the job needs {CPU: 1, GPU: 4} on one node; the largest is gpu1" in err) == (75, True), err
     assert time.monotonic() - start < 5
-    tuning = here.start("submit", "--cluster", str(here.file), "--id", "campaign", "--no-package", "--", "tune", campaign)
+    tuning = here.start(
+        "submit", "--cluster", str(here.file), "--id", "campaign", "--no-package", "--", "tune", campaign
+    )
     until(here, r" gpu1 [^$]* gpu1 ", seconds=120)
     out, err = tuning.communicate(timeout=150)
-    assert (tuning.returncode, out.count("seed 0: dev")) == (0, 4), (out, err)  # three configurations, and the test of the best
+    assert (tuning.returncode, out.count("seed 0: dev")) == (0, 4), (
+        out,
+        err,
+    )  # three configurations, and the test of the best
     until(here, r" gpu1 ", present=False)
 
 

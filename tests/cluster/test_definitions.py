@@ -50,7 +50,9 @@ def test_a_rendered_file_is_valid(path):
 def test_rendered_files_are_what_the_definitions_give():
     made = {}
     for name in DEFINITIONS:
-        made |= {f"{name}.{target}.yaml": text for target, text in render.rendered(load(FOLDER / f"{name}.yaml")).items()}
+        made |= {
+            f"{name}.{target}.yaml": text for target, text in render.rendered(load(FOLDER / f"{name}.yaml")).items()
+        }
     assert made == {path.name: path.read_text() for path in RENDERED}
 
 
@@ -79,26 +81,56 @@ MUTATIONS = [
     ("aws", "pools.gpu1.gpu", 0, "pools.gpu1.gpu_type: found 'L4'; expected no gpu_type"),
     ("aws", "pools.gpu1.spot", "yes", "pools.gpu1.spot: found 'yes'; input should be a valid boolean"),
     ("aws", "pools.gpu1-spot.min", 1, "pools.gpu1-spot.min: found 1; expected 0 on a spot pool"),
-    ("aws", "pools.gpu1-spot.priority", 0, "pools.gpu1-spot.priority: found 0; expected more than its on-demand twin's"),
+    (
+        "aws",
+        "pools.gpu1-spot.priority",
+        0,
+        "pools.gpu1-spot.priority: found 0; expected more than its on-demand twin's",
+    ),
     ("aws", "pools.gpu1.idle_timeout_s", 5, "pools.gpu1.idle_timeout_s: found 5; expected 60 or more"),
     ("aws", "pools.gpu8.idle_timeout_s", 86400, "pools.gpu8.idle_timeout_s: found 86400; expected 3600 or less"),
     ("aws", "pools.gpu1.labels.pool", 1, "pools.gpu1.labels.pool: found 1; input should be a valid string"),
     ("aws", "provider.regoin", "x", 'unknown key "provider.regoin"; did you mean "region"?'),
-    ("aws", "provider.allowed_cidr", "0.0.0.0/0", "provider.allowed_cidr: found '0.0.0.0/0'; expected your own addresses"),
+    (
+        "aws",
+        "provider.allowed_cidr",
+        "0.0.0.0/0",
+        "provider.allowed_cidr: found '0.0.0.0/0'; expected your own addresses",
+    ),
     ("aws", "env.HF_TOKEN", "hf_x", "env.HF_TOKEN: found 'a value'; expected no secrets in env"),
     ("aws", "env.RAY_AUTH_MODE", "disabled", "env.RAY_AUTH_MODE: found 'disabled'; expected nothing"),
     ("gcp", "provider.service_account", "me", "provider.service_account: found 'me'; string should match pattern"),
     ("azure", "provider.version", "latest", "provider.version: found 'latest'; string should match pattern"),
     ("onprem", "pools.machines.max", 3, "pools.machines.max: found 3; expected 2, the number of provider.worker_ips"),
     ("onprem", "pools.machines.spot", True, "pools.machines.spot: found True; expected false"),
-    ("onprem", "pools.more", {"cpu": 1, "memory": "1Gi", "max": 2}, "pools: found 'machines, more'; expected exactly one pool"),
-    ("onprem", "provider.head_ip", "192.0.2.11", "provider.head_ip: found '192.0.2.11'; expected an address that is not among"),
-    ("onprem", "provider.worker_ips", ["192.0.2.11", "192.0.2.11"], "provider.worker_ips: found ['192.0.2.11', '192.0.2.11']; expected distinct"),
+    (
+        "onprem",
+        "pools.more",
+        {"cpu": 1, "memory": "1Gi", "max": 2},
+        "pools: found 'machines, more'; expected exactly one pool",
+    ),
+    (
+        "onprem",
+        "provider.head_ip",
+        "192.0.2.11",
+        "provider.head_ip: found '192.0.2.11'; expected an address that is not among",
+    ),
+    (
+        "onprem",
+        "provider.worker_ips",
+        ["192.0.2.11", "192.0.2.11"],
+        "provider.worker_ips: found ['192.0.2.11', '192.0.2.11']; expected distinct",
+    ),
     ("onprem", "storage", "/home/me/runs", "storage: found '/home/me/runs'; expected a folder that all machines mount"),
     ("kubernetes", "pools.gpu1.shm", DELETE, "pools.gpu1.shm: found None; expected a size such as 16Gi"),
     ("kubernetes", "pools.gpu1.shm", "48Gi", "pools.gpu1.shm: found '48Gi'; expected at most half of memory"),
     ("kubernetes", "pools.gpu1.instance", "g6", 'unknown key "pools.gpu1.instance"'),
-    ("kubernetes", "pools.head", {"cpu": 1, "memory": "1Gi", "max": 1}, "pools.head: found 'head'; expected a name other than head"),
+    (
+        "kubernetes",
+        "pools.head",
+        {"cpu": 1, "memory": "1Gi", "max": 1},
+        "pools.head: found 'head'; expected a name other than head",
+    ),
     ("kubernetes", "storage", "/mnt/other", "storage: found '/mnt/other'; expected a folder below claim.mount"),
     ("kubernetes", "spot_selector", {}, "spot_selector: found {}; expected the label that marks spot nodes"),
     ("kubernetes", "job.pool", "gpu2", "job.pool: found 'gpu2'; expected one of cpu-data, gpu1, gpu1-spot, gpu8"),
@@ -108,11 +140,18 @@ MUTATIONS = [
     ("local", "cpu", DELETE, 'key "cpu" is missing'),
     ("local", "port", 80, "port: found 80; input should be greater than or equal to 1024"),
     ("local", "dashboard_port", 26379, "dashboard_port: found 26379; expected a port other than port"),
-    ("fake", "pools.gpu1.spot", True, "pools.gpu1.spot: found True; expected false: a fake cluster has no spot machines"),
+    (
+        "fake",
+        "pools.gpu1.spot",
+        True,
+        "pools.gpu1.spot: found True; expected false: a fake cluster has no spot machines",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "key", "value", "line"), MUTATIONS, ids=[f"{m[0]}-{m[1]}-{i}" for i, m in enumerate(MUTATIONS)])
+@pytest.mark.parametrize(
+    ("name", "key", "value", "line"), MUTATIONS, ids=[f"{m[0]}-{m[1]}-{i}" for i, m in enumerate(MUTATIONS)]
+)
 def test_a_mistake_in_a_definition_is_one_line(name, key, value, line, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(changed(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), key, value)))
@@ -125,12 +164,24 @@ def test_a_pod_template_with_a_mistake_is_named():
     values = yaml.safe_load((FOLDER / "rendered/kubernetes.rayjob.yaml").read_text())
     container = "spec.rayClusterSpec.headGroupSpec.template.spec.containers.0"
     for key, value, line in [
-        (f"{container}.imagePullPolcy", "Always", f'unknown key "{container}.imagePullPolcy"; did you mean "imagePullPolicy"?'),
+        (
+            f"{container}.imagePullPolcy",
+            "Always",
+            f'unknown key "{container}.imagePullPolcy"; did you mean "imagePullPolicy"?',
+        ),
         (f"{container}.env.0.value", 1, f"{container}.env.0.value: found 1; expected of type string"),
-        (f"{container}.resources.limits.memory", "16 GB", f"{container}.resources.limits.memory: found '16 GB'; expected text like"),
+        (
+            f"{container}.resources.limits.memory",
+            "16 GB",
+            f"{container}.resources.limits.memory: found '16 GB'; expected text like",
+        ),
         (f"{container}.image", DELETE, f'key "{container}.image" is missing'),
         ("spec.submissionMode", "K8s", "spec.submissionMode: found 'K8s'; expected one of K8sJobMode"),
-        ("spec.rayClusterSpec.workerGroupSpecs.1.replicas", -1, "spec.rayClusterSpec.workerGroupSpecs.1.replicas: found -1; expected 0 or more"),
+        (
+            "spec.rayClusterSpec.workerGroupSpecs.1.replicas",
+            -1,
+            "spec.rayClusterSpec.workerGroupSpecs.1.replicas: found -1; expected 0 or more",
+        ),
         ("apiVersion", "ray.io/v1alpha1", "apiVersion: found 'ray.io/v1alpha1'; expected ray.io/v1"),
         ("kind", "RayJop", "kind: found 'RayJop'; did you mean \"RayJob\"?"),
     ]:
@@ -144,26 +195,48 @@ BAD_JOBS = [
     ("spec.rayClusterSpec.authOptions.mode", "disabled", "authOptions.mode: found 'disabled'; expected token"),
     ("spec.rayClusterSpec.authOptions", DELETE, "authOptions.mode: found None; expected token"),
     ("spec.rayClusterSpec.headGroupSpec.enableIngress", True, "enableIngress: found True; expected no ingress"),
-    ("spec.rayClusterSpec.headGroupSpec.serviceType", "LoadBalancer", "serviceType: found 'LoadBalancer'; expected ClusterIP"),
+    (
+        "spec.rayClusterSpec.headGroupSpec.serviceType",
+        "LoadBalancer",
+        "serviceType: found 'LoadBalancer'; expected ClusterIP",
+    ),
     (f"{CONTAINER}.image", "raypft:latest", "image: found 'raypft:latest'; expected a fixed tag or digest"),
     (f"{CONTAINER}.image", "raypft", "image: found 'raypft'; expected a fixed tag or digest"),
     (f"{CONTAINER}.securityContext.privileged", True, "and no privileged container"),
     (f"{CONTAINER}.securityContext", DELETE, "allowPrivilegeEscalation: found None; expected false"),
-    (f"{CONTAINER}.env.0", {"name": "HF_TOKEN", "value": "hf_x"}, "env.0.HF_TOKEN: found 'a value'; expected valueFrom.secretKeyRef"),
+    (
+        f"{CONTAINER}.env.0",
+        {"name": "HF_TOKEN", "value": "hf_x"},
+        "env.0.HF_TOKEN: found 'a value'; expected valueFrom.secretKeyRef",
+    ),
     (f"{WORKER}.template.spec.hostNetwork", True, "hostNetwork: found True; expected false"),
     (f"{WORKER}.template.spec.securityContext.runAsNonRoot", False, "runAsNonRoot: found None; expected true"),
-    (f"{WORKER}.template.spec.automountServiceAccountToken", True, "automountServiceAccountToken: found True; expected false"),
+    (
+        f"{WORKER}.template.spec.automountServiceAccountToken",
+        True,
+        "automountServiceAccountToken: found True; expected false",
+    ),
     (f"{WORKER}.template.spec.volumes", [], "volumes: found None; expected a volume runs, which is mounted"),
     (f"{WORKER}.template.spec.tolerations", [], "tolerations: found None; expected a toleration of nvidia.com/gpu"),
     (f"{WORKER}.replicas", 99, "replicas: found 99; expected between minReplicas 0 and maxReplicas 16"),
-    (f"{WORKER}.groupName", "gpu1", "workerGroupSpecs: found ['cpu-data', 'gpu1', 'gpu1', 'gpu8']; expected distinct groupName"),
+    (
+        f"{WORKER}.groupName",
+        "gpu1",
+        "workerGroupSpecs: found ['cpu-data', 'gpu1', 'gpu1', 'gpu8']; expected distinct groupName",
+    ),
     ("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", "4", "num-cpus: found '4'; expected '0'"),
     ("spec.shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished: found 600; expected shutdownAfterJobFinishes"),
-    ("metadata.labels.kueue|x-k8s|io/queue-name", "q", "enableInTreeAutoscaling: found True; expected false under Kueue"),
+    (
+        "metadata.labels.kueue|x-k8s|io/queue-name",
+        "q",
+        "enableInTreeAutoscaling: found True; expected false under Kueue",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "line"), BAD_JOBS, ids=[f"{i}-{job[0].rpartition('.')[2]}" for i, job in enumerate(BAD_JOBS)])
+@pytest.mark.parametrize(
+    ("key", "value", "line"), BAD_JOBS, ids=[f"{i}-{job[0].rpartition('.')[2]}" for i, job in enumerate(BAD_JOBS)]
+)
 def test_a_manifest_that_lets_strangers_in_or_cannot_work_is_refused(key, value, line):
     values = yaml.safe_load((FOLDER / "rendered/kubernetes.rayjob.yaml").read_text())
     found = manifest_lines(changed(values, key, value))
@@ -179,22 +252,48 @@ JOBS = {"FromPort": 8265, "ToPort": 8265, "IpProtocol": "tcp", "IpRanges": [{"Ci
 BAD_LAUNCHERS = [
     ("docker.image", "raypft:latest", "docker.image: found 'raypft:latest'; expected a fixed tag"),
     ("docker.run_options", ["--ipc=host"], "head_start_ray_commands.1: found 'no RAY_AUTH_MODE=token'"),
-    ("docker.run_options", ["--env RAY_AUTH_MODE=token", "--env RAY_AUTH_TOKEN=abc"], "docker.run_options: found 'RAY_AUTH_TOKEN'"),
+    (
+        "docker.run_options",
+        ["--env RAY_AUTH_MODE=token", "--env RAY_AUTH_TOKEN=abc"],
+        "docker.run_options: found 'RAY_AUTH_TOKEN'",
+    ),
     ("docker.run_options", ["--env RAY_AUTH_MODE=token", "--privileged"], "docker.run_options: found '--privileged'"),
-    ("head_start_ray_commands", start("--dashboard-host=0.0.0.0"), "head_start_ray_commands.1: found '--dashboard-host=0.0.0.0'; expected 127.0.0.1"),
-    ("head_start_ray_commands", start("--dashboard-host 0.0.0.0"), "head_start_ray_commands.1: found '--dashboard-host=0.0.0.0'; expected 127.0.0.1"),
+    (
+        "head_start_ray_commands",
+        start("--dashboard-host=0.0.0.0"),
+        "head_start_ray_commands.1: found '--dashboard-host=0.0.0.0'; expected 127.0.0.1",
+    ),
+    (
+        "head_start_ray_commands",
+        start("--dashboard-host 0.0.0.0"),
+        "head_start_ray_commands.1: found '--dashboard-host=0.0.0.0'; expected 127.0.0.1",
+    ),
     ("provider.security_group.IpPermissions", [SSH], "IpPermissions.0: found '0.0.0.0/0'; expected your own addresses"),
     ("provider.security_group.IpPermissions", [JOBS], "IpPermissions.0: found 8265; expected no rule for Ray's ports"),
     ("max_workers", 3, "max_workers: found 3; expected 30, the sum over the node types"),
-    ("available_node_types.gpu1.min_workers", 5, "available_node_types.gpu1.min_workers: found 5; expected at most max_workers, 4"),
-    ("available_node_types.head.resources.GPU", 1, "available_node_types.head.resources.GPU: found 1; expected no GPU on the head"),
+    (
+        "available_node_types.gpu1.min_workers",
+        5,
+        "available_node_types.gpu1.min_workers: found 5; expected at most max_workers, 4",
+    ),
+    (
+        "available_node_types.head.resources.GPU",
+        1,
+        "available_node_types.head.resources.GPU: found 1; expected no GPU on the head",
+    ),
     ("available_node_types.gpu1.spot", True, 'unknown key "available_node_types.gpu1.spot"'),
-    ("available_node_types.gpu1.resources.GPU", 0.5, "available_node_types.gpu1.resources.GPU: found 0.5; expected of type integer"),
+    (
+        "available_node_types.gpu1.resources.GPU",
+        0.5,
+        "available_node_types.gpu1.resources.GPU: found 0.5; expected of type integer",
+    ),
     ("head_node_type", "haed", "`head_node_type` must be one of"),
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "line"), BAD_LAUNCHERS, ids=[f"{i}-{bad[0]}" for i, bad in enumerate(BAD_LAUNCHERS)])
+@pytest.mark.parametrize(
+    ("key", "value", "line"), BAD_LAUNCHERS, ids=[f"{i}-{bad[0]}" for i, bad in enumerate(BAD_LAUNCHERS)]
+)
 def test_a_launcher_file_that_lets_strangers_in_or_cannot_work_is_refused(key, value, line):
     values = yaml.safe_load((FOLDER / "rendered/aws.ray-up.yaml").read_text())
     found = launcher_lines(changed(values, key, value))
@@ -205,10 +304,17 @@ def test_rays_reader_of_kuberay_sees_the_pools_as_defined():
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     definition = load(FOLDER / "kubernetes.yaml")
-    seen = _derive_autoscaling_config_from_ray_cr(yaml.safe_load((FOLDER / "rendered/kubernetes.raycluster.yaml").read_text()))
+    seen = _derive_autoscaling_config_from_ray_cr(
+        yaml.safe_load((FOLDER / "rendered/kubernetes.raycluster.yaml").read_text())
+    )
     for name, pool in definition.pools.items():
         node = seen["available_node_types"][name]
-        assert (node["min_workers"], node["max_workers"], node["idle_timeout_s"], node["priority"]) == (pool.min, pool.max, pool.idle_timeout_s, pool.priority)
+        assert (node["min_workers"], node["max_workers"], node["idle_timeout_s"], node["priority"]) == (
+            pool.min,
+            pool.max,
+            pool.idle_timeout_s,
+            pool.priority,
+        )
         offered = {"CPU": pool.cpu, **({"GPU": pool.gpu} if pool.gpu else {}), **pool.resources}
         assert {key: node["resources"][key] for key in node["resources"] if key != "memory"} == offered
         assert node["labels"]["pool"] == pool.labels["pool"]
@@ -226,7 +332,9 @@ def test_the_image_is_pinned_like_the_definitions_and_its_user_is_not_root():
 
 def test_the_kueue_variant_has_a_fixed_size():
     cluster = yaml.safe_load((FOLDER / "rendered/kubernetes.kueue.yaml").read_text())["spec"]["rayClusterSpec"]
-    assert [(g["groupName"], g["minReplicas"], g["replicas"], g["maxReplicas"]) for g in cluster["workerGroupSpecs"]] == [("gpu1", 1, 1, 1)]
+    assert [
+        (g["groupName"], g["minReplicas"], g["replicas"], g["maxReplicas"]) for g in cluster["workerGroupSpecs"]
+    ] == [("gpu1", 1, 1, 1)]
     assert cluster["enableInTreeAutoscaling"] is False
 
 
@@ -240,7 +348,9 @@ def test_files_that_are_no_definitions_are_refused(tmp_path):
     path.write_text("a: [\n")
     with pytest.raises(UserError, match="not readable as YAML"):
         load(path)
-    with pytest.raises(UserError, match='target "rayjop": nothing of that name for kind kubernetes; did you mean "rayjob"'):
+    with pytest.raises(
+        UserError, match='target "rayjop": nothing of that name for kind kubernetes; did you mean "rayjob"'
+    ):
         render.rendered(load(FOLDER / "kubernetes.yaml"), "rayjop")
 
 

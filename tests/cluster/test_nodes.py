@@ -19,8 +19,15 @@ from raypft.config.job import load_job
 from raypft.runs import run as runs
 
 reason = not_permitted()
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.skipif(reason is not None, reason=reason or "")]
-more = pytest.mark.skipif(not os.environ.get("RAYPFT_ALL_NODES"), reason="RAYPFT_ALL_NODES=1 runs it: minutes, the machinery is that of the others")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(reason is not None, reason=reason or ""),
+]
+more = pytest.mark.skipif(
+    not os.environ.get("RAYPFT_ALL_NODES"),
+    reason="RAYPFT_ALL_NODES=1 runs it: minutes, the machinery is that of the others",
+)
 
 EACH = 3
 """CPUs of a worker and of a host for one; the head has fewer."""
@@ -51,19 +58,31 @@ class Run:
         name, *overrides = words(place, *common, f"storage={place}/plain")
         (self.expected,) = runs.run([runs.prepare(load_job(name, overrides))], lambda event: None)[0]
         self.folder, self.hosts = place / "hosts", hosts
-        group = ["resources.workers=2", f"resources.min_workers={least}", f"resources.cpus_per_worker={EACH}", "zero.stage=2", f"storage={self.folder}"]
+        group = [
+            "resources.workers=2",
+            f"resources.min_workers={least}",
+            f"resources.cpus_per_worker={EACH}",
+            "zero.stage=2",
+            f"storage={self.folder}",
+        ]
         group += [f"resources.data_label={label}"] if label else []
         self.process = hosts.raypft("run", *words(place, *common, *group))
 
     def events(self) -> list[dict]:
         """What the workers have told so far."""
-        return [json.loads(line) for path in self.folder.glob("*/seed-0/events.jsonl") for line in path.read_text().splitlines()]
+        return [
+            json.loads(line)
+            for path in self.folder.glob("*/seed-0/events.jsonl")
+            for line in path.read_text().splitlines()
+        ]
 
     def until(self, done, what: str, seconds: float = 240) -> float:
         """Wait for something; how long it took."""
         began = time.monotonic()
         while not done():
-            assert self.process.poll() is None, f"the run ended before {what}:\n{self.process.stdout.read()}\n{self.process.stderr.read()}"
+            assert self.process.poll() is None, (
+                f"the run ended before {what}:\n{self.process.stdout.read()}\n{self.process.stderr.read()}"
+            )
             assert time.monotonic() - began < seconds, f"no {what}"
             time.sleep(0.1)
         return time.monotonic() - began

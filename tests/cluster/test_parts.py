@@ -52,7 +52,14 @@ def run(*words: str) -> int:
 
 def test_a_package_takes_what_git_knows_or_would_know_and_is_named_by_its_content(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    for name in ("kept.py", "sub/also.txt", "ignored.txt", "weights.safetensors", "runs/result.json", ".venv/bin/python"):
+    for name in (
+        "kept.py",
+        "sub/also.txt",
+        "ignored.txt",
+        "weights.safetensors",
+        "runs/result.json",
+        ".venv/bin/python",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / ".gitignore").write_text("ignored.txt\n")
@@ -70,7 +77,10 @@ def test_a_package_above_the_limit_is_refused_before_it_is_zipped(tmp_path):
         file.truncate(91 * 2**20)
     (tmp_path / "small.txt").write_text("x")
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"holds 91 MiB, the job server takes 90; largest, in MiB: big.dat 91.0, small.txt 0.0; name them in .gitignore"):
+    with pytest.raises(
+        UserError,
+        match=r"holds 91 MiB, the job server takes 90; largest, in MiB: big.dat 91.0, small.txt 0.0; name them in .gitignore",
+    ):
         pack(tmp_path)
     assert time.monotonic() - start < 1
     with pytest.raises(UserError, match=r"package: no folder .*nowhere; give --working-dir"):
@@ -101,7 +111,9 @@ def test_a_token_is_found_as_ray_finds_it_and_never_travels_in_the_clear(monkeyp
     assert (len(token or ""), source) == (64, str(tmp_path / "token"))
     up.make_token()
     assert find_token()[0] == token
-    with pytest.raises(UserError, match=r"http://192.0.2.1:8265 \(--address\): the token would travel unencrypted; use https, a tunnel"):
+    with pytest.raises(
+        UserError, match=r"http://192.0.2.1:8265 \(--address\): the token would travel unencrypted; use https, a tunnel"
+    ):
         JobServer(Address("http://192.0.2.1:8265", "--address"))
 
 
@@ -121,7 +133,9 @@ def test_a_pair_without_a_key_is_refused(option, capsys):
 
 def test_another_ray_on_the_cluster_is_refused():
     server = SimpleNamespace(ray_version="2.59.0", address=Address("http://x", "--address"))
-    with pytest.raises(UserError, match=r"http://x runs Ray 2.59.0, here is 2.60.0; install raypft with the cluster's version"):
+    with pytest.raises(
+        UserError, match=r"http://x runs Ray 2.59.0, here is 2.60.0; install raypft with the cluster's version"
+    ):
         JobServer.check_version(server)  # type: ignore[arg-type]
 
 
@@ -166,7 +180,10 @@ def test_what_the_cluster_holds_only_in_part_is_refused():
     small = [Shape("gpu1", {"CPU": 1, "GPU": 1}, 2)]
     assert impossible([{"CPU": 1, "GPU": 1}] * 2, small, "c") is None
     line = impossible([{"CPU": 1, "GPU": 1}] * 3, small, "c")
-    assert line == "c: the job needs {CPU: 3, GPU: 3} at once in 3 parts; at its largest the cluster is gpu1 {CPU: 1, GPU: 1} x 2; ask for fewer workers"
+    assert (
+        line
+        == "c: the job needs {CPU: 3, GPU: 3} at once in 3 parts; at its largest the cluster is gpu1 {CPU: 1, GPU: 1} x 2; ask for fewer workers"
+    )
     # CPU work goes where there is no GPU
     mixed = [*small, Shape("cpu", {"CPU": 2, "GPU": 0}, 1)]
     assert impossible([{"CPU": 1}, {"CPU": 1}, {"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}], mixed, "c") is None
@@ -182,7 +199,10 @@ def test_a_job_asks_for_its_workers_and_what_feeds_them():
     assert job_bundles(Resources(workers=2, gpus_per_worker=1)) == [{"CPU": 1.0, "GPU": 1}] * 2 + [{"CPU": 1.0}] * 2
     assert job_bundles(Resources(workers=1, cpus_per_worker=4))[0] == {"CPU": 4, "GPU": 0}
     assert job_bundles(Resources()) == []
-    with pytest.raises(UserError, match=r'recipes/profit.yaml: resources: unknown key "gpus"; known: cpus_per_worker, data_label, gpus_per_worker'):
+    with pytest.raises(
+        UserError,
+        match=r'recipes/profit.yaml: resources: unknown key "gpus"; known: cpus_per_worker, data_label, gpus_per_worker',
+    ):
         load_resources("profit", ["resources.gpus=1"])
 
 
@@ -194,7 +214,12 @@ def test_a_job_reads_its_clusters_pools_from_the_heads_environment(monkeypatch):
 
 
 def test_the_trials_of_a_campaign_are_asked_for_too(tmp_path):
-    small = {"about": "test", "defaults": {"backbone": "x", "resources.gpus_per_worker": 1}, "rows": {"A": {"recipe": "profit"}}, "tasks": ["sentiment", "nli"]}
+    small = {
+        "about": "test",
+        "defaults": {"backbone": "x", "resources.gpus_per_worker": 1},
+        "rows": {"A": {"recipe": "profit"}},
+        "tasks": ["sentiment", "nli"],
+    }
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(small))
     assert list(asked_for(["tune", str(path)])) == [("A sentiment", [{"CPU": 1, "GPU": 1}])], "equal ones once"
@@ -206,11 +231,20 @@ def test_the_trials_of_a_campaign_are_asked_for_too(tmp_path):
 
 
 def test_an_impossible_job_is_refused_at_once_with_code_75(capsys):
-    words = ["profit", "task=sentiment", "backbone=bert-base-cased", "resources.workers=1", "resources.gpus_per_worker=4"]
+    words = [
+        "profit",
+        "task=sentiment",
+        "backbone=bert-base-cased",
+        "resources.workers=1",
+        "resources.gpus_per_worker=4",
+    ]
     start = time.monotonic()
     assert run("submit", "--cluster", str(FOLDER / "fake.yaml"), "--", "run", *words) == 75
     assert time.monotonic() - start < 5
-    assert "the job needs {CPU: 1, GPU: 4} on one node; the largest is gpu1 {CPU: 1, GPU: 1} x 2" in capsys.readouterr().err
+    assert (
+        "the job needs {CPU: 1, GPU: 4} on one node; the largest is gpu1 {CPU: 1, GPU: 1} x 2"
+        in capsys.readouterr().err
+    )
     start = time.monotonic()
     assert run("cluster", "check", str(FOLDER / "fake.yaml"), "--offline", *words) == 75
     assert time.monotonic() - start < 5
@@ -223,7 +257,10 @@ def test_an_impossible_job_is_refused_at_once_with_code_75(capsys):
 @pytest.mark.parametrize("verb", ["up", "down"])
 def test_clusters_of_others_are_not_started_from_here(verb, capsys):
     assert run("cluster", verb, str(FOLDER / "aws.yaml")) == 2
-    assert f"cluster {verb}: found kind aws; only local and fake clusters live on this machine; use: ray {verb} cluster/rendered/" in capsys.readouterr().err
+    assert (
+        f"cluster {verb}: found kind aws; only local and fake clusters live on this machine; use: ray {verb} cluster/rendered/"
+        in capsys.readouterr().err
+    )
     assert run("cluster", verb, str(FOLDER / "kubernetes.yaml")) == 2
     assert "use: kubectl apply" in capsys.readouterr().err
 
@@ -231,7 +268,9 @@ def test_clusters_of_others_are_not_started_from_here(verb, capsys):
 def test_a_head_that_ends_at_once_is_told_with_its_last_line(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    monkeypatch.setattr(up, "head_command", lambda definition, folder: [sys.executable, "-c", "print('no room'); raise SystemExit(3)"])
+    monkeypatch.setattr(
+        up, "head_command", lambda definition, folder: [sys.executable, "-c", "print('no room'); raise SystemExit(3)"]
+    )
     with pytest.raises(UserError, match="cluster up: the head of raypft-local ended with 3: no room"):
         up.up(load(FOLDER / "local.yaml"))
     assert not up.state_file("raypft-local").exists()
@@ -282,7 +321,10 @@ class Silent:
 
 def test_a_server_that_goes_away_is_waited_for_and_then_told_with_the_way_back(monkeypatch, capsys):
     monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0.5)
-    with pytest.raises(Lost, match=r"job j: no answer from http://x for 0.5 s .closed with code 1006.; when it is back: raypft submit attach j") as found:
+    with pytest.raises(
+        Lost,
+        match=r"job j: no answer from http://x for 0.5 s .closed with code 1006.; when it is back: raypft submit attach j",
+    ) as found:
         submit.follow(Silent(), "j", submit.Teller())  # type: ignore[arg-type]
     assert found.value.code == 74
     assert capsys.readouterr().out == "half a line\n"  # once, though read from the beginning each time
@@ -292,9 +334,15 @@ def fake_server(answer: dict, headers: dict | None = None, status: str = "SUCCEE
     """A job server whose check job prints this."""
     job = {**ended(status), "message": "it broke"}
     return SimpleNamespace(
-        address=Address("http://x", "--address"), headers={"Authorization": "t"} if headers is None else headers, token_source="t", ray_version="2.60.0",
-        check_version=lambda: None, submit=lambda request: None, job=lambda name: job, log=lambda name: json.dumps(answer) if answer else "no answer",
-    )  # fmt: skip
+        address=Address("http://x", "--address"),
+        headers={"Authorization": "t"} if headers is None else headers,
+        token_source="t",
+        ray_version="2.60.0",
+        check_version=lambda: None,
+        submit=lambda request: None,
+        job=lambda name: job,
+        log=lambda name: json.dumps(answer) if answer else "no answer",
+    )
 
 
 OURS = {"ray": "2.60.0", "python": sys.version.split()[0], "node": "a" * 56}
@@ -303,9 +351,21 @@ OURS = {"ray": "2.60.0", "python": sys.version.split()[0], "node": "a" * 56}
 @pytest.mark.parametrize(
     ("server", "line", "code"),
     [
-        (fake_server({}, headers={}), "found a job server that asks for no token; anyone who reaches it runs code there", 2),
-        (fake_server({"driver": OURS, "worker": {**OURS, "python": "3.9.1"}}), "the worker runs Python 3.9, here is", 2),
-        (fake_server({"error": "no worker node with a free CPU came within 5 s", "code": 75}), "raypft-fake: no worker node with a free CPU came", 75),
+        (
+            fake_server({}, headers={}),
+            "found a job server that asks for no token; anyone who reaches it runs code there",
+            2,
+        ),
+        (
+            fake_server({"driver": OURS, "worker": {**OURS, "python": "3.9.1"}}),
+            "the worker runs Python 3.9, here is",
+            2,
+        ),
+        (
+            fake_server({"error": "no worker node with a free CPU came within 5 s", "code": 75}),
+            "raypft-fake: no worker node with a free CPU came",
+            75,
+        ),
         (fake_server({"error": "Permission denied"}), "a worker can't write there: Permission denied", 73),
         (fake_server({}, status="FAILED"), "the check ended FAILED: it broke", 2),
     ],
@@ -350,7 +410,9 @@ def test_no_ray_at_an_address_is_one_line(monkeypatch):
     monkeypatch.setattr(sdk, "get_cluster_status", fail)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(UserError, match=r"cluster: no Ray at 127.0.0.1:1: Failed to connect to GCS; is it up, and is the token right"):
+    with pytest.raises(
+        UserError, match=r"cluster: no Ray at 127.0.0.1:1: Failed to connect to GCS; is it up, and is the token right"
+    ):
         nodes.cluster_status("127.0.0.1:1")
 
 
@@ -358,7 +420,11 @@ def test_a_head_that_takes_no_jobs_in_time_is_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     monkeypatch.setattr(up, "READY_SECONDS", 0.5)
-    monkeypatch.setattr(up, "head_command", lambda definition, folder: [sys.executable, "-c", "import time; print('slow', flush=True); time.sleep(60)"])
+    monkeypatch.setattr(
+        up,
+        "head_command",
+        lambda definition, folder: [sys.executable, "-c", "import time; print('slow', flush=True); time.sleep(60)"],
+    )
     with pytest.raises(UserError, match=r"raypft-local took no jobs within 0.5 s; its log: 'slow"):
         up.up(load(FOLDER / "local.yaml"))
     assert not up.state_file("raypft-local").exists()
@@ -371,6 +437,8 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path, monkeypat
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"dashboard_port of raypft-local: port {port} is in use here; choose another"):
+        with pytest.raises(
+            UserError, match=f"dashboard_port of raypft-local: port {port} is in use here; choose another"
+        ):
             up.up(definition.model_copy(update={"dashboard_port": port - 2}))
     assert not up.state_file("raypft-local").exists()

@@ -23,7 +23,11 @@ from raypft.config.job import load_job
 from raypft.runs import run as runs
 from raypft.training.encode import Encoder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.skipif(reason is not None, reason=reason or "")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(reason is not None, reason=reason or ""),
+]
 SIZES = {"en": 60_000, "de": 36_000, "fr": 24_000, "tr": 12_000, "sw": 9_000, "zh": 3_000}
 
 
@@ -31,7 +35,11 @@ def write(place, sizes: dict[str, int]) -> None:  # noqa: F811
     """Train rows of about 60 tokens, a row group of 1,000 at a time."""
     text = {name: f"the film was {'good' if i % 2 else 'bad'} " * 14 for i, name in enumerate(sizes)}
     for name, size in sizes.items():
-        rows = {"id": [f"{name}{i}" for i in range(size)], "language": [name] * size, "text": [f"{text[name]} {i}" for i in range(size)]}
+        rows = {
+            "id": [f"{name}{i}" for i in range(size)],
+            "language": [name] * size,
+            "text": [f"{text[name]} {i}" for i in range(size)],
+        }
         (place / "train").mkdir(exist_ok=True)
         table = pa.table({**rows, "label": [("negative", "positive")[i % 2] for i in range(size)]})
         pa_parquet.write_table(table, place / "train" / f"{name}.parquet", row_group_size=1000)
@@ -44,7 +52,14 @@ def write(place, sizes: dict[str, int]) -> None:  # noqa: F811
 def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
     write(place, SIZES)
     languages = f"[{','.join(SIZES)}]"
-    name, *overrides = words(place, "seeds=1", f"train.languages={languages}", "train.max_tokens=96", "data.stream=proportional", "dev.rows=none")
+    name, *overrides = words(
+        place,
+        "seeds=1",
+        f"train.languages={languages}",
+        "train.max_tokens=96",
+        "data.stream=proportional",
+        "dev.rows=none",
+    )
     prepared = runs.prepare(load_job(name, overrides))
     index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton)
     tracemalloc.start()
@@ -54,8 +69,19 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
     limit = whole / 10
     for part in (place / "index.json", place / "read.json"):
         part.write_text(index.dump())
-    arguments = [prepared.job.model_dump_json(), str(place / "index.json"), str(index.rows), "64", str(place / "read.json")]
-    command = [sys.executable, str(ROOT / "tests" / "cluster" / "stream_reader.py"), hosts.env["RAY_ADDRESS"], *arguments]
+    arguments = [
+        prepared.job.model_dump_json(),
+        str(place / "index.json"),
+        str(index.rows),
+        "64",
+        str(place / "read.json"),
+    ]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "cluster" / "stream_reader.py"),
+        hosts.env["RAY_ADDRESS"],
+        *arguments,
+    ]
     process = hosts._begin("head", command, hosts.env, -1)
     out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, (out, err)
@@ -99,7 +125,9 @@ def test_a_streamed_job_goes_on_where_a_lost_host_left_it(hosts, place):  # noqa
     run, readers = Run(hosts, place, *streamed, "train.save_every=7", label="pool=cpu-data"), set[str]()
 
     def reached(done) -> bool:
-        readers.update(name for name in hosts.names if any("read_steps" in title for title in hosts.processes(name).values()))
+        readers.update(
+            name for name in hosts.names if any("read_steps" in title for title in hosts.processes(name).values())
+        )
         return done()
 
     run.until(lambda: reached(lambda: list(run.folder.glob("*/seed-0/state.pt"))), "state")

@@ -54,7 +54,9 @@ def test_the_exit_code_is_the_jobs_own(here):
         137: ["--raw", "--no-package", "--", "bash", "-c", "echo killed; kill -9 $$"],
     }
     with ThreadPoolExecutor() as pool:
-        ended = dict(zip(jobs, pool.map(lambda words: here.submit("--env", "COLOUR=blue", *words), jobs.values()), strict=True))
+        ended = dict(
+            zip(jobs, pool.map(lambda words: here.submit("--env", "COLOUR=blue", *words), jobs.values()), strict=True)
+        )
     assert {wanted: found[0] for wanted, found in ended.items()} == {0: 0, 7: 7, 137: 137}
     assert "env blue 60\n" in ended[0][1]
     assert "seven\n" in ended[7][1]
@@ -64,12 +66,30 @@ def test_the_exit_code_is_the_jobs_own(here):
 def test_the_folder_goes_along_and_a_raypft_verb_runs(here):
     tree = here.folder / "tree"
     tree.mkdir()
-    for name, text in ((".gitignore", "secret.txt\n"), ("data.txt", "carried"), ("secret.txt", "left"), ("model.pt", "left")):
+    for name, text in (
+        (".gitignore", "secret.txt\n"),
+        ("data.txt", "carried"),
+        ("secret.txt", "left"),
+        ("model.pt", "left"),
+    ):
         (tree / name).write_text(text)
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
     look = "import os; print(sorted(os.listdir())); print(open('data.txt').read())"
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(here.submit, "--working-dir", str(tree), "--id", "carried", "--metadata", "campaign=c1", "--raw", "--", "python", "-c", look)
+        first = pool.submit(
+            here.submit,
+            "--working-dir",
+            str(tree),
+            "--id",
+            "carried",
+            "--metadata",
+            "campaign=c1",
+            "--raw",
+            "--",
+            "python",
+            "-c",
+            look,
+        )
         second = pool.submit(here.submit, "--no-package", "--json", "--", "list", "recipes")
     code, out, err = first.result()
     assert (code, "['.gitignore', 'data.txt']\ncarried\n" in out) == (0, True), (out, err)
@@ -83,9 +103,7 @@ def test_the_folder_goes_along_and_a_raypft_verb_runs(here):
     assert events[-1] == {**events[-1], "event": "ended", "status": "SUCCEEDED", "code": 0}
 
 
-GENTLE = (
-    "import signal, sys, time\ndef end(*_):\n    print('saved'); sys.exit(0)\nsignal.signal(signal.SIGTERM, end)\nprint('ready')\nwhile True: time.sleep(0.1)"
-)
+GENTLE = "import signal, sys, time\ndef end(*_):\n    print('saved'); sys.exit(0)\nsignal.signal(signal.SIGTERM, end)\nprint('ready')\nwhile True: time.sleep(0.1)"
 
 
 def started(here: Here, *words: str) -> subprocess.Popen:

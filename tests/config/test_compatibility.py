@@ -34,7 +34,13 @@ ROWS = {
     "text": {"text": "the film was", "label": "good"},
     "mlm": {"text": "the film was good", "label": ""},
 }
-TEXTS = {"choice": "{text}", "tags": "{tokens}", "span": "{question} <sep> {context}", "text": "{text}", "mlm": "{text}"}
+TEXTS = {
+    "choice": "{text}",
+    "tags": "{tokens}",
+    "span": "{question} <sep> {context}",
+    "text": "{text}",
+    "mlm": "{text}",
+}
 METRICS = {"choice": "accuracy", "tags": "token_accuracy", "span": "f1", "text": "accuracy", "mlm": "token_accuracy"}
 COMBINATIONS = list(itertools.product(method_names(), FAMILIES, readout_names(), KINDS))
 
@@ -53,19 +59,37 @@ def folder(tmp_path_factory):
             if not slot or verbalizer:
                 patterns[f"{family}-{soft}-{slot}"] = {"text": text, "source": "test", **verbalizer}
         known = {"label": NAMED} if kind in ("choice", "tags") else {}
-        task = {"about": "test", "kind": kind, "fields": {name: name for name in row if name not in ("label", "starts")}, **known, "languages": ["en"]}
-        task |= {"metric": METRICS[kind], "sources": {"files": {"files": {"train": "x", "test": "x"}}}, "patterns": patterns}
+        task = {
+            "about": "test",
+            "kind": kind,
+            "fields": {name: name for name in row if name not in ("label", "starts")},
+            **known,
+            "languages": ["en"],
+        }
+        task |= {
+            "metric": METRICS[kind],
+            "sources": {"files": {"files": {"train": "x", "test": "x"}}},
+            "patterns": patterns,
+        }
         (place / f"{kind}.yaml").write_text(yaml.safe_dump(task))
     return place
 
 
 def job(folder: Path, method: str, family: str, readout: str, kind: str, stage: int = 0) -> Job:
     soft = "soft" in method_class(method).marks
-    slot = kind in ("choice", "tags") and (readout_class(readout).needs_slot or "demo_label" in method_class(method).marks)
+    slot = kind in ("choice", "tags") and (
+        readout_class(readout).needs_slot or "demo_label" in method_class(method).marks
+    )
     return Job(
-        task=f"{folder}/{kind}.yaml", pattern=f"{family}-{soft}-{slot}", backbone="tiny", method={"name": method}, readout={"name": readout},
-        train={"max_tokens": 48}, zero={"stage": stage}, demos=1,
-    )  # fmt: skip
+        task=f"{folder}/{kind}.yaml",
+        pattern=f"{family}-{soft}-{slot}",
+        backbone="tiny",
+        method={"name": method},
+        readout={"name": readout},
+        train={"max_tokens": 48},
+        zero={"stage": stage},
+        demos=1,
+    )
 
 
 def allowed(method: str, family: str, readout: str, kind: str) -> bool:
@@ -86,10 +110,15 @@ def test_what_goes_together_trains_and_answers(combination, folder):
     backbone = tiny.backbone(tiny.FAMILIES[family][0])
     made = made.model_copy(update={"method": {"name": method, **cases.config_of(method, backbone).model_dump()}})
     row = {"id": "0", "language": "en", **ROWS[kind]}
-    demos = pa.Table.from_pylist([{**row, "label": label} for label in WORDS]) if kind == "choice" and family == "causal" else None
+    demos = (
+        pa.Table.from_pylist([{**row, "label": label} for label in WORDS])
+        if kind == "choice" and family == "causal"
+        else None
+    )
     encoder = Encoder.of(made, backbone, demos)
     learner = Learner(
-        method_class(method)(cases.config_of(method, backbone), backbone), encoder.readout(encoder.readout_config, encoder.task, encoder.pattern, backbone)
+        method_class(method)(cases.config_of(method, backbone), backbone),
+        encoder.readout(encoder.readout_config, encoder.task, encoder.pattern, backbone),
     )
     prompts = encoder(row)
     batch = collate(prompts, 1, [learner.method.columns(prompt) for prompt in prompts])
@@ -120,12 +149,37 @@ def test_what_does_not_is_refused_with_what_works(combination, folder):
 
 LINES = {
     ("gnnavi", "masked", "head", "choice"): "method: gnnavi works with causal models; tiny is masked",
-    ("gnnavi", "causal", "span", "span"): "method: gnnavi works with tasks of kind choice; span is span; use method=adapter or frozen",
-    ("full", "masked", "verbalizer", "span"): "readout: verbalizer does not answer tasks of kind span (span); use readout=span",
-    ("full", "seq2seq", "head", "choice"): "readout: head works with masked and causal models; tiny is seq2seq; use readout=text",
+    (
+        "gnnavi",
+        "causal",
+        "span",
+        "span",
+    ): "method: gnnavi works with tasks of kind choice; span is span; use method=adapter or frozen",
+    (
+        "full",
+        "masked",
+        "verbalizer",
+        "span",
+    ): "readout: verbalizer does not answer tasks of kind span (span); use readout=span",
+    (
+        "full",
+        "seq2seq",
+        "head",
+        "choice",
+    ): "readout: head works with masked and causal models; tiny is seq2seq; use readout=text",
     ("full", "causal", "mlm", "mlm"): "readout: mlm works with masked models; tiny is causal; use a masked backbone",
-    ("gnnavi", "causal", "head", "mlm"): "method: gnnavi works with tasks of kind choice; mlm is mlm; use a masked backbone",
-    ("adapter", "masked", "head", "text"): "readout: head does not answer tasks of kind text (text); use a seq2seq backbone",
+    (
+        "gnnavi",
+        "causal",
+        "head",
+        "mlm",
+    ): "method: gnnavi works with tasks of kind choice; mlm is mlm; use a masked backbone",
+    (
+        "adapter",
+        "masked",
+        "head",
+        "text",
+    ): "readout: head does not answer tasks of kind text (text); use a seq2seq backbone",
 }
 
 
@@ -139,9 +193,18 @@ def test_lines(combination, folder):
 def test_loading_refuses_what_no_backbone_can_mend():
     base = ["task=xnli", "backbone=mbert"]
     for words, line in (
-        (["readout=span"], "readout: span does not answer tasks of kind choice (xnli); use readout=head or text or verbalizer"),
-        (["method=gnnavi", "readout=text"], "readout: text works with seq2seq models, method gnnavi with causal; use readout=head or verbalizer"),
-        (["method=ticket_search", "zero.stage=3", "resources.workers=1"], "zero.stage: found 3; method ticket_search works up to stage 2"),
+        (
+            ["readout=span"],
+            "readout: span does not answer tasks of kind choice (xnli); use readout=head or text or verbalizer",
+        ),
+        (
+            ["method=gnnavi", "readout=text"],
+            "readout: text works with seq2seq models, method gnnavi with causal; use readout=head or verbalizer",
+        ),
+        (
+            ["method=ticket_search", "zero.stage=3", "resources.workers=1"],
+            "zero.stage: found 3; method ticket_search works up to stage 2",
+        ),
     ):
         with pytest.raises(UserError) as caught:
             load_job("profit", [*base, *words])

@@ -63,7 +63,9 @@ def test_an_override_reaches_a_nested_key_and_leaves_its_neighbours():
     assert after.train.model_copy(update={"lr": before.train.lr, "languages": before.train.languages}) == before.train
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("2.5e-05", 2.5e-5), ("0.1", 0.1), ("1", 1.0)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("2.5e-05", 2.5e-5), ("0.1", 0.1), ("1", 1.0)]
+)
 def test_numbers_are_read_as_researchers_write_them(text, value):
     assert job(f"train.lr={text}").train.lr == value
 
@@ -107,7 +109,7 @@ ERRORS = {
     'override "train.lr": expected key=value, e.g. train.lr=1e-4': "train.lr",
     'override "seeds=[1": the value is not readable as YAML; quote it': "seeds=[1",
     'override "shots.a.b=1": shots is not a group of keys': "shots.a.b=1",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("line", "override"), ERRORS.items(), ids=ERRORS.values())
@@ -133,7 +135,10 @@ def test_an_unknown_name_is_one_line_with_the_nearest(override, start):
 
 def test_a_key_of_another_method_is_unknown():
     line = line_of("method.lenght=3", recipe="sp")
-    assert line == 'recipes/sp.yaml: method: unknown key "lenght"; did you mean "length"? known: encoder, length, train_backbone'
+    assert (
+        line
+        == 'recipes/sp.yaml: method: unknown key "lenght"; did you mean "length"? known: encoder, length, train_backbone'
+    )
     assert line_of("method.length=3").startswith('recipes/profit.yaml: method: unknown key "length"; ')
 
 
@@ -168,10 +173,19 @@ GIVEN = {"seed": 0, "data": "d", "backbone": "b", "numerics": 1}
 @pytest.mark.parametrize(
     "override",
     [
-        "resources.workers=4", "resources.cpus_per_worker=2", "zero={stage: 3, offload: true}", "storage=elsewhere", "train.micro_batch=1", "train.eval_batch=8",
-        "train.save_every=5", "data.root=/elsewhere", "recipe=mine", "source=mine", "seeds=1",
+        "resources.workers=4",
+        "resources.cpus_per_worker=2",
+        "zero={stage: 3, offload: true}",
+        "storage=elsewhere",
+        "train.micro_batch=1",
+        "train.eval_batch=8",
+        "train.save_every=5",
+        "data.root=/elsewhere",
+        "recipe=mine",
+        "source=mine",
+        "seeds=1",
     ],
-)  # fmt: skip
+)
 def test_where_and_how_a_job_runs_is_not_in_the_key(override):
     workers = "resources.workers=2" if override.startswith("zero") else "resources.workers=0"
     assert job(workers, override).key(**GIVEN) == job().key(**GIVEN)
@@ -180,10 +194,25 @@ def test_where_and_how_a_job_runs_is_not_in_the_key(override):
 @pytest.mark.parametrize(
     "override",
     [
-        "train.lr=2e-5", "pattern=profit0", "method=frozen", "readout.mode=raw_piece", "protocol=fixed", "shots=4", "sample_seed=1", "backbone=xlmr-base", "train.epochs=6",
-        "train.batch_size=8", "train.precision=bf16", "train.languages=[de]", "dev.limit=10", "test.limit=10", "data.source=hub", "train.dropout=0.0", "task=nli",
+        "train.lr=2e-5",
+        "pattern=profit0",
+        "method=frozen",
+        "readout.mode=raw_piece",
+        "protocol=fixed",
+        "shots=4",
+        "sample_seed=1",
+        "backbone=xlmr-base",
+        "train.epochs=6",
+        "train.batch_size=8",
+        "train.precision=bf16",
+        "train.languages=[de]",
+        "dev.limit=10",
+        "test.limit=10",
+        "data.source=hub",
+        "train.dropout=0.0",
+        "task=nli",
     ],
-)  # fmt: skip
+)
 def test_what_decides_numbers_is_in_the_key(override):
     assert job(override).key() != job().key()
 
@@ -198,9 +227,19 @@ def test_rewording_a_pattern_makes_other_cells(tmp_path):
         part.save_pretrained(tmp_path / "model")
     wording = (FOLDER / "sentiment.yaml").read_text(encoding="utf-8")
     keys = set()
-    for text in (wording, wording.replace("Review: {text}", "Text: {text}"), wording.replace("positive: Positive", "positive: great")):
+    for text in (
+        wording,
+        wording.replace("Review: {text}", "Text: {text}"),
+        wording.replace("positive: Positive", "positive: great"),
+    ):
         (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-        overrides = [f"task={tmp_path}/mine.yaml", f"backbone={tmp_path}/model", "train.max_tokens=100", "shots=2", "seeds=[0]"]
+        overrides = [
+            f"task={tmp_path}/mine.yaml",
+            f"backbone={tmp_path}/model",
+            "train.max_tokens=100",
+            "shots=2",
+            "seeds=[0]",
+        ]
         keys.add(prepare(load_job("icl", overrides)).keys[0])
     assert len(keys) == 3
 
@@ -213,20 +252,37 @@ def test_seed_data_model_and_method_version_are_in_the_key(given):
 @pytest.mark.parametrize(
     ("recipe", "override"),
     [
-        ("profit", "readout=verbalizer"), ("profit", "readout={name: verbalizer, mode: null}"), ("profit", "train.optimizer=adamw"), ("profit", "train.languages=[en]"),
-        ("profit", "shots=null"), ("profit", "method={name: full}"), ("profit", "dev={}"), ("profit", "train.lr=0.00001"), ("sp", "method.length=4"), ("sp", "method=soft_prompt"),
+        ("profit", "readout=verbalizer"),
+        ("profit", "readout={name: verbalizer, mode: null}"),
+        ("profit", "train.optimizer=adamw"),
+        ("profit", "train.languages=[en]"),
+        ("profit", "shots=null"),
+        ("profit", "method={name: full}"),
+        ("profit", "dev={}"),
+        ("profit", "train.lr=0.00001"),
+        ("sp", "method.length=4"),
+        ("sp", "method=soft_prompt"),
         ("gnnavi_gcn", "method={norm: sym, name: gnnavi}"),
     ],
-)  # fmt: skip
+)
 def test_a_default_written_out_leaves_the_key_as_it_is(recipe, override):
     assert job(override, recipe=recipe).key() == job(recipe=recipe).key()
 
 
 def test_the_scientific_keys_are_those_that_differ_from_their_defaults():
     values = {"task": "sst2", "pattern": "gnnavi", "backbone": "gpt2", "method": "full"}
-    assert make_job({**values, "train": {"lr": 1e-5, "epochs": 3, "micro_batch": 2}, "zero": {"stage": 1}, "resources": {"workers": 1}}).scientific() == {
-        **values, "method": {"name": "full"}, "train": {"epochs": 3},
-    }  # fmt: skip
+    assert make_job(
+        {
+            **values,
+            "train": {"lr": 1e-5, "epochs": 3, "micro_batch": 2},
+            "zero": {"stage": 1},
+            "resources": {"workers": 1},
+        }
+    ).scientific() == {
+        **values,
+        "method": {"name": "full"},
+        "train": {"epochs": 3},
+    }
 
 
 def test_the_folder_of_a_run_is_readable_and_says_whether_the_science_differs():

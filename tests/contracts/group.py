@@ -84,7 +84,11 @@ def run_case(case: Case) -> dict[str, Any]:
         )
         stepper = DeepSpeedStepper(job, cell.learner, settings, "cpu", state)
     rows = Rows(cell.prompts, cell.learner.method, 1)
-    shares = {name: (p.ds_tensor.numel(), p.ds_numel) for name, p in cell.learner.named_parameters() if hasattr(p, "ds_tensor")}
+    shares = {
+        name: (p.ds_tensor.numel(), p.ds_numel)
+        for name, p in cell.learner.named_parameters()
+        if hasattr(p, "ds_tensor")
+    }
     progress = fit(stepper, rows, rows, settings, 0, cell.score, progress)
     out = {"losses": progress.losses, "dev": [record["dev"] for record in progress.history], "shares": shares}
     if case.keep:

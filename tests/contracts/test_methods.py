@@ -96,7 +96,10 @@ def test_bf16_stays_finite(method, kind):
 
 @pytest.mark.parametrize(("method", "kind"), TRAINING)
 def test_micro_batches_do_not_change_the_losses(method, kind):
-    curves = [run(cases.cell(method, tiny.backbone(kind)), cases.SETTINGS.model_copy(update={"micro_batch": n}))[1].losses for n in (None, 1)]
+    curves = [
+        run(cases.cell(method, tiny.backbone(kind)), cases.SETTINGS.model_copy(update={"micro_batch": n}))[1].losses
+        for n in (None, 1)
+    ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 

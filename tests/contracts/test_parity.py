@@ -14,7 +14,11 @@ from raypft.methods import method_class
 pytestmark = pytest.mark.timeout(1500)  # the groups run in fixtures, each of them all cases
 
 # one kind a family here; the other kinds run every method in test_methods.py
-METHODS = [(method, kind) for method, kind in cases.supported() if method_class(method).trains and kind in ("bert", "gpt2", "t5")]
+METHODS = [
+    (method, kind)
+    for method, kind in cases.supported()
+    if method_class(method).trains and kind in ("bert", "gpt2", "t5")
+]
 ENGINES: list[str | int] = ["torch", 0, 1, 2, 3]
 
 

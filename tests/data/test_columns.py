@@ -14,8 +14,18 @@ from raypft.data.sources import Origin, choose, languages_of, read_split
 from raypft.errors import UserError
 from raypft.tasks.task import load_task
 
-TAGS = {"kind": "tags", "fields": {"tokens": "tokens"}, "label": {"column": "tags", "names": ["A", "B", "O"]}, "metric": "token_accuracy"}
-SPAN = {"kind": "span", "fields": {"question": "question", "context": "context"}, "label": {"column": "answers"}, "metric": "f1"}
+TAGS = {
+    "kind": "tags",
+    "fields": {"tokens": "tokens"},
+    "label": {"column": "tags", "names": ["A", "B", "O"]},
+    "metric": "token_accuracy",
+}
+SPAN = {
+    "kind": "span",
+    "fields": {"question": "question", "context": "context"},
+    "label": {"column": "answers"},
+    "metric": "f1",
+}
 MLM = {"kind": "mlm", "fields": {"text": "text"}, "metric": "token_accuracy"}
 TEXT = {"kind": "text", "fields": {"text": "text"}, "metric": "accuracy"}
 SENTENCES = [
@@ -23,7 +33,13 @@ SENTENCES = [
     {"id": "s2", "language": "de", "tokens": ["Ja"], "tags": ["O"]},
 ]
 CONTEXT = "Der Zug 🚂 fährt um 9 Uhr nach Köln."
-QUESTION = {"id": "q1", "language": "en", "question": "Wohin?", "context": CONTEXT, "answers": {"text": ["Köln", "nach Köln"], "answer_start": [30, 25]}}
+QUESTION = {
+    "id": "q1",
+    "language": "en",
+    "question": "Wohin?",
+    "context": CONTEXT,
+    "answers": {"text": ["Köln", "nach Köln"], "answer_start": [30, 25]},
+}
 
 
 @pytest.fixture
@@ -33,9 +49,12 @@ def origin(tmp_path):
     def origin(values: dict, **source) -> Origin:
         text = {"tags": "{tokens}", "span": "{question} {context}"}.get(values["kind"], "{text}")
         whole = {
-            "about": "mine", "languages": ["en", "de", "fr", "es"], **values,
-            "sources": {"mine": {"files": {"train": "train"}, **source}}, "patterns": {"p": {"text": text, "source": "mine"}},
-        }  # fmt: skip
+            "about": "mine",
+            "languages": ["en", "de", "fr", "es"],
+            **values,
+            "sources": {"mine": {"files": {"train": "train"}, **source}},
+            "patterns": {"p": {"text": text, "source": "mine"}},
+        }
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(whole))
         return choose(load_task(str(tmp_path / "mine.yaml")), None, str(tmp_path))
 
@@ -62,13 +81,19 @@ def write(path: Path, rows: list[dict]) -> None:
 def test_lists_of_words_and_tags_stay_lists(origin, tmp_path, ending):
     write(tmp_path / f"train.{ending}", SENTENCES)
     table = read_split(origin(TAGS), "train", ["en", "de"])
-    assert table.to_pylist() == [{"id": r["id"], "language": r["language"], "label": r["tags"], "tokens": r["tokens"]} for r in SENTENCES]
+    assert table.to_pylist() == [
+        {"id": r["id"], "language": r["language"], "label": r["tags"], "tokens": r["tokens"]} for r in SENTENCES
+    ]
     assert table.schema.field("tokens").type == table.schema.field("label").type == pa.list_(pa.string())
 
 
 def test_tags_may_be_stored_as_numbers(origin, tmp_path):
     write(tmp_path / "train.parquet", [{"id": "1", "tokens": ["a", "b"], "ner_tags": [0, 2]}])
-    made = origin({**TAGS, "label": {"column": "tags", "names": ["A", "B", "O"]}}, columns={"tags": "ner_tags"}, labels={"0": "O", "1": "A", "2": "B"})
+    made = origin(
+        {**TAGS, "label": {"column": "tags", "names": ["A", "B", "O"]}},
+        columns={"tags": "ner_tags"},
+        labels={"0": "O", "1": "A", "2": "B"},
+    )
     assert read(made) == [{"id": "1", "language": "en", "label": ["O", "B"], "tokens": ["a", "b"]}]
 
 
@@ -76,8 +101,20 @@ def test_tags_may_be_stored_as_numbers(origin, tmp_path):
 def test_answers_keep_all_texts_and_starts(origin, tmp_path, ending):
     write(tmp_path / f"train.{ending}", [QUESTION])
     table = read_split(origin(SPAN), "train", ["en"])
-    assert table.to_pylist() == [{"id": "q1", "language": "en", "label": ["Köln", "nach Köln"], "starts": [30, 25], "question": "Wohin?", "context": CONTEXT}]
-    assert (table.schema.field("label").type, table.schema.field("starts").type) == (pa.list_(pa.string()), pa.list_(pa.int32()))
+    assert table.to_pylist() == [
+        {
+            "id": "q1",
+            "language": "en",
+            "label": ["Köln", "nach Köln"],
+            "starts": [30, 25],
+            "question": "Wohin?",
+            "context": CONTEXT,
+        }
+    ]
+    assert (table.schema.field("label").type, table.schema.field("starts").type) == (
+        pa.list_(pa.string()),
+        pa.list_(pa.int32()),
+    )
 
 
 def test_answers_may_be_a_list_of_records(origin, tmp_path):
@@ -93,7 +130,8 @@ def test_running_text_has_an_empty_label_and_free_text_its_own(origin, tmp_path)
 
 def test_ids_that_repeat_within_a_language_are_told_apart_by_content_whatever_the_order(origin, tmp_path):
     rows = [
-        {**QUESTION, "id": i, "question": q, "language": lang} for i, q, lang in [("0", "a?", "en"), ("0", "b?", "en"), ("1", "a?", "en"), ("0", "a?", "de")]
+        {**QUESTION, "id": i, "question": q, "language": lang}
+        for i, q, lang in [("0", "a?", "en"), ("0", "b?", "en"), ("1", "a?", "en"), ("0", "a?", "de")]
     ]
     write(tmp_path / "train.jsonl", rows)
     first = {(row["language"], row["question"], row["id"]) for row in read(origin(SPAN), "en", "de")}
@@ -122,7 +160,10 @@ def conllu(*lines: str) -> str:
     return "\n".join(made) + "\n\n"
 
 
-UD = {**TAGS, "label": {"column": "tags", "names": ["ADJ", "ADP", "ADV", "AUX", "DET", "NOUN", "PRON", "PUNCT", "VERB"]}}
+UD = {
+    **TAGS,
+    "label": {"column": "tags", "names": ["ADJ", "ADP", "ADV", "AUX", "DET", "NOUN", "PRON", "PUNCT", "VERB"]},
+}
 
 
 def tagged(origin, tmp_path, text: str, language: str = "en") -> list[list[tuple[str, str]]]:
@@ -133,14 +174,20 @@ def tagged(origin, tmp_path, text: str, language: str = "en") -> list[list[tuple
 
 
 def test_conllu_sentences_keep_their_id_and_lose_comments_and_empty_nodes(origin, tmp_path):
-    text = "# sent_id = w-01\n# text = Sie geht\n" + conllu("1 Sie PRON 2", "2 geht VERB 0", "2.1 geht VERB _ 0:root") + conllu("1 Ja ADV 0")
+    text = (
+        "# sent_id = w-01\n# text = Sie geht\n"
+        + conllu("1 Sie PRON 2", "2 geht VERB 0", "2.1 geht VERB _ 0:root")
+        + conllu("1 Ja ADV 0")
+    )
     assert tagged(origin, tmp_path, text) == [[("Sie", "PRON"), ("geht", "VERB")], [("Ja", "ADV")]]
     assert [row["id"] for row in read(origin(UD, files={"train": "{language}"}))] == ["w-01", "1"]
 
 
 def test_a_contraction_is_one_word_with_the_tag_of_its_highest_part(origin, tmp_path):
     # vámonos: the verb is above its pronoun; nos stands alone nowhere
-    text = conllu("1-2 vámonos _ _", "1 vamos VERB 0", "2 nos PRON 1", "3-4 al _ _", "3 a ADP 5", "4 el DET 5", "5 mar NOUN 1")
+    text = conllu(
+        "1-2 vámonos _ _", "1 vamos VERB 0", "2 nos PRON 1", "3-4 al _ _", "3 a ADP 5", "4 el DET 5", "5 mar NOUN 1"
+    )
     assert tagged(origin, tmp_path, text, "es") == [[("vámonos", "VERB"), ("al", "ADP"), ("mar", "NOUN")]]
     # the second part may be the higher one
     text = conllu("1-2 dele _ _", "1 de ADP 2", "2 ele PRON 3", "3 veio VERB 0")
@@ -149,7 +196,11 @@ def test_a_contraction_is_one_word_with_the_tag_of_its_highest_part(origin, tmp_
 
 def test_parts_equally_high_are_ranked_by_the_languages_list_of_tags(origin, tmp_path):
     text = conllu("1-2 xy _ _", "1 x AUX 3", "2 y PRON 3", "3 z VERB 0")
-    assert [tagged(origin, tmp_path, text, language)[0][0] for language in ("en", "fr", "es")] == [("xy", "PRON"), ("xy", "AUX"), ("xy", "AUX")]
+    assert [tagged(origin, tmp_path, text, language)[0][0] for language in ("en", "fr", "es")] == [
+        ("xy", "PRON"),
+        ("xy", "AUX"),
+        ("xy", "AUX"),
+    ]
     # a tag that the list of Spanish lacks comes after those it has
     text = conllu("1-2 xy _ _", "1 x NOUN 3", "2 y DET 3", "3 z VERB 0")
     assert tagged(origin, tmp_path, text, "es")[0][0] == ("xy", "DET")
@@ -172,7 +223,10 @@ def test_blanks_and_joiners_inside_a_word_go_and_sentences_of_withheld_words_too
         + conllu("1 _ NOUN 0", "2 _ VERB 1", "3 . PUNCT 1")
         + conllu("1 a DET 2", "2 _ NOUN 0", "3 b NOUN 2")
     )
-    assert tagged(origin, tmp_path, text) == [[("10000", "NOUN"), ("میخواهم", "VERB")], [("a", "DET"), ("_", "NOUN"), ("b", "NOUN")]]
+    assert tagged(origin, tmp_path, text) == [
+        [("10000", "NOUN"), ("میخواهم", "VERB")],
+        [("a", "DET"), ("_", "NOUN"), ("b", "NOUN")],
+    ]
 
 
 def test_all_files_that_a_path_with_a_star_stands_for_are_joined(origin, tmp_path):
@@ -219,7 +273,10 @@ def test_a_test_file_without_tags_is_refused(origin, tmp_path):
     (tmp_path / "train-en.tsv").write_text("Ann\nslept\n", encoding="utf-8")
     with pytest.raises(UserError) as caught:
         read(origin(TAGS, files={"train": "train-{language}.tsv"}, format="words"))
-    assert str(caught.value) == f'data: {tmp_path}/train-en.tsv row 0 word 0 "Ann" has tag "", a hidden label; expected one of A, B, O'
+    assert (
+        str(caught.value)
+        == f'data: {tmp_path}/train-en.tsv row 0 word 0 "Ann" has tag "", a hidden label; expected one of A, B, O'
+    )
 
 
 # SQuAD
@@ -232,22 +289,42 @@ def squad(*paragraphs: dict) -> str:
 
 def test_squad_files_give_a_row_a_question_with_all_its_answers(origin, tmp_path):
     asked = [
-        {"id": f"q{i}", "question": f"{i}?", "answers": [{"text": "Zug", "answer_start": 4}, {"text": "Köln", "answer_start": 30}][: i + 1]} for i in range(2)
+        {
+            "id": f"q{i}",
+            "question": f"{i}?",
+            "answers": [{"text": "Zug", "answer_start": 4}, {"text": "Köln", "answer_start": 30}][: i + 1],
+        }
+        for i in range(2)
     ]
-    (tmp_path / "xquad.de.json").write_text(squad({"context": CONTEXT, "qas": asked}, {"context": "-", "qas": []}), encoding="utf-8")
+    (tmp_path / "xquad.de.json").write_text(
+        squad({"context": CONTEXT, "qas": asked}, {"context": "-", "qas": []}), encoding="utf-8"
+    )
     rows = read(origin(SPAN, files={"train": "xquad.{language}.json"}), "de")
     assert rows == [
-        {"id": f"q{i}", "language": "de", "label": ["Zug", "Köln"][: i + 1], "starts": [4, 30][: i + 1], "question": f"{i}?", "context": CONTEXT}
+        {
+            "id": f"q{i}",
+            "language": "de",
+            "label": ["Zug", "Köln"][: i + 1],
+            "starts": [4, 30][: i + 1],
+            "question": f"{i}?",
+            "context": CONTEXT,
+        }
         for i in range(2)
     ]
 
 
 def test_the_sources_of_the_answering_tasks_find_what_xtreme_downloads(tmp_path):
-    text = squad({"context": CONTEXT, "qas": [{"id": "q", "question": "?", "answers": [{"text": "Zug", "answer_start": 4}]}]})
+    text = squad(
+        {"context": CONTEXT, "qas": [{"id": "q", "question": "?", "answers": [{"text": "Zug", "answer_start": 4}]}]}
+    )
     paths = [
-        "squad/train-v1.1.json", "squad/dev-v1.1.json", "xquad/xquad.de.json", "mlqa/MLQA_V1/test/test-context-de-question-de.json",
-        "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json", "tydiqa/tydiqa-goldp-v1.1-dev/tydiqa.goldp.ko.dev.json",
-    ]  # fmt: skip
+        "squad/train-v1.1.json",
+        "squad/dev-v1.1.json",
+        "xquad/xquad.de.json",
+        "mlqa/MLQA_V1/test/test-context-de-question-de.json",
+        "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.en.train.json",
+        "tydiqa/tydiqa-goldp-v1.1-dev/tydiqa.goldp.ko.dev.json",
+    ]
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
@@ -269,7 +346,9 @@ def test_a_language_may_be_the_beginning_of_another_column(origin, tmp_path):
 
 def test_a_file_of_two_splits_is_shared_by_language(origin, tmp_path):
     write(tmp_path / "train.jsonl", [{**QUESTION, "language": language} for language in ("en", "de", "fr")])
-    made = origin(SPAN, files={"train": "train", "test": "train"}, split_languages={"train": ["en"], "test": ["de", "es"]})
+    made = origin(
+        SPAN, files={"train": "train", "test": "train"}, split_languages={"train": ["en"], "test": ["de", "es"]}
+    )
     assert (languages_of(made, "train"), languages_of(made, "test")) == (["en"], ["de"])
     assert [row["language"] for row in read(made, "de", split="test")] == ["de"]
     with pytest.raises(UserError) as caught:
@@ -291,24 +370,62 @@ def changed(row: dict, **changes) -> dict:
 
 SENTENCE = SENTENCES[0]
 ERRORS = {
-    "a tag outside the set": (TAGS, changed(SENTENCE, tags=["A", "Q", "B"]), 'row 1 word 1 "is" has tag "Q", outside the tag set; expected one of A, B, O'),
-    "a hidden tag": (TAGS, changed(SENTENCE, tags=["A", "_", "B"]), 'row 1 word 1 "is" has tag "_", a hidden label; expected one of A, B, O'),
-    "fewer tags than words": (TAGS, changed(SENTENCE, tags=["A", "O"]), "row 1 has 3 words and 2 tags; expected one tag a word"),
+    "a tag outside the set": (
+        TAGS,
+        changed(SENTENCE, tags=["A", "Q", "B"]),
+        'row 1 word 1 "is" has tag "Q", outside the tag set; expected one of A, B, O',
+    ),
+    "a hidden tag": (
+        TAGS,
+        changed(SENTENCE, tags=["A", "_", "B"]),
+        'row 1 word 1 "is" has tag "_", a hidden label; expected one of A, B, O',
+    ),
+    "fewer tags than words": (
+        TAGS,
+        changed(SENTENCE, tags=["A", "O"]),
+        "row 1 has 3 words and 2 tags; expected one tag a word",
+    ),
     "no tags": (TAGS, changed(SENTENCE, tags=[]), "row 1 has no tags (hidden labels?); scores need labels"),
     "no words": (TAGS, changed(SENTENCE, tokens=[], tags=[]), "row 1 has no words; drop it from the file"),
-    "no answer": (SPAN, changed(QUESTION, answers={"text": [], "answer_start": []}), 'row "q1" has no answer (hidden labels?); scores need answers'),
-    "an empty answer": (SPAN, changed(QUESTION, answers={"text": [""], "answer_start": [0]}), 'row "q1" has no answer (hidden labels?); scores need answers'),
-    "an answer elsewhere": (SPAN, changed(QUESTION, answers={"text": ["Köln"], "answer_start": [29]}), 'row "q1" has the answer "Köln" at character 29; its context holds " Köl" there'),
-    "an answer before the beginning": (SPAN, changed(QUESTION, answers={"text": ["Köln"], "answer_start": [-5]}), 'row "q1" has the answer "Köln" at character -5; its context holds "" there'),
-    "a start too few": (SPAN, changed(QUESTION, answers={"text": ["Köln", "Zug"], "answer_start": [30]}), 'row "q1" has 2 answers and 1 starts; expected one start an answer'),
-    "no free text": (TEXT, {"id": "1", "text": "a", "label": ""}, 'row 1 has label "", a hidden label; expected a text'),
-}  # fmt: skip
+    "no answer": (
+        SPAN,
+        changed(QUESTION, answers={"text": [], "answer_start": []}),
+        'row "q1" has no answer (hidden labels?); scores need answers',
+    ),
+    "an empty answer": (
+        SPAN,
+        changed(QUESTION, answers={"text": [""], "answer_start": [0]}),
+        'row "q1" has no answer (hidden labels?); scores need answers',
+    ),
+    "an answer elsewhere": (
+        SPAN,
+        changed(QUESTION, answers={"text": ["Köln"], "answer_start": [29]}),
+        'row "q1" has the answer "Köln" at character 29; its context holds " Köl" there',
+    ),
+    "an answer before the beginning": (
+        SPAN,
+        changed(QUESTION, answers={"text": ["Köln"], "answer_start": [-5]}),
+        'row "q1" has the answer "Köln" at character -5; its context holds "" there',
+    ),
+    "a start too few": (
+        SPAN,
+        changed(QUESTION, answers={"text": ["Köln", "Zug"], "answer_start": [30]}),
+        'row "q1" has 2 answers and 1 starts; expected one start an answer',
+    ),
+    "no free text": (
+        TEXT,
+        {"id": "1", "text": "a", "label": ""},
+        'row 1 has label "", a hidden label; expected a text',
+    ),
+}
 
 
 @pytest.mark.parametrize("what", ERRORS)
 def test_rows_that_cannot_be_used_are_one_line_with_file_and_row(origin, tmp_path, what):
     values, row, line = ERRORS[what]
-    good = {"tags": SENTENCE, "span": {**QUESTION, "id": "q0"}, "text": {"id": "0", "text": "a", "label": "b"}}[values["kind"]]
+    good = {"tags": SENTENCE, "span": {**QUESTION, "id": "q0"}, "text": {"id": "0", "text": "a", "label": "b"}}[
+        values["kind"]
+    ]
     write(tmp_path / "train.jsonl", [good, row])
     with pytest.raises(UserError) as caught:
         read(origin(values))
@@ -318,9 +435,17 @@ def test_rows_that_cannot_be_used_are_one_line_with_file_and_row(origin, tmp_pat
 COLUMNS = {
     "words": (TAGS, changed(SENTENCE, tokens=None), 'has no column "tokens"; found: id, language, tags'),
     "tags": (TAGS, changed(SENTENCE, tags=None), 'has no label column "tags" (hidden labels?); scores need labels'),
-    "answers": (SPAN, changed(QUESTION, answers=None), 'has no label column "answers" (hidden labels?); scores need labels'),
-    "words that are a text": (TAGS, changed(SENTENCE, tokens="one text"), "row 0: column \"tokens\" holds 'one text'; expected a list of words"),
-}  # fmt: skip
+    "answers": (
+        SPAN,
+        changed(QUESTION, answers=None),
+        'has no label column "answers" (hidden labels?); scores need labels',
+    ),
+    "words that are a text": (
+        TAGS,
+        changed(SENTENCE, tokens="one text"),
+        "row 0: column \"tokens\" holds 'one text'; expected a list of words",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", COLUMNS)
@@ -340,7 +465,7 @@ def test_columns_that_are_missing_or_of_another_kind_are_one_line(origin, tmp_pa
         ("json", "{", "Expecting property name"),
         ("jsonl", '{"tokens": ["a"], "tags": ["O"]}\n{"tokens": 3, "tags": ["O"]}\n', ""),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_one_line(origin, tmp_path, ending, content, line):
     (tmp_path / f"train.{ending}").write_text(content)
     with pytest.raises(UserError) as caught:

@@ -24,9 +24,16 @@ ROLES = ("train", "dev", "test", "demos")
 def rows(prefix: str, count: int = 20, languages: tuple[str, ...] = ("en", "de")) -> pa.Table:
     """`count` rows a class and language; the same id in two languages is a translation."""
     made = [
-        {"id": f"{prefix}-{label}-{i}", "language": language, "label": label, "text": f"{prefix} {label} {i} {language}"}
-        for i in range(count) for label in LABELS for language in languages
-    ]  # fmt: skip
+        {
+            "id": f"{prefix}-{label}-{i}",
+            "language": language,
+            "label": label,
+            "text": f"{prefix} {label} {i} {language}",
+        }
+        for i in range(count)
+        for label in LABELS
+        for language in languages
+    ]
     return pa.Table.from_pylist(made)
 
 
@@ -40,7 +47,9 @@ def shuffled(table: pa.Table) -> pa.Table:
 TRAIN, DEV, TEST = rows("train"), rows("dev"), rows("test")
 
 
-def sample(train=TRAIN, validation=DEV, test=TEST, rule: Protocol | str = "fixed", shots=4, demos=0, seed=0, **more) -> Sample:
+def sample(
+    train=TRAIN, validation=DEV, test=TEST, rule: Protocol | str = "fixed", shots=4, demos=0, seed=0, **more
+) -> Sample:
     """A sample with small numbers where nothing else is said."""
     rule = protocol(rule) if isinstance(rule, str) else rule
     return draw(train, validation, test, labels=LABELS, rule=rule, shots=shots, demos=demos, seed=seed, **more)
@@ -85,7 +94,14 @@ def test_another_seed_draws_other_rows_but_tests_on_the_same():
 @pytest.mark.parametrize("shots", [4, None])
 def test_the_order_of_rows_does_not_matter(shots):
     """Also for rows without an id of their own, where the same text under two labels has one id."""
-    twice = pa.concat_tables([TRAIN, pa.Table.from_pylist([{"id": "twin", "language": "en", "label": label, "text": "twin"} for label in ("no", "yes")])])
+    twice = pa.concat_tables(
+        [
+            TRAIN,
+            pa.Table.from_pylist(
+                [{"id": "twin", "language": "en", "label": label, "text": "twin"} for label in ("no", "yes")]
+            ),
+        ]
+    )
     settings = {"rule": "gnnavi", "shots": shots, "demos": 1, "dev_limit": 6, "test_limit": 5}
     first = sample(train=twice, **settings)
     second = sample(train=shuffled(twice), validation=shuffled(DEV), test=shuffled(TEST), **settings)
@@ -98,7 +114,11 @@ def test_the_interpreters_hash_seed_does_not_matter():
     found = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(paths)}
-        found.append(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout)
+        found.append(
+            subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            ).stdout
+        )
     assert found[0] == found[1]
     assert json.loads(found[0])["sizes"]["train"] == 24
 
@@ -193,8 +213,18 @@ def test_the_manifest_hash_is_stable_and_sees_content_role_and_order():
     assert changed[0].manifest()["test_hash"] == manifest["test_hash"] != changed[2].manifest()["test_hash"]
 
 
-@pytest.mark.parametrize(("rule", "drawn"), [("fixed", [5, 5, 5]), ("zs2021", [5, 5, 5]), ("profit", [5, 6, 47]), ("gnnavi", [5, 6, 47])])
+@pytest.mark.parametrize(
+    ("rule", "drawn"), [("fixed", [5, 5, 5]), ("zs2021", [5, 5, 5]), ("profit", [5, 6, 47]), ("gnnavi", [5, 6, 47])]
+)
 def test_a_protocol_says_whether_each_seed_draws_its_own_sample(rule, drawn):
-    values = {"task": "sst2", "pattern": "gnnavi", "backbone": "gpt2", "method": "full", "protocol": rule, "sample_seed": 5, "seeds": [0, 1, 42]}
+    values = {
+        "task": "sst2",
+        "pattern": "gnnavi",
+        "backbone": "gpt2",
+        "method": "full",
+        "protocol": rule,
+        "sample_seed": 5,
+        "seeds": [0, 1, 42],
+    }
     job = make_job(values)
     assert [job.sample_seed_of(seed) for seed in job.seeds] == drawn

@@ -51,9 +51,16 @@ def origin(tmp_path):
 
     def origin(source: dict | None = None, root: str | None = None, shots: int | None = None, **task):
         values = {
-            "about": "mine", "kind": "choice", "fields": {"text": "text"}, "label": {"names": ["no", "yes"]}, "languages": ["en", "de", "fr"], "metric": "accuracy",
-            "sources": {"mine": source or FILES}, "patterns": {"p": {"text": "{text}", "source": "mine"}}, **task,
-        }  # fmt: skip
+            "about": "mine",
+            "kind": "choice",
+            "fields": {"text": "text"},
+            "label": {"names": ["no", "yes"]},
+            "languages": ["en", "de", "fr"],
+            "metric": "accuracy",
+            "sources": {"mine": source or FILES},
+            "patterns": {"p": {"text": "{text}", "source": "mine"}},
+            **task,
+        }
         path = tmp_path / "mine.yaml"
         path.write_text(yaml.safe_dump(values))
         return choose(load_task(str(path)), None, str(tmp_path) if root is None else root, shots)
@@ -73,17 +80,33 @@ def test_every_format_gives_the_same_table_of_text(origin, tmp_path, ending):
 
 
 def test_text_that_looks_like_a_date_stays_as_it_is_written(origin, tmp_path):
-    write(tmp_path / "mine/train.jsonl", [{"id": "2020-01-01", "language": "en", "label": "0", "text": "2020-01-01T10:00:00"}])
-    assert read(origin(), languages=("en",))[0] == {"id": "2020-01-01", "language": "en", "label": "no", "text": "2020-01-01T10:00:00"}
+    write(
+        tmp_path / "mine/train.jsonl",
+        [{"id": "2020-01-01", "language": "en", "label": "0", "text": "2020-01-01T10:00:00"}],
+    )
+    assert read(origin(), languages=("en",))[0] == {
+        "id": "2020-01-01",
+        "language": "en",
+        "label": "no",
+        "text": "2020-01-01T10:00:00",
+    }
 
 
 def test_numbers_for_labels_and_ids_are_read_as_text(origin, tmp_path):
     write(tmp_path / "mine/train.parquet", [{**row, "id": i, "label": int(row["label"])} for i, row in enumerate(ROWS)])
-    assert [(row["id"], row["label"]) for row in read(origin())] == [("0", "no"), ("1", "yes"), ("2", "yes"), ("3", "no")]
+    assert [(row["id"], row["label"]) for row in read(origin())] == [
+        ("0", "no"),
+        ("1", "yes"),
+        ("2", "yes"),
+        ("3", "no"),
+    ]
 
 
 def test_a_large_csv_may_hold_line_breaks_inside_quotes(origin, tmp_path):
-    rows = [{"id": str(i), "language": "en", "label": "0", "text": f"first line\nsecond, {'x' * (i % 97)}"} for i in range(20_000)]
+    rows = [
+        {"id": str(i), "language": "en", "label": "0", "text": f"first line\nsecond, {'x' * (i % 97)}"}
+        for i in range(20_000)
+    ]
     write(tmp_path / "mine/train.csv", rows)
     assert [row["text"] for row in read(origin(), languages=("en",))] == [row["text"] for row in rows]
 
@@ -92,7 +115,9 @@ def test_columns_labels_and_languages_are_renamed_and_the_first_name_that_is_the
     columns = {"text": ["review", "body"], "label": "gold", "language": ["lang", "spoken"], "id": "key"}
     source = {**FILES, "columns": columns, "languages": {"de": "ger"}}
     for body in ("review", "body"):
-        write(tmp_path / "mine/train.jsonl", [{"key": "a", "spoken": "ger", "gold": "1", body: "Gut", "text": "not this"}])
+        write(
+            tmp_path / "mine/train.jsonl", [{"key": "a", "spoken": "ger", "gold": "1", body: "Gut", "text": "not this"}]
+        )
         assert read(origin(source), languages=("de",)) == [{"id": "a", "language": "de", "label": "yes", "text": "Gut"}]
 
 
@@ -114,7 +139,10 @@ def test_only_the_languages_asked_for_are_read(origin, tmp_path):
 def test_a_file_for_each_language(origin, tmp_path):
     source = {**FILES, "files": {"train": "mine/{language}/train"}, "languages": {"de": "ger"}}
     for theirs, rows in (("en", ROWS[:2]), ("ger", ROWS[2:])):
-        write(tmp_path / f"mine/{theirs}/train.jsonl", [{"id": r["id"], "label": r["label"], "text": r["text"]} for r in rows])
+        write(
+            tmp_path / f"mine/{theirs}/train.jsonl",
+            [{"id": r["id"], "label": r["label"], "text": r["text"]} for r in rows],
+        )
     assert read(origin(source)) == EXPECTED
 
 
@@ -128,16 +156,39 @@ def test_a_split_that_is_not_there_is_none_and_only_dev_may_lack_its_file(origin
 def write_jsonl(tmp_path: Path, **changes) -> None:
     """mine/train.jsonl, its third row changed; a value of None drops the column from all rows."""
     rows = [{**row, **(changes if i == 2 else {})} for i, row in enumerate(ROWS)]
-    write(tmp_path / "mine/train.jsonl", [{k: v for k, v in row.items() if changes.get(k, "") is not None} for row in rows])
+    write(
+        tmp_path / "mine/train.jsonl",
+        [{k: v for k, v in row.items() if changes.get(k, "") is not None} for row in rows],
+    )
 
 
 ERRORS = {
-    "a language without rows": ({"language": "en"}, ("fr",), 'languages: train rows of mine (mine) hold none in "fr"; found: de, en'),
-    "label outside the set": ({"label": "2"}, ("en",), 'data: {root}/mine/train.jsonl row 2 has label "2", outside the label set; expected one of no, yes'),
-    "hidden label": ({"label": "-1"}, ("en",), 'data: {root}/mine/train.jsonl row 2 has label "-1", a hidden label; expected one of no, yes'),
-    "no label column": ({"label": None}, ("en",), 'data: {root}/mine/train.jsonl has no label column "label" (hidden labels?); scores need labels'),
-    "no field column": ({"text": None}, ("en",), 'data: {root}/mine/train.jsonl has no column "text"; found: id, language, label'),
-}  # fmt: skip
+    "a language without rows": (
+        {"language": "en"},
+        ("fr",),
+        'languages: train rows of mine (mine) hold none in "fr"; found: de, en',
+    ),
+    "label outside the set": (
+        {"label": "2"},
+        ("en",),
+        'data: {root}/mine/train.jsonl row 2 has label "2", outside the label set; expected one of no, yes',
+    ),
+    "hidden label": (
+        {"label": "-1"},
+        ("en",),
+        'data: {root}/mine/train.jsonl row 2 has label "-1", a hidden label; expected one of no, yes',
+    ),
+    "no label column": (
+        {"label": None},
+        ("en",),
+        'data: {root}/mine/train.jsonl has no label column "label" (hidden labels?); scores need labels',
+    ),
+    "no field column": (
+        {"text": None},
+        ("en",),
+        'data: {root}/mine/train.jsonl has no column "text"; found: id, language, label',
+    ),
+}
 
 
 @pytest.mark.parametrize("what", ERRORS)
@@ -152,11 +203,20 @@ def test_rows_that_cannot_be_used_are_one_line_with_file_and_row(origin, tmp_pat
 def test_a_missing_file_is_named(origin, tmp_path):
     with pytest.raises(UserError) as caught:
         read(origin())
-    assert str(caught.value) == f"data: no file {tmp_path}/mine/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json) for the train split of mine"
+    assert (
+        str(caught.value)
+        == f"data: no file {tmp_path}/mine/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json) for the train split of mine"
+    )
 
 
 @pytest.mark.parametrize(
-    ("ending", "content"), [("parquet", b"PAR1 and then nothing"), ("jsonl", b'{"text": "a"\n'), ("csv", b"id,text\na,b,c\n"), ("parquet", b"")]
+    ("ending", "content"),
+    [
+        ("parquet", b"PAR1 and then nothing"),
+        ("jsonl", b'{"text": "a"\n'),
+        ("csv", b"id,text\na,b,c\n"),
+        ("parquet", b""),
+    ],
 )
 def test_a_damaged_file_is_one_line(origin, tmp_path, ending, content):
     (tmp_path / "mine").mkdir()
@@ -196,7 +256,9 @@ def test_a_hub_data_set_is_read_from_a_folder_with_its_layout(origin, hub, layou
 def test_a_hub_data_set_with_a_configuration_for_each_language(origin, hub):
     for language, rows in (("en", ROWS[:2]), ("ger", ROWS[2:])):
         hub(f"{language}/train.parquet", [{"id": r["id"], "label": r["label"], "text": r["text"]} for r in rows])
-    readme = {"configs": [{"config_name": language, "data_files": f"{language}/train.parquet"} for language in ("en", "ger")]}
+    readme = {
+        "configs": [{"config_name": language, "data_files": f"{language}/train.parquet"} for language in ("en", "ger")]
+    }
     source = {**HUB, "config": "{language}", "languages": {"de": "ger"}}
     made = origin(source)
     Path(made.root, "owner/name/README.md").write_text(f"---\n{yaml.safe_dump(readme)}---\n")
@@ -207,8 +269,19 @@ def test_a_hub_data_set_with_a_configuration_for_each_language(origin, hub):
 def test_a_hub_data_set_with_a_configuration_for_each_split(origin, hub):
     for config, rows in (("English", ROWS[:1]), ("Test.en", ROWS[1:2]), ("Test.ger", ROWS[2:])):
         hub(f"{config}/train.parquet", [{"id": r["id"], "label": r["label"], "text": r["text"]} for r in rows])
-    readme = {"configs": [{"config_name": name, "data_files": f"{name}/train.parquet"} for name in ("English", "Test.en", "Test.ger")]}
-    made = origin({**HUB, "config": {"train": "English", "test": "Test.{language}"}, "splits": {"train": "train", "test": "train"}, "languages": {"de": "ger"}})
+    readme = {
+        "configs": [
+            {"config_name": name, "data_files": f"{name}/train.parquet"} for name in ("English", "Test.en", "Test.ger")
+        ]
+    }
+    made = origin(
+        {
+            **HUB,
+            "config": {"train": "English", "test": "Test.{language}"},
+            "splits": {"train": "train", "test": "train"},
+            "languages": {"de": "ger"},
+        }
+    )
     Path(made.root, "owner/name/README.md").write_text(f"---\n{yaml.safe_dump(readme)}---\n")
     assert read(made, "train", ("en",)) == EXPECTED[:1]
     assert read(made, "test") == EXPECTED[1:]
@@ -237,7 +310,11 @@ def test_a_hub_data_set_that_is_not_to_be_had_is_one_line_with_the_way_out(origi
 
 def test_local_files_are_read_where_a_root_is_given_else_the_first_source():
     task = load_task("xnli")
-    assert (choose(task, None, "/data").name, choose(task, None, None).name, choose(task, "zs2021", "/data").name) == ("files", "hub", "zs2021")
+    assert (choose(task, None, "/data").name, choose(task, None, None).name, choose(task, "zs2021", "/data").name) == (
+        "files",
+        "hub",
+        "zs2021",
+    )
 
 
 def test_an_unknown_source_and_files_without_a_root_are_errors():
@@ -254,12 +331,17 @@ def test_the_published_few_shot_files_are_read_by_number_of_shots(tmp_path):
     pair = {"premise": "A man sleeps.", "hypothesis": "He is awake."}
     theirs = {"sentence1": pair["premise"], "sentence2": pair["hypothesis"]}
     write(tmp_path / "train/en/train_split,8.jsonl", [{**theirs, "gold": "contradiction", "lang": "en", "file_idx": 3}])
-    write(tmp_path / "test/xnli.test.jsonl", [{**theirs, "gold_label": "contradiction", "language": lang, "pairID": "9"} for lang in ("en", "de")])
+    write(
+        tmp_path / "test/xnli.test.jsonl",
+        [{**theirs, "gold_label": "contradiction", "language": lang, "pairID": "9"} for lang in ("en", "de")],
+    )
     made = choose(load_task("xnli"), "zs2021", str(tmp_path), shots=8)
     assert read(made, "train", ("en",)) == [{"id": "3", "language": "en", "label": "contradiction", **pair}]
     assert read(made, "test", ("de",)) == [{"id": "9", "language": "de", "label": "contradiction", **pair}]
     assert languages_of(made, "test") == ["de", "en"]
-    with pytest.raises(UserError, match=r"^shots: source zs2021 of xnli has one file per number of shots; set shots=K$"):
+    with pytest.raises(
+        UserError, match=r"^shots: source zs2021 of xnli has one file per number of shots; set shots=K$"
+    ):
         read(choose(load_task("xnli"), "zs2021", str(tmp_path)), "train", ("en",))
 
 
@@ -278,7 +360,11 @@ def test_bundled_samples_need_no_root_and_hold_every_language_and_label_in_every
         assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("name", [name for name in task_names() if (STORED / name).is_dir()] or [pytest.param("", marks=pytest.mark.skip("no stored data"))])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in task_names() if (STORED / name).is_dir()]
+    or [pytest.param("", marks=pytest.mark.skip("no stored data"))],
+)
 def test_stored_data_loads_in_every_language_it_holds(name):
     task = load_task(name)
     made = choose(task, "files", str(STORED))
@@ -303,7 +389,11 @@ def test_no_stored_row_of_a_tagging_answering_or_text_task_is_lost(name):
     for split, file in made.source.files.items():
         dataset, theirs = file.split("/")
         kept = made.source.split_languages.get(split, load_task(name).languages)
-        stored = {e["language"]: e["rows"] for e in entries if (e["dataset"], e["split"]) == (dataset, theirs) and e["language"] in kept}
+        stored = {
+            e["language"]: e["rows"]
+            for e in entries
+            if (e["dataset"], e["split"]) == (dataset, theirs) and e["language"] in kept
+        }
         table = read_split(made, split, languages_of(made, split))
         assert stored == {row["values"]: row["counts"] for row in table["language"].value_counts().to_pylist()}
 
@@ -312,8 +402,12 @@ def test_no_stored_row_of_a_tagging_answering_or_text_task_is_lost(name):
 def test_the_stored_test_file_of_tydiqa_holds_no_answers_and_is_refused(tmp_path):
     path = tmp_path / "tydiqa.yaml"
     values = yaml.safe_load((Path(tasks.__file__).parent / "tydiqa.yaml").read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump({**values, "sources": {"files": {"files": {"train": "tydiqa/train", "test": "tydiqa/test"}}}}))
-    with pytest.raises(UserError, match=r"tydiqa/test.parquet row \"arabic-.* has no answer \(hidden labels\?\); scores need answers$"):
+    path.write_text(
+        yaml.safe_dump({**values, "sources": {"files": {"files": {"train": "tydiqa/train", "test": "tydiqa/test"}}}})
+    )
+    with pytest.raises(
+        UserError, match=r"tydiqa/test.parquet row \"arabic-.* has no answer \(hidden labels\?\); scores need answers$"
+    ):
         read(choose(load_task(str(path)), None, str(STORED)), "test", ("ar",))
 
 

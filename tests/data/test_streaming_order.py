@@ -26,13 +26,22 @@ def origin():
 
 def made(origin, sizes=SIZES, group=40) -> Index:
     """An index of groups of so many rows; nothing is read."""
-    groups = [Group(f"{name}.parquet", i, name, min(group, size - i * group), True) for name, size in sizes.items() for i in range(-(-size // group))]
+    groups = [
+        Group(f"{name}.parquet", i, name, min(group, size - i * group), True)
+        for name, size in sizes.items()
+        for i in range(-(-size // group))
+    ]
     return Index(origin, tuple(groups), "f")
 
 
 @pytest.mark.parametrize(
     ("mix", "expected"),
-    [("proportional", SIZES), ("uniform", dict.fromkeys(SIZES, 250)), (2.0, {"en": 468, "de": 256, "sw": 138, "zh": 138}), (1.0, SIZES)],
+    [
+        ("proportional", SIZES),
+        ("uniform", dict.fromkeys(SIZES, 250)),
+        (2.0, {"en": 468, "de": 256, "sw": 138, "zh": 138}),
+        (1.0, SIZES),
+    ],
 )
 def test_how_many_rows_a_language_gives(mix, expected):
     found = shares(SIZES, mix)
@@ -59,8 +68,12 @@ def test_an_epoch_is_a_permutation_with_the_mix_everywhere(mix, origin):
     found = [(name, order.locate(name, number)) for name, number in whole]
     times = Counter((name, group, int(order.within(name, turn, group)[row])) for name, (turn, group, row) in found)
     for name, share in order.shares.items():
-        own = [times[name, number, row] for number, group in enumerate(order.languages[name]) for row in range(group.rows)]
-        assert set(own) <= {share // SIZES[name], -(-share // SIZES[name])}, "a row came more often than another by more than once"
+        own = [
+            times[name, number, row] for number, group in enumerate(order.languages[name]) for row in range(group.rows)
+        ]
+        assert set(own) <= {share // SIZES[name], -(-share // SIZES[name])}, (
+            "a row came more often than another by more than once"
+        )
     if mix == "proportional":
         assert len(times) == 1000
 
@@ -77,12 +90,21 @@ def test_epochs_and_seeds_differ_and_nothing_else_does(origin):
 def write_rows(path: Path, sizes: dict[str, int], group: int, together: bool) -> None:
     """Train rows whose text says language and number; a file a language, or all in one."""
     table = [
-        {"id": f"{name}{i}", "language": name, "text": f"the film was {'good' if i % 2 else 'bad'}", "label": ("negative", "positive")[i % 2]}
+        {
+            "id": f"{name}{i}",
+            "language": name,
+            "text": f"the film was {'good' if i % 2 else 'bad'}",
+            "label": ("negative", "positive")[i % 2],
+        }
         for i in range(max(sizes.values()))
         for name in sizes
         if i < sizes[name]
     ]
-    parts = {"train": table} if together else {f"train-{name}": [row for row in table if row["language"] == name] for name in sizes}
+    parts = (
+        {"train": table}
+        if together
+        else {f"train-{name}": [row for row in table if row["language"] == name] for name in sizes}
+    )
     for name, rows in parts.items():
         pa_parquet.write_table(pa.Table.from_pylist(rows), path / f"{name}.parquet", row_group_size=group)
 
@@ -102,29 +124,44 @@ def test_any_number_of_readers_reads_each_row_once(together, tmp_path):
     assert sorted(found.head()["id"].to_pylist()) == ["de0", "en0"]
 
     def read(step: int, rank: int, world: int, batch_size: int) -> list[list[str]]:
-        return list(steps(Reader(found, "proportional"), lambda row: [row["id"]], Share(5, 2, step, batch_size, rank, world)))
+        return list(
+            steps(Reader(found, "proportional"), lambda row: [row["id"]], Share(5, 2, step, batch_size, rank, world))
+        )
 
     whole = read(0, 0, 1, 10)
-    assert sorted(key for step in whole for key in step) == sorted([f"en{i}" for i in range(130)] + [f"de{i}" for i in range(43)])
+    assert sorted(key for step in whole for key in step) == sorted(
+        [f"en{i}" for i in range(130)] + [f"de{i}" for i in range(43)]
+    )
     assert [len(step) for step in whole] == [10] * 17 + [3]
     assert [key for step in whole for key in step] == [key for step in read(0, 0, 1, 7) for key in step]
     assert read(11, 0, 1, 10) == whole[11:]
     for world in (2, 3):
         shared = [read(4, rank, world, 10) for rank in range(world)]
-        assert [sorted(key for part in parts for key in part) for parts in zip(*shared)] == [sorted(step) for step in whole[4:]]
+        assert [sorted(key for part in parts for key in part) for parts in zip(*shared)] == [
+            sorted(step) for step in whole[4:]
+        ]
 
 
 def test_a_streamed_run_in_this_process(place, monkeypatch, capsys):  # noqa: F811
     """Through the command line; its cell is another than that of rows in memory."""
     write_rows(place, {"en": 70, "de": 21}, 16, together=True)
-    more = ["train.languages=[en,de]", "seeds=1", "train.epochs=5", "train.batch_size=8", "data.stream=uniform", "train.patience=null"]
+    more = [
+        "train.languages=[en,de]",
+        "seeds=1",
+        "train.epochs=5",
+        "train.batch_size=8",
+        "data.stream=uniform",
+        "train.patience=null",
+    ]
     assert call(monkeypatch, "check", *words(place, *more)) == 0
     told = capsys.readouterr().out
     assert "rows: 91 train" in told
     assert "steps: 60 a seed" in told
     for storage, own in (("streamed", more), ("memory", [*more, "data.stream=null"])):
         assert call(monkeypatch, "run", *words(place, *own, f"storage={place}/{storage}")) == 0
-    streamed, memory = (json.loads(next(place.glob(f"{name}/*/seed-0/result.json")).read_text()) for name in ("streamed", "memory"))
+    streamed, memory = (
+        json.loads(next(place.glob(f"{name}/*/seed-0/result.json")).read_text()) for name in ("streamed", "memory")
+    )
     assert streamed["cell"] != memory["cell"]
     assert len(streamed["losses"]) == len(memory["losses"]) == 60
     assert sum(streamed["losses"][-12:]) < 0.7 * sum(streamed["losses"][:12])
@@ -146,11 +183,21 @@ def test_bad_streams_are_one_line(more, message, place, monkeypatch, capsys):  #
 
 def test_files_that_cant_be_streamed_are_one_line(place, monkeypatch, capsys):  # noqa: F811
     pa_parquet.write_table(
-        pa.table({"id": [str(i) for i in range(MOST + 1)], "text": ["x"] * (MOST + 1), "label": ["negative"] * (MOST + 1), "language": ["en"] * (MOST + 1)}),
+        pa.table(
+            {
+                "id": [str(i) for i in range(MOST + 1)],
+                "text": ["x"] * (MOST + 1),
+                "label": ["negative"] * (MOST + 1),
+                "language": ["en"] * (MOST + 1),
+            }
+        ),
         place / "train.parquet",
     )
     assert call(monkeypatch, "check", *words(place, "data.stream=uniform")) == 2
-    assert "found a row group of 65,537 rows; expected at most 65,536; write it anew with row_group_size=65536" in capsys.readouterr().err
+    assert (
+        "found a row group of 65,537 rows; expected at most 65,536; write it anew with row_group_size=65536"
+        in capsys.readouterr().err
+    )
     (place / "train.parquet").unlink()
     (place / "train.jsonl").write_text('{"id": "1", "text": "x", "label": "negative", "language": "en"}\n')
     assert call(monkeypatch, "check", *words(place, "data.stream=uniform")) == 2
@@ -160,11 +207,19 @@ def test_files_that_cant_be_streamed_are_one_line(place, monkeypatch, capsys):  
 def test_what_makes_other_data(tmp_path):
     """A label that is corrected changes the fingerprint, another place of the files does not; files without rows count for nothing."""
     prints = []
-    for number, labels in enumerate((["negative", "positive"] * 20, ["negative", "positive"] * 20, ["positive", "negative", *["negative", "positive"] * 19])):
+    for number, labels in enumerate(
+        (
+            ["negative", "positive"] * 20,
+            ["negative", "positive"] * 20,
+            ["positive", "negative", *["negative", "positive"] * 19],
+        )
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "own.yaml").write_text(task_with("train-*.parquet"))
-        table = pa.table({"id": [str(i) for i in range(40)], "text": ["a film"] * 40, "label": labels, "language": ["en"] * 40})
+        table = pa.table(
+            {"id": [str(i) for i in range(40)], "text": ["a film"] * 40, "label": labels, "language": ["en"] * 40}
+        )
         pa_parquet.write_table(table, folder / "train-1.parquet")
         pa_parquet.write_table(table.slice(0, 0), folder / "train-0.parquet")
         found = index(choose(load_task(f"{folder}/own.yaml"), None, str(folder)), ["en"])
@@ -178,7 +233,11 @@ def test_a_bad_row_is_one_line(place, monkeypatch, capsys):  # noqa: F811
     write_rows(place, {"en": 70}, 16, together=True)
     table = pa_parquet.read_table(place / "train.parquet")
     labels = [*table["label"].to_pylist()[:-1], "great"]
-    pa_parquet.write_table(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), place / "train.parquet", row_group_size=16)
+    pa_parquet.write_table(
+        table.set_column(table.column_names.index("label"), "label", pa.array(labels)),
+        place / "train.parquet",
+        row_group_size=16,
+    )
     assert call(monkeypatch, "run", *words(place, "data.stream=uniform", "seeds=1")) == 2
     error = capsys.readouterr().err
     assert '"great"' in error

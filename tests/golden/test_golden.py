@@ -16,12 +16,23 @@ from raypft.tasks.task import Pattern, Task, Wording, load_task, task_names
 GOLDEN = Path(__file__).parent / "prompts.txt"
 
 
-ANSWERED = {"tokens": ["The", "dogs", "sleep", "."], "question": "Who sleeps?", "context": "In the yard the dogs sleep."}
+ANSWERED = {
+    "tokens": ["The", "dogs", "sleep", "."],
+    "question": "Who sleeps?",
+    "context": "In the yard the dogs sleep.",
+}
 
 
 def invented(text: str) -> dict[str, str]:
     """A row of any task that is not bundled."""
-    return {"text": text, "review_body": text, "content": text, "premise": "A man is sleeping.", "hypothesis": "He is awake.", **ANSWERED}
+    return {
+        "text": text,
+        "review_body": text,
+        "content": text,
+        "premise": "A man is sleeping.",
+        "hypothesis": "He is awake.",
+        **ANSWERED,
+    }
 
 
 ROW = invented("The room was clean and the staff kind.")
@@ -39,7 +50,9 @@ def row_of(task: Task, language: str) -> dict[str, str]:
 def prompt(task: Task, pattern: Pattern, language: str) -> str:
     """The prompt on one line, a line break shown as a bent arrow."""
     demos = [Demonstration(row, label, language) for row, label in zip(DEMOS, task.label.names, strict=False)]
-    return readable(queries(task, pattern, row_of(task, language), language, SOFT_TOKENS, demos)[:2][-1]).replace("\n", "↵")
+    return readable(queries(task, pattern, row_of(task, language), language, SOFT_TOKENS, demos)[:2][-1]).replace(
+        "\n", "↵"
+    )
 
 
 def label_words(task: Task, wording: Wording) -> str:
@@ -58,7 +71,9 @@ def lines() -> list[str]:
             found += ["", f"== {name} {pattern_name}"]
             shown: dict[tuple[str, str], list[str]] = {}
             for language in task.languages:
-                shown.setdefault((label_words(task, pattern.wording(language)), prompt(task, pattern, language)), []).append(language)
+                shown.setdefault(
+                    (label_words(task, pattern.wording(language)), prompt(task, pattern, language)), []
+                ).append(language)
             before = None
             for (words, text), (first, *others) in shown.items():
                 found += [words] if words != before else []
@@ -68,8 +83,14 @@ def lines() -> list[str]:
 
 
 def test_prompts_and_label_words_are_those_a_person_has_read():
-    changes = list(difflib.unified_diff(GOLDEN.read_text(encoding="utf-8").splitlines(), lines(), "golden", "now", lineterm="", n=1))
-    assert not changes, "\n".join(["prompts changed; read the difference, then run: python tests/test_golden.py", *changes])
+    changes = list(
+        difflib.unified_diff(
+            GOLDEN.read_text(encoding="utf-8").splitlines(), lines(), "golden", "now", lineterm="", n=1
+        )
+    )
+    assert not changes, "\n".join(
+        ["prompts changed; read the difference, then run: python tests/test_golden.py", *changes]
+    )
 
 
 if __name__ == "__main__":

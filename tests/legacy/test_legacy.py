@@ -71,7 +71,9 @@ def test_finished_seeds_are_reused(run, folder, monkeypatch, capsys):
     out = call(monkeypatch, capsys, "run", *RUNS[run].split())
     assert out.count("finished before, reused") == len(seeds_of(run))
     assert before == [path.stat().st_mtime_ns for path in files]
-    assert sorted(path.name for path in folder.joinpath("runs").iterdir()) == sorted(path.name for path in FOLDER.joinpath("runs").iterdir())
+    assert sorted(path.name for path in folder.joinpath("runs").iterdir()) == sorted(
+        path.name for path in FOLDER.joinpath("runs").iterdir()
+    )
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -85,13 +87,18 @@ def test_numbers_are_the_stored_ones_bit_for_bit(run, folder, monkeypatch, capsy
         assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
         losses = theirs["losses"] if SAME_MACHINE else pytest.approx(theirs["losses"], rel=1e-4)
         assert ours["losses"] == losses
-        assert pa_parquet.read_table(made / "predictions.parquet").schema == pa_parquet.read_table(stored / "predictions.parquet").schema
+        assert (
+            pa_parquet.read_table(made / "predictions.parquet").schema
+            == pa_parquet.read_table(stored / "predictions.parquet").schema
+        )
         for file in stored.glob("*.safetensors"):
             values, expected = load_file(made / file.name), load_file(file)
             assert list(values) == list(expected)
             assert not SAME_MACHINE or all(torch.equal(values[name], expected[name]) for name in expected)
         if SAME_MACHINE:
-            assert pa_parquet.read_table(made / "predictions.parquet").equals(pa_parquet.read_table(stored / "predictions.parquet"))
+            assert pa_parquet.read_table(made / "predictions.parquet").equals(
+                pa_parquet.read_table(stored / "predictions.parquet")
+            )
 
 
 def test_a_run_stopped_before_goes_on_to_the_numbers_of_one_left_alone(folder, monkeypatch, capsys):

@@ -28,7 +28,9 @@ def spread_adapters(method: Method) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
 
 
-@pytest.mark.parametrize(("config", "expected"), [(GPT2_XL, 15_441_600), (LLAMA_2_7B, 67_248_128)], ids=["gpt2-xl", "llama-2-7b"])
+@pytest.mark.parametrize(
+    ("config", "expected"), [(GPT2_XL, 15_441_600), (LLAMA_2_7B, 67_248_128)], ids=["gpt2-xl", "llama-2-7b"]
+)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_parameter_counts_of_the_paper(config, expected, placement):
     """The paper's row is pfeiffer; houlsby has twice as many."""
@@ -41,7 +43,11 @@ def test_parameter_counts_of_the_paper(config, expected, placement):
 @torch.no_grad()
 def test_formula_by_hand():
     """x + U f(D x + c) + b, with r = H / reduction."""
-    for name, function in {"relu": lambda x: x.clamp(min=0), "tanh": torch.tanh, "silu": lambda x: x * x.sigmoid()}.items():
+    for name, function in {
+        "relu": lambda x: x.clamp(min=0),
+        "tanh": torch.tanh,
+        "silu": lambda x: x * x.sigmoid(),
+    }.items():
         method = Method(Config(reduction=8, nonlinearity=name), tiny.backbone("gpt2"))
         spread_adapters(method)
         adapter, states = method.adapters[1], torch.randn(2, 3, tiny.HIDDEN)
@@ -49,14 +55,18 @@ def test_formula_by_hand():
         for row in range(2):
             for token in range(3):
                 x = states[row, token]
-                expected = x + adapter.up.weight @ function(adapter.down.weight @ x + adapter.down.bias) + adapter.up.bias
+                expected = (
+                    x + adapter.up.weight @ function(adapter.down.weight @ x + adapter.down.bias) + adapter.up.bias
+                )
                 torch.testing.assert_close(adapter(states)[row, token], expected)
 
 
 def seen_by(module: nn.Module, run: Callable[[], object]) -> tuple[tuple, torch.Tensor]:
     """The inputs and the output of a module while something runs, the output as it leaves (after a backbone's seams)."""
     seen: list = []
-    handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output[0] if isinstance(output, tuple) else output)))
+    handle = module.register_forward_hook(
+        lambda _, inputs, output: seen.append((inputs, output[0] if isinstance(output, tuple) else output))
+    )
     run()
     handle.remove()
     return seen[0]
@@ -123,5 +133,7 @@ def test_starts_near_identity_and_trains_alone(kind, placement):
 
 def test_blocks_of_unknown_names_are_refused():
     bloom = BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4, architectures=["BloomForCausalLM"])
-    with pytest.raises(UserError, match=r"the blocks of bloom end in layers of unknown names; expected attn.c_proj and mlp.c_proj"):
+    with pytest.raises(
+        UserError, match=r"the blocks of bloom end in layers of unknown names; expected attn.c_proj and mlp.c_proj"
+    ):
         Method(Config(placement="houlsby"), backbone_from_config(bloom))

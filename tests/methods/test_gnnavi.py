@@ -19,8 +19,12 @@ from raypft.tasks.task import load_task
 FORMULAS = [{"conv": "gcn"}, {"conv": "gcn", "norm": "mean"}, {"conv": "sage"}]
 SIZES = {
     "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
-    "llama2-7b": LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008, vocab_size=32000),
-    "smollm2-135m": LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536),
+    "llama2-7b": LlamaConfig(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008, vocab_size=32000
+    ),
+    "smollm2-135m": LlamaConfig(
+        hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536
+    ),
 }
 
 
@@ -54,7 +58,9 @@ def by_hand(layer: GraphLayer, config: Config, states: torch.Tensor, anchors: li
             mean = sum((states[j] for j in own), torch.zeros(states.shape[1])) / max(1, len(own))
             out.append(layer.conv.lin_l.weight @ mean + layer.conv.lin_l.bias + layer.conv.lin_r.weight @ states[node])
             continue
-        share = {j: 1 / (math.sqrt(degree[node] * degree[j]) if config.norm == "sym" else degree[node]) for j in [*own, node]}
+        share = {
+            j: 1 / (math.sqrt(degree[node] * degree[j]) if config.norm == "sym" else degree[node]) for j in [*own, node]
+        }
         out.append(layer.conv.bias + sum(layer.conv.lin.weight @ states[j] * weight for j, weight in share.items()))
     return torch.stack(out)
 
@@ -103,7 +109,10 @@ def test_edges_come_from_marks(paths):
     backbone = tiny.backbone("gpt2")
     task = load_task("sentiment")
     pattern = task.pattern("gnnavi")
-    demos = [Demonstration({"text": "a bad film"}, "negative", "en"), Demonstration({"text": "great film it is"}, "positive", "en")]
+    demos = [
+        Demonstration({"text": "a bad film"}, "negative", "en"),
+        Demonstration({"text": "great film it is"}, "positive", "en"),
+    ]
     made = backbone.encode(render(task, pattern, {"text": "it was : Positive"}, "en", demos=demos))
     tokens = backbone.tokenizer.convert_ids_to_tokens(made.ids)
     first, second = tokens.index("Negative"), tokens.index("Positive")
@@ -111,7 +120,9 @@ def test_edges_come_from_marks(paths):
     assert tokens.count("Positive") == 2
     config = Config(layer=1, **{path: path in paths for path in ("aggregation", "distribution")})
     edges = Method(config, backbone).columns(made)["edges"]
-    expected = [(token, anchor) for anchor in (first, second) for token in range(anchor)] if "aggregation" in paths else []
+    expected = (
+        [(token, anchor) for anchor in (first, second) for token in range(anchor)] if "aggregation" in paths else []
+    )
     expected += [(first, len(tokens) - 1), (second, len(tokens) - 1)] if "distribution" in paths else []
     assert edges.shape == (2, (first + second) * ("aggregation" in paths) + 2 * ("distribution" in paths))
     assert sorted(map(tuple, edges.T.tolist())) == sorted(expected)
@@ -119,7 +130,12 @@ def test_edges_come_from_marks(paths):
 
 @pytest.mark.parametrize(
     ("model", "conv", "expected"),
-    [("gpt2-xl", "gcn", 2_561_600), ("gpt2-xl", "sage", 5_121_600), ("llama2-7b", "gcn", 16_781_312), ("llama2-7b", "sage", 33_558_528)],
+    [
+        ("gpt2-xl", "gcn", 2_561_600),
+        ("gpt2-xl", "sage", 5_121_600),
+        ("llama2-7b", "gcn", 16_781_312),
+        ("llama2-7b", "sage", 33_558_528),
+    ],
 )
 def test_parameter_counts_of_the_paper(model, conv, expected):
     """Fact sheet, section 1.5: predicted and counted, on the real shapes."""

@@ -33,7 +33,9 @@ def trained(kind: str, **config) -> tuple[Method, nn.Module]:
     return method, plain
 
 
-@pytest.mark.parametrize(("config", "expected"), [(GPT2_XL, 2_457_600), (LLAMA_2_7B, 4_194_304)], ids=["gpt2-xl", "llama-2-7b"])
+@pytest.mark.parametrize(
+    ("config", "expected"), [(GPT2_XL, 2_457_600), (LLAMA_2_7B, 4_194_304)], ids=["gpt2-xl", "llama-2-7b"]
+)
 def test_parameter_counts_of_the_paper(config, expected):
     with torch.device("meta"):
         method = Method(Config(), backbone_from_config(config))
@@ -81,7 +83,9 @@ def test_reset_takes_it_off(kind):
     assert not torch.allclose(backbone(batch), changed, atol=1e-3)
     assert [name for name, _ in backbone.model.named_modules()] == [name for name, _ in plain.named_modules()]
     assert not hasattr(backbone.model, "peft_config")
-    assert sum(p.numel() for p in Full(Full.Config(), backbone).trainable().values()) == sum(p.numel() for p in plain.parameters())
+    assert sum(p.numel() for p in Full(Full.Config(), backbone).trainable().values()) == sum(
+        p.numel() for p in plain.parameters()
+    )
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -90,13 +94,18 @@ def test_plain_peft_loads_what_was_saved(kind, tmp_path):
     """PeftModel.from_pretrained on the untouched model gives our logits."""
     method, plain = trained(kind)
     save_peft(method.backbone, tmp_path / "adapter")
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
     loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     states = method(collate(prompts(kind), 1))
     scores = method.backbone.vocabulary_scores(states)
     for row, prompt in enumerate(prompts(kind)):
         ids, segments = torch.tensor([prompt.ids]), {"token_type_ids": torch.tensor([prompt.segments])}
-        found = loaded(input_ids=ids, attention_mask=torch.ones_like(ids), **(segments if kind in tiny.FAMILIES["masked"] else {}))
+        found = loaded(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **(segments if kind in tiny.FAMILIES["masked"] else {})
+        )
         torch.testing.assert_close(found.logits[0, prompt.marks["slot"][0]], scores[row], rtol=0, atol=1e-4)
 
 
@@ -113,7 +122,9 @@ def test_targets_are_checked():
     method = Method(Config(targets=["mlp.c_fc"]), tiny.backbone("gpt2"))
     assert all(".mlp.c_fc." in name for name in method.trainable())
     backbone = tiny.backbone("gpt2")
-    with pytest.raises(UserError, match=r"method.targets: found \['q_proj'\]; expected names of linear layers of this model"):
+    with pytest.raises(
+        UserError, match=r"method.targets: found \['q_proj'\]; expected names of linear layers of this model"
+    ):
         Method(Config(targets=["q_proj"]), backbone)
     assert not hasattr(backbone.model, "peft_config")
     backbone.reset()

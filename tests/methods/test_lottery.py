@@ -22,16 +22,26 @@ from raypft.runs.run import prepare
 from raypft.training.loader import Rows
 from raypft.training.loop import TorchStepper, fit
 
-EMBEDDING = {"bert": "bert.embeddings.word_embeddings.weight", "xlmr": "roberta.embeddings.word_embeddings.weight", "gpt2": "transformer.wte.weight",
-             "llama": "model.embed_tokens.weight"}  # fmt: skip
-WEIGHT = {"bert": "bert.encoder.layer.1.attention.self.query.weight", "xlmr": "roberta.encoder.layer.1.output.LayerNorm.weight",
-          "gpt2": "transformer.h.1.mlp.c_fc.bias", "llama": "model.layers.1.self_attn.q_proj.weight"}  # fmt: skip
+EMBEDDING = {
+    "bert": "bert.embeddings.word_embeddings.weight",
+    "xlmr": "roberta.embeddings.word_embeddings.weight",
+    "gpt2": "transformer.wte.weight",
+    "llama": "model.embed_tokens.weight",
+}
+WEIGHT = {
+    "bert": "bert.encoder.layer.1.attention.self.query.weight",
+    "xlmr": "roberta.encoder.layer.1.output.LayerNorm.weight",
+    "gpt2": "transformer.h.1.mlp.c_fc.bias",
+    "llama": "model.layers.1.self_attn.q_proj.weight",
+}
 
 
 def batch():
     """Two prompts of unequal length with all kinds of tokens."""
     ids = [list(range(5, 15)), [9, 8, 30, 31]]
-    return collate([Encoded(f"k{i}", "en", own, [0] * len(own), {"slot": [len(own) - 1]}) for i, own in enumerate(ids)], 1)
+    return collate(
+        [Encoded(f"k{i}", "en", own, [0] * len(own), {"slot": [len(own) - 1]}) for i, own in enumerate(ids)], 1
+    )
 
 
 def loss(backbone) -> torch.Tensor:
@@ -101,7 +111,9 @@ def test_reset_is_bit_exact_however_often(kind):
         loss(backbone)
         backbone.reset()
         assert [name for name, _ in backbone.model.named_parameters()] == names
-        assert all(torch.equal(p, q) for p, q in zip(backbone.model.parameters(), fresh.model.parameters(), strict=True))
+        assert all(
+            torch.equal(p, q) for p, q in zip(backbone.model.parameters(), fresh.model.parameters(), strict=True)
+        )
         assert not any(p.requires_grad for p in backbone.parameters())
         assert backbone.decoder.weight is backbone.model.get_input_embeddings().weight
         assert torch.equal(loss(backbone), loss(fresh))
@@ -109,7 +121,9 @@ def test_reset_is_bit_exact_however_often(kind):
 
 def test_a_name_that_is_not_there_is_refused():
     backbone = tiny.backbone("bert")
-    with pytest.raises(UserError, match=r'sparse\("bert.nothing"\): no parameter of the model has such a name; e.g. bert.embeddings'):
+    with pytest.raises(
+        UserError, match=r'sparse\("bert.nothing"\): no parameter of the model has such a name; e.g. bert.embeddings'
+    ):
         backbone.sparse("bert.nothing", torch.tensor([0]))
 
 
@@ -143,15 +157,27 @@ def probe(cell: cases.Cell, stepper) -> dict[str, Any]:
     whole = sum(own["exp_avg"].numel() for own in stepper.optimizer_state()["moments"].values())
     optimizer = stepper.optimizer if isinstance(stepper, TorchStepper) else stepper._inner()
     here = sum(own["exp_avg"].numel() for own in optimizer.state.values())
-    return {"frozen": frozen, "active": active, "adam": whole, "adam_of_ranks": stepper.gather(here), "trained": sum(v.numel() for v in values.values())}
+    return {
+        "frozen": frozen,
+        "active": active,
+        "adam": whole,
+        "adam_of_ranks": stepper.gather(here),
+        "trained": sum(v.numel() for v in values.values()),
+    }
 
 
 @pytest.fixture(scope="module")
 def decayed():
     """Ten steps with strong weight decay, on two workers."""
-    plans = [Case("lottery", kind, engine, weight_decay=0.5, probe=probe) for kind in ("bert", "gpt2") for engine in ("torch", 0, 1, 2, 3)]
+    plans = [
+        Case("lottery", kind, engine, weight_decay=0.5, probe=probe)
+        for kind in ("bert", "gpt2")
+        for engine in ("torch", 0, 1, 2, 3)
+    ]
     found = dict(zip([(plan.kind, plan.engine) for plan in plans], run_group(2, plans), strict=True))
-    return found | {(kind, "alone"): run_case(Case("lottery", kind, "torch", weight_decay=0.5)) for kind in ("bert", "gpt2")}
+    return found | {
+        (kind, "alone"): run_case(Case("lottery", kind, "torch", weight_decay=0.5)) for kind in ("bert", "gpt2")
+    }
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
@@ -161,7 +187,10 @@ def test_frozen_entries_keep_their_bits_under_weight_decay(decayed, kind, engine
     found = decayed[kind, engine]
     ticket = made(kind).cut
     assert found["probe"]["frozen"] == 0
-    zeros = sum(int((dict(tiny.backbone(kind).model.named_parameters())[name].view(-1)[index.long()] == 0).sum()) for name, index in ticket.indices.items())
+    zeros = sum(
+        int((dict(tiny.backbone(kind).model.named_parameters())[name].view(-1)[index.long()] == 0).sum())
+        for name, index in ticket.indices.items()
+    )
     assert found["probe"]["active"] >= ticket.size - zeros
     assert found["losses"] == pytest.approx(decayed[kind, "alone"]["losses"], rel=1e-4)
 
@@ -203,22 +232,35 @@ def test_entries_that_did_not_move_are_told(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("segment", "layers"), [("lower", {1}), ("middle", {2}), ("higher", {3}), ("2-3", {2, 3}), ("all", {1, 2, 3, None})])
+@pytest.mark.parametrize(
+    ("segment", "layers"), [("lower", {1}), ("middle", {2}), ("higher", {3}), ("2-3", {2, 3}), ("all", {1, 2, 3, None})]
+)
 @pytest.mark.parametrize("scope", ["global", "per_tensor"])
 def test_segment_confines_the_entries(segment, layers, scope):
     method = made(segment=segment, scope=scope)
     place = places(tiny.backbone("bert"))
     assert {place[name].layer for name in method.cut.indices} == layers
-    sizes = {name: p.numel() for name, p in tiny.backbone("bert").model.named_parameters() if place[name].layer in layers and place[name].in_body}
+    sizes = {
+        name: p.numel()
+        for name, p in tiny.backbone("bert").model.named_parameters()
+        if place[name].layer in layers and place[name].in_body
+    }
     assert method.cut.pool == sum(sizes.values())
     if scope == "per_tensor":
-        assert {name: len(own) for name, own in method.cut.indices.items()} == {name: round(0.2 * size) for name, size in sizes.items()}
+        assert {name: len(own) for name, own in method.cut.indices.items()} == {
+            name: round(0.2 * size) for name, size in sizes.items()
+        }
 
 
-@pytest.mark.parametrize(("layers", "thirds"), [(12, [(1, 4), (5, 8), (9, 12)]), (24, [(1, 8), (9, 16), (17, 24)]), (4, [(1, 1), (2, 3), (4, 4)])])
+@pytest.mark.parametrize(
+    ("layers", "thirds"),
+    [(12, [(1, 4), (5, 8), (9, 12)]), (24, [(1, 8), (9, 16), (17, 24)]), (4, [(1, 1), (2, 3), (4, 4)])],
+)
 def test_thirds_of_the_layers(layers, thirds):
     """Layers 1-4, 5-8, 9-12 of XLM-R base, as the paper has them."""
-    assert [(own[0], own[-1]) for own in (segment_layers(name, layers) for name in ("lower", "middle", "higher"))] == thirds
+    assert [
+        (own[0], own[-1]) for own in (segment_layers(name, layers) for name in ("lower", "middle", "higher"))
+    ] == thirds
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -229,7 +271,10 @@ def test_places_cover_the_model(kind):
     assert len({len(own) for own in per_layer}) == 1
     assert place[EMBEDDING[kind]].layer is None
     assert place[EMBEDDING[kind]].in_body
-    assert {name.split(".")[0] for name, own in place.items() if not own.in_body} == {"bert": {"cls"}, "xlmr": {"lm_head"}}.get(kind, set())
+    assert {name.split(".")[0] for name, own in place.items() if not own.in_body} == {
+        "bert": {"cls"},
+        "xlmr": {"lm_head"},
+    }.get(kind, set())
     norms = [name for name, own in place.items() if own.is_norm]
     assert norms
     assert all("norm" in name.lower() or ".ln_" in name for name in norms)
@@ -251,7 +296,14 @@ def test_training_moves_the_prompt_and_the_entries():
     cell = cases.cell("lottery", tiny.backbone("xlmr"))
     before = {name: p.detach().clone() for name, p in cell.learner.trainable().items()}
     rows = Rows(cell.prompts, cell.learner.method, 1)
-    found = fit(TorchStepper(cell.learner, cases.SETTINGS), rows, None, cases.SETTINGS.model_copy(update={"epochs": 60, "lr": 1e-2}), 0, cell.score)
+    found = fit(
+        TorchStepper(cell.learner, cases.SETTINGS),
+        rows,
+        None,
+        cases.SETTINGS.model_copy(update={"epochs": 60, "lr": 1e-2}),
+        0,
+        cell.score,
+    )
     assert found.losses[-2] < 0.7 * found.losses[0]  # the frozen label words of a random model allow no large margin
     assert any(name.startswith("method.prompt.") for name in before)
     assert any("embeddings.word_embeddings.weight.values" in name for name in before)
@@ -272,18 +324,26 @@ def line_of(*overrides: str) -> str:
 
 @pytest.mark.parametrize("ratio", ["0", "1.1", "-0.2"])
 def test_ratio_outside_its_range_is_refused_at_load(ratio):
-    assert line_of(f"method.ratio={ratio}").startswith(f"recipes/ltp.yaml: method: ratio: found {ratio}; input should be ")
+    assert line_of(f"method.ratio={ratio}").startswith(
+        f"recipes/ltp.yaml: method: ratio: found {ratio}; input should be "
+    )
 
 
 @pytest.mark.parametrize("segment", ["top", "3", "1-", "-2"])
 def test_segment_that_is_none_is_refused_at_load(segment):
     found = line_of(f"method.segment='{segment}'")
-    assert found == f"recipes/ltp.yaml: method: segment: found '{segment}'; value error, expected all, lower, middle, higher or FIRST-LAST, e.g. 5-8"
+    assert (
+        found
+        == f"recipes/ltp.yaml: method: segment: found '{segment}'; value error, expected all, lower, middle, higher or FIRST-LAST, e.g. 5-8"
+    )
 
 
 @pytest.mark.parametrize("segment", ["0-2", "2-4", "3-2"])
 def test_segment_outside_the_model_is_refused(segment):
-    with pytest.raises(UserError, match=rf"^method.segment: found {segment}; expected layers FIRST-LAST from 1 to 3, first not after last, e.g. 1-3$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^method.segment: found {segment}; expected layers FIRST-LAST from 1 to 3, first not after last, e.g. 1-3$",
+    ):
         made(segment=segment)
 
 
@@ -292,7 +352,10 @@ def test_ticket_of_another_model_is_refused():
     path = cases.ticket(backbone, revision="0123")
     with pytest.raises(UserError) as caught:
         Method(Method.Config(ticket=path), backbone)
-    assert str(caught.value) == f"method.ticket: {path} is of model revision 0123; this backbone is in memory; search a ticket for it"
+    assert (
+        str(caught.value)
+        == f"method.ticket: {path} is of model revision 0123; this backbone is in memory; search a ticket for it"
+    )
 
 
 def test_ticket_must_be_given_and_be_there(tmp_path):
@@ -307,11 +370,22 @@ def test_a_jobs_cells_are_those_of_its_ticket(tmp_path):
     backbone = tiny.backbone("xlmr")
     for part in (backbone.model, backbone.tokenizer):
         part.save_pretrained(tmp_path / "model")
-    overrides = [f"backbone={tmp_path}/model", f"method.ticket={tmp_path}/t", "pattern=sp", "shots=2", "seeds=[0]", "train.max_tokens=150", "protocol=fixed"]
+    overrides = [
+        f"backbone={tmp_path}/model",
+        f"method.ticket={tmp_path}/t",
+        "pattern=sp",
+        "shots=2",
+        "seeds=[0]",
+        "train.max_tokens=150",
+        "protocol=fixed",
+    ]
     job, keys = load_job("ltp", ["task=nli", "readout.mode=raw_piece", *overrides]), set()
     for seed in (1, 2):
         generator = torch.Generator().manual_seed(seed)
-        moved = {name: torch.randn(p.shape, generator=generator) for name, p in backbone.model.roberta.named_parameters(prefix="roberta")}
+        moved = {
+            name: torch.randn(p.shape, generator=generator)
+            for name, p in backbone.model.roberta.named_parameters(prefix="roberta")
+        }
         cases.save_ticket(tmp_path / "t", moved, load_skeleton(str(tmp_path / "model")).revision, "decoupled", {})
         prepared = prepare(job)
         keys.add(prepared.keys[0])

@@ -42,7 +42,9 @@ def test_equal_to_past_key_values(kind, attention):
         for layer, module in enumerate(method.layers):
             cache.update(*module(batch), layer)
         mask = torch.ones(1, P + len(prompt.ids))
-        found = plain(input_ids=torch.tensor([prompt.ids]), attention_mask=mask, past_key_values=cache, output_hidden_states=True)
+        found = plain(
+            input_ids=torch.tensor([prompt.ids]), attention_mask=mask, past_key_values=cache, output_hidden_states=True
+        )
         torch.testing.assert_close(states[row], found.hidden_states[-1][0, -1], rtol=0, atol=1e-4)
 
 
@@ -99,7 +101,11 @@ def test_reset_takes_it_off(kind):
     """Bit for bit the states of before, the name of the attention function and the positions too."""
     backbone, _ = pair(kind)
     backbone._pristine = backbone.checksum()
-    batch, before, name = collate(prompts(kind), 1), backbone(collate(prompts(kind), 1)), backbone.config._attn_implementation
+    batch, before, name = (
+        collate(prompts(kind), 1),
+        backbone(collate(prompts(kind), 1)),
+        backbone.config._attn_implementation,
+    )
     method = Method(Config(length=P), backbone).eval()
     assert not torch.allclose(method(batch), before, atol=1e-2)
     backbone.reset()
@@ -108,7 +114,11 @@ def test_reset_takes_it_off(kind):
     assert not any("gives_keys" in vars(module) for module in backbone.modules())
 
 
-POSITIONS = {"bert": ("embeddings.position_embeddings", 0), "xlmr": ("embeddings.position_embeddings", 2), "gpt2": ("wpe", 0)}
+POSITIONS = {
+    "bert": ("embeddings.position_embeddings", 0),
+    "xlmr": ("embeddings.position_embeddings", 2),
+    "gpt2": ("wpe", 0),
+}
 
 
 @pytest.mark.parametrize("kind", POSITIONS)
@@ -118,7 +128,9 @@ def test_the_text_starts_after_the_prefix_if_asked(kind, shift):
     method, _ = made(kind, shift_positions=shift)
     name, first = POSITIONS[kind]
     seen: list = []
-    method.backbone.model.base_model.get_submodule(name).register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    method.backbone.model.base_model.get_submodule(name).register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0])
+    )
     method(collate(prompts(kind)[:1], 1))
     start = first + (P if shift else 0)
     assert seen[0][0].tolist() == list(range(start, start + 9))
@@ -169,7 +181,12 @@ def test_dropout_is_drawn_for_every_prompt_while_training():
 GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25, architectures=["GPT2LMHeadModel"])
 LLAMA_2_7B = LlamaConfig(architectures=["LlamaForCausalLM"])
 XLMR_LARGE = XLMRobertaConfig(
-    vocab_size=250002, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, architectures=["XLMRobertaForMaskedLM"]
+    vocab_size=250002,
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    architectures=["XLMRobertaForMaskedLM"],
 )
 SIZES = [(GPT2_XL, 40, 6_144_000), (LLAMA_2_7B, 150, 39_321_600), (XLMR_LARGE, 1, 49_152)]
 

@@ -71,7 +71,10 @@ def test_without_encoder_the_vectors_are_used_directly():
 def test_encoder_size_on_xlmr_base():
     """11,223,552 parameters with four soft tokens, predicted and counted (Zhao & Schuetze's prompt encoder)."""
     with torch.device("meta"):
-        made = Method(Config(train_backbone=False), backbone_from_config(XLMRobertaConfig(vocab_size=250002, architectures=["XLMRobertaForMaskedLM"])))
+        made = Method(
+            Config(train_backbone=False),
+            backbone_from_config(XLMRobertaConfig(vocab_size=250002, architectures=["XLMRobertaForMaskedLM"])),
+        )
     assert sum(p.numel() for p in made.prompt.parameters()) == 11_223_552
     assert sum(p.numel() for p in made.trainable().values()) == made.predicted_parameters() == 11_223_552
 
@@ -94,10 +97,20 @@ def test_positions_are_recorded_while_rendering(kind):
     backbone = tiny.backbone(kind)
     pattern = Pattern(text=TEXT[backbone.family], verbalizer={"negative": "bad", "positive": "good"}, source="test")
     task = Task(
-        name="t", about="", kind="choice", fields={"text": "text"}, label=Label(names=["negative", "positive"]), languages=["en"],
-        metric="accuracy", sources={"x": Source(files={"test": "x"})}, patterns={"p": pattern},
-    )  # fmt: skip
-    made = [backbone.encode(render(task, pattern, {"text": words}, "en", soft_length=3)) for words in ("good film", "it was one good film")]
+        name="t",
+        about="",
+        kind="choice",
+        fields={"text": "text"},
+        label=Label(names=["negative", "positive"]),
+        languages=["en"],
+        metric="accuracy",
+        sources={"x": Source(files={"test": "x"})},
+        patterns={"p": pattern},
+    )
+    made = [
+        backbone.encode(render(task, pattern, {"text": words}, "en", soft_length=3))
+        for words in ("good film", "it was one good film")
+    ]
     for own in made:
         dot = backbone.tokenizer.convert_ids_to_tokens(own.ids).index(".")
         assert own.marks["soft"] == [dot + 1, dot + 2, dot + 3]

@@ -47,7 +47,10 @@ def test_masking_follows_the_rule():
     assert found.gold == [prompt.ids[position] for position in slots]
     assert {position for position, (a, b) in enumerate(zip(prompt.ids, found.ids, strict=True)) if a != b} <= set(slots)
     assert {0, 20_001}.isdisjoint(slots)
-    kinds = Counter("mask" if (new := found.ids[p]) == 4 else "same" if new == old else "other" for p, old in zip(slots, found.gold, strict=True))
+    kinds = Counter(
+        "mask" if (new := found.ids[p]) == 4 else "same" if new == old else "other"
+        for p, old in zip(slots, found.gold, strict=True)
+    )
     shares = {kind: count / len(slots) for kind, count in kinds.items()}
     # a random token is the mask or the old one now and then: 1 in 41 each
     assert shares == pytest.approx({"mask": 0.8 + 0.1 / 41, "same": 0.1 + 0.1 / 41, "other": 0.1 * 39 / 41}, abs=0.02)
@@ -58,7 +61,11 @@ def test_masking_is_a_function_of_seed_epoch_and_row():
     backbone = tiny.backbone("bert")
     first, again = (mlm.masked(text(50), draw_, 0.15, backbone) for draw_ in ("1/0", "1/0"))
     assert first == again
-    others = [mlm.masked(text(50), "1/1", 0.15, backbone), mlm.masked(text(50), "2/0", 0.15, backbone), mlm.masked(text(50, "en/1"), "1/0", 0.15, backbone)]
+    others = [
+        mlm.masked(text(50), "1/1", 0.15, backbone),
+        mlm.masked(text(50), "2/0", 0.15, backbone),
+        mlm.masked(text(50, "en/1"), "1/0", 0.15, backbone),
+    ]
     assert all(other.marks != first.marks for other in others)
     assert mlm.masked(first, "1/1", 0.15, backbone) == others[0]
 
@@ -77,7 +84,9 @@ def learner(backbone, **config) -> Learner:
     """The search's method and readout on a tiny model."""
     task = load_task("mlmtext")
     backbone.reset()
-    return Learner(Method(Config(**config), backbone), mlm.Readout(mlm.Config(), task, task.pattern("vanilla"), backbone))
+    return Learner(
+        Method(Config(**config), backbone), mlm.Readout(mlm.Config(), task, task.pattern("vanilla"), backbone)
+    )
 
 
 def prompts(backbone) -> list[Encoded]:
@@ -91,13 +100,20 @@ def test_loss_is_the_cross_entropy_of_what_stood_there_over_the_vocabulary():
     loss, weight = made.readout.loss(made(batch), batch)
     with torch.no_grad():
         logits = backbone.model(input_ids=batch.ids, attention_mask=batch.mask).logits.log_softmax(-1)
-    by_hand = -sum(logits[row, p, g] for row, prompt in enumerate(own) for p, g in zip(prompt.marks["slot"], prompt.gold, strict=True))
+    by_hand = -sum(
+        logits[row, p, g]
+        for row, prompt in enumerate(own)
+        for p, g in zip(prompt.marks["slot"], prompt.gold, strict=True)
+    )
     assert weight == sum(len(prompt.gold) for prompt in own)
     assert torch.allclose(loss, by_hand, rtol=1e-5)
     answers = made.answer(batch)
     assert answers[2].value == [int(logits[2, p].argmax()) for p in own[2].marks["slot"]]
     assert made.readout.gold(own[1:3]) == own[1].gold + own[2].gold
-    assert made.readout.gather(own[1:3], answers[1:3]) == (answers[1].value + answers[2].value, answers[1].scores + answers[2].scores)
+    assert made.readout.gather(own[1:3], answers[1:3]) == (
+        answers[1].value + answers[2].value,
+        answers[1].scores + answers[2].scores,
+    )
 
 
 def losses(epochs: int = 3, seed: int = 0, **train) -> list[float]:
@@ -126,8 +142,15 @@ def test_what_each_strategy_trains(kind, strategy):
     """Never a normalisation; the embeddings unless frozen, with the output where tied; counts by hand."""
     backbone = tiny.backbone(kind)
     whole = sum(p.numel() for p in backbone.model.parameters())
-    norms = sum(p.numel() for module in backbone.model.modules() if isinstance(module, torch.nn.LayerNorm) for p in module.parameters())
-    embeddings = sum(p.numel() for name, p in backbone.model.base_model.embeddings.named_parameters() if "LayerNorm" not in name)
+    norms = sum(
+        p.numel()
+        for module in backbone.model.modules()
+        if isinstance(module, torch.nn.LayerNorm)
+        for p in module.parameters()
+    )
+    embeddings = sum(
+        p.numel() for name, p in backbone.model.base_model.embeddings.named_parameters() if "LayerNorm" not in name
+    )
     bias = backbone.decoder.bias.numel()
     method = Method(Config(strategy=strategy), backbone)
     expected = whole - norms - {"decoupled": bias, "vanilla": 0, "freeze_embeddings": embeddings}[strategy]
@@ -135,7 +158,9 @@ def test_what_each_strategy_trains(kind, strategy):
     assert backbone.decoder.weight.requires_grad == (strategy == "vanilla")
     assert backbone.model.get_input_embeddings().weight.requires_grad == (strategy != "freeze_embeddings")
     place = places(tiny.backbone(kind))
-    assert any(name.endswith("word_embeddings.weight") for name in method.candidates) == (strategy != "freeze_embeddings")
+    assert any(name.endswith("word_embeddings.weight") for name in method.candidates) == (
+        strategy != "freeze_embeddings"
+    )
     assert all(place[name].in_body and not place[name].is_norm for name in method.candidates)
 
 
@@ -189,7 +214,10 @@ def unmoved(cell, stepper) -> dict[str, int]:
 
 def test_half_precision_leaves_no_difference_where_nothing_moved():
     """ZeRO's fp32 values start from the rounded weights: their rounding is no movement."""
-    plans = [Case("ticket_search", "bert", stage, precision=precision, probe=unmoved) for stage, precision in ((0, "fp32"), (1, "bf16"), (2, "bf16"))]
+    plans = [
+        Case("ticket_search", "bert", stage, precision=precision, probe=unmoved)
+        for stage, precision in ((0, "fp32"), (1, "bf16"), (2, "bf16"))
+    ]
     for found in run_group(1, plans):
         assert found["probe"]["far"] == 0
         assert found["probe"]["all"] > 10_000
@@ -215,7 +243,14 @@ def search(place, *overrides: str):
         for b in ("one", "two", "three", "four")
     ]
     (place / "mlmtext" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = ["task=mlmtext", f"backbone={place}/model", f"data.root={place}", f"storage={place}/runs", "train.max_tokens=32", "train.batch_size=4"]
+    common = [
+        "task=mlmtext",
+        f"backbone={place}/model",
+        f"data.root={place}",
+        f"storage={place}/runs",
+        "train.max_tokens=32",
+        "train.batch_size=4",
+    ]
     return load_job("ticket_search", [*common, *overrides])
 
 
@@ -230,11 +265,31 @@ def test_a_search_run_gives_the_ticket_that_ltp_trains(tmp_path):
     assert result["rows"] == {"en": 2}
     assert result["dev"] == max(record["dev"] for record in result["history"])
     assert any("held out of train" in note for note in result["notes"])
-    assert result["history"][-1]["loss"] < 0.95 * result["history"][0]["loss"]  # the frozen output of a random model allows no large margin
+    assert (
+        result["history"][-1]["loss"] < 0.95 * result["history"][0]["loss"]
+    )  # the frozen output of a random model allows no large margin
     moved = load_file(folder / FILE)
     assert (moved["roberta.embeddings.word_embeddings.weight"][7:9].abs().sum(1) > 0).any()
-    overrides = ["task=nli", f"backbone={tmp_path}/model", f"storage={tmp_path}/runs", f"method.ticket={prepared.folder}", "readout.mode=raw_piece"]
-    ltp = load_job("ltp", [*overrides, "protocol=fixed", "shots=1", "seeds=[0]", "train.epochs=1", "train.max_tokens=150", "test.limit=2", "dev.limit=2"])
+    overrides = [
+        "task=nli",
+        f"backbone={tmp_path}/model",
+        f"storage={tmp_path}/runs",
+        f"method.ticket={prepared.folder}",
+        "readout.mode=raw_piece",
+    ]
+    ltp = load_job(
+        "ltp",
+        [
+            *overrides,
+            "protocol=fixed",
+            "shots=1",
+            "seeds=[0]",
+            "train.epochs=1",
+            "train.max_tokens=150",
+            "test.limit=2",
+            "dev.limit=2",
+        ],
+    )
     events: list = []
     ((after,),) = run([prepare(ltp)], events.append)
     pool = sum(difference.numel() for difference in moved.values())
@@ -245,7 +300,9 @@ def test_a_search_run_gives_the_ticket_that_ltp_trains(tmp_path):
 
 def test_what_is_held_out_is_what_is_tested():
     """A tenth of the text; it cannot be left out."""
-    table = pa.table({"id": [str(i) for i in range(40)], "language": ["en"] * 40, "label": [""] * 40, "text": ["x"] * 40})
+    table = pa.table(
+        {"id": [str(i) for i in range(40)], "language": ["en"] * 40, "label": [""] * 40, "text": ["x"] * 40}
+    )
     found = draw(table, None, None, labels=[], rule=PROTOCOLS["ticket_search"], shots=None, demos=0, seed=0)
     assert (len(found.train), len(found.dev), found.test is found.dev) == (36, 4, True)
     with pytest.raises(UserError, match=r"^dev.rows: found none; this protocol tests what it holds out"):

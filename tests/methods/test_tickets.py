@@ -22,12 +22,18 @@ def stored(tmp_path, differences: dict[str, torch.Tensor]):
 def coarse(*shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """Differences of few sizes and both signs, a fifth of them zero; names not in alphabetical order."""
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randint(-2, 3, shape, generator=generator) / 7 for name, shape in zip("cab", shapes, strict=False)}
+    return {
+        name: torch.randint(-2, 3, shape, generator=generator) / 7 for name, shape in zip("cab", shapes, strict=False)
+    }
 
 
 def by_sorting(differences: dict[str, torch.Tensor], ratio: float) -> dict[str, list[int]]:
     """The definition: all entries in a stable order by size, largest first, the first round(ratio * n)."""
-    entries = [(-abs(float(value)), name, i) for name, tensor in differences.items() for i, value in enumerate(tensor.flatten())]
+    entries = [
+        (-abs(float(value)), name, i)
+        for name, tensor in differences.items()
+        for i, value in enumerate(tensor.flatten())
+    ]
     kept = sorted(entries, key=lambda entry: entry[0])[: round(ratio * len(entries))]
     return {name: sorted(i for _, own, i in kept if own == name) for name in {own for _, own, _ in kept}}
 
@@ -51,7 +57,9 @@ def test_global_cut_is_the_head_of_the_sorted_candidates(tmp_path, monkeypatch, 
 def test_per_tensor_cut_is_a_cut_of_each(tmp_path, ratio):
     differences = coarse((6, 5), (17,), (4, 9))
     found = cut(stored(tmp_path, differences), ratio, "per_tensor")
-    assert as_lists(found) == {name: own for name in differences for own in by_sorting({name: differences[name]}, ratio).values()}
+    assert as_lists(found) == {
+        name: own for name in differences for own in by_sorting({name: differences[name]}, ratio).values()
+    }
     assert [len(found.indices[name]) for name in differences] == [round(ratio * n) for n in (30, 17, 36)]
 
 
@@ -100,7 +108,12 @@ def test_a_ticket_is_cut_for_real_where_only_shapes_are_counted(tmp_path):
 
 def test_what_the_artefact_says(tmp_path):
     ticket = stored(tmp_path, coarse((6, 5), (17,)))
-    assert (ticket.names, ticket.revision, ticket.strategy, ticket.settings) == (("c", "a"), "abc", "decoupled", {"seed": 3})
+    assert (ticket.names, ticket.revision, ticket.strategy, ticket.settings) == (
+        ("c", "a"),
+        "abc",
+        "decoupled",
+        {"seed": 3},
+    )
     other = coarse((6, 5), (17,))
     other["a"][3] += 1
     assert stored(tmp_path, coarse((6, 5), (17,))).digest == ticket.digest != stored(tmp_path, other).digest
@@ -130,14 +143,20 @@ def test_what_is_no_ticket_is_refused(tmp_path):
         refused(tmp_path / "none")
         == f"method.ticket: no file or folder {tmp_path}/none; give a ticket.safetensors or the folder of a finished ticket_search run"
     )
-    assert refused(tmp_path) == f"method.ticket: {tmp_path} holds no ticket.safetensors; expected the folder of a finished ticket_search run"
+    assert (
+        refused(tmp_path)
+        == f"method.ticket: {tmp_path} holds no ticket.safetensors; expected the folder of a finished ticket_search run"
+    )
     (tmp_path / "text").write_text("not a ticket at all")
     assert refused(tmp_path / "text").startswith(f"method.ticket: {tmp_path}/text is no ticket; expected")
     save_file({"w": torch.zeros(2)}, tmp_path / "plain.safetensors")
     assert "is no ticket" in refused(tmp_path / "plain.safetensors")
     for seed in (1, 2):
         save_ticket(tmp_path / f"seed-{seed}" / tickets.FILE, coarse((3,)), "abc", "vanilla", {})
-    assert refused(tmp_path) == f"method.ticket: {tmp_path} holds 2 tickets; choose one, e.g. {tmp_path}/seed-1/ticket.safetensors"
+    assert (
+        refused(tmp_path)
+        == f"method.ticket: {tmp_path} holds 2 tickets; choose one, e.g. {tmp_path}/seed-1/ticket.safetensors"
+    )
 
 
 def test_a_ratio_that_leaves_nothing_is_refused(tmp_path):

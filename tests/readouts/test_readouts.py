@@ -33,7 +33,12 @@ def pieces(*names: str) -> dict[str, int]:
 
 def wordpiece():
     """A BERT with whole words and words that split: ter ##ri ##ble, great ##ly."""
-    inner = Tokenizer(models.WordPiece(pieces("good", "bad", "great", "ter", "##ri", "##ble", "##ly", "##good", "a", "b", "ja", "nein"), unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordPiece(
+            pieces("good", "bad", "great", "ter", "##ri", "##ble", "##ly", "##good", "a", "b", "ja", "nein"),
+            unk_token="<unk>",
+        )
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = tiny.tokenizer(special=True).backend_tokenizer.post_processor
     return backbone_from_config(tiny.config("bert"), PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL))
@@ -42,21 +47,35 @@ def wordpiece():
 def byte_level():
     """A GPT-2 where "good" and " good" are two pieces, and "bad" splits."""
     vocabulary = pieces("Ġ", "g", "o", "d", "b", "a", "go", "od", "good", "Ġgood", "Ġb", "ad")
-    inner = Tokenizer(models.BPE(vocabulary, [("g", "o"), ("o", "d"), ("go", "od"), ("Ġ", "good"), ("Ġ", "b"), ("a", "d")]))
+    inner = Tokenizer(
+        models.BPE(vocabulary, [("g", "o"), ("o", "d"), ("go", "od"), ("Ġ", "good"), ("Ġ", "b"), ("a", "d")])
+    )
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return backbone_from_config(tiny.config("gpt2"), PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL))
 
 
 def readout(
-    backbone, verbalizer: dict, mode: str = "word_initial", text: str = "{text} <slot>", by_language: dict | None = None, config: str | None = None
+    backbone,
+    verbalizer: dict,
+    mode: str = "word_initial",
+    text: str = "{text} <slot>",
+    by_language: dict | None = None,
+    config: str | None = None,
 ) -> Readout:
     """A verbalizer over the labels of `verbalizer`."""
     pattern = Pattern(text=text, verbalizer=verbalizer, mode=mode, by_language=by_language or {}, source="test")
     task = Task(
-        name="t", about="", kind="choice", fields={"text": "text"}, label=Label(names=list(verbalizer)), languages=["en", "de"],
-        metric="accuracy", sources={}, patterns={"p": pattern},
-    )  # fmt: skip
+        name="t",
+        about="",
+        kind="choice",
+        fields={"text": "text"},
+        label=Label(names=list(verbalizer)),
+        languages=["en", "de"],
+        metric="accuracy",
+        sources={},
+        patterns={"p": pattern},
+    )
     return Readout(Config(mode=config), task, pattern, backbone)
 
 
@@ -67,7 +86,18 @@ def columns(made: Readout, backbone) -> list[list[str]]:
 
 def batch(size: int, gold: list[int] | None = None, wording: list[int] | None = None, weight: float = 1.0):
     """`size` prompts with one slot each."""
-    rows = [Encoded(f"k{i}", "en", [5, 6], [0, 0], {"slot": [1]}, gold=[gold[i] if gold else -1], wording=wording[i] if wording else 0) for i in range(size)]
+    rows = [
+        Encoded(
+            f"k{i}",
+            "en",
+            [5, 6],
+            [0, 0],
+            {"slot": [1]},
+            gold=[gold[i] if gold else -1],
+            wording=wording[i] if wording else 0,
+        )
+        for i in range(size)
+    ]
     return collate(rows, 1, weight=weight)
 
 
@@ -88,7 +118,10 @@ def test_modes_choose_columns(mode, word, expected):
     """The pattern's mode, or the readout's in its place."""
     backbone = wordpiece()
     assert columns(readout(backbone, {"yes": word, "no": "good"}, mode), backbone) == [expected, ["good"]]
-    assert columns(readout(backbone, {"yes": word, "no": "good"}, "word_initial", config=mode), backbone) == [expected, ["good"]]
+    assert columns(readout(backbone, {"yes": word, "no": "good"}, "word_initial", config=mode), backbone) == [
+        expected,
+        ["good"],
+    ]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("{text} : <slot>", "Ġgood"), ("{text} :<slot>", "good")])
@@ -114,7 +147,12 @@ def test_blank_before_the_slot_belongs_to_the_word(text, expected):
         (wordpiece, {"yes": "greatly", "no": "great"}, "first_piece", r"yes and no have the same token"),
         (wordpiece, {"yes": ["great", "bad"], "no": ["bad", "great"]}, "mean", r"yes and no have the same token"),
         (wordpiece, {"yes": ["great", "terrible"], "no": "good"}, "mean", r"verbalizer.yes: \"terrible\" is 3 tokens"),
-        (wordpiece, {"yes": ["great", "bad"], "no": "good"}, "first_piece", r"verbalizer.yes: found 2 words; expected one, or mode: mean"),
+        (
+            wordpiece,
+            {"yes": ["great", "bad"], "no": "good"},
+            "first_piece",
+            r"verbalizer.yes: found 2 words; expected one, or mode: mean",
+        ),
     ],
 )
 def test_words_that_cannot_stand_for_a_label_are_refused(made, verbalizer, mode, message):
@@ -126,7 +164,11 @@ def test_words_that_cannot_stand_for_a_label_are_refused(made, verbalizer, mode,
 def test_an_error_in_a_language_names_it():
     """Every language's words are looked up at once, not when its first row comes."""
     with pytest.raises(UserError, match=r"verbalizer \(de\).no: \"terrible\" is 3 tokens"):
-        readout(wordpiece(), {"yes": "good", "no": "bad"}, by_language={"de": {"verbalizer": {"yes": "ja", "no": "terrible"}}})
+        readout(
+            wordpiece(),
+            {"yes": "good", "no": "bad"},
+            by_language={"de": {"verbalizer": {"yes": "ja", "no": "terrible"}}},
+        )
 
 
 # scores
@@ -136,13 +178,22 @@ def test_an_error_in_a_language_names_it():
 def test_scores_are_means_over_words_of_each_rows_language():
     """One batch of two languages against the full vocabulary scores."""
     backbone = wordpiece()
-    made = readout(backbone, {"yes": ["good", "great"], "no": "bad"}, "mean", by_language={"de": {"verbalizer": {"yes": "ja", "no": ["nein", "bad", "a"]}}})
+    made = readout(
+        backbone,
+        {"yes": ["good", "great"], "no": "bad"},
+        "mean",
+        by_language={"de": {"verbalizer": {"yes": "ja", "no": ["nein", "bad", "a"]}}},
+    )
     states = torch.randn(3, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
     full, of = backbone.vocabulary_scores(states), backbone.tokenizer.convert_tokens_to_ids
     english = [(full[:, of("good")] + full[:, of("great")]) / 2, full[:, of("bad")]]
     german = [full[:, of("ja")], (full[:, of("nein")] + full[:, of("bad")] + full[:, of("a")]) / 3]
     scores = made.scores(states, batch(3, wording=[0, 1, 0]))
-    assert torch.allclose(scores, torch.stack([torch.stack([own[0][row], own[1][row]]) for row, own in enumerate([english, german, english])]), atol=1e-6)
+    assert torch.allclose(
+        scores,
+        torch.stack([torch.stack([own[0][row], own[1][row]]) for row, own in enumerate([english, german, english])]),
+        atol=1e-6,
+    )
     assert not list(made.parameters())
 
 
@@ -177,9 +228,16 @@ def test_decide_answers_by_key():
 def test_head_scores_every_label_and_trains(kind):
     """One score per label name, and a pattern without <slot> will do."""
     task = Task(
-        name="t", about="", kind="choice", fields={"text": "text"}, label=Label(names=["a", "b", "c"]), languages=["en"],
-        metric="accuracy", sources={}, patterns={},
-    )  # fmt: skip
+        name="t",
+        about="",
+        kind="choice",
+        fields={"text": "text"},
+        label=Label(names=["a", "b", "c"]),
+        languages=["en"],
+        metric="accuracy",
+        sources={},
+        patterns={},
+    )
     reads = readout_class("head")
     made = reads(reads.Config(), task, Pattern(text="{text}", source="test"), tiny.backbone(kind))
     assert not made.needs_slot

@@ -31,7 +31,17 @@ def readout(longest: int = 30) -> Readout:
 
 def window(part: int, gold: list[int], passage: Passage | None = None, key: str = "en/1") -> Encoded:
     """A prompt whose first len(gold) tokens are slots."""
-    return Encoded(key, "en", [5] * 6, [0] * 6, {"slot": list(range(len(gold)))}, gold=gold, part=part, answers=["two"], passage=passage)
+    return Encoded(
+        key,
+        "en",
+        [5] * 6,
+        [0] * 6,
+        {"slot": list(range(len(gold)))},
+        gold=gold,
+        part=part,
+        answers=["two"],
+        passage=passage,
+    )
 
 
 def test_loss_is_the_mean_cross_entropy_of_start_and_end_over_a_windows_slots():
@@ -46,9 +56,14 @@ def test_loss_is_the_mean_cross_entropy_of_start_and_end_over_a_windows_slots():
     assert torch.allclose(loss, expected)
     assert weight == 3
     assert readout().weight(window(0, [0, 0, 1, 2, 0])) == 1
-    apart = [readout().loss(scores[own], collate([one], 1))[0] for one, own in ((window(0, [0, 0, 1, 2, 0]), slice(0, 5)), (window(1, [3, 0, 0]), slice(5, 8)))]
+    apart = [
+        readout().loss(scores[own], collate([one], 1))[0]
+        for one, own in ((window(0, [0, 0, 1, 2, 0]), slice(0, 5)), (window(1, [3, 0, 0]), slice(5, 8)))
+    ]
     assert torch.allclose(apart[0], functional.cross_entropy(scores[:5].T, torch.tensor([2, 3])))
-    assert torch.allclose(sum(apart), readout().loss(scores[:8], collate([window(0, [0, 0, 1, 2, 0]), window(1, [3, 0, 0])], 1))[0])
+    assert torch.allclose(
+        sum(apart), readout().loss(scores[:8], collate([window(0, [0, 0, 1, 2, 0]), window(1, [3, 0, 0])], 1))[0]
+    )
 
 
 def test_a_filler_weighs_nothing():
@@ -108,4 +123,8 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
     assert score(evaluate(stepper, data, 2)) < 100
     progress = fit(stepper, data, data, settings, 0, score)
     assert progress.history[-1]["dev"] == 100
-    assert [row.answer for row in by_row(learner.readout, prompts, evaluate(stepper, data, 2))] == ["good film", "bad", "great fine"]
+    assert [row.answer for row in by_row(learner.readout, prompts, evaluate(stepper, data, 2))] == [
+        "good film",
+        "bad",
+        "great fine",
+    ]

@@ -22,11 +22,21 @@ LANGUAGES = ("en", "de", "zh")
 def campaign(**values):
     """A campaign's file as an object; `paper` and `search` from mappings."""
     paper, search = values.pop("paper", None), values.pop("search", None)
-    default = {"about": "a test", "source": "nobody 2024, Table 1", "tasks": ["xnli"], "vary": {}, "columns": "language", "scale": None, "speedup_over": None}
+    default = {
+        "about": "a test",
+        "source": "nobody 2024, Table 1",
+        "tasks": ["xnli"],
+        "vary": {},
+        "columns": "language",
+        "scale": None,
+        "speedup_over": None,
+    }
     paper = paper and SimpleNamespace(**{"values": {}, "std": {}, "differs": {}, "notes": []} | paper)
     if search:
         space = {key: SimpleNamespace(listed=values) for key, values in search["space"].items()}
-        search = SimpleNamespace(**{"searcher": "grid", "trials": None, "scheduler": "none", "rows": None} | search | {"space": space})
+        search = SimpleNamespace(
+            **{"searcher": "grid", "trials": None, "scheduler": "none", "rows": None} | search | {"space": space}
+        )
     return SimpleNamespace(**default | {"rows": {"A": object(), "B": object()}} | values, paper=paper, search=search)
 
 
@@ -34,21 +44,49 @@ def result(scores, task="xnli", seed=0, **more):
     """A result.json of a run: `scores` by language."""
     others = [value for language, value in scores.items() if language != "en"]
     return {
-        "seed": seed, "metric": "accuracy@1", "scores": scores, "metrics": {"accuracy@1": scores}, "test_rows": f"rows of {task}", "protocol": "fixed",
-        "majority": dict.fromkeys(scores, 40.0), "rows": dict.fromkeys(scores, 100), "mean": statistics.fmean(scores.values()),
-        "mean_without_english": statistics.fmean(others) if others else None, "dev": 50.0, "trainable": 1234, "train_seconds": 8.0, "seconds": 9.5,
-        "history": [{"epoch": 1}, {"epoch": 2}], "peak_memory_mb": 700.0,
-    } | more  # fmt: skip
+        "seed": seed,
+        "metric": "accuracy@1",
+        "scores": scores,
+        "metrics": {"accuracy@1": scores},
+        "test_rows": f"rows of {task}",
+        "protocol": "fixed",
+        "majority": dict.fromkeys(scores, 40.0),
+        "rows": dict.fromkeys(scores, 100),
+        "mean": statistics.fmean(scores.values()),
+        "mean_without_english": statistics.fmean(others) if others else None,
+        "dev": 50.0,
+        "trainable": 1234,
+        "train_seconds": 8.0,
+        "seconds": 9.5,
+        "history": [{"epoch": 1}, {"epoch": 2}],
+        "peak_memory_mb": 700.0,
+    } | more
 
 
 def cell(row, scores, seed=0, task="xnli", axes=None, **more):
     """A finished cell; scores of one language may be a number."""
     scores = {"en": scores} if isinstance(scores, int | float) else scores
-    return {"row": row, "task": task, "axes": axes or {}, "seed": seed, "status": "finished", "reason": "", "result": result(scores, task, seed, **more)}
+    return {
+        "row": row,
+        "task": task,
+        "axes": axes or {},
+        "seed": seed,
+        "status": "finished",
+        "reason": "",
+        "result": result(scores, task, seed, **more),
+    }
 
 
 def lost(row, status, seed=0, task="xnli", axes=None, reason=""):
-    return {"row": row, "task": task, "axes": axes or {}, "seed": seed, "status": status, "reason": reason, "result": None}
+    return {
+        "row": row,
+        "task": task,
+        "axes": axes or {},
+        "seed": seed,
+        "status": status,
+        "reason": reason,
+        "result": None,
+    }
 
 
 def markdown(path):
@@ -76,33 +114,66 @@ def test_languages_with_and_without_english_by_hand(tmp_path):
         ["A", "82.0 ± 2.8", "71.0 ± 1.4", "60.0 ± 0.0", "71.0 ± 1.4", "65.5 ± 0.7"],
         ["B", *["50.0 (n=1, 1 failed)"] * 5],
     ]
-    assert tables["cost"][1:] == [["xnli", "A", "2", "1,234", "8.0", "9.5", "700"], ["xnli", "B", "1", "1,234", "8.0", "9.5", "700"]]
+    assert tables["cost"][1:] == [
+        ["xnli", "A", "2", "1,234", "8.0", "9.5", "700"],
+        ["xnli", "B", "1", "1,234", "8.0", "9.5", "700"],
+    ]
     text = (tmp_path / "table.md").read_text()
     assert "failed: B on xnli, seeds 1: out of memory" in text
     assert "rows of xnli, 100 rows a language, protocol fixed" in text
 
 
 def test_tasks_with_their_mean_seed_by_seed(tmp_path):
-    rows = [cell("A", score, seed, task) for task, scores in {"sst2": (90, 92), "trec": (70, 60)}.items() for seed, score in enumerate(scores)]
+    rows = [
+        cell("A", score, seed, task)
+        for task, scores in {"sst2": (90, 92), "trec": (70, 60)}.items()
+        for seed, score in enumerate(scores)
+    ]
     tables = markdown(write_tables(campaign(tasks=["sst2", "trec"], columns="task"), rows, tmp_path))
     # means of the seeds: 80 and 76
-    assert tables["accuracy@1"] == [["row", "sst2", "trec", "mean"], ["A", "91.0 ± 1.4", "65.0 ± 7.1", "78.0 ± 2.8"], ["B", "-", "-", "-"]]
+    assert tables["accuracy@1"] == [
+        ["row", "sst2", "trec", "mean"],
+        ["A", "91.0 ± 1.4", "65.0 ± 7.1", "78.0 ± 2.8"],
+        ["B", "-", "-", "-"],
+    ]
 
 
 def test_a_task_without_results_leaves_the_mean_open(tmp_path):
     paper = {"values": {"A": {"sst2": 90.0, "trec": 10.0, "mean": 50.0}}}
-    tables = markdown(write_tables(campaign(tasks=["sst2", "trec"], columns="task", paper=paper), [cell("A", s, s, "sst2") for s in (89, 91)], tmp_path))
+    tables = markdown(
+        write_tables(
+            campaign(tasks=["sst2", "trec"], columns="task", paper=paper),
+            [cell("A", s, s, "sst2") for s in (89, 91)],
+            tmp_path,
+        )
+    )
     assert tables["accuracy@1"][1:3] == [["A", "90.0 ± 1.4", "-", "-"], ["A (paper)", "90 inside", "10", "50"]]
 
 
 def test_an_axis_makes_lines_or_columns(tmp_path):
     vary = {"shots": [1, 2], "method.layer": [4, 8]}
-    rows = [cell("A", 10 * shots + layer, 0, axes={"shots": shots, "method.layer": layer}) for shots in (1, 2) for layer in (4, 8)]
-    table = markdown(write_tables(campaign(rows={"A": object(), "MAJ": "majority"}, vary=vary, columns="method.layer"), rows, tmp_path))["xnli, accuracy@1"]
+    rows = [
+        cell("A", 10 * shots + layer, 0, axes={"shots": shots, "method.layer": layer})
+        for shots in (1, 2)
+        for layer in (4, 8)
+    ]
+    table = markdown(
+        write_tables(
+            campaign(rows={"A": object(), "MAJ": "majority"}, vary=vary, columns="method.layer"), rows, tmp_path
+        )
+    )["xnli, accuracy@1"]
     assert table == [
-        ["shots", "row", "4", "8"], ["1", "A", "14.0 (n=1)", "18.0 (n=1)"], ["", "MAJ", "40.0", "40.0"], ["2", "A", "24.0 (n=1)", "28.0 (n=1)"],
-    ]  # fmt: skip
-    assert [plot.name for plot in sorted(tmp_path.glob("plot-*"))] == ["plot-method.layer.png", "plot-method.layer.svg", "plot-shots.png", "plot-shots.svg"]
+        ["shots", "row", "4", "8"],
+        ["1", "A", "14.0 (n=1)", "18.0 (n=1)"],
+        ["", "MAJ", "40.0", "40.0"],
+        ["2", "A", "24.0 (n=1)", "28.0 (n=1)"],
+    ]
+    assert [plot.name for plot in sorted(tmp_path.glob("plot-*"))] == [
+        "plot-method.layer.png",
+        "plot-method.layer.svg",
+        "plot-shots.png",
+        "plot-shots.svg",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +214,10 @@ def test_the_paper_has_numbers_by_axis_and_a_scaled_down_campaign_no_verdict(tmp
     given = {"rows": {"MAJ": "majority", "A": object()}, "vary": {"shots": [1, 2]}, "paper": {"values": values}}
     write_tables(campaign(**given), rows, tmp_path)
     assert [(record["shots"], record["paper"], record["verdict"]) for record in records(tmp_path)] == [
-        ("", "40", "inside"), ("1", "81", "inside"), ("2", "10", "outside"),
-    ]  # fmt: skip
+        ("", "40", "inside"),
+        ("1", "81", "inside"),
+        ("2", "10", "outside"),
+    ]
     write_tables(campaign(**given, scale="small"), rows, tmp_path)
     assert {record["verdict"] for record in records(tmp_path)} == {"protocol differs"}
 
@@ -152,7 +225,10 @@ def test_the_paper_has_numbers_by_axis_and_a_scaled_down_campaign_no_verdict(tmp
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"test_rows": "others"}, 'report: task xnli: row "B" has test rows others, row "A" has rows of xnli; they don\'t compare'),
+        (
+            {"test_rows": "others"},
+            'report: task xnli: row "B" has test rows others, row "A" has rows of xnli; they don\'t compare',
+        ),
         ({"metric": "accuracy@2"}, 'row "B" has metric accuracy@2, row "A" has accuracy@1'),
         ({"protocol": "gnnavi"}, 'row "B" has protocol gnnavi, row "A" has fixed'),
     ],
@@ -170,7 +246,14 @@ def test_cells_of_another_campaign_are_refused(tmp_path):
 
 def searched(tmp_path, searcher="grid", **changes):
     space = {"method.layer": [2, 10, 4], "train.lr": [0.1, 0.01]}
-    dev = {(2, 0.1): (50, 52), (2, 0.01): (60, 62), (10, 0.1): (90,), (10, 0.01): (70, 72), (4, 0.1): (65, 67), (4, 0.01): (10, 12)}
+    dev = {
+        (2, 0.1): (50, 52),
+        (2, 0.01): (60, 62),
+        (10, 0.1): (90,),
+        (10, 0.01): (70, 72),
+        (4, 0.1): (65, 67),
+        (4, 0.01): (10, 12),
+    }
     rows = [
         cell("A", 100 - score, seed, axes={"method.layer": layer, "train.lr": lr}, dev=score, **changes)
         for (layer, lr), scores in dev.items()
@@ -199,8 +282,19 @@ def test_a_search_without_dev_scores_is_refused(tmp_path):
 
 
 def test_configurations_that_were_not_tested_take_part_in_the_choice(tmp_path):
-    untested = {"seed": 0, "dev": 20.0, "trainable": 5, "train_seconds": 1.0, "seconds": 1.0, "peak_memory_mb": 1.0, "history": []}
-    rows = [cell("A", 80, axes={"method.layer": 4}, dev=60.0), {**cell("A", 0, axes={"method.layer": 2}), "result": untested}]
+    untested = {
+        "seed": 0,
+        "dev": 20.0,
+        "trainable": 5,
+        "train_seconds": 1.0,
+        "seconds": 1.0,
+        "peak_memory_mb": 1.0,
+        "history": [],
+    }
+    rows = [
+        cell("A", 80, axes={"method.layer": 4}, dev=60.0),
+        {**cell("A", 0, axes={"method.layer": 2}), "result": untested},
+    ]
     path = write_tables(campaign(search={"space": {"method.layer": [2, 4]}}), rows, tmp_path)
     assert "method.layer=4 (dev 60.0) of 2 configurations" in path.read_text()
 
@@ -229,7 +323,9 @@ def test_speeds_are_ratios_of_training_seconds_an_epoch_seed_by_seed(tmp_path):
 
 def test_other_metrics_are_further_tables(tmp_path):
     more = {"metric": "entity_f1@1", "metrics": {"entity_f1@1": {"en": 60.0}, "token_accuracy@1": {"en": 90.0}}}
-    tables = markdown(write_tables(campaign(rows={"MAJ": "majority", "A": object()}), [cell("A", 60.0, **more)], tmp_path))
+    tables = markdown(
+        write_tables(campaign(rows={"MAJ": "majority", "A": object()}), [cell("A", 60.0, **more)], tmp_path)
+    )
     assert tables["xnli, entity_f1@1"][1:] == [["MAJ", "40.0"], ["A", "60.0 (n=1)"]]
     assert tables["xnli, token_accuracy@1"][1:] == [["MAJ", "-"], ["A", "90.0 (n=1)"]]
     assert "token" not in (tmp_path / "table.tex").read_text()
@@ -240,7 +336,9 @@ def test_csv_and_svg_have_the_same_bytes_in_whatever_order_cells_finish(tmp_path
     rows += [lost("B", "failed", 0, axes={"shots": 1}, reason="x"), lost("B", "missing", 1, axes={"shots": 1})]
     made = campaign(vary={"shots": [1, 2]})
     write_tables(made, rows, tmp_path / "one")
-    again = [{**row, "result": row["result"] and {**row["result"], "seconds": 77.0, "train_seconds": 70.0}} for row in rows]
+    again = [
+        {**row, "result": row["result"] and {**row["result"], "seconds": 77.0, "train_seconds": 70.0}} for row in rows
+    ]
     random.Random(1).shuffle(again)
     write_tables(made, again, tmp_path / "two")
     assert (tmp_path / "one/table.csv").read_bytes() == (tmp_path / "two/table.csv").read_bytes()
@@ -253,7 +351,13 @@ def test_latex_is_balanced_and_escaped(tmp_path):
     write_tables(campaign(rows={"LTP_20% & {x}": object()}, vary={"shots": [1, 2]}), rows, tmp_path)
     text = (tmp_path / "table.tex").read_text()
     assert r"LTP\_20\% \& \{x\} & 80.0 $\pm$ 0.0 \\" in text
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 2
+    assert (
+        text.count(r"\begin{tabular}")
+        == text.count(r"\end{tabular}")
+        == text.count(r"\toprule")
+        == text.count(r"\bottomrule")
+        == 2
+    )
     bare = re.sub(r"\\[{}%&_$#]", "", text)
     assert bare.count("{") == bare.count("}")
     for block in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", bare, re.DOTALL):
@@ -271,9 +375,20 @@ def test_a_hundred_thousand_cells_take_less_than_a_minute(tmp_path):
     vary = {"shots": list(range(1, 101)), "method.layer": list(range(20))}
     base = result(dict(zip(LANGUAGES, (80.0, 70.0, 60.0))))
     rows = [
-        {"row": row, "task": "xnli", "axes": {"shots": shots, "method.layer": layer}, "seed": seed, "status": "finished", "reason": "", "result": base}
-        for row in "ABCDEFGHIJ" for shots in vary["shots"] for layer in vary["method.layer"] for seed in range(5)
-    ]  # fmt: skip
+        {
+            "row": row,
+            "task": "xnli",
+            "axes": {"shots": shots, "method.layer": layer},
+            "seed": seed,
+            "status": "finished",
+            "reason": "",
+            "result": base,
+        }
+        for row in "ABCDEFGHIJ"
+        for shots in vary["shots"]
+        for layer in vary["method.layer"]
+        for seed in range(5)
+    ]
     assert len(rows) == 100_000
     began = time.perf_counter()
     write_tables(campaign(rows=dict.fromkeys("ABCDEFGHIJ"), vary=vary), rows, tmp_path)

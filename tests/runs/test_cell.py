@@ -26,11 +26,21 @@ from raypft.training.loop import Learner, TorchStepper, evaluate
 
 
 def task(kind: str, names: list[str], metrics: list[str]) -> Task:
-    fields = {"tags": {"tokens": "tokens"}, "span": {"question": "question", "context": "context"}}.get(kind, {"text": "text"})
+    fields = {"tags": {"tokens": "tokens"}, "span": {"question": "question", "context": "context"}}.get(
+        kind, {"text": "text"}
+    )
     return Task(
-        name="t", about="", kind=kind, fields=fields, label=Label(names=names), languages=["en", "de"], metric=metrics[0], metrics=metrics,
-        sources={"files": Source(files={"train": "x"})}, patterns={},
-    )  # fmt: skip
+        name="t",
+        about="",
+        kind=kind,
+        fields=fields,
+        label=Label(names=names),
+        languages=["en", "de"],
+        metric=metrics[0],
+        metrics=metrics,
+        sources={"files": Source(files={"train": "x"})},
+        patterns={},
+    )
 
 
 def head(own: Task, kind: str = "bert"):
@@ -39,7 +49,15 @@ def head(own: Task, kind: str = "bert"):
 
 
 def prompt(key: str, gold: list[int], part: int = 0, ids: int = 5) -> Encoded:
-    return Encoded(key, key[:2], [ids] * max(2, len(gold)), [0] * max(2, len(gold)), {"slot": list(range(len(gold)))}, gold=gold, part=part)
+    return Encoded(
+        key,
+        key[:2],
+        [ids] * max(2, len(gold)),
+        [0] * max(2, len(gold)),
+        {"slot": list(range(len(gold)))},
+        gold=gold,
+        part=part,
+    )
 
 
 def said(prompts, *values: list[int]) -> list[Answer]:
@@ -92,7 +110,9 @@ def test_cached_states_are_those_of_the_prompt_not_of_its_name():
     for own in (train, dev):
         rows = Rows([own], method_class("frozen")(method_class("frozen").Config(), backbone), 1)
         expected = backbone.lower(rows.batch([0]), 2)[0]
-        assert [torch.allclose(states[tokens_of(own)], expected, atol=1e-6) for states in found if tokens_of(own) in states] == [True, True]
+        assert [
+            torch.allclose(states[tokens_of(own)], expected, atol=1e-6) for states in found if tokens_of(own) in states
+        ] == [True, True]
 
 
 def test_a_sweep_up_the_layers_takes_one_pass_over_the_backbone():
@@ -117,7 +137,9 @@ def test_a_sweep_up_the_layers_takes_one_pass_over_the_backbone():
 
 
 def rows_of(*found: tuple[str, object, object]) -> list[RowAnswer]:
-    return [RowAnswer(f"{language}/{i}", language, gold, answer, [0.5]) for i, (language, gold, answer) in enumerate(found)]
+    return [
+        RowAnswer(f"{language}/{i}", language, gold, answer, [0.5]) for i, (language, gold, answer) in enumerate(found)
+    ]
 
 
 def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
@@ -138,7 +160,11 @@ def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
     choice = rows_of(("en", "A", "B"), ("en", "A", "B"), ("en", "B", "B"), ("de", "B", "A"))
     assert [row.answer for row in majority(task("choice", ["A", "B"], ["accuracy"]), choice)] == ["A", "A", "A", "B"]
     tags = rows_of(("en", ["A", "B", "A"], ["B", "B", "B"]), ("en", ["B", "A"], ["A", "A"]), ("de", ["B"], ["A"]))
-    assert [row.answer for row in majority(task("tags", ["A", "B"], ["token_accuracy"]), tags)] == [["A"] * 3, ["A"] * 2, ["B"]]
+    assert [row.answer for row in majority(task("tags", ["A", "B"], ["token_accuracy"]), tags)] == [
+        ["A"] * 3,
+        ["A"] * 2,
+        ["B"],
+    ]
     spans = rows_of(("en", ["one", "two"], "one"))
     own = task("span", [], ["exact_match", "f1"])
     assert majority(own, spans) == []
@@ -149,9 +175,13 @@ def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
 def test_the_table_of_predictions_has_the_columns_of_its_kind():
     choice = [RowAnswer("en/a/1", "en", "A", "B", [0.25, 0.75])]
     own = task("choice", ["A", "B"], ["accuracy"])
-    assert answer_table(own, choice).to_pylist() == [{"id": "a/1", "language": "en", "gold": "A", "answer": "B", "p(A)": 0.25, "p(B)": 0.75}]
+    assert answer_table(own, choice).to_pylist() == [
+        {"id": "a/1", "language": "en", "gold": "A", "answer": "B", "p(A)": 0.25, "p(B)": 0.75}
+    ]
     texts = [RowAnswer("en/1", "en", "A", "nonsense", [0.5])]
-    assert answer_table(own, texts).to_pylist() == [{"id": "1", "language": "en", "gold": "A", "answer": "nonsense", "scores": [0.5]}]
+    assert answer_table(own, texts).to_pylist() == [
+        {"id": "1", "language": "en", "gold": "A", "answer": "nonsense", "scores": [0.5]}
+    ]
     tags = [RowAnswer("en/1", "en", ["A", "B"], ["A", "A"], [0.5, 0.25])]
     assert answer_table(task("tags", ["A", "B"], ["token_accuracy"]), tags).to_pylist()[0]["scores"] == [0.5, 0.25]
     span = [RowAnswer("en/1", "en", ["one", "two"], "one", [7.5])]
@@ -211,7 +241,12 @@ def place(tmp_path_factory):
     (folder / "mytags.yaml").write_text(TAGS)
     (folder / "myspan.yaml").write_text(SPAN)
     rows = [
-        {"id": str(i), "language": language, "tokens": [THINGS[i % 4], *[DOINGS[i // 2 % 4]] * (i % 3)], "tags": ["Positive", *["Negative"] * (i % 3)]}
+        {
+            "id": str(i),
+            "language": language,
+            "tokens": [THINGS[i % 4], *[DOINGS[i // 2 % 4]] * (i % 3)],
+            "tags": ["Positive", *["Negative"] * (i % 3)],
+        }
         for language in ("en", "de")
         for i in range(9)
     ]
@@ -219,7 +254,12 @@ def place(tmp_path_factory):
     contexts = [f"{'seven eight ' * (i % 4)}{THINGS[i % 4]} was {DOINGS[2 + i % 2]} six" for i in range(8)]
     answers = [f"was {DOINGS[2 + i % 2]}" for i in range(8)]
     rows = [
-        {"id": str(i), "question": "it ?", "context": text, "answers": {"text": [answer], "answer_start": [text.index(answer)]}}
+        {
+            "id": str(i),
+            "question": "it ?",
+            "context": text,
+            "answers": {"text": [answer], "answer_start": [text.index(answer)]},
+        }
         for i, (text, answer) in enumerate(zip(contexts, answers))
     ]
     (folder / "span.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
@@ -231,8 +271,21 @@ def place(tmp_path_factory):
 
 
 def job(place: Path, name: str, model: str, *more: str):
-    base = ["seeds=1", "train.epochs=60", "train.lr=3e-3", "train.batch_size=8", "train.patience=null", "train.languages=[en]", "train.max_tokens=20"]
-    where = [f"task={place}/my{name}.yaml", f"backbone={place}/{model}", f"data.root={place}", f"storage={place}/runs-{name}"]
+    base = [
+        "seeds=1",
+        "train.epochs=60",
+        "train.lr=3e-3",
+        "train.batch_size=8",
+        "train.patience=null",
+        "train.languages=[en]",
+        "train.max_tokens=20",
+    ]
+    where = [
+        f"task={place}/my{name}.yaml",
+        f"backbone={place}/{model}",
+        f"data.root={place}",
+        f"storage={place}/runs-{name}",
+    ]
     return load_job("profit", [*where, *base, "train.dropout=0.0", "protocol=fixed", *more])
 
 
@@ -240,22 +293,44 @@ def job(place: Path, name: str, model: str, *more: str):
     ("name", "model", "more", "message"),
     [
         ("span", "xlmr", [], r"readout: verbalizer does not answer tasks of kind span \(myspan\); use readout=span"),
-        ("tags", "xlmr", ["readout=span"], r"readout: span does not answer tasks of kind tags \(mytags\); use readout=head"),
-        ("tags", "xlmr", ["readout=text", "pattern=topro"], r"readout: text works with seq2seq models; .*xlmr is masked; use readout=head or verbalizer"),
+        (
+            "tags",
+            "xlmr",
+            ["readout=span"],
+            r"readout: span does not answer tasks of kind tags \(mytags\); use readout=head",
+        ),
+        (
+            "tags",
+            "xlmr",
+            ["readout=text", "pattern=topro"],
+            r"readout: text works with seq2seq models; .*xlmr is masked; use readout=head or verbalizer",
+        ),
         (
             "tags",
             "t5",
             ["readout=head", "pattern=topro"],
             r"readout: head works with masked and causal models; .*t5 is seq2seq; use readout=text or verbalizer",
         ),
-        ("tags", "t5", [], r"readout: verbalizer reads a label word at <slot>; pattern vanilla has none; use readout=text"),
+        (
+            "tags",
+            "t5",
+            [],
+            r"readout: verbalizer reads a label word at <slot>; pattern vanilla has none; use readout=text",
+        ),
         ("tags", "llama", [], r"pattern vanilla has none; use readout=head"),
-        ("span", "t5", ["readout=span"], r"span works with masked and causal models; .*t5 is seq2seq; use a masked or causal backbone"),
+        (
+            "span",
+            "t5",
+            ["readout=span"],
+            r"span works with masked and causal models; .*t5 is seq2seq; use a masked or causal backbone",
+        ),
         ("span", "t5", [], r"verbalizer does not answer tasks of kind span \(myspan\); use readout=span"),
     ],
 )
 def test_a_readout_that_does_not_fit_is_refused_with_one_that_does(name, model, more, message, place):
-    with pytest.raises(UserError, match=message) as caught:  # some when the job is loaded, some when the backbone is known
+    with pytest.raises(
+        UserError, match=message
+    ) as caught:  # some when the job is loaded, some when the backbone is known
         runs.prepare(job(place, name, model, "pattern=vanilla", *more))
     assert "\n" not in str(caught.value)
 
@@ -284,11 +359,18 @@ def test_tags_end_to_end(model, more, place):
     assert list(found["metrics"]) == ["token_accuracy@1", "token_f1@1"]
     assert found["rows"] == {"en": 9, "de": 9}
     assert found["scores"]["en"] == 100
-    words = [(g, a) for row in predictions if row["language"] == "de" for g, a in zip(row["gold"], row["answer"], strict=True)]
+    words = [
+        (g, a)
+        for row in predictions
+        if row["language"] == "de"
+        for g, a in zip(row["gold"], row["answer"], strict=True)
+    ]
     assert found["scores"]["de"] == pytest.approx(100 * sum(g == a for g, a in words) / len(words))
     assert found["majority"]["en"] == pytest.approx(50)
     assert [len(row["answer"]) for row in predictions[:3]] == [len(row["gold"]) for row in predictions[:3]]
-    header, _, own, majority = [line.split(" | ") for line in (prepared.folder / "table.md").read_text().splitlines() if line.startswith("|")]
+    header, _, own, majority = [
+        line.split(" | ") for line in (prepared.folder / "table.md").read_text().splitlines() if line.startswith("|")
+    ]
     shown = dict(zip(header, own, strict=True))
     assert shown["token_f1@1"] == f"{sum(found['metrics']['token_f1@1'].values()) / 2:.1f} (n=1)"
     assert shown["mean"] == f"{found['mean']:.1f} (n=1)"
@@ -298,7 +380,12 @@ def test_tags_end_to_end(model, more, place):
 @pytest.mark.parametrize(("model", "max_tokens"), [("xlmr", 12), ("llama", 8)])
 def test_spans_end_to_end(model, max_tokens, place):
     """Passages longer than a window; no majority row, since answers are texts."""
-    more = ["pattern=vanilla", "readout={name: span, window_stride: 3, longest: 3}", f"train.max_tokens={max_tokens}", "train.lr=1e-2"]
+    more = [
+        "pattern=vanilla",
+        "readout={name: span, window_stride: 3, longest: 3}",
+        f"train.max_tokens={max_tokens}",
+        "train.lr=1e-2",
+    ]
     found, predictions, prepared = result(job(place, "span", model, *more))
     assert found["scores"] == {"en": 100}
     assert found["metrics"] == {"exact_match@1": {"en": 100}, "f1@1": {"en": 100}}

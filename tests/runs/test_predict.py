@@ -48,10 +48,17 @@ PATTERNS = {
         "causal soft": {"text": "<demos>Review : {text} <soft> Sentiment : <slot>", "verbalizer": WORDS},
         "vanilla": {"text": "{text}"},
     },
-    "tags": {"vanilla": {"text": "{tokens}"}, "topro": {"text": "{tokens} <sep> {token} is <slot> .", "verbalizer": WORDS}},
+    "tags": {
+        "vanilla": {"text": "{tokens}"},
+        "topro": {"text": "{tokens} <sep> {token} is <slot> .", "verbalizer": WORDS},
+    },
     "span": {"vanilla": {"text": "{question} <sep> {context}"}},
 }
-FIELDS = {"choice": {"text": "text"}, "tags": {"tokens": "tokens"}, "span": {"question": "question", "context": "context"}}
+FIELDS = {
+    "choice": {"text": "text"},
+    "tags": {"tokens": "tokens"},
+    "span": {"question": "question", "context": "context"},
+}
 METRICS = {"choice": "accuracy", "tags": "token_accuracy", "span": "f1"}
 VOCABULARY = ["the", "a", "film", "was", "is", "good", "bad", "great", "terrible", "fine", "it"]
 
@@ -68,7 +75,14 @@ def rows(kind: str, start: int) -> list[dict]:
             made.append({**row, "tokens": words, "label": [list(WORDS)[len(word) % 2] for word in words]})
         else:
             context = " ".join(words)
-            made.append({**row, "question": "was it fine ?", "context": context, "label": {"text": [words[2]], "answer_start": [context.index(words[2])]}})
+            made.append(
+                {
+                    **row,
+                    "question": "was it fine ?",
+                    "context": context,
+                    "label": {"text": [words[2]], "answer_start": [context.index(words[2])]},
+                }
+            )
     return made
 
 
@@ -78,7 +92,15 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     for kind, patterns in PATTERNS.items():
         named = {"label": {"names": list(WORDS)}} if kind != "span" else {}
-        task = {"about": "test", "kind": kind, "fields": FIELDS[kind], **named, "languages": ["en", "de"], "metric": METRICS[kind], "sources": FILES}
+        task = {
+            "about": "test",
+            "kind": kind,
+            "fields": FIELDS[kind],
+            **named,
+            "languages": ["en", "de"],
+            "metric": METRICS[kind],
+            "sources": FILES,
+        }
         task["patterns"] = {name: {**pattern, "source": "test"} for name, pattern in patterns.items()}
         (folder / f"{kind}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
         (folder / kind).mkdir()
@@ -102,11 +124,24 @@ def job(place: Path, kind: str, model: str, method: str, /, **more):
     soft = " soft" if "soft" in method_class(method).marks else ""
     family = FAMILY[model]
     values = {
-        "recipe": f"{method}-{kind}-{model}", "task": f"{place}/{kind}.yaml", "pattern": f"{family}{soft}" if kind == "choice" else "vanilla",
-        "backbone": f"{place}/{model}", "method": {"name": method, **needed}, "seeds": [3], "demos": int(family == "causal" and kind == "choice"),
-        "data": {"root": f"{place}/{kind}"}, "storage": f"{place}/runs",
-        "train": {"epochs": 2, "lr": 1e-2, "batch_size": 4, "max_tokens": 64 if kind == "choice" else 24, "languages": ["en"], "eval_batch": 5},
-    }  # fmt: skip
+        "recipe": f"{method}-{kind}-{model}",
+        "task": f"{place}/{kind}.yaml",
+        "pattern": f"{family}{soft}" if kind == "choice" else "vanilla",
+        "backbone": f"{place}/{model}",
+        "method": {"name": method, **needed},
+        "seeds": [3],
+        "demos": int(family == "causal" and kind == "choice"),
+        "data": {"root": f"{place}/{kind}"},
+        "storage": f"{place}/runs",
+        "train": {
+            "epochs": 2,
+            "lr": 1e-2,
+            "batch_size": 4,
+            "max_tokens": 64 if kind == "choice" else 24,
+            "languages": ["en"],
+            "eval_batch": 5,
+        },
+    }
     return make_job(values | more)
 
 
@@ -120,7 +155,12 @@ def ran(made) -> Path:
 
 
 CASES = {
-    **{f"{name} {model}": ("choice", model, name, {}) for name in method_names() for model in ("bert", "gpt2", "t5") if FAMILY[model] in method_class(name).families},
+    **{
+        f"{name} {model}": ("choice", model, name, {})
+        for name in method_names()
+        for model in ("bert", "gpt2", "t5")
+        if FAMILY[model] in method_class(name).families
+    },
     "head": ("choice", "xlmr", "full", {"pattern": "vanilla", "readout": "head"}),
     "lora head": ("choice", "llama", "lora", {"pattern": "vanilla", "readout": "head", "demos": 0}),
     "tags vanilla": ("tags", "bert", "full", {"readout": "head"}),
@@ -128,7 +168,7 @@ CASES = {
     "tags topro": ("tags", "bert", "full", {"pattern": "topro"}),
     "span": ("span", "bert", "full", {"readout": {"name": "span", "window_stride": 5}}),
     "text": ("choice", "t5", "full", {"pattern": "vanilla", "readout": {"name": "text", "longest": 3}}),
-}  # fmt: skip
+}
 UNUSABLE = {name for name, (_, _, method, _) in CASES.items() if method == "ticket_search"}
 
 
@@ -148,7 +188,10 @@ def test_the_runs_own_test_rows_are_answered_the_same(case, place, monkeypatch, 
     (moved / "job.yaml").write_text(yaml.safe_dump(settings))
     trained = load_trained(moved)
     found = predict(trained, rows_of_file(trained, f"{place}/{kind}/test.parquet")).to_pylist()
-    expected = {(row["language"], row["id"]): row for row in pa_parquet.read_table(folder / "seed-3" / "predictions.parquet").to_pylist()}
+    expected = {
+        (row["language"], row["id"]): row
+        for row in pa_parquet.read_table(folder / "seed-3" / "predictions.parquet").to_pylist()
+    }
     assert [row["id"] for row in found] == [row["id"] for row in rows(kind, 200)]
     assert len(found) == len(expected)
     for row in found:
@@ -165,7 +208,9 @@ def test_it_is_the_trained_model_that_answers(place):
     first, second = load_trained(folder), load_trained(folder, 4)
     assert (first.seed, second.seed) == (3, 4)
     rows = rows_of_texts(first, ["the film was good"])
-    assert predict(first, rows)["p(positive)"][0].as_py() != pytest.approx(predict(second, rows)["p(positive)"][0].as_py(), abs=1e-4)
+    assert predict(first, rows)["p(positive)"][0].as_py() != pytest.approx(
+        predict(second, rows)["p(positive)"][0].as_py(), abs=1e-4
+    )
 
 
 # rows
@@ -174,7 +219,16 @@ def test_it_is_the_trained_model_that_answers(place):
 @pytest.fixture
 def trained(place):
     return lambda kind, **more: load_trained(
-        ran(job(place, kind, "bert", "full", **{"tags": {"readout": "head"}, "span": {"readout": "span"}}.get(kind, {}), **more))
+        ran(
+            job(
+                place,
+                kind,
+                "bert",
+                "full",
+                **{"tags": {"readout": "head"}, "span": {"readout": "span"}}.get(kind, {}),
+                **more,
+            )
+        )
     )
 
 
@@ -186,7 +240,10 @@ def test_files_of_every_format_give_the_same(place, trained, tmp_path):
         lines = [delimiter.join(own[0]), *(delimiter.join(row.values()) for row in own)]
         (tmp_path / f"rows.{ending}").write_text("\n".join(lines) + "\n")
     pa_parquet.write_table(pa.Table.from_pylist(own), tmp_path / "rows.parquet")
-    tables = [predict(model, rows_of_file(model, f"{tmp_path}/rows.{ending}")) for ending in ("jsonl", "tsv", "csv", "parquet")]
+    tables = [
+        predict(model, rows_of_file(model, f"{tmp_path}/rows.{ending}"))
+        for ending in ("jsonl", "tsv", "csv", "parquet")
+    ]
     assert all(table.equals(tables[0]) for table in tables)
     assert tables[0].column_names == ["id", "language", "answer", "p(negative)", "p(positive)"]
 
@@ -234,7 +291,12 @@ BAD_ROWS = {
     "no rows": ("rows.tsv", "text\n", {}, "has no rows"),
     "language": ("rows.jsonl", '{"text": "a", "language": "fr"}\n', {}, 'row 0: task choice has no language "fr"'),
     "language option": ("rows.jsonl", '{"text": "a"}\n', {"language": "fr"}, 'row 0: task choice has no language "fr"'),
-    "two languages": ("rows.jsonl", '{"text": "a", "language": "en"}\n', {"language": "en"}, "says each row's language itself; leave the language en out"),
+    "two languages": (
+        "rows.jsonl",
+        '{"text": "a", "language": "en"}\n',
+        {"language": "en"},
+        "says each row's language itself; leave the language en out",
+    ),
 }
 
 
@@ -250,7 +312,10 @@ def test_bad_rows(name, trained, tmp_path):
 
 
 def test_bad_texts(trained):
-    with pytest.raises(UserError, match=r"asks about question, context; found 1 texts; expected one for each, --text question=… --text context=…"):
+    with pytest.raises(
+        UserError,
+        match=r"asks about question, context; found 1 texts; expected one for each, --text question=… --text context=…",
+    ):
         rows_of_texts(trained("span"), ["question=a"])
     with pytest.raises(UserError, match="found 2 texts"):
         rows_of_texts(trained("choice"), ["a", "b"])
@@ -286,9 +351,15 @@ def test_bad_runs(place, tmp_path):
     assert "has no finished seed; none is; run it first" in line(lambda own: (own / "result.json").unlink())
     assert "holds no demos.parquet; start the run once more" in line(lambda own: (own / "demos.parquet").unlink())
     assert "holds no trained.safetensors" in line(lambda own: (own / "trained.safetensors").unlink())
-    assert "was trained with another model, task, method version or artefact" in line(lambda own: edit(own, cell="0" * 16))
-    assert "does not fit the method: method.graph.extra;" in line(lambda own: write(own, lambda v: {**v, "method.graph.extra": torch.zeros(1)}))
-    assert "does not fit the method: method.graph.conv" in line(lambda own: write(own, lambda v: {name: value.flatten()[:3] for name, value in v.items()}))
+    assert "was trained with another model, task, method version or artefact" in line(
+        lambda own: edit(own, cell="0" * 16)
+    )
+    assert "does not fit the method: method.graph.extra;" in line(
+        lambda own: write(own, lambda v: {**v, "method.graph.extra": torch.zeros(1)})
+    )
+    assert "does not fit the method: method.graph.conv" in line(
+        lambda own: write(own, lambda v: {name: value.flatten()[:3] for name, value in v.items()})
+    )
     with pytest.raises(UserError, match=r"holds no job.yaml"):
         load_trained(tmp_path)
 
@@ -307,7 +378,15 @@ def test_a_finished_run_without_demonstrations_gets_them_when_started_again(plac
 def test_a_changed_model_or_pattern_is_noticed(place, tmp_path):
     shutil.copytree(place / "bert", tmp_path / "bert")
     shutil.copy(place / "choice.yaml", tmp_path / "choice.yaml")
-    made = job(place, "choice", "bert", "full", backbone=f"{tmp_path}/bert", task=f"{tmp_path}/choice.yaml", storage=f"{tmp_path}/runs")
+    made = job(
+        place,
+        "choice",
+        "bert",
+        "full",
+        backbone=f"{tmp_path}/bert",
+        task=f"{tmp_path}/choice.yaml",
+        storage=f"{tmp_path}/runs",
+    )
     folder = ran(made)
     load_trained(folder)
     text = (tmp_path / "choice.yaml").read_text()
@@ -380,7 +459,13 @@ def scored(model) -> list[tuple[dict, torch.Tensor, dict]]:
             batch = collate([prompt], 1, [model.learner.method.columns(prompt)])
             segments = {"token_type_ids": batch.segments} if FAMILY[Path(model.job.backbone).name] == "masked" else {}
             with torch.no_grad():
-                found.append(({"input_ids": batch.ids, "attention_mask": batch.mask, **segments}, model.learner(batch), prompt.marks))
+                found.append(
+                    (
+                        {"input_ids": batch.ids, "attention_mask": batch.mask, **segments},
+                        model.learner(batch),
+                        prompt.marks,
+                    )
+                )
     assert found, kind
     return found
 
@@ -399,7 +484,9 @@ def test_a_language_model_folder_gives_the_same_logits(name, place, tmp_path):
     kind, model, method, more = CASES[name]
     trained = load_trained(ran(job(place, kind, model, method, **more)))
     folder = written(trained, tmp_path / "out")
-    auto = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[FAMILY[model]]
+    auto = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[
+        FAMILY[model]
+    ]
     alone = auto.from_pretrained(folder).eval()
     assert f"{auto.__name__}.from_pretrained(FOLDER)" in (folder / "README.md").read_text()
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == trained.learner.method.backbone.tokenizer.get_vocab()
@@ -421,8 +508,16 @@ HEADS = {
     "question gpt2": ("span", "gpt2", "full", {"readout": "span"}),
     "question llama": ("span", "llama", "full", {"readout": "span"}),
 }
-ADAPTERS = {f"lora {name}": (kind, model, "lora", more) for name, (kind, model, _, more) in HEADS.items() if name != "question llama"}
-AUTO = {"choice": AutoModelForSequenceClassification, "tags": AutoModelForTokenClassification, "span": AutoModelForQuestionAnswering}
+ADAPTERS = {
+    f"lora {name}": (kind, model, "lora", more)
+    for name, (kind, model, _, more) in HEADS.items()
+    if name != "question llama"
+}
+AUTO = {
+    "choice": AutoModelForSequenceClassification,
+    "tags": AutoModelForTokenClassification,
+    "span": AutoModelForQuestionAnswering,
+}
 
 
 def head_logits(out, kind: str, slots: list[int]) -> torch.Tensor:
@@ -475,12 +570,16 @@ def test_a_prompt_and_its_model_give_the_same_logits(name, place, tmp_path):
     kind, model, method, more = CASES[name]
     trained = load_trained(ran(job(place, kind, model, method, **more)))
     folder = written(trained, tmp_path / "out")
-    alone = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}[FAMILY[model]].from_pretrained(folder).eval()
+    alone = (
+        {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}[FAMILY[model]].from_pretrained(folder).eval()
+    )
     prompt = load_file(folder / "method" / "parts.safetensors")["prompt"]
     assert prompt.shape == (4, tiny.HIDDEN)
     assert json.loads((folder / "method" / "config.json").read_text())["method"]["name"] == method
     assert not [
-        path for path in folder.rglob("*") if path.suffix in (".json", ".md") and (str(place) in path.read_text() or cases.FOLDER.name in path.read_text())
+        path
+        for path in folder.rglob("*")
+        if path.suffix in (".json", ".md") and (str(place) in path.read_text() or cases.FOLDER.name in path.read_text())
     ]
     for inputs, scores, marks in scored(trained):
         embedded = alone.get_input_embeddings()(inputs.pop("input_ids"))
@@ -491,7 +590,9 @@ def test_a_prompt_and_its_model_give_the_same_logits(name, place, tmp_path):
 @pytest.mark.parametrize("mlp", [False, True])
 @torch.no_grad()
 def test_a_prefix_gives_the_same_logits_as_past_keys_and_values(mlp, place, tmp_path):
-    trained = load_trained(ran(job(place, "choice", "gpt2", "prefix", method={"name": "prefix", "length": 5, "mlp": mlp})))
+    trained = load_trained(
+        ran(job(place, "choice", "gpt2", "prefix", method={"name": "prefix", "length": 5, "mlp": mlp}))
+    )
     folder = written(trained, tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "parts.safetensors"}
     parts = load_file(folder / "parts.safetensors")
@@ -510,15 +611,28 @@ def test_parts_hold_the_whole_of_what_was_trained(place, tmp_path):
     trained = load_trained(ran(job(place, "choice", "bert", "adapter", pattern="vanilla", readout="head")))
     parts = load_file(written(trained, tmp_path / "out") / "parts.safetensors")
     expected = load_file(trained.folder / "seed-3" / "trained.safetensors")
-    assert {name.removeprefix("method."): value.tolist() for name, value in expected.items()} == {name: value.tolist() for name, value in parts.items()}
+    assert {name.removeprefix("method."): value.tolist() for name, value in expected.items()} == {
+        name: value.tolist() for name, value in parts.items()
+    }
 
 
 def test_the_card(place, tmp_path):
     trained = load_trained(ran(job(place, "choice", "bert", "full", seeds=[3, 4])), 4)
     text = (written(trained, tmp_path / "out") / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
-    assert front == {"language": ["en"], "license": "unknown", "library_name": "transformers", "tags": ["raypft", "full"]}
-    for part in ("kind choice, labels negative, positive", "tested on en, de", "metric: accuracy", "negative = bad, positive = good", "## Licence\n\nUnknown"):
+    assert front == {
+        "language": ["en"],
+        "license": "unknown",
+        "library_name": "transformers",
+        "tags": ["raypft", "full"],
+    }
+    for part in (
+        "kind choice, labels negative, positive",
+        "tested on en, de",
+        "metric: accuracy",
+        "negative = bad, positive = good",
+        "## Licence\n\nUnknown",
+    ):
         assert part in text
     scores = [result["scores"]["de"] for result in trained.results]
     assert f"| de | {scores[1]:.1f} | {mean_std(scores)} |" in text
@@ -528,7 +642,10 @@ def test_the_card(place, tmp_path):
 @pytest.mark.parametrize("name", ["frozen bert", "ticket_search bert"])
 def test_what_cannot_be_exported_is_one_line(name, place, monkeypatch, tmp_path, capsys):
     kind, model, method, more = CASES[name]
-    lines = {"frozen": "export: nothing was trained in ", "ticket_search": "holds no trained.safetensors; this run did not keep a model that answers"}
+    lines = {
+        "frozen": "export: nothing was trained in ",
+        "ticket_search": "holds no trained.safetensors; this run did not keep a model that answers",
+    }
     assert call(monkeypatch, "export", str(ran(job(place, kind, model, method, **more))), f"{tmp_path}/out") == 2
     error = capsys.readouterr().err
     assert lines[method] in error
@@ -539,7 +656,9 @@ def test_what_cannot_be_exported_is_one_line(name, place, monkeypatch, tmp_path,
 def test_an_adapter_that_transformers_has_no_place_for(place, tmp_path):
     """LlamaForQuestionAnswering calls its body otherwise and starts it anew."""
     trained = load_trained(ran(job(place, "span", "llama", "lora", readout="span")))
-    with pytest.raises(UserError, match="export: AutoModelForQuestionAnswering of llama does not load the language model"):
+    with pytest.raises(
+        UserError, match="export: AutoModelForQuestionAnswering of llama does not load the language model"
+    ):
         written(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -30,14 +30,23 @@ def session():
     folder = tempfile.mkdtemp(prefix="rp-", dir="/tmp")  # short: sockets lie below it
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder, runtime_env={"env_vars": environment})
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=folder,
+        runtime_env={"env_vars": environment},
+    )
     yield
     ray.shutdown()
 
 
 def run(place: Path, *more: str, recipe: str = "profit", model: str = "bert") -> tuple[list[dict], list[dict]]:  # noqa: F811
     """Results and events of a job."""
-    name, *overrides = words(place, "train.dropout=0.0", "train.lr=1e-3", "train.batch_size=5", *more, recipe=recipe, model=model)
+    name, *overrides = words(
+        place, "train.dropout=0.0", "train.lr=1e-3", "train.batch_size=5", *more, recipe=recipe, model=model
+    )
     events: list[dict] = []
     return runs.run([runs.prepare(load_job(name, overrides))], events.append)[0], events
 
@@ -60,14 +69,23 @@ def test_a_causal_method_on_stage_three(recipe, more, place, session):  # noqa: 
     """Cached states, graph layer and a model with nothing to train, partitioned."""
     common = ["pattern=shown", "demos=1", "seeds=1", "train.epochs=2", "train.optimizer=adamw", *more]
     plain, _ = run(place, *common, f"storage={place}/plain", recipe=recipe, model="llama")
-    found, _ = run(place, *common, "resources.workers=2", "zero.stage=3", f"storage={place}/ray", recipe=recipe, model="llama")
+    found, _ = run(
+        place, *common, "resources.workers=2", "zero.stage=3", f"storage={place}/ray", recipe=recipe, model="llama"
+    )
     assert found[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
     assert found[0]["scores"] == plain[0]["scores"]
 
 
 def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
     """kill -9 of one worker in the middle: the run finishes by itself, from its last state, with the same numbers."""
-    common = ["seeds=1", "train.epochs=12", "train.save_every=1", "train.patience=null", "resources.workers=2", "zero.stage=2"]
+    common = [
+        "seeds=1",
+        "train.epochs=12",
+        "train.save_every=1",
+        "train.patience=null",
+        "resources.workers=2",
+        "zero.stage=2",
+    ]
     whole, _ = run(place, *common, f"storage={place}/whole")
     killed = []
 
@@ -76,7 +94,11 @@ def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
         while time.monotonic() < deadline and not killed:
             if list(place.glob("broken/*/seed-0/state.pt")):
                 out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-                mine = [int(line.split()[0]) for line in out.splitlines() if "RayTrainWorker" in line and is_ours(int(line.split()[0]))]
+                mine = [
+                    int(line.split()[0])
+                    for line in out.splitlines()
+                    if "RayTrainWorker" in line and is_ours(int(line.split()[0]))
+                ]
                 if mine:
                     os.kill(mine[-1], signal.SIGKILL)
                     killed.append(mine[-1])
@@ -119,7 +141,9 @@ def test_a_workers_own_error_is_one_line(place, session):  # noqa: F811
 
 def test_a_label_that_no_node_has(place, session):  # noqa: F811
     """Ray Data would wait for ever."""
-    with pytest.raises(UserError, match=r'resources.data_label: no node has "pool=cpu-data"; found: no labels; leave it out'):
+    with pytest.raises(
+        UserError, match=r'resources.data_label: no node has "pool=cpu-data"; found: no labels; leave it out'
+    ):
         run(place, "seeds=1", "resources.workers=1", "resources.data_label=pool=cpu-data")
 
 
@@ -131,7 +155,10 @@ def test_a_node_that_does_not_see_the_storage_is_told(place, session, monkeypatc
     assert not list((place / "runs").iterdir())
     monkeypatch.setattr(Path, "write_bytes", lambda path, content: path.with_suffix(".unseen").touch())
     monkeypatch.setattr(Path, "unlink", lambda path: None)
-    with pytest.raises(UserError, match=r"storage: node 10.0.0.9 does not see .*/runs; give a folder that all nodes mount, or a URI such as"):
+    with pytest.raises(
+        UserError,
+        match=r"storage: node 10.0.0.9 does not see .*/runs; give a folder that all nodes mount, or a URI such as",
+    ):
         check_storage(f"{place}/runs")
 
 
@@ -141,7 +168,9 @@ def test_the_cpu_rule():
     assert cpus_per_worker(job, 2) == 0.25
     assert cpus_per_worker(job, 16) == 1
     asked = job.model_copy(update={"resources": job.resources.model_copy(update={"cpus_per_worker": 1.0})})
-    with pytest.raises(UserError, match=r"2 workers x 1 \+ 1 for reading \+ 0.5 for encoding = 3.5 CPUs; Ray has 2; use at most 0.25"):
+    with pytest.raises(
+        UserError, match=r"2 workers x 1 \+ 1 for reading \+ 0.5 for encoding = 3.5 CPUs; Ray has 2; use at most 0.25"
+    ):
         cpus_per_worker(asked, 2)
     with pytest.raises(UserError, match="leave none for workers"):
         cpus_per_worker(job, 1)

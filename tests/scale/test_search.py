@@ -45,16 +45,27 @@ def test_tpe_fed_from_a_ledger_suggests_as_if_it_had_run_on():
     source, search, control = random.Random(0), tpe(), tpe()
     for _ in range(40):
         lr = 10 ** source.uniform(-5, -1)
-        search.remember({"method.layer": 5, "train.lr": lr, "method": {"name": "lora"}, "train.clip": 0.5}, 100.0 if lr > 10**-2 else 10.0)
+        search.remember(
+            {"method.layer": 5, "train.lr": lr, "method": {"name": "lora"}, "train.clip": 0.5},
+            100.0 if lr > 10**-2 else 10.0,
+        )
     assert len(search.known) == 40
     found = [search.suggest(str(i))["train.lr"] for i in range(8)]
-    assert statistics.median(found) > 10**-2 > statistics.median([control.suggest(str(i))["train.lr"] for i in range(8)])
+    assert (
+        statistics.median(found) > 10**-2 > statistics.median([control.suggest(str(i))["train.lr"] for i in range(8)])
+    )
 
 
 def test_tpe_leaves_out_what_a_changed_space_no_longer_holds():
     search = tpe()
     fits = {"method.layer": 5, "train.lr": 0.01, "method": {"name": "lora"}, "train.clip": 0.5}
-    for values in (fits, {**fits, "method.layer": 4}, {**fits, "train.lr": 3.0}, {**fits, "method": {"name": "full"}}, {"method.layer": 5}):
+    for values in (
+        fits,
+        {**fits, "method.layer": 4},
+        {**fits, "train.lr": 3.0},
+        {**fits, "method": {"name": "full"}},
+        {"method.layer": 5},
+    ):
         search.remember(values, 1.0)
     search.remember(fits, None)
     assert [value for _, value in search.known] == [1.0, None]
@@ -101,7 +112,9 @@ def test_trials_at_once_leave_room_for_workers_encoder_and_reader():
     assert settled.key() == workers.key()
     fixed = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2", "resources.cpus_per_worker=0.2"])
     assert at_once([fixed], machine(8)) == 4
-    half = load_job("profit", ["task=sentiment", "backbone=x", "resources.gpus_per_worker=0.5", "resources.cpus_per_worker=0.5"])
+    half = load_job(
+        "profit", ["task=sentiment", "backbone=x", "resources.gpus_per_worker=0.5", "resources.cpus_per_worker=0.5"]
+    )
     assert at_once([half], machine(8, 2)) == 4
     assert at_once([half], machine(1, 1, most=3)) == 6
 
@@ -109,7 +122,10 @@ def test_trials_at_once_leave_room_for_workers_encoder_and_reader():
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["resources.cpus_per_worker=3"], r"this cluster: the job needs \{CPU: 3\} on one node; the largest is node \{CPU: 2\} x 1; ask for at most 2 CPU"),
+        (
+            ["resources.cpus_per_worker=3"],
+            r"this cluster: the job needs \{CPU: 3\} on one node; the largest is node \{CPU: 2\} x 1; ask for at most 2 CPU",
+        ),
         (["resources.workers=2", "resources.cpus_per_worker=1"], "Ray has 1.9; use at most 0.2"),
         (["resources.gpus_per_worker=1"], r"this cluster: the job needs \{CPU: 1, GPU: 1\} on one node"),
     ],
@@ -123,5 +139,7 @@ def test_trackers_are_rays_own_and_a_missing_package_is_one_line(monkeypatch):
     assert tracker(None) == []
     assert type(tracker("tensorboard")[0]).__name__ == "TBXLoggerCallback"
     monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")
-    with pytest.raises(UserError, match="tracker: wandb needs the package no_such_package; pip install no_such_package"):
+    with pytest.raises(
+        UserError, match="tracker: wandb needs the package no_such_package; pip install no_such_package"
+    ):
         tracker("wandb")

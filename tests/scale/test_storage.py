@@ -51,7 +51,9 @@ def result(storage: str) -> dict:
 def started(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
     """A command in a process of its own, at home in an empty folder, as on another machine."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(cwd)}
-    return subprocess.Popen([sys.executable, "-m", "raypft.cli", *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "raypft.cli", *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
@@ -88,7 +90,9 @@ def test_what_pathlib_and_object_stores_share(kind, tmp_path, bucket):
 def test_what_cant_be_written_is_one_line(place, bucket, monkeypatch, capsys):  # noqa: F811
     assert call(monkeypatch, "run", *words(place, "storage=s3://raypft-nowhere/runs")) == 2
     assert capsys.readouterr().err.startswith("raypft: storage: s3://raypft-nowhere/runs/")
-    with pytest.raises(UserError, match=r"storage: nope://x can't be reached: .*pip install 'raypft\[s3\]' \(or gcs, azure\)"):
+    with pytest.raises(
+        UserError, match=r"storage: nope://x can't be reached: .*pip install 'raypft\[s3\]' \(or gcs, azure\)"
+    ):
         path_of("nope://x")
 
 
@@ -116,7 +120,9 @@ def test_a_killed_run_goes_on_elsewhere_from_the_bucket(place, bucket, tmp_path,
     assert "| MAJ |" in capsys.readouterr().out
     assert call(monkeypatch, "predict", str(folder), "--text", "the film was great") == 0
     assert '"p(positive)": 0.' in capsys.readouterr().out
-    assert not any(path.is_file() for home in homes for path in home.rglob("*.json")), "something was kept beside the bucket"
+    assert not any(path.is_file() for home in homes for path in home.rglob("*.json")), (
+        "something was kept beside the bucket"
+    )
 
 
 @pytest.mark.cluster
@@ -127,7 +133,14 @@ def test_workers_killed_and_a_campaign_resumed_from_the_bucket(place, bucket, mo
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder, runtime_env={"env_vars": environment})
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=folder,
+        runtime_env={"env_vars": environment},
+    )
     try:
         whole = _trained(place, f"{place}/whole", workers=0)
         assert _trained(place, f"{bucket}/workers", workers=2) == pytest.approx(whole, rel=1e-4)
@@ -163,7 +176,11 @@ def _trained(place: Path, storage: str, workers: int) -> list[float]:  # noqa: F
     def end_one() -> None:
         wait_for(lambda: list(path_of(storage).glob("*/seed-0/state.pt")))
         out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        mine = [int(line.split()[0]) for line in out.splitlines() if "RayTrainWorker" in line and below(int(line.split()[0]), os.getpid())]
+        mine = [
+            int(line.split()[0])
+            for line in out.splitlines()
+            if "RayTrainWorker" in line and below(int(line.split()[0]), os.getpid())
+        ]
         os.kill(mine[-1], signal.SIGKILL)
         killed.append(mine[-1])
 

@@ -19,7 +19,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 @pytest.mark.parametrize("mix", ["2"])
 def test_two_workers_give_the_losses_of_one_process(mix, place, session):  # noqa: F811
     write_rows(place, {"en": 170, "de": 49}, 16, together=True)
-    more = ["train.languages=[en,de]", "seeds=1", "train.epochs=2", "train.batch_size=8", f"data.stream={mix}", "train.patience=null"]
+    more = [
+        "train.languages=[en,de]",
+        "seeds=1",
+        "train.epochs=2",
+        "train.batch_size=8",
+        f"data.stream={mix}",
+        "train.patience=null",
+    ]
     plain, _ = run(place, *more, f"storage={place}/plain")
     found, _ = run(place, *more, "resources.workers=2", f"storage={place}/ray")
     assert found[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
@@ -32,7 +39,9 @@ def test_what_ray_data_meets_is_one_line_and_an_epoch_may_be_over(place, session
     write_rows(place, {"en": 70}, 16, together=True)
     table = pa_parquet.read_table(place / "train.parquet")
     labels = pa.array([*table["label"].to_pylist()[:-1], "great"])
-    pa_parquet.write_table(table.set_column(table.column_names.index("label"), "label", labels), place / "train.parquet", row_group_size=16)
+    pa_parquet.write_table(
+        table.set_column(table.column_names.index("label"), "label", labels), place / "train.parquet", row_group_size=16
+    )
     with pytest.raises(UserError, match=r'^data: .*train.parquet.* "great"'):
         run(place, "seeds=1", "data.stream=uniform", "resources.workers=1")
     assert list(OnRay(None, "", 70)(Share(0, 0, 7, 10, 0, 1))) == []

@@ -36,7 +36,14 @@ def session():
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder, runtime_env={"env_vars": environment})
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=folder,
+        runtime_env={"env_vars": environment},
+    )
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -48,24 +55,42 @@ def drive(path: str) -> bytes:
     writer = csv.writer(table)
     for row in run_campaign(load_campaign(path), lambda event: None):
         known = row["result"] or {}
-        writer.writerow([*row.values()][:-1] + [known.get(name) for name in ("dev", "mean", "scores", "losses", "best_epoch")])
+        writer.writerow(
+            [*row.values()][:-1] + [known.get(name) for name in ("dev", "mean", "scores", "losses", "best_epoch")]
+        )
     return table.getvalue().encode()
 
 
 def write(place: Path, name: str, rows: dict, search: dict | None = None, **defaults: object) -> str:  # noqa: F811
     """A campaign on the tiny task; its runs go to a folder of its own."""
     common = {
-        "backbone": f"{place}/bert", "data.root": str(place), "storage": f"{place}/{name}", "pattern": "plain", "protocol": "fixed", "seeds": [0, 1],
-        "train.languages": ["en"], "train.max_tokens": 32, "train.dropout": 0.0, "train.epochs": 2, "train.lr": 0.003, "train.batch_size": 4,
-    }  # fmt: skip
+        "backbone": f"{place}/bert",
+        "data.root": str(place),
+        "storage": f"{place}/{name}",
+        "pattern": "plain",
+        "protocol": "fixed",
+        "seeds": [0, 1],
+        "train.languages": ["en"],
+        "train.max_tokens": 32,
+        "train.dropout": 0.0,
+        "train.epochs": 2,
+        "train.lr": 0.003,
+        "train.batch_size": 4,
+    }
     file = {"about": "test", "defaults": {**common, **defaults}, "rows": rows, "tasks": [f"{place}/mytask.yaml"]}
-    (place / f"{name}.yaml").write_text(yaml.safe_dump({**file, **({"search": search} if search else {})}, sort_keys=False))
+    (place / f"{name}.yaml").write_text(
+        yaml.safe_dump({**file, **({"search": search} if search else {})}, sort_keys=False)
+    )
     return str(place / f"{name}.yaml")
 
 
 def results(folder: Path) -> dict[str, int]:
     """Results and withheld ones below a folder, with the time they were written."""
-    return {str(path): path.stat().st_mtime_ns for name in ("result", "searched") for path in folder.glob(f"*/seed-*/{name}.json")}
+    return {
+        str(path): path.stat().st_mtime_ns
+        for name in ("result", "searched")
+        for path in folder.glob(f"*/seed-*/{name}.json")
+    }
 
 
 def lines(folder: Path) -> int:
@@ -119,7 +144,9 @@ def test_a_tpe_campaign_runs_no_cell_twice_and_knows_every_past_result(place, se
     assert before, "killed before a cell was finished"
     studies = spied(monkeypatch)
     rows = run_campaign(load_campaign(path), lambda event: None)
-    assert {p: t for p, t in results(place / "tpe").items() if p in before} == {p: t for p, t in before.items() if Path(p).exists()}, "a cell ran again"
+    assert {p: t for p, t in results(place / "tpe").items() if p in before} == {
+        p: t for p, t in before.items() if Path(p).exists()
+    }, "a cell ran again"
     tried = {row["axes"]["train.lr"] for row in rows}
     assert len(tried) == 4, "it suggested what it had tried before"
     assert sum("scores" in row["result"] for row in rows) == 2, "only the chosen configuration is tested"
@@ -154,13 +181,27 @@ def test_failed_cells_are_told_the_others_go_on_and_an_extension_runs_only_what_
     path = write(place, "failing", rows)
     events: list[dict] = []
     found = run_campaign(load_campaign(path), events.append)
-    assert [(row["row"], row["status"]) for row in found] == [("Bad", "failed"), ("Bad", "failed"), ("Good", "finished"), ("Good", "finished")]
+    assert [(row["row"], row["status"]) for row in found] == [
+        ("Bad", "failed"),
+        ("Bad", "failed"),
+        ("Good", "finished"),
+        ("Good", "finished"),
+    ]
     assert all(row["reason"].startswith("train: the loss is") for row in found[:2])
-    assert [event["reason"] for event in events if event.get("status") == "failed"] == [row["reason"] for row in found[:2]]
+    assert [event["reason"] for event in events if event.get("status") == "failed"] == [
+        row["reason"] for row in found[:2]
+    ]
     assert all("scores" in row["result"] for row in found[2:])
     before, events[:] = results(place / "failing"), []
     found = run_campaign(
-        load_campaign(write(place, "failing", {"Good": rows["Good"], "Other": {"recipe": "direct", "set": {"train.epochs": 0}}}, seeds=[0, 1, 2])),
+        load_campaign(
+            write(
+                place,
+                "failing",
+                {"Good": rows["Good"], "Other": {"recipe": "direct", "set": {"train.epochs": 0}}},
+                seeds=[0, 1, 2],
+            )
+        ),
         events.append,
     )
     assert [row["status"] for row in found] == ["finished"] * 6
@@ -169,7 +210,9 @@ def test_failed_cells_are_told_the_others_go_on_and_an_extension_runs_only_what_
     ledger = load_campaign(path).folder / FILE
     ledger.write_bytes(b"{rubbish\n" + ledger.read_bytes()[:-30])
     events.clear()
-    assert run_campaign(load_campaign(path), events.append) == found, "a corrupt line costs nothing: the results are there"
+    assert run_campaign(load_campaign(path), events.append) == found, (
+        "a corrupt line costs nothing: the results are there"
+    )
     (note,) = events
     assert note["text"].startswith(f"ledger: {ledger}: 2 unreadable lines moved to ledger.bad.jsonl; the other ")
     assert json.loads(ledger.read_bytes().splitlines()[-1])["status"] == "finished"
@@ -195,7 +238,9 @@ def test_a_trial_with_workers_runs_and_stops_without_deadlock_on_two_cpus(place,
     """Encoder, reader, worker and trial fit 2 CPUs; the bad configuration is stopped while its group is at work."""
     search = {"space": {"train.lr": [0.003, 1e-9]}, "scheduler": "racing"}
     group = {"resources.workers": 1, "seeds": [0, 1, 2], "train.epochs": 20, "train.patience": None}
-    found = run_campaign(load_campaign(write(place, "workers", {"Searched": {"recipe": "profit"}}, search, **group)), lambda event: None)
+    found = run_campaign(
+        load_campaign(write(place, "workers", {"Searched": {"recipe": "profit"}}, search, **group)), lambda event: None
+    )
     assert [row["status"] for row in found] == ["finished"] * 5 + ["pruned"]
     assert all(row["result"]["workers"] == 1 for row in found[:5])
     assert [("scores" in row["result"]) for row in found[:5]] == [True] * 3 + [False] * 2

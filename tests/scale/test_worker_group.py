@@ -27,7 +27,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 
 def cell(place: Path, storage: str, *more: str, recipe: str = "profit") -> Cell:  # noqa: F811
     """The one cell of a job with a worker, its prompts encoded."""
-    common = ["seeds=1", "train.dropout=0.0", "resources.workers=1", "resources.cpus_per_worker=0.25", "zero.stage=1", f"storage={place}/{storage}"]
+    common = [
+        "seeds=1",
+        "train.dropout=0.0",
+        "resources.workers=1",
+        "resources.cpus_per_worker=0.25",
+        "zero.stage=1",
+        f"storage={place}/{storage}",
+    ]
     name, *overrides = words(place, *common, *more, recipe=recipe)
     (found,) = runs.prepare(load_job(name, overrides)).cells()
     encode_on_ray([found])
@@ -40,7 +47,9 @@ def result(of: Cell) -> dict:
 
 def ours(words_: str) -> list[int]:
     """Processes of this test's Ray whose title has these words, the newest last."""
-    out = subprocess.run(["ps", "-eo", "pid,args", "--sort=start_time"], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["ps", "-eo", "pid,args", "--sort=start_time"], capture_output=True, text=True, check=True
+    ).stdout
     return [int(line.split()[0]) for line in out.splitlines() if words_ in line and is_ours(int(line.split()[0]))]
 
 
@@ -51,7 +60,11 @@ def attempts(storage: Path) -> int:
 
 def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F811
     first, other, again = cell(place, "a"), cell(place, "a", "pattern=soft", recipe="sp"), cell(place, "c")
-    bad, after, last = cell(place, "a", "train.lr=1e30"), cell(place, "a", "train.lr=1e-3"), cell(place, "a", "train.lr=2e-3")
+    bad, after, last = (
+        cell(place, "a", "train.lr=1e30"),
+        cell(place, "a", "train.lr=1e-3"),
+        cell(place, "a", "train.lr=2e-3"),
+    )
     with Lane(first.job, 0.25) as lane:
         for one in (first, other, again):
             lane.run(one)
@@ -64,13 +77,19 @@ def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F8
         lane.run(last)
         assert not (bad.folder / "result.json").exists()
         assert all("scores" in result(one) for one in (after, last))
-        began = [json.loads(line)["time"] for one in (first, other) for line in (one.folder / "events.jsonl").read_text().splitlines()]
+        began = [
+            json.loads(line)["time"]
+            for one in (first, other)
+            for line in (one.folder / "events.jsonl").read_text().splitlines()
+        ]
         assert began[3] < began[-1]
     assert attempts(place / "a") == 1, "the lane was given up"
 
 
 def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # noqa: F811
-    deadly = cell(place, "a", "train.epochs=400", "train.patience=null", "train.save_every=10000", "resources.max_failures=1")
+    deadly = cell(
+        place, "a", "train.epochs=400", "train.patience=null", "train.save_every=10000", "resources.max_failures=1"
+    )
     kind = cell(place, "a", "resources.max_failures=1")
     events, killed, over = deadly.folder / "events.jsonl", list[int](), threading.Event()
 
@@ -104,7 +123,10 @@ def test_a_campaign_has_the_same_numbers_with_lanes_and_without(place, session):
 
 
 def test_a_killed_trial_costs_only_its_running_cell(place, session):  # noqa: F811
-    rows, group = {"Plain": {"recipe": "profit"}}, {"resources.workers": 1, "seeds": [0, 1], "train.epochs": 30, "train.patience": None, "train.save_every": 5}
+    rows, group = (
+        {"Plain": {"recipe": "profit"}},
+        {"resources.workers": 1, "seeds": [0, 1], "train.epochs": 30, "train.patience": None, "train.save_every": 5},
+    )
     whole, killed = drive(write(place, "whole", rows, **group)), list[int]()
 
     def kill() -> None:

@@ -50,12 +50,18 @@ def test_every_metric_belongs_to_a_kind_and_every_task_names_those_of_its_kind()
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(UserError) as caught:
         metric("entity_f", OF_KIND["tags"])
-    assert str(caught.value).startswith('metric: "entity_f" is unknown; did you mean "entity_f1"? known: entity_f1, token_accuracy')
+    assert str(caught.value).startswith(
+        'metric: "entity_f" is unknown; did you mean "entity_f1"? known: entity_f1, token_accuracy'
+    )
     assert metric("accuracy")[0] == "accuracy@1"
 
 
 def test_gold_and_answers_of_different_length_are_refused():
-    for name, gold, answers in (("accuracy", ["a", "b"], ["a"]), ("token_accuracy", [["O", "O"]], [["O"]]), ("f1", [["a"], ["b"]], ["a"])):
+    for name, gold, answers in (
+        ("accuracy", ["a", "b"], ["a"]),
+        ("token_accuracy", [["O", "O"]], [["O"]]),
+        ("f1", [["a"], ["b"]], ["a"]),
+    ):
         with pytest.raises(ValueError, match="zip"):
             score(name, gold, answers)
 
@@ -125,14 +131,17 @@ def test_the_mt5_metric_is_2a_over_1_plus_a_and_takes_a_part_for_the_whole():
         (["the"], "", 100, 0),  # nothing is left of either: equal, yet no word in common
         (["“quoted”"], "quoted", 0, 0),  # only ASCII punctuation goes
     ],
-)  # fmt: skip
+)
 def test_squad_scores(gold, answer, exact, f1):
     assert score("exact_match", [gold], [answer]) == exact
     assert score("f1", [gold], [answer]) == pytest.approx(f1)
 
 
 def test_squad_scores_are_means_over_questions_of_the_best_gold_answer():
-    gold, answers = [["Saint Bernadette"], ["the Main Building", "Main Building"], ["1842"]], ["Bernadette", "main building", "1844"]
+    gold, answers = (
+        [["Saint Bernadette"], ["the Main Building", "Main Building"], ["1842"]],
+        ["Bernadette", "main building", "1844"],
+    )
     assert score("exact_match", gold, answers) == pytest.approx(100 / 3)
     assert score("f1", gold, answers) == pytest.approx((200 / 3 + 100 + 0) / 3)
 
@@ -152,7 +161,7 @@ def test_squad_scores_are_means_over_questions_of_the_best_gold_answer():
         ("zh", "2008年 北京", "2008 年北京", 100, 100),  # blanks beside characters do not count
         ("zh", "《红楼梦》", "红楼梦", 100, 100),
     ],
-)  # fmt: skip
+)
 def test_mlqa_scores_know_the_language(language, gold, answer, exact, f1):
     assert score("mlqa_exact_match", [[gold]], [answer], language) == exact
     assert score("mlqa_f1", [[gold]], [answer], language) == pytest.approx(f1)
@@ -162,7 +171,12 @@ MOCK = {
     "ar": [("الطرق الترابية", "الطرق الترابية"), ("شمال شرق", "شمال شرق")],
     "de": [("3050 und 3350 Meter", "3050 und 3350")],
     "en": [("had sustained skin, liver, and respiratory injuries", "had sustained skin,")],
-    "es": [("unas estructuras en forma de abanico que seguían un patrón de hojas, lenguas y lóbulos", "unas estructuras en")],
+    "es": [
+        (
+            "unas estructuras en forma de abanico que seguían un patrón de hojas, lenguas y lóbulos",
+            "unas estructuras en",
+        )
+    ],
     "hi": [("उत्तर पूर्व", "उत्तर पूर्व")],
     "vi": [("Đài Loan", "Đài Loan"), ("Khách Gia", "Khách Gia")],
     "zh": [("电化电池", "电化电池")],
@@ -173,7 +187,9 @@ MOCK = {
 def test_the_mock_submission_to_mlqa_scores_what_xtreme_says():
     means = []
     for name in ("mlqa_exact_match", "mlqa_f1"):
-        scores = [score(name, [[g] for g, _ in pairs], [a for _, a in pairs], language) for language, pairs in MOCK.items()]
+        scores = [
+            score(name, [[g] for g, _ in pairs], [a for _, a in pairs], language) for language, pairs in MOCK.items()
+        ]
         means.append(sum(scores) / len(scores))
     assert means == pytest.approx([57.142857142857146, 81.76870748299321])
 
@@ -181,5 +197,8 @@ def test_the_mock_submission_to_mlqa_scores_what_xtreme_says():
 def test_a_language_that_mlqa_does_not_have_is_one_line():
     with pytest.raises(UserError) as caught:
         score("mlqa_f1", [["a"]], ["a"], "sw")
-    assert str(caught.value) == 'metric: MLQA has no normalisation for "sw"; known: ar, de, en, es, hi, vi, zh; use exact_match or f1'
+    assert (
+        str(caught.value)
+        == 'metric: MLQA has no normalisation for "sw"; known: ar, de, en, es, hi, vi, zh; use exact_match or f1'
+    )
     assert set(load_task("mlqa").languages) == {"ar", "de", "en", "es", "hi", "vi", "zh"}

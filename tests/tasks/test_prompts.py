@@ -16,9 +16,16 @@ WORDS = {"entailment": "Yes", "contradiction": ["No", "Wrong"]}
 def task(text: str, **pattern) -> Task:
     """A task of sentence pairs with one pattern, `p`."""
     return Task(
-        name="pairs", about="", kind="choice", fields={"a": "premise", "b": "hypothesis"}, label=Label(names=list(WORDS)), languages=["en", "de"],
-        metric="accuracy", sources={"files": Source(files={"train": "train"})}, patterns={"p": Pattern(text=text, verbalizer=WORDS, source="", **pattern)},
-    )  # fmt: skip
+        name="pairs",
+        about="",
+        kind="choice",
+        fields={"a": "premise", "b": "hypothesis"},
+        label=Label(names=list(WORDS)),
+        languages=["en", "de"],
+        metric="accuracy",
+        sources={"files": Source(files={"train": "train"})},
+        patterns={"p": Pattern(text=text, verbalizer=WORDS, source="", **pattern)},
+    )
 
 
 def cut(text: str, soft_length: int = 0, demos=(), language: str = "en", row=ROW, **pattern) -> Query:
@@ -39,16 +46,31 @@ def slot(blank: str) -> Piece:
 
 def test_text_is_cut_at_its_markup_and_a_blank_goes_to_the_piece_after_it():
     assert cut("{a} ? <sep> <slot> , {b}").pieces == (
-        text("it was good .", field=True), text(" ?"), Piece("sep"), slot(" "), text(" ,"), text(" it was bad", field=True),
-    )  # fmt: skip
+        text("it was good .", field=True),
+        text(" ?"),
+        Piece("sep"),
+        slot(" "),
+        text(" ,"),
+        text(" it was bad", field=True),
+    )
 
 
 def test_a_literal_keeps_its_own_leading_blank_and_a_line_break_is_no_blank():
-    assert cut("Q: {a}\n<slot> .").pieces == (text("Q:"), text(" it was good .", field=True), text("\n"), slot(""), text(" ."))
+    assert cut("Q: {a}\n<slot> .").pieces == (
+        text("Q:"),
+        text(" it was good .", field=True),
+        text("\n"),
+        slot(""),
+        text(" ."),
+    )
 
 
 def test_strip_takes_final_punctuation_off_that_field_only():
-    assert cut("{a|strip} . {b}").pieces == (text("it was good", field=True), text(" ."), text(" it was bad", field=True))
+    assert cut("{a|strip} . {b}").pieces == (
+        text("it was good", field=True),
+        text(" ."),
+        text(" it was bad", field=True),
+    )
 
 
 def test_soft_stands_for_as_many_tokens_as_asked_for():
@@ -62,12 +84,21 @@ def test_markup_inside_a_row_is_text():
 
 def test_demonstrations_show_the_first_label_word_marked_and_leave_the_query_as_it_is():
     pattern = "<demos>{a} : <slot>"
-    demos = [Demonstration({"premise": "one"}, "contradiction", "en"), Demonstration({"premise": "two"}, "entailment", "en")]
+    demos = [
+        Demonstration({"premise": "one"}, "contradiction", "en"),
+        Demonstration({"premise": "two"}, "entailment", "en"),
+    ]
     query = cut(pattern, demos=demos, demo_separator=" | ")
     assert query.demos == (
-        text("one", field=True), text(" :"), text(" No", mark="demo_label"), text(" | "),
-        text("two", field=True), text(" :"), text(" Yes", mark="demo_label"), text(" | "),
-    )  # fmt: skip
+        text("one", field=True),
+        text(" :"),
+        text(" No", mark="demo_label"),
+        text(" | "),
+        text("two", field=True),
+        text(" :"),
+        text(" Yes", mark="demo_label"),
+        text(" | "),
+    )
     assert query.pieces == cut(pattern).pieces == (text("it was good .", field=True), text(" :"), slot(" "))
     assert first_word(WORDS["contradiction"]) == "No"
 
@@ -78,7 +109,9 @@ def test_demonstrations_stay_away_from_a_pattern_without_a_place_for_them():
 
 def test_a_demonstration_speaks_its_own_language():
     german = {"de": Wording(text="<demos>{a} = <slot>", verbalizer={"entailment": "Ja", "contradiction": "Nein"})}
-    query = cut("<demos>{a} : <slot>", demos=[Demonstration({"premise": "eins"}, "entailment", "de")], by_language=german)
+    query = cut(
+        "<demos>{a} : <slot>", demos=[Demonstration({"premise": "eins"}, "entailment", "de")], by_language=german
+    )
     assert readable(query) == "eins = Ja\nit was good . : <slot>"
 
 
@@ -101,7 +134,10 @@ def test_final_punctuation_of_any_script_is_stripped_but_never_the_whole_text(fo
 
 
 def test_readable_shows_slot_soft_tokens_and_separator():
-    assert readable(cut("{a} <soft> ? <sep> <slot> , {b}", soft_length=3)) == "it was good . <soft:3> ? <sep> <slot> , it was bad"
+    assert (
+        readable(cut("{a} <soft> ? <sep> <slot> , {b}", soft_length=3))
+        == "it was good . <soft:3> ? <sep> <slot> , it was bad"
+    )
 
 
 # truncation, in tokens
@@ -112,9 +148,18 @@ def words(backbone, ids) -> list[str]:
     return backbone.tokenizer.convert_ids_to_tokens(ids)
 
 
-LONG = Query((), (
-    text("one two three four five six", field=True), text(" ?"), Piece("sep"), slot(""), text(" ,"), text(" yes no yes", field=True), Piece("soft", "", mark="soft", count=2),
-))  # fmt: skip
+LONG = Query(
+    (),
+    (
+        text("one two three four five six", field=True),
+        text(" ?"),
+        Piece("sep"),
+        slot(""),
+        text(" ,"),
+        text(" yes no yes", field=True),
+        Piece("soft", "", mark="soft", count=2),
+    ),
+)
 """A first field of six tokens, a second of three; 14 tokens in all, 18 with the special tokens of a masked model."""
 
 
@@ -139,14 +184,23 @@ def test_only_fields_are_shortened_the_longest_first_one_token_at_a_time(max_tok
 
 
 def test_a_prompt_that_fits_nowhere_is_an_error_that_names_the_row_and_the_need():
-    with pytest.raises(UserError, match=r"^train\.max_tokens: the pattern \(row en/7\) needs 9 tokens for its fixed parts; only 8 are left; raise max_tokens$"):
+    with pytest.raises(
+        UserError,
+        match=r"^train\.max_tokens: the pattern \(row en/7\) needs 9 tokens for its fixed parts; only 8 are left; raise max_tokens$",
+    ):
         tiny.backbone("bert").encode(LONG, key="en/7", max_tokens=10)
 
 
 DEMOS = (
-    text("one two three four five six seven eight", field=True), text(" :"), text(" Positive", mark="demo_label"), text("\n"),
-    text("bad bad bad bad", field=True), text(" :"), text(" Negative", mark="demo_label"), text("\n"),
-)  # fmt: skip
+    text("one two three four five six seven eight", field=True),
+    text(" :"),
+    text(" Positive", mark="demo_label"),
+    text("\n"),
+    text("bad bad bad bad", field=True),
+    text(" :"),
+    text(" Negative", mark="demo_label"),
+    text("\n"),
+)
 
 
 def query(own: str) -> Query:
@@ -156,8 +210,23 @@ def query(own: str) -> Query:
 
 def test_demonstrations_are_cut_once_and_are_the_same_in_every_prompt():
     backbone = tiny.backbone("gpt2")
-    short, long = (backbone.encode(query(own), max_tokens=16) for own in ("good", "the film was good . the film was fine ."))
-    expected = ["one", "two", "three", ":", "Positive", "\n", "bad", "bad", "bad", ":", "Negative", "\n"]  # three quarters of 16 tokens
+    short, long = (
+        backbone.encode(query(own), max_tokens=16) for own in ("good", "the film was good . the film was fine .")
+    )
+    expected = [
+        "one",
+        "two",
+        "three",
+        ":",
+        "Positive",
+        "\n",
+        "bad",
+        "bad",
+        "bad",
+        ":",
+        "Negative",
+        "\n",
+    ]  # three quarters of 16 tokens
     assert short.demo_tokens == long.demo_tokens == len(expected)
     assert words(backbone, short.ids) == [*expected, "good", ":"]
     assert words(backbone, long.ids) == [*expected, "the", "film", "was", ":"]
@@ -173,7 +242,8 @@ def test_marks_of_a_causal_prompt_point_at_the_label_words_and_the_last_token():
 
 def test_demonstrations_that_fit_nowhere_are_an_error():
     with pytest.raises(
-        UserError, match=r"^train\.max_tokens: the demonstrations needs? 8 tokens for (its|their) fixed parts; only 7 are left; raise max_tokens$"
+        UserError,
+        match=r"^train\.max_tokens: the demonstrations needs? 8 tokens for (its|their) fixed parts; only 7 are left; raise max_tokens$",
     ):
         tiny.backbone("gpt2").encode(query("good"), max_tokens=10)
 

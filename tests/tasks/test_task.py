@@ -48,7 +48,9 @@ def test_a_users_own_file_loads_by_path_and_is_named_by_its_stem(load):
 
 
 def test_a_language_changes_only_what_its_wording_names(load):
-    pattern = load("source: mine}", 'source: mine, by_language: {de: {verbalizer: {"no": schlecht, "yes": gut}}}}').pattern("p1")
+    pattern = load(
+        "source: mine}", 'source: mine, by_language: {de: {verbalizer: {"no": schlecht, "yes": gut}}}}'
+    ).pattern("p1")
     assert pattern.wording("de").verbalizer == {"no": "schlecht", "yes": "gut"}
     assert (pattern.wording("de").text, pattern.wording("en").verbalizer) == (pattern.text, pattern.verbalizer)
 
@@ -72,42 +74,140 @@ def test_a_missing_file_is_named(tmp_path):
     assert str(caught.value) == f"task: no file {tmp_path}/none.yaml; give a task name or a path to a task YAML"
 
 
-SOURCE_KEYS = "columns, config, files, format, gated, hub, labels, language_before, languages, revision, split_languages, splits"
+SOURCE_KEYS = (
+    "columns, config, files, format, gated, hub, labels, language_before, languages, revision, split_languages, splits"
+)
 PATTERN_KEYS = "by_language, demo_separator, mode, source, text, verbalizer"
 TASK_KEYS = "about, fields, kind, label, languages, metric, metrics, name, patterns, sources"
 ERRORS = {
-    "unknown key": ("metric:", "pattern: x\nmetric:", f'unknown key "pattern"; did you mean "patterns"? known: {TASK_KEYS}'),
-    "unknown key of a pattern": ("source: mine", "sorce: mine, source: mine", f'unknown key "patterns.p1.sorce"; did you mean "source"? known: {PATTERN_KEYS}'),
-    "unknown key of a source": ("owner/name", "owner/name, colums: {}", f'unknown key "sources.hub.colums"; did you mean "columns"? known: {SOURCE_KEYS}'),
-    "unknown key of a wording": ("source: mine", "source: mine, by_language: {de: {txt: x}}", 'unknown key "patterns.p1.by_language.de.txt"; did you mean "text"? known: mode, text, verbalizer'),
+    "unknown key": (
+        "metric:",
+        "pattern: x\nmetric:",
+        f'unknown key "pattern"; did you mean "patterns"? known: {TASK_KEYS}',
+    ),
+    "unknown key of a pattern": (
+        "source: mine",
+        "sorce: mine, source: mine",
+        f'unknown key "patterns.p1.sorce"; did you mean "source"? known: {PATTERN_KEYS}',
+    ),
+    "unknown key of a source": (
+        "owner/name",
+        "owner/name, colums: {}",
+        f'unknown key "sources.hub.colums"; did you mean "columns"? known: {SOURCE_KEYS}',
+    ),
+    "unknown key of a wording": (
+        "source: mine",
+        "source: mine, by_language: {de: {txt: x}}",
+        'unknown key "patterns.p1.by_language.de.txt"; did you mean "text"? known: mode, text, verbalizer',
+    ),
     "missing key": ("metric: accuracy\n", "", 'key "metric" is missing'),
-    "word read as a truth value": ('"yes": good', '"yes": Yes', "patterns.p1.verbalizer.yes: found True; input should be a valid string"),
+    "word read as a truth value": (
+        '"yes": good',
+        '"yes": Yes',
+        "patterns.p1.verbalizer.yes: found True; input should be a valid string",
+    ),
     "number for a label": ('"no", "yes"', '0, "yes"', "label.names.0: found 0; input should be a valid string"),
-    "unknown mode": ("source: mine", "source: mine, mode: firstpiece", "patterns.p1.mode: found 'firstpiece'; input should be 'word_initial', 'raw_piece', 'first_piece', 'last_piece' or 'mean'"),
+    "unknown mode": (
+        "source: mine",
+        "source: mine, mode: firstpiece",
+        "patterns.p1.mode: found 'firstpiece'; input should be 'word_initial', 'raw_piece', 'first_piece', 'last_piece' or 'mean'",
+    ),
     "unknown metric": ("accuracy", "acuracy", 'metric: "acuracy" is unknown; did you mean "accuracy"? known: accuracy'),
-    "metrics without the metric": ("metric: accuracy", "metric: accuracy\nmetrics: []", "metrics: found []; expected accuracy, the metric, first"),
-    "metric of another kind": ("metric: accuracy", "metric: accuracy\nmetrics: [accuracy, f1]", 'metric: "f1" is unknown; known: accuracy'),
-    "unknown kind": ("kind: choice", "kind: choose", "kind: found 'choose'; input should be 'choice', 'tags', 'span', 'text' or 'mlm'"),
-    "unknown format": ("owner/name", "owner/name, format: conll", "sources.hub.format: found 'conll'; input should be 'parquet', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'"),
-    "no label set": ('label: {names: ["no", "yes"]}\n', "", "label.names: found [] for kind choice; expected the label set"),
-    "a configuration of an unknown split": ("owner/name", "owner/name, config: {dev: x}", 'sources.hub: unknown split "dev"; known: test, train, validation'),
-    "languages of an unknown split": ("owner/name", "owner/name, split_languages: {dev: [en]}", 'sources.hub: unknown split "dev"; known: test, train, validation'),
-    "an unknown language of a split": ("owner/name", "owner/name, split_languages: {test: [fr]}", 'sources.hub.split_languages.test: "fr" is no language of the task'),
-    "a word where there are none": ("{text} .", "{text} {token} .", "patterns.p1.text: found {token}; only tasks of kind tags ask about a word"),
+    "metrics without the metric": (
+        "metric: accuracy",
+        "metric: accuracy\nmetrics: []",
+        "metrics: found []; expected accuracy, the metric, first",
+    ),
+    "metric of another kind": (
+        "metric: accuracy",
+        "metric: accuracy\nmetrics: [accuracy, f1]",
+        'metric: "f1" is unknown; known: accuracy',
+    ),
+    "unknown kind": (
+        "kind: choice",
+        "kind: choose",
+        "kind: found 'choose'; input should be 'choice', 'tags', 'span', 'text' or 'mlm'",
+    ),
+    "unknown format": (
+        "owner/name",
+        "owner/name, format: conll",
+        "sources.hub.format: found 'conll'; input should be 'parquet', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'",
+    ),
+    "no label set": (
+        'label: {names: ["no", "yes"]}\n',
+        "",
+        "label.names: found [] for kind choice; expected the label set",
+    ),
+    "a configuration of an unknown split": (
+        "owner/name",
+        "owner/name, config: {dev: x}",
+        'sources.hub: unknown split "dev"; known: test, train, validation',
+    ),
+    "languages of an unknown split": (
+        "owner/name",
+        "owner/name, split_languages: {dev: [en]}",
+        'sources.hub: unknown split "dev"; known: test, train, validation',
+    ),
+    "an unknown language of a split": (
+        "owner/name",
+        "owner/name, split_languages: {test: [fr]}",
+        'sources.hub.split_languages.test: "fr" is no language of the task',
+    ),
+    "a word where there are none": (
+        "{text} .",
+        "{text} {token} .",
+        "patterns.p1.text: found {token}; only tasks of kind tags ask about a word",
+    ),
     "no such field": ("{text} .", "{txt} .", 'patterns.p1.text: no field "txt"; did you mean "text"? known: text'),
-    "label without a word": ('"no": bad, ', "", "patterns.p1.verbalizer: found ['yes']; expected one entry for each of ['no', 'yes']"),
-    "no label words": ('verbalizer: {"no": bad, "yes": good}, ', "", "patterns.p1: a pattern with <slot> needs a verbalizer"),
-    "markup": ("<slot>", "<slt>", 'patterns.p1.text: markup not understood in "{text} . <slt>"; known: {field} {field|strip} <slot> <soft> <sep> <demos>'),
+    "label without a word": (
+        '"no": bad, ',
+        "",
+        "patterns.p1.verbalizer: found ['yes']; expected one entry for each of ['no', 'yes']",
+    ),
+    "no label words": (
+        'verbalizer: {"no": bad, "yes": good}, ',
+        "",
+        "patterns.p1: a pattern with <slot> needs a verbalizer",
+    ),
+    "markup": (
+        "<slot>",
+        "<slt>",
+        'patterns.p1.text: markup not understood in "{text} . <slt>"; known: {field} {field|strip} <slot> <soft> <sep> <demos>',
+    ),
     "two slots": ("<slot>", "<slot> <slot>", "patterns.p1.text: found 2 <slot>; expected at most one"),
     "demonstrations in the middle": ("{text} .", "{text} <demos>", "patterns.p1.text: <demos> must come first"),
-    "unknown split": ("test: mine/test", "tests: mine/test", 'sources.files: unknown split "tests"; did you mean "test"? known: test, train, validation'),
-    "hub and files": ("hub: owner/name", "hub: owner/name, files: {train: x}", "sources.hub: give exactly one of hub and files"),
+    "unknown split": (
+        "test: mine/test",
+        "tests: mine/test",
+        'sources.files: unknown split "tests"; did you mean "test"? known: test, train, validation',
+    ),
+    "hub and files": (
+        "hub: owner/name",
+        "hub: owner/name, files: {train: x}",
+        "sources.hub: give exactly one of hub and files",
+    ),
     "neither hub nor files": ("hub: owner/name", "config: x", "sources.hub: give exactly one of hub and files"),
-    "label outside the set": ("hub: owner/name", 'hub: owner/name, labels: {"0": nope}', 'sources.hub.labels.0: "nope" is no label; did you mean "no"? known: no, yes'),
-    "unknown language": ("source: mine", "source: mine, by_language: {fr: {}}", 'patterns.p1.by_language: "fr" is no language of the task'),
-    "a language's own text": ("source: mine", 'source: mine, by_language: {de: {text: "{txt} <slot>"}}', 'patterns.p1.by_language.de.text: no field "txt"; did you mean "text"? known: text'),
-    "a language's own words": ("source: mine", 'source: mine, by_language: {de: {verbalizer: {"no": x}}}', "patterns.p1.by_language.de.verbalizer: found ['no']; expected one entry for each of ['no', 'yes']"),
-}  # fmt: skip
+    "label outside the set": (
+        "hub: owner/name",
+        'hub: owner/name, labels: {"0": nope}',
+        'sources.hub.labels.0: "nope" is no label; did you mean "no"? known: no, yes',
+    ),
+    "unknown language": (
+        "source: mine",
+        "source: mine, by_language: {fr: {}}",
+        'patterns.p1.by_language: "fr" is no language of the task',
+    ),
+    "a language's own text": (
+        "source: mine",
+        'source: mine, by_language: {de: {text: "{txt} <slot>"}}',
+        'patterns.p1.by_language.de.text: no field "txt"; did you mean "text"? known: text',
+    ),
+    "a language's own words": (
+        "source: mine",
+        'source: mine, by_language: {de: {verbalizer: {"no": x}}}',
+        "patterns.p1.by_language.de.verbalizer: found ['no']; expected one entry for each of ['no', 'yes']",
+    ),
+}
 
 
 KINDS = {
@@ -151,17 +251,62 @@ def test_a_tags_task_may_ask_once_a_sentence(load_kind):
 
 KIND_ERRORS = {
     "no words": ("tags", "tokens: words", "text: words", "fields: found ['text']; kind tags needs tokens"),
-    "two fields of words": ("tags", "tokens: words", "tokens: words, other: x", "fields: found ['other', 'tokens']; kind tags needs tokens"),
+    "two fields of words": (
+        "tags",
+        "tokens: words",
+        "tokens: words, other: x",
+        "fields: found ['other', 'tokens']; kind tags needs tokens",
+    ),
     "no tag set": ("tags", ", names: [A, B]", "", "label.names: found [] for kind tags; expected the label set"),
-    "neither words nor a word": ("tags", "{tokens} <sep> {token} ?", "what ?", "patterns.p1.text: kind tags reads its answers at {tokens}; the text has none"),
-    "a slot beside the words' own": ("tags", "{tokens} <sep> {token} ?", "{tokens} <slot> ?", "patterns.p1.text: found <slot> without {token}; every word of {tokens} is a slot already"),
-    "demonstrations": ("tags", "{tokens} <sep>", "<demos>{tokens} <sep>", "patterns.p1.text: found <demos>; only tasks of kind choice show demonstrations"),
-    "a metric of whole texts": ("tags", "token_accuracy", "exact_match", 'metric: "exact_match" is unknown; known: entity_f1, token_accuracy, token_f1, topro_mt5_official, topro_official'),
-    "no context": ("span", ", context: passage", "", "fields: found ['question']; kind span needs context and question"),
-    "context not shown": ("span", " <sep> {context}", "", "patterns.p1.text: kind span reads its answers at {context}; the text has none"),
-    "a label set of answers": ("span", "column: answers", "names: [a]", "label.names: found ['a'] for kind span; expected none, only choice and tags have a label set"),
-    "a label set of no labels": ("mlm", "metric:", "label: {names: [a]}\nmetric:", "label.names: found ['a'] for kind mlm; expected none, only choice and tags have a label set"),
-}  # fmt: skip
+    "neither words nor a word": (
+        "tags",
+        "{tokens} <sep> {token} ?",
+        "what ?",
+        "patterns.p1.text: kind tags reads its answers at {tokens}; the text has none",
+    ),
+    "a slot beside the words' own": (
+        "tags",
+        "{tokens} <sep> {token} ?",
+        "{tokens} <slot> ?",
+        "patterns.p1.text: found <slot> without {token}; every word of {tokens} is a slot already",
+    ),
+    "demonstrations": (
+        "tags",
+        "{tokens} <sep>",
+        "<demos>{tokens} <sep>",
+        "patterns.p1.text: found <demos>; only tasks of kind choice show demonstrations",
+    ),
+    "a metric of whole texts": (
+        "tags",
+        "token_accuracy",
+        "exact_match",
+        'metric: "exact_match" is unknown; known: entity_f1, token_accuracy, token_f1, topro_mt5_official, topro_official',
+    ),
+    "no context": (
+        "span",
+        ", context: passage",
+        "",
+        "fields: found ['question']; kind span needs context and question",
+    ),
+    "context not shown": (
+        "span",
+        " <sep> {context}",
+        "",
+        "patterns.p1.text: kind span reads its answers at {context}; the text has none",
+    ),
+    "a label set of answers": (
+        "span",
+        "column: answers",
+        "names: [a]",
+        "label.names: found ['a'] for kind span; expected none, only choice and tags have a label set",
+    ),
+    "a label set of no labels": (
+        "mlm",
+        "metric:",
+        "label: {names: [a]}\nmetric:",
+        "label.names: found ['a'] for kind mlm; expected none, only choice and tags have a label set",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", KIND_ERRORS)
@@ -173,9 +318,18 @@ def test_what_does_not_fit_a_kind_is_one_line(load_kind, tmp_path, what):
 
 
 def test_the_tasks_of_xtreme_have_the_languages_of_its_lists():
-    sizes = {name: len(set(load_task(name).languages)) for name in ("panx", "udpos", "xquad", "mlqa", "tydiqa", "xnli", "pawsx")}
+    sizes = {
+        name: len(set(load_task(name).languages))
+        for name in ("panx", "udpos", "xquad", "mlqa", "tydiqa", "xnli", "pawsx")
+    }
     assert sizes == {"panx": 48, "udpos": 38, "xquad": 11, "mlqa": 7, "tydiqa": 9, "xnli": 15, "pawsx": 7}
-    assert set(load_task("udpos").languages) - set(load_task("udpos").sources["hub"].split_languages["test"]) == {"lt", "pl", "ro", "uk", "wo"}
+    assert set(load_task("udpos").languages) - set(load_task("udpos").sources["hub"].split_languages["test"]) == {
+        "lt",
+        "pl",
+        "ro",
+        "uk",
+        "wo",
+    }
 
 
 @pytest.mark.parametrize("what", ERRORS)
@@ -193,7 +347,11 @@ def test_a_placeholder_that_a_file_name_cannot_have_is_found_when_the_task_is_re
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("a: [", "not readable as YAML: "), ("- a", "expected a mapping of keys, found list"), ("", "expected a mapping of keys, found NoneType")],
+    [
+        ("a: [", "not readable as YAML: "),
+        ("- a", "expected a mapping of keys, found list"),
+        ("", "expected a mapping of keys, found NoneType"),
+    ],
 )
 def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text, line):
     path = tmp_path / "mine.yaml"

@@ -16,7 +16,15 @@ from raypft.readouts import readout_class
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.encode import RECORD, Encoder, from_record, to_record
 
-SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+SPECIAL = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
 WORDS = {"THING": "good", "DOING": "bad"}
 
 
@@ -25,9 +33,16 @@ def task(kind: str, asks: str, **fields) -> Task:
     names = {"tags": list(WORDS), "choice": list(WORDS)}.get(kind, [])
     pattern = Pattern(text=asks, verbalizer=WORDS if "<slot>" in asks else None, source="test")
     return Task(
-        name="tiny", about="test", kind=kind, fields=fields, label=Label(names=names), languages=["en"], metric="accuracy",
-        sources={"files": Source(files={"train": "x"})}, patterns={"p": pattern},
-    )  # fmt: skip
+        name="tiny",
+        about="test",
+        kind=kind,
+        fields=fields,
+        label=Label(names=names),
+        languages=["en"],
+        metric="accuracy",
+        sources={"files": Source(files={"train": "x"})},
+        patterns={"p": pattern},
+    )
 
 
 def encoder(task: Task, backbone, readout: str, max_tokens: int = 64, **options) -> Encoder:
@@ -84,7 +99,26 @@ def test_the_queried_word_is_cut_last():
     backbone = tiny.backbone("xlmr")
     sentence = row(["one:two:three", "four"])
     whole = read(backbone, tags(ASKS, backbone, 64, "verbalizer")(sentence)[0])
-    assert whole == ["<s>", "one", ":", "two", ":", "three", "four", "</s>", "</s>", "one", ":", "two", ":", "three", "is", "<mask>", ".", "</s>"]
+    assert whole == [
+        "<s>",
+        "one",
+        ":",
+        "two",
+        ":",
+        "three",
+        "four",
+        "</s>",
+        "</s>",
+        "one",
+        ":",
+        "two",
+        ":",
+        "three",
+        "is",
+        "<mask>",
+        ".",
+        "</s>",
+    ]
     for size, sentence_tokens, word_tokens in ((18, 6, 5), (14, 2, 5), (13, 1, 5), (12, 1, 4), (9, 1, 1)):
         made = tags(ASKS, backbone, size, "verbalizer")(sentence)[0]
         found = read(backbone, made)
@@ -171,14 +205,23 @@ def real(kind: str, texts: list[str]):
         trainer = trainers.WordPieceTrainer(vocab_size=400, min_frequency=2, special_tokens=special)
     elif kind in ("xlmr", "llama"):
         inner = Tokenizer(models.Unigram())
-        inner.normalizer = normalizers.Sequence([normalizers.NFKC(), *([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")] if kind == "llama" else [])])
-        inner.pre_tokenizer = pre_tokenizers.Metaspace() if kind == "xlmr" else pre_tokenizers.Split("▁", "merged_with_next")
+        inner.normalizer = normalizers.Sequence(
+            [
+                normalizers.NFKC(),
+                *([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")] if kind == "llama" else []),
+            ]
+        )
+        inner.pre_tokenizer = (
+            pre_tokenizers.Metaspace() if kind == "xlmr" else pre_tokenizers.Split("▁", "merged_with_next")
+        )
         trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>")
     else:
         inner = Tokenizer(models.BPE())
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.post_processor = processors.ByteLevel(trim_offsets=False)
-        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
     inner.train_from_iterator([*texts, "a b"], trainer)
     if kind in ("bert", "xlmr"):
         inner.post_processor = tiny.tokenizer(special=True).backend_tokenizer.post_processor
@@ -204,7 +247,9 @@ def marked(window) -> str | None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr", "gpt2", "llama"])
-@pytest.mark.parametrize("text", ["{question} <sep> {context}", "{context} <sep> {question}", "{context|strip} ? {question}"])
+@pytest.mark.parametrize(
+    "text", ["{question} <sep> {context}", "{context} <sep> {question}", "{context|strip} ? {question}"]
+)
 def test_gold_slots_stand_for_exactly_the_answer_in_any_script(kind, text):
     backbone = real(kind, [part for passage in PASSAGES for part in passage])
     for question, context, answer in PASSAGES:
@@ -259,7 +304,9 @@ def test_a_question_takes_half_a_window_at_most_and_is_the_same_in_all():
     question = "the film was good it is bad one two three four"
     made = spans(backbone, 14, window_stride=128)(asked(question, "one two three four five six seven eight", "eight"))
     shown = [read(backbone, part) for part in made]
-    assert [part[: part.index("</s>")] for part in shown] == [["<s>", "the", "film", "was"]] * 2, "7 tokens with the special ones"
+    assert [part[: part.index("</s>")] for part in shown] == [["<s>", "the", "film", "was"]] * 2, (
+        "7 tokens with the special ones"
+    )
     assert [len(part.marks["slot"]) for part in made] == [8, 2]
 
 
@@ -271,7 +318,9 @@ def test_of_several_answers_the_first_is_trained_on_and_all_are_kept():
 
 def test_the_passage_may_be_called_otherwise_in_the_rows():
     own = task("span", "{question} <sep> {context}", question="ask", context="document")
-    (made,) = encoder(own, tiny.backbone("xlmr"), "span")({"id": "1", "language": "en", "ask": "Yes ?", "document": "one two", "label": ["two"], "starts": [4]})
+    (made,) = encoder(own, tiny.backbone("xlmr"), "span")(
+        {"id": "1", "language": "en", "ask": "Yes ?", "document": "one two", "label": ["two"], "starts": [4]}
+    )
     assert marked(made) == "two"
 
 
@@ -315,7 +364,10 @@ def test_gold_of_rows_without_labels_is_unknown_everywhere():
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_prompts_survive_arrow(labelled):
-    written = [tags("{tokens}", tiny.backbone("mt5"), readout="text")(row("the film"))[0], choice(tiny.backbone("mt5"))({**row(""), "text": "x"})[0]]
+    written = [
+        tags("{tokens}", tiny.backbone("mt5"), readout="text")(row("the film"))[0],
+        choice(tiny.backbone("mt5"))({**row(""), "text": "x"})[0],
+    ]
     prompts = [*everything(labelled), *written]
     table = pa.Table.from_pylist([to_record(prompt) for prompt in prompts], schema=RECORD)
     assert [from_record(record) for record in table.to_pylist()] == prompts
@@ -326,8 +378,13 @@ def test_ray_data_keeps_the_parts_of_a_row_together_and_in_order(monkeypatch):
 
     make = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer")
     monkeypatch.setattr(data, "_encoder", lambda job, demos: make)
-    sentences = [{**row(words, ["THING"] * len(words.split())), "id": str(i)} for i, words in enumerate(["the film was", "a", "it is"])]
-    batch = pa.table({"file": ["f"] * 3, "role": ["test"] * 3, "number": [0, 1, 2], "row": [json.dumps(own) for own in sentences]})
+    sentences = [
+        {**row(words, ["THING"] * len(words.split())), "id": str(i)}
+        for i, words in enumerate(["the film was", "a", "it is"])
+    ]
+    batch = pa.table(
+        {"file": ["f"] * 3, "role": ["test"] * 3, "number": [0, 1, 2], "row": [json.dumps(own) for own in sentences]}
+    )
     found = data.encode_batch(batch, {"f": ("", "")})
     assert found["number"].to_pylist() == [0, 0, 0, 1, 2, 2]
     assert found["part"].to_pylist() == [0, 1, 2, 0, 0, 1]

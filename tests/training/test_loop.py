@@ -21,7 +21,14 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
     events: list[dict] = []
     progress = fit(TorchStepper(cell.learner, settings), rows, None, settings, 0, cell.score, tell=events.append)
     told = [(event["event"], event["epoch"], event.get("step")) for event in events]
-    assert told == [("step", 1, 1), ("step", 1, 2), ("epoch", 1, None), ("step", 2, 1), ("step", 2, 2), ("epoch", 2, None)]
+    assert told == [
+        ("step", 1, 1),
+        ("step", 1, 2),
+        ("epoch", 1, None),
+        ("step", 2, 1),
+        ("step", 2, 2),
+        ("epoch", 2, None),
+    ]
     assert events[0]["loss"] == progress.losses[0]
     assert events[0]["steps"] == 3
 
@@ -37,14 +44,25 @@ def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monke
     stepper.leaving = lambda: next(notices)
     saved: list[tuple[int, int]] = []
     rows = Rows(cell.prompts, cell.learner.method, 1)
-    fit(stepper, rows, None, settings, 0, cell.score, save=lambda progress: saved.append((progress.epoch, progress.step)))
+    fit(
+        stepper,
+        rows,
+        None,
+        settings,
+        0,
+        cell.score,
+        save=lambda progress: saved.append((progress.epoch, progress.step)),
+    )
     within = [at for at in saved if at[1]]
     assert within == [(1, 1), (1, 2), (1, 3)], "states inside of an epoch, those of the epoch of the notice"
 
 
 def test_the_rate_of_every_step():
     """Warm-up rises to the full rate; then constant, linear to 0, or 0.95 an epoch."""
-    rates = {name: [learning_rate(Train(lr=1.0, epochs=2, schedule=name), step, 4) for step in range(4)] for name in ("constant", "linear", "exponential")}
+    rates = {
+        name: [learning_rate(Train(lr=1.0, epochs=2, schedule=name), step, 4) for step in range(4)]
+        for name in ("constant", "linear", "exponential")
+    }
     assert rates["constant"] == [1, 1, 1, 1]
     assert rates["linear"] == [1, 0.75, 0.5, 0.25]
     assert rates["exponential"] == pytest.approx([1, 1, 0.95, 0.95])

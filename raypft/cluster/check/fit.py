@@ -38,7 +38,11 @@ def fitting(words: list[str], definition: Any, where: str) -> Iterator[str]:
         if line:
             raise Infeasible(line)
         wanted = ", ".join(sorted({bundle_text(bundle) for bundle in bundles}))
-        yield f"{name}: fits, {at_a_time(bundles, shapes)} at a time: {len(bundles)} of {wanted}" if bundles else f"{name}: runs in its driver, without workers"
+        yield (
+            f"{name}: fits, {at_a_time(bundles, shapes)} at a time: {len(bundles)} of {wanted}"
+            if bundles
+            else f"{name}: runs in its driver, without workers"
+        )
 
 
 def running(server: JobServer, definition: Any, timeout: int) -> Iterator[str]:
@@ -57,13 +61,21 @@ def running(server: JobServer, definition: Any, timeout: int) -> Iterator[str]:
     found = _probe(server, storage, timeout)
     if "error" in found:
         refusal = Infeasible if found.get("code") == Infeasible.code else NoStorage
-        raise refusal(f"storage {storage}: a worker can't write there: {found['error']}" if refusal is NoStorage else f"{definition.name}: {found['error']}")
+        raise refusal(
+            f"storage {storage}: a worker can't write there: {found['error']}"
+            if refusal is NoStorage
+            else f"{definition.name}: {found['error']}"
+        )
     for role in ("driver", "worker"):
         theirs, ours = found[role]["python"].rsplit(".", 1)[0], platform.python_version().rsplit(".", 1)[0]
         if theirs != ours:
             raise UserError(f"{server.address.url}: the {role} runs Python {theirs}, here is {ours}; use one version")
         yield f"{role}: Ray {found[role]['ray']}, Python {found[role]['python']}, node {found[role]['node'][:12]}"
-    alone = " (driver and worker are one node: that others see it is not shown)" if found["driver"]["node"] == found["worker"]["node"] else ""
+    alone = (
+        " (driver and worker are one node: that others see it is not shown)"
+        if found["driver"]["node"] == found["worker"]["node"]
+        else ""
+    )
     yield f"storage {storage}: a worker wrote, the driver read{alone}"
 
 
@@ -75,7 +87,9 @@ def _probe(server: JobServer, storage: str, timeout: int) -> dict[str, Any]:
     try:
         while (job := server.job(name))["status"] not in ENDED:
             if time.monotonic() > until:
-                raise UserError(f"{server.address.url}: the check did not end within {timeout + PROBE_SECONDS} s; raypft submit logs {name}")
+                raise UserError(
+                    f"{server.address.url}: the check did not end within {timeout + PROBE_SECONDS} s; raypft submit logs {name}"
+                )
             time.sleep(0.3)
     except BaseException:
         asyncio.run(stop(server, name))
@@ -84,4 +98,6 @@ def _probe(server: JobServer, storage: str, timeout: int) -> dict[str, Any]:
     try:
         return json.loads(lines[-1])
     except (IndexError, json.JSONDecodeError):
-        raise UserError(f"{server.address.url}: the check ended {job['status']}: {' '.join((job.get('message') or '').split())[-300:]}") from None
+        raise UserError(
+            f"{server.address.url}: the check ended {job['status']}: {' '.join((job.get('message') or '').split())[-300:]}"
+        ) from None

@@ -35,17 +35,35 @@ def launcher_complaints(config: dict[str, Any]) -> Iterator[Complaint]:
             continue
         key = f"head_start_ray_commands.{i}"
         if "RAY_AUTH_MODE=token" not in command + options:
-            yield key, "no RAY_AUTH_MODE=token", "a start with token auth (docker.run_options: --env RAY_AUTH_MODE=token)"
+            yield (
+                key,
+                "no RAY_AUTH_MODE=token",
+                "a start with token auth (docker.run_options: --env RAY_AUTH_MODE=token)",
+            )
         yield from _dashboard(key, command)
     permissions = ((config.get("provider") or {}).get("security_group") or {}).get("IpPermissions", [])
     for i, rule in enumerate(permissions):
         world = [r["CidrIp"] for r in rule.get("IpRanges", []) if r.get("CidrIp", "").endswith("/0")]
         if world:
-            yield f"provider.security_group.IpPermissions.{i}", world[0], "your own addresses: this opens the port to everyone"
-        if any(rule.get("FromPort", 0) <= port <= rule.get("ToPort", 65535) for port in RAY_PORTS) and rule.get("IpRanges"):
-            yield f"provider.security_group.IpPermissions.{i}", rule.get("FromPort"), "no rule for Ray's ports: use an SSH tunnel (ray dashboard)"
+            yield (
+                f"provider.security_group.IpPermissions.{i}",
+                world[0],
+                "your own addresses: this opens the port to everyone",
+            )
+        if any(rule.get("FromPort", 0) <= port <= rule.get("ToPort", 65535) for port in RAY_PORTS) and rule.get(
+            "IpRanges"
+        ):
+            yield (
+                f"provider.security_group.IpPermissions.{i}",
+                rule.get("FromPort"),
+                "no rule for Ray's ports: use an SSH tunnel (ray dashboard)",
+            )
     if "RAY_AUTH_TOKEN=" in options:
-        yield "docker.run_options", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH and a file_mount: options are readable to every user of the machine"
+        yield (
+            "docker.run_options",
+            "RAY_AUTH_TOKEN",
+            "RAY_AUTH_TOKEN_PATH and a file_mount: options are readable to every user of the machine",
+        )
 
 
 def _dashboard(key: str, command: str) -> Iterator[Complaint]:
@@ -63,8 +81,14 @@ def manifest_complaints(values: dict[str, Any]) -> Iterator[Complaint]:
         if head.get("enableIngress"):
             yield f"{key}.headGroupSpec.enableIngress", True, "no ingress: reach it with kubectl port-forward"
         if head.get("serviceType", "ClusterIP") != "ClusterIP":
-            yield f"{key}.headGroupSpec.serviceType", head["serviceType"], "ClusterIP: reach it with kubectl port-forward"
-        for place, group in [("headGroupSpec", head)] + [(f"workerGroupSpecs.{i}", g) for i, g in enumerate(cluster["workerGroupSpecs"])]:
+            yield (
+                f"{key}.headGroupSpec.serviceType",
+                head["serviceType"],
+                "ClusterIP: reach it with kubectl port-forward",
+            )
+        for place, group in [("headGroupSpec", head)] + [
+            (f"workerGroupSpecs.{i}", g) for i, g in enumerate(cluster["workerGroupSpecs"])
+        ]:
             yield from _pod(f"{key}.{place}.template.spec", group["template"]["spec"], head=place == "headGroupSpec")
 
 
@@ -85,13 +109,25 @@ def _pod(key: str, pod: dict[str, Any], head: bool) -> Iterator[Complaint]:
     if not (pod.get("securityContext") or {}).get("runAsNonRoot"):
         yield f"{key}.securityContext.runAsNonRoot", None, "true"
     if not head and pod.get("automountServiceAccountToken", True):
-        yield f"{key}.automountServiceAccountToken", pod.get("automountServiceAccountToken"), "false: workers need no access to the API server"
+        yield (
+            f"{key}.automountServiceAccountToken",
+            pod.get("automountServiceAccountToken"),
+            "false: workers need no access to the API server",
+        )
     for i, container in enumerate(pod["containers"]):
         place = f"{key}.containers.{i}"
         yield from image_complaints(f"{place}.image", container["image"])
         rights = container.get("securityContext") or {}
         if rights.get("privileged") or rights.get("allowPrivilegeEscalation", True):
-            yield f"{place}.securityContext.allowPrivilegeEscalation", rights.get("allowPrivilegeEscalation"), "false, and no privileged container"
+            yield (
+                f"{place}.securityContext.allowPrivilegeEscalation",
+                rights.get("allowPrivilegeEscalation"),
+                "false, and no privileged container",
+            )
         for j, variable in enumerate(container.get("env", [])):
             if SECRET.search(variable["name"]) and "value" in variable:
-                yield f"{place}.env.{j}.{variable['name']}", "a value", "valueFrom.secretKeyRef: whoever reads the manifest reads the secret"
+                yield (
+                    f"{place}.env.{j}.{variable['name']}",
+                    "a value",
+                    "valueFrom.secretKeyRef: whoever reads the manifest reads the secret",
+                )

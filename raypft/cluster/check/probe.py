@@ -24,7 +24,11 @@ def write(storage, name, text):
     system.create_dir(path, recursive=True)
     with system.open_output_stream(f"{path}/{name}") as file:
         file.write(text.encode())
-    return {"ray": ray.__version__, "python": platform.python_version(), "node": ray.get_runtime_context().get_node_id()}
+    return {
+        "ray": ray.__version__,
+        "python": platform.python_version(),
+        "node": ray.get_runtime_context().get_node_id(),
+    }
 
 
 def main(storage, seconds):
@@ -43,7 +47,14 @@ def main(storage, seconds):
         return {"error": f"no worker node with a free CPU came within {seconds} s", "code": 75}
     except Exception as error:
         return {"error": " ".join(str(error).strip().splitlines()[-1].split())}
-    return {"worker": worker, "driver": {"ray": ray.__version__, "python": platform.python_version(), "node": ray.get_runtime_context().get_node_id()}}
+    return {
+        "worker": worker,
+        "driver": {
+            "ray": ray.__version__,
+            "python": platform.python_version(),
+            "node": ray.get_runtime_context().get_node_id(),
+        },
+    }
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def spot(definition: Any) -> Iterator[Complaint]:
             yield "spot_selector", {}, "the label that marks spot nodes, e.g. cloud.google.com/gke-spot: 'true'"
         if pool.spot and pool.min:
             yield f"pools.{name}.min", pool.min, "0 on a spot pool: its machines come and go"
-        others = [p for p in definition.pools.values() if not p.spot and p.gpu >= pool.gpu and p.gpu_type == pool.gpu_type]
+        others = [
+            p for p in definition.pools.values() if not p.spot and p.gpu >= pool.gpu and p.gpu_type == pool.gpu_type
+        ]
         if pool.spot and others and pool.priority <= max(p.priority for p in others):
             yield f"pools.{name}.priority", pool.priority, "more than its on-demand twin's: spot is tried first"
 
@@ -62,9 +64,17 @@ def idle(definition: Any) -> Iterator[Complaint]:
         if definition.kind in ("local", "fake", "onprem"):
             continue
         if pool.idle_timeout_s < 60:
-            yield f"pools.{name}.idle_timeout_s", pool.idle_timeout_s, "60 or more: a node takes longer than that to come back"
+            yield (
+                f"pools.{name}.idle_timeout_s",
+                pool.idle_timeout_s,
+                "60 or more: a node takes longer than that to come back",
+            )
         if pool.idle_timeout_s > 3600:
-            yield f"pools.{name}.idle_timeout_s", pool.idle_timeout_s, "3600 or less: an idle node costs as much as a busy one"
+            yield (
+                f"pools.{name}.idle_timeout_s",
+                pool.idle_timeout_s,
+                "3600 or less: an idle node costs as much as a busy one",
+            )
 
 
 def storage(definition: Any) -> Iterator[Complaint]:
@@ -74,7 +84,11 @@ def storage(definition: Any) -> Iterator[Complaint]:
         return
     if definition.kind == "kubernetes" and found.startswith("/"):
         if not (found + "/").startswith(definition.claim.mount + "/"):
-            yield "storage", found, f"a folder below claim.mount, {definition.claim.mount}, or a URI such as s3://bucket/folder"
+            yield (
+                "storage",
+                found,
+                f"a folder below claim.mount, {definition.claim.mount}, or a URI such as s3://bucket/folder",
+            )
     elif definition.kind == "onprem" and found.startswith("/"):
         if found.startswith(("/tmp", "/var/tmp", "/home", "/root")):
             yield "storage", found, "a folder that all machines mount, or a URI such as s3://bucket/folder"
@@ -101,7 +115,11 @@ def secrets(definition: Any) -> Iterator[Complaint]:
     """No secret stands in a file that is checked in; files rendered from a definition copy its env."""
     for key in definition.env:
         if SECRET.search(key):
-            hint = "secrets: {KEY: SECRET/KEY}" if definition.kind == "kubernetes" else "the machine's own role, or a file on the nodes"
+            hint = (
+                "secrets: {KEY: SECRET/KEY}"
+                if definition.kind == "kubernetes"
+                else "the machine's own role, or a file on the nodes"
+            )
             yield f"env.{key}", "a value", f"no secrets in env; use {hint}"
         if key.startswith("RAY_AUTH"):
             yield f"env.{key}", definition.env[key], "nothing: raypft sets it from auth"
@@ -150,4 +168,6 @@ RULES: tuple[Rule, ...] = (limits, gpus, spot, idle, storage, versions, secrets,
 
 def complaints(definition: Definition) -> list[str]:
     """Every broken rule as `key: found …; expected …`."""
-    return [f"{key}: found {found!r}; expected {expected}" for rule in RULES for key, found, expected in rule(definition)]
+    return [
+        f"{key}: found {found!r}; expected {expected}" for rule in RULES for key, found, expected in rule(definition)
+    ]

@@ -48,8 +48,15 @@ def manifest_schemas() -> dict[str, dict[str, Any]]:
     parts = loaded["$defs"]
     made = {}
     for kind, given in loaded["kinds"].items():
-        properties = {"apiVersion": {"const": given["apiVersion"]}, "kind": {"const": kind}, "metadata": {"$ref": "#/$defs/metadata"}, "spec": given["spec"]}
-        made[kind] = _closed({"$defs": parts, "required": ["apiVersion", "kind", "metadata", "spec"], "properties": properties})
+        properties = {
+            "apiVersion": {"const": given["apiVersion"]},
+            "kind": {"const": kind},
+            "metadata": {"$ref": "#/$defs/metadata"},
+            "spec": given["spec"],
+        }
+        made[kind] = _closed(
+            {"$defs": parts, "required": ["apiVersion", "kind", "metadata", "spec"], "properties": properties}
+        )
     return made
 
 

@@ -34,7 +34,11 @@ def validate(path: Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     own = [f"{path}: {line}" for line in complaints(definition)]
-    return own or [f"{path} -> {target}: {line}" for target, text in render.rendered(definition).items() for line in text_lines(text)]
+    return own or [
+        f"{path} -> {target}: {line}"
+        for target, text in render.rendered(definition).items()
+        for line in text_lines(text)
+    ]
 
 
 def text_lines(text: str) -> list[str]:
@@ -92,21 +96,33 @@ def _launcher(config: dict[str, Any]) -> Iterator[Complaint]:
         yield "max_workers", config["max_workers"], f"{total}, the sum over the node types: the rest could never start"
     head = types.get(config.get("head_node_type", ""), {})
     if head.get("resources", {}).get("GPU"):
-        yield f"available_node_types.{config['head_node_type']}.resources.GPU", head["resources"]["GPU"], "no GPU on the head: it is never released"
+        yield (
+            f"available_node_types.{config['head_node_type']}.resources.GPU",
+            head["resources"]["GPU"],
+            "no GPU on the head: it is never released",
+        )
 
 
 def _operator(values: dict[str, Any]) -> Iterator[Complaint]:
     """What KubeRay's operator refuses or ignores."""
     spec = values["spec"].get("jobTemplate", values["spec"])
     if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
-        yield "spec.ttlSecondsAfterFinished", spec["ttlSecondsAfterFinished"], "shutdownAfterJobFinishes: true beside it, else it does nothing"
+        yield (
+            "spec.ttlSecondsAfterFinished",
+            spec["ttlSecondsAfterFinished"],
+            "shutdownAfterJobFinishes: true beside it, else it does nothing",
+        )
     queued = "kueue.x-k8s.io/queue-name" in values["metadata"].get("labels", {})
     for key, cluster in lint.clusters(values):
         scaled = cluster.get("enableInTreeAutoscaling", False)
         if queued and scaled:
             yield f"{key}.enableInTreeAutoscaling", True, "false under Kueue, which takes quota for the declared size"
         if cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
-            yield f"{key}.headGroupSpec.rayStartParams.num-cpus", cluster["headGroupSpec"]["rayStartParams"].get("num-cpus"), "'0': the head runs drivers only"
+            yield (
+                f"{key}.headGroupSpec.rayStartParams.num-cpus",
+                cluster["headGroupSpec"]["rayStartParams"].get("num-cpus"),
+                "'0': the head runs drivers only",
+            )
         names = [group["groupName"] for group in cluster["workerGroupSpecs"]]
         if len(set(names)) != len(names):
             yield f"{key}.workerGroupSpecs", names, "distinct groupName"
@@ -116,7 +132,11 @@ def _operator(values: dict[str, Any]) -> Iterator[Complaint]:
 
 def _group(key: str, group: dict[str, Any]) -> Iterator[Complaint]:
     if not group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]:
-        yield f"{key}.replicas", group["replicas"], f"between minReplicas {group['minReplicas']} and maxReplicas {group['maxReplicas']}"
+        yield (
+            f"{key}.replicas",
+            group["replicas"],
+            f"between minReplicas {group['minReplicas']} and maxReplicas {group['maxReplicas']}",
+        )
     spec = group["template"]["spec"]
     mounts = {mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
     for name in sorted(mounts - {volume["name"] for volume in spec.get("volumes", [])}):
@@ -124,6 +144,10 @@ def _group(key: str, group: dict[str, Any]) -> Iterator[Complaint]:
     gpu = any("nvidia.com/gpu" in container["resources"].get("limits", {}) for container in spec["containers"])
     memory = any(volume.get("emptyDir", {}).get("medium") == "Memory" for volume in spec.get("volumes", []))
     if gpu and not memory:
-        yield f"{key}.template.spec.volumes", "no memory volume", "an emptyDir with medium: Memory at /dev/shm, for NCCL"
+        yield (
+            f"{key}.template.spec.volumes",
+            "no memory volume",
+            "an emptyDir with medium: Memory at /dev/shm, for NCCL",
+        )
     if gpu and not any(t.get("key") == "nvidia.com/gpu" for t in spec.get("tolerations", [])):
         yield f"{key}.template.spec.tolerations", None, "a toleration of nvidia.com/gpu: GPU nodes are tainted"

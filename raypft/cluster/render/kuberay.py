@@ -10,14 +10,25 @@ from raypft.cluster.render.launcher import STOP_SECONDS, environment, pools_text
 
 API = "ray.io/v1"
 SECURE = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-USER = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 100, "fsGroup": 100, "seccompProfile": {"type": "RuntimeDefault"}}
+USER = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "runAsGroup": 100,
+    "fsGroup": 100,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 CONTROL_CPU, CONTROL_MEMORY = "1", "1Gi"
 """Of the autoscaler's container; the operator's default of half a core falls behind with many pending pods."""
 
 
 def raycluster(definition: Kubernetes) -> dict[str, Any]:
     """A cluster that stays until it is deleted, growing and shrinking with what is asked of it."""
-    return {"apiVersion": API, "kind": "RayCluster", "metadata": _meta(definition), "spec": _spec(definition, scaled=True)}
+    return {
+        "apiVersion": API,
+        "kind": "RayCluster",
+        "metadata": _meta(definition),
+        "spec": _spec(definition, scaled=True),
+    }
 
 
 def rayjob(definition: Kubernetes) -> dict[str, Any]:
@@ -27,7 +38,12 @@ def rayjob(definition: Kubernetes) -> dict[str, Any]:
 
 def raycronjob(definition: Kubernetes) -> dict[str, Any]:
     """The job at the times of a schedule; the operator's feature gate RayCronJob must be on."""
-    spec = {"schedule": definition.job.schedule, "timeZone": "Etc/UTC", "suspend": False, "jobTemplate": _job(definition, scaled=True)}
+    spec = {
+        "schedule": definition.job.schedule,
+        "timeZone": "Etc/UTC",
+        "suspend": False,
+        "jobTemplate": _job(definition, scaled=True),
+    }
     return {"apiVersion": API, "kind": "RayCronJob", "metadata": _meta(definition), "spec": spec}
 
 
@@ -35,13 +51,22 @@ def kueue(definition: Kubernetes) -> dict[str, Any]:
     """The job with all its nodes at once, admitted by Kueue; of a fixed size, since Kueue's quota is taken for the declared one."""
     meta = _meta(definition)
     meta["labels"] = {**meta["labels"], "kueue.x-k8s.io/queue-name": definition.queue}
-    return {"apiVersion": API, "kind": "RayJob", "metadata": meta, "spec": {**_job(definition, scaled=False), "suspend": True}}
+    return {
+        "apiVersion": API,
+        "kind": "RayJob",
+        "metadata": meta,
+        "spec": {**_job(definition, scaled=False), "suspend": True},
+    }
 
 
 def pvc(definition: Kubernetes) -> dict[str, Any]:
     """The volume that runs and caches lie on."""
     claim = definition.claim
-    spec = {"accessModes": ["ReadWriteMany"], "storageClassName": claim.storage_class, "resources": {"requests": {"storage": claim.size}}}
+    spec = {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": claim.storage_class,
+        "resources": {"requests": {"storage": claim.size}},
+    }
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": _meta(definition), "spec": spec}
 
 
@@ -56,7 +81,11 @@ def networkpolicy(definition: Kubernetes) -> dict[str, Any]:
 
 
 def _meta(definition: Kubernetes) -> dict[str, Any]:
-    return {"name": definition.name, "namespace": definition.namespace, "labels": {"app.kubernetes.io/part-of": definition.name}}
+    return {
+        "name": definition.name,
+        "namespace": definition.namespace,
+        "labels": {"app.kubernetes.io/part-of": definition.name},
+    }
 
 
 def _job(definition: Kubernetes, scaled: bool) -> dict[str, Any]:
@@ -75,20 +104,29 @@ def _job(definition: Kubernetes, scaled: bool) -> dict[str, Any]:
 
 
 def _spec(definition: Kubernetes, scaled: bool) -> dict[str, Any]:
-    made: dict[str, Any] = {"rayVersion": definition.ray, "authOptions": {"mode": definition.auth}, "enableInTreeAutoscaling": scaled}
+    made: dict[str, Any] = {
+        "rayVersion": definition.ray,
+        "authOptions": {"mode": definition.auth},
+        "enableInTreeAutoscaling": scaled,
+    }
     if scaled:
         size = {"cpu": CONTROL_CPU, "memory": CONTROL_MEMORY}
         made["autoscalerOptions"] = {
-            "version": "v2", "idleTimeoutSeconds": 600, "upscalingMode": "Default", "resources": {"requests": size, "limits": size},
+            "version": "v2",
+            "idleTimeoutSeconds": 600,
+            "upscalingMode": "Default",
+            "resources": {"requests": size, "limits": size},
             "securityContext": SECURE,
-        }  # fmt: skip
+        }
     made["headGroupSpec"] = {
         "serviceType": "ClusterIP",
         "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
         "template": _template(definition, "head", definition.head, None),
     }
     groups = definition.pools.items()
-    made["workerGroupSpecs"] = [_group(definition, name, pool, scaled) for name, pool in groups if scaled or name == definition.job.pool]
+    made["workerGroupSpecs"] = [
+        _group(definition, name, pool, scaled) for name, pool in groups if scaled or name == definition.job.pool
+    ]
     return made
 
 
@@ -121,8 +159,15 @@ def _template(definition: Kubernetes, role: str, size: Any, pool: PodPool | None
         "securityContext": SECURE,
     }
     if role == "head":
-        container["ports"] = [{"name": n, "containerPort": p} for n, p in (("gcs", 6379), ("dashboard", 8265), ("client", 10001))]
-    spec: dict[str, Any] = {"containers": [container], "volumes": volumes, "securityContext": USER, "terminationGracePeriodSeconds": 120}
+        container["ports"] = [
+            {"name": n, "containerPort": p} for n, p in (("gcs", 6379), ("dashboard", 8265), ("client", 10001))
+        ]
+    spec: dict[str, Any] = {
+        "containers": [container],
+        "volumes": volumes,
+        "securityContext": USER,
+        "terminationGracePeriodSeconds": 120,
+    }
     if pool:
         spec["automountServiceAccountToken"] = False
         spec |= _placement(definition, pool)
@@ -133,7 +178,10 @@ def _placement(definition: Kubernetes, pool: PodPool) -> dict[str, Any]:
     selector = {**pool.node_selector, **(definition.spot_selector if pool.spot else {})}
     tolerated = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if pool.gpu else []
     if pool.spot:
-        tolerated += [{"key": k, "operator": "Equal", "value": v, "effect": "NoSchedule"} for k, v in definition.spot_selector.items()]
+        tolerated += [
+            {"key": k, "operator": "Equal", "value": v, "effect": "NoSchedule"}
+            for k, v in definition.spot_selector.items()
+        ]
     return {**({"nodeSelector": selector} if selector else {}), **({"tolerations": tolerated} if tolerated else {})}
 
 

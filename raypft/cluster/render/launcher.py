@@ -20,7 +20,15 @@ STOP_SECONDS = 60
 def pools_text(definition: Any) -> str:
     """The pools and the storage as one line of JSON, for $RAYPFT_CLUSTER: a job reads there which nodes may still come."""
     pools = {
-        name: {"cpu": p.cpu, "gpu": p.gpu, "memory": num_bytes(p.memory), "max": p.max, "spot": p.spot, "labels": p.labels, "resources": p.resources}
+        name: {
+            "cpu": p.cpu,
+            "gpu": p.gpu,
+            "memory": num_bytes(p.memory),
+            "max": p.max,
+            "spot": p.spot,
+            "labels": p.labels,
+            "resources": p.resources,
+        }
         for name, p in definition.pools.items()
     }
     return json.dumps({"name": definition.name, "storage": definition.storage, "pools": pools}, sort_keys=True)
@@ -49,17 +57,27 @@ def launcher(definition: Any) -> dict[str, Any]:
             "container_name": "raypft",
             "pull_before_run": True,
             "run_options": run,
-            "head_run_options": ["--env RAY_enable_autoscaler_v2=1", f"--env {shlex.quote(f'RAYPFT_CLUSTER={pools_text(definition)}')}"],
+            "head_run_options": [
+                "--env RAY_enable_autoscaler_v2=1",
+                f"--env {shlex.quote(f'RAYPFT_CLUSTER={pools_text(definition)}')}",
+            ],
             "worker_run_options": ["--gpus=all"] if gpu else [],
         },
         "file_mounts": {TOKEN_PATH: "~/.ray/auth_token"},
-        "head_start_ray_commands": ["ray stop", _start("--head", "--port=6379", "--autoscaling-config=~/ray_bootstrap_config.yaml", *head_only)],
+        "head_start_ray_commands": [
+            "ray stop",
+            _start("--head", "--port=6379", "--autoscaling-config=~/ray_bootstrap_config.yaml", *head_only),
+        ],
         "worker_start_ray_commands": ["ray stop", _start("--address=$RAY_HEAD_IP:6379")],
     }
     if definition.kind != "onprem":
         made["head_node_type"] = "head"
         made["available_node_types"] = {
-            "head": {"resources": {"CPU": 0}, "node_config": NODES[definition.kind](definition, definition.head), "max_workers": 0},
+            "head": {
+                "resources": {"CPU": 0},
+                "node_config": NODES[definition.kind](definition, definition.head),
+                "max_workers": 0,
+            },
             **{name: _node_type(definition, pool) for name, pool in definition.pools.items()},
         }
     return made
@@ -75,7 +93,12 @@ def _ssh(definition: Any) -> dict[str, str]:
 
 
 def _node_type(definition: Any, pool: MachinePool) -> dict[str, Any]:
-    resources = {"CPU": pool.cpu, "memory": num_bytes(pool.memory) * 7 // 10, **({"GPU": pool.gpu} if pool.gpu else {}), **pool.resources}
+    resources = {
+        "CPU": pool.cpu,
+        "memory": num_bytes(pool.memory) * 7 // 10,
+        **({"GPU": pool.gpu} if pool.gpu else {}),
+        **pool.resources,
+    }
     market = "spot" if pool.spot else "on-demand"
     return {
         "resources": resources,
@@ -102,7 +125,10 @@ def _aws_provider(definition: Any) -> dict[str, Any]:
 
 
 def _aws_node(definition: Any, node: Any) -> dict[str, Any]:
-    disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": node.disk_gb, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True}}
+    disk = {
+        "DeviceName": "/dev/sda1",
+        "Ebs": {"VolumeSize": node.disk_gb, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True},
+    }
     made: dict[str, Any] = {
         "InstanceType": node.instance,
         "ImageId": definition.provider.machine_image,
@@ -124,19 +150,41 @@ def _gcp_node(definition: Any, node: Any) -> dict[str, Any]:
     disk["initializeParams"] = {"diskSizeGb": node.disk_gb, "sourceImage": definition.provider.machine_image}
     scheduling: dict[str, Any] = {"onHostMaintenance": "TERMINATE"} if getattr(node, "gpu", 0) else {}
     if getattr(node, "spot", False):
-        scheduling |= {"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE", "onHostMaintenance": "TERMINATE"}
-    account = {"email": definition.provider.service_account, "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}
+        scheduling |= {
+            "provisioningModel": "SPOT",
+            "instanceTerminationAction": "DELETE",
+            "onHostMaintenance": "TERMINATE",
+        }
+    account = {
+        "email": definition.provider.service_account,
+        "scopes": ["https://www.googleapis.com/auth/cloud-platform"],
+    }
     rights = {"serviceAccounts": [account]} if isinstance(node, MachinePool) else {}
-    return {"machineType": node.instance, "disks": [disk], **rights, **({"scheduling": scheduling} if scheduling else {})}
+    return {
+        "machineType": node.instance,
+        "disks": [disk],
+        **rights,
+        **({"scheduling": scheduling} if scheduling else {}),
+    }
 
 
 def _azure_provider(definition: Any) -> dict[str, Any]:
-    return {"type": "azure", "location": definition.provider.location, "resource_group": definition.provider.resource_group, "cache_stopped_nodes": False}
+    return {
+        "type": "azure",
+        "location": definition.provider.location,
+        "resource_group": definition.provider.resource_group,
+        "cache_stopped_nodes": False,
+    }
 
 
 def _azure_node(definition: Any, node: Any) -> dict[str, Any]:
     where = definition.provider
-    picture = {"imagePublisher": where.publisher, "imageOffer": where.offer, "imageSku": where.sku, "imageVersion": where.version}
+    picture = {
+        "imagePublisher": where.publisher,
+        "imageOffer": where.offer,
+        "imageSku": where.sku,
+        "imageVersion": where.version,
+    }
     market = {"priority": "Spot", "billingProfile": {"maxPrice": -1}} if getattr(node, "spot", False) else {}
     return {"azure_arm_parameters": {"vmSize": node.instance, "osDiskSizeGB": node.disk_gb, **picture, **market}}
 
@@ -152,25 +200,52 @@ NODES = {"aws": _aws_node, "gcp": _gcp_node, "azure": _azure_node}
 def fake(definition: Any) -> dict[str, Any]:
     """The autoscaler's file for nodes that are processes of this machine; an external provider has no defaults, so every key stands here."""
     store = num_bytes(definition.object_store)
-    lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands", "head_setup_commands")
+    lists = (
+        "cluster_synced_files",
+        "rsync_exclude",
+        "rsync_filter",
+        "initialization_commands",
+        "setup_commands",
+        "head_setup_commands",
+    )
     lists += ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
     types = {
         name: {
-            "resources": {"CPU": p.cpu, **({"GPU": p.gpu} if p.gpu else {}), "object_store_memory": store, **p.resources},
-            "node_config": {}, "min_workers": p.min, "max_workers": p.max, "idle_timeout_s": p.idle_timeout_s, "priority": p.priority, "labels": p.labels,
+            "resources": {
+                "CPU": p.cpu,
+                **({"GPU": p.gpu} if p.gpu else {}),
+                "object_store_memory": store,
+                **p.resources,
+            },
+            "node_config": {},
+            "min_workers": p.min,
+            "max_workers": p.max,
+            "idle_timeout_s": p.idle_timeout_s,
+            "priority": p.priority,
+            "labels": p.labels,
         }
         for name, p in definition.pools.items()
-    }  # fmt: skip
+    }
     return {
         "cluster_name": definition.name,
         "max_workers": sum(pool.max for pool in definition.pools.values()),
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": min(pool.idle_timeout_s for pool in definition.pools.values()) / 60,
         "provider": {
-            "type": "external", "module": FAKE_PROVIDER, "gcs_address": f"127.0.0.1:{definition.port}", "head_node_id": FAKE_HEAD,
-            "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True, "launch_multiple": True,
+            "type": "external",
+            "module": FAKE_PROVIDER,
+            "gcs_address": f"127.0.0.1:{definition.port}",
+            "head_node_id": FAKE_HEAD,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "launch_multiple": True,
         },
         "head_node_type": HEAD_TYPE,
         "available_node_types": {HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **types},
-        "auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False, **{key: [] for key in lists},
-    }  # fmt: skip
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{key: [] for key in lists},
+    }

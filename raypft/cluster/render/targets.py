@@ -47,10 +47,15 @@ def rendered(definition: Definition, target: str | None = None) -> dict[str, str
     """
     targets = TARGETS[definition.kind]
     if target is not None and target not in targets:
-        raise UserError(f'target "{target}": nothing of that name for kind {definition.kind}; {nearest(target, targets)}')
+        raise UserError(
+            f'target "{target}": nothing of that name for kind {definition.kind}; {nearest(target, targets)}'
+        )
     chosen = targets if target is None else {target: targets[target]}
     head = f"# Made by: raypft cluster render cluster/{definition.kind}.yaml. Change that file, not this one.\n"
-    return {name: head + yaml.dump(make(definition), Dumper=_Dumper, sort_keys=False, width=10**6) for name, make in chosen.items()}
+    return {
+        name: head + yaml.dump(make(definition), Dumper=_Dumper, sort_keys=False, width=10**6)
+        for name, make in chosen.items()
+    }
 
 
 def write(definition: Definition, stem: str, folder: Path, target: str | None = None) -> list[Path]:

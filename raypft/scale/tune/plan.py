@@ -67,15 +67,22 @@ def planned(campaign: Campaign) -> dict[str, Any]:
         lacks[line] = None
     todo = [part for part in parts if part.todo]
     timed = all(part.kind in speeds and part.steps >= 0 for part in todo)
-    seconds = sum(part.todo * max(part.steps, 1) * speeds[part.kind][0] / speeds[part.kind][1] for part in todo) if timed else None
+    seconds = (
+        sum(part.todo * max(part.steps, 1) * speeds[part.kind][0] / speeds[part.kind][1] for part in todo)
+        if timed
+        else None
+    )
     found = {
-        "folder": str(campaign.folder), "trials": sum(part.trials for part in parts),
-        "done": sum(part.done for part in parts), "todo": sum(part.todo for part in parts),
+        "folder": str(campaign.folder),
+        "trials": sum(part.trials for part in parts),
+        "done": sum(part.done for part in parts),
+        "todo": sum(part.todo for part in parts),
         "steps": sum(part.todo * part.steps for part in todo) if all(part.steps >= 0 for part in todo) else None,
         "hours": None if seconds is None else seconds / 3600,
         "memory_gib": max((part.memory for part in parts), default=0.0) / GIB,
-        "disk_gib": sum(part.todo * part.disk for part in parts) / GIB, "lacks": list(lacks),
-    }  # fmt: skip
+        "disk_gib": sum(part.todo * part.disk for part in parts) / GIB,
+        "lacks": list(lacks),
+    }
     return {**found, "lines": _lines(campaign, found)}
 
 
@@ -155,7 +162,9 @@ def _missing(campaign: Campaign, parts: list[Part], shapes: list[Shape]) -> Iter
         together = at_once([part.job for part in parts if part.todo], shapes)
     except UserError as error:
         yield str(error)
-    need = together * max((part.memory * max(1, part.job.resources.workers) for part in parts if part.todo), default=0.0)
+    need = together * max(
+        (part.memory * max(1, part.job.resources.workers) for part in parts if part.todo), default=0.0
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not os.environ.get("RAY_ADDRESS") and need > memory:
         yield f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights and optimizer state; this machine has {memory / GIB:.1f}"
@@ -172,10 +181,20 @@ def _existing(folder: Path) -> Path:
 
 def _lines(campaign: Campaign, found: dict[str, Any]) -> list[str]:
     hours = (
-        "unknown, no cell of some of its kinds is finished yet" if found["hours"] is None else f"{duration(3600 * found['hours'])}, trials one after the other"
+        "unknown, no cell of some of its kinds is finished yet"
+        if found["hours"] is None
+        else f"{duration(3600 * found['hours'])}, trials one after the other"
     )
-    budget = f"search: {campaign.search.searcher}, {campaign.search.scheduler} over seeds, the same trials for every row and task" if campaign.search else None
-    size = "unknown, nothing could be read" if not found["memory_gib"] else f"at least {found['memory_gib']:.2f} GiB a worker"
+    budget = (
+        f"search: {campaign.search.searcher}, {campaign.search.scheduler} over seeds, the same trials for every row and task"
+        if campaign.search
+        else None
+    )
+    size = (
+        "unknown, nothing could be read"
+        if not found["memory_gib"]
+        else f"at least {found['memory_gib']:.2f} GiB a worker"
+    )
     return [
         f"{campaign.name}: {campaign.about}",
         f"trials: {found['trials']}; cells: {found['done']} done, {found['todo']} to do",

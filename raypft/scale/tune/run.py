@@ -25,7 +25,16 @@ from raypft.config.job import Job
 from raypft.runs import run as runs
 from raypft.runs.cell import Tell
 from raypft.scale.data import ENCODER_CPUS
-from raypft.scale.session import READER_CPUS, capacity, check_label, check_storage, cpus_per_worker, logical_cpus, quiet_loggers, ray_session
+from raypft.scale.session import (
+    READER_CPUS,
+    capacity,
+    check_label,
+    check_storage,
+    cpus_per_worker,
+    logical_cpus,
+    quiet_loggers,
+    ray_session,
+)
 from raypft.scale.tune.study import Study
 from raypft.scale.tune.trackers import tracker
 from raypft.scale.tune.trial import Trial
@@ -84,7 +93,9 @@ class Running:
 class Director(Searcher):
     """Hands out trials and keeps the book: which configuration runs, which cells are finished, failed or pruned."""
 
-    def __init__(self, book: Book, studies: list[Study], busy: set[str], limit: int, cpus: float, tell: Tell, lanes: bool) -> None:
+    def __init__(
+        self, book: Book, studies: list[Study], busy: set[str], limit: int, cpus: float, tell: Tell, lanes: bool
+    ) -> None:
         super().__init__(metric="dev", mode="max")
         self.lanes = lanes
         self.book, self.studies, self.busy, self.limit, self.cpus, self.tell = book, studies, busy, limit, cpus, tell
@@ -123,20 +134,29 @@ class Director(Searcher):
         self._say({"event": "trial", "label": configuration.label, "chosen": chosen})
         job, _ = needs(configuration.job, self.cpus)
         work = {
-            "job": job.model_dump() | {"storage": absolute(job.storage)}, "keys": {str(seed): keys[seed] for seed in todo}, "devs": devs, "test": test, "fresh": fresh,
-            "ends_on_failure": study.search is not None, "lanes": self.lanes,
-        }  # fmt: skip
+            "job": job.model_dump() | {"storage": absolute(job.storage)},
+            "keys": {str(seed): keys[seed] for seed in todo},
+            "devs": devs,
+            "test": test,
+            "fresh": fresh,
+            "ends_on_failure": study.search is not None,
+            "lanes": self.lanes,
+        }
         place = configuration.place
         return {"row": place.row, "task": place.task, **place.axes, **configuration.values, "work": json.dumps(work)}
 
     def stops(self, trial: str, result: dict[str, Any]) -> bool:
         """Whether the study's scheduler ends the trial after this seed."""
         running = self.running[trial]
-        if result["seed"] not in running.todo:  # a trial that was begun again tells what it had told before its process died
+        if (
+            result["seed"] not in running.todo
+        ):  # a trial that was begun again tells what it had told before its process died
             return False
         if running.study.stopper is None or running.test or result["reason"] or math.isnan(result["dev_of_seed"]):
             return False
-        running.stopped = running.study.stopper.stops(running.configuration.name, [*running.devs, result["dev_of_seed"]]) or ""
+        running.stopped = (
+            running.study.stopper.stops(running.configuration.name, [*running.devs, result["dev_of_seed"]]) or ""
+        )
         return bool(running.stopped)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -157,7 +177,12 @@ class Director(Searcher):
             self.stops(trial_id, result)  # the others are measured against it
         self._cell(running, result)
         for seed in running.todo:
-            self._lost(running, seed, "pruned" if running.stopped and not result["last"] else "failed", running.stopped or result["reason"])
+            self._lost(
+                running,
+                seed,
+                "pruned" if running.stopped and not result["last"] else "failed",
+                running.stopped or result["reason"],
+            )
         del self.running[trial_id]
         self.busy.discard(running.configuration.name)
         failed = running.failed or not running.devs
@@ -174,23 +199,50 @@ class Director(Searcher):
         dev = None if math.isnan(result["dev_of_seed"]) else result["dev_of_seed"]
         if dev is not None:
             running.devs.append(dev)
-        self.book.note(running.configuration, result["seed"], "finished", dev=dev, tested=running.test, folder=result["folder"])
+        self.book.note(
+            running.configuration, result["seed"], "finished", dev=dev, tested=running.test, folder=result["folder"]
+        )
         test = None if math.isnan(result["test"]) else result["test"]
-        self._say({"event": "cell", "label": running.configuration.label, "seed": result["seed"], "status": "finished", "dev": dev, "test": test})
+        self._say(
+            {
+                "event": "cell",
+                "label": running.configuration.label,
+                "seed": result["seed"],
+                "status": "finished",
+                "dev": dev,
+                "test": test,
+            }
+        )
 
     def _lost(self, running: Running, seed: int, status: str, reason: str) -> None:
         running.failed |= status == "failed"
         self.book.note(running.configuration, seed, status, dev=None, reason=reason)
-        self._say({"event": "cell", "label": running.configuration.label, "seed": seed, "status": status, "reason": reason})
+        self._say(
+            {"event": "cell", "label": running.configuration.label, "seed": seed, "status": status, "reason": reason}
+        )
 
     def _say(self, event: dict[str, Any]) -> None:
         """Tell an event, with how far the campaign is."""
         total = sum(study.budget * study.seeds for study in self.studies)
-        left = sum(study.left for study in self.studies) + sum(len(r.todo) for r in self.running.values() if r.configuration is not r.study.chosen)
+        left = sum(study.left for study in self.studies) + sum(
+            len(r.todo) for r in self.running.values() if r.configuration is not r.study.chosen
+        )
         each = (time.monotonic() - self.began) / self.run if self.run else None
         best = {study.place.label: study.leader for study in self.studies if study.search and study.leader}
-        running = {running.configuration.label: f"{running.study.seeds - len(running.todo)}/{running.study.seeds}" for running in self.running.values()}
-        self.tell({**event, "done": total - left, "total": total, "left": None if each is None else round(each * left), "running": running, "best": best})
+        running = {
+            running.configuration.label: f"{running.study.seeds - len(running.todo)}/{running.study.seeds}"
+            for running in self.running.values()
+        }
+        self.tell(
+            {
+                **event,
+                "done": total - left,
+                "total": total,
+                "left": None if each is None else round(each * left),
+                "running": running,
+                "best": best,
+            }
+        )
 
 
 class Stops(FIFOScheduler):
@@ -239,14 +291,23 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
         for job in jobs:
             check_label(job)
         together = at_once(jobs, shapes)
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)  # so that a cluster that grows is asked for all of them
-        alike = all(job.resources == jobs[0].resources for job in jobs)  # an idle lane could keep what another kind of trial waits for
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(
+            together
+        )  # so that a cluster that grows is asked for all of them
+        alike = all(
+            job.resources == jobs[0].resources for job in jobs
+        )  # an idle lane could keep what another kind of trial waits for
         director = Director(book, studies, busy, together, cpus, tell, campaign.lanes and alike)
-        trainable = tune.with_resources(Trial, lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1][0]]))
+        trainable = tune.with_resources(
+            Trial,
+            lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1][0]]),
+        )
         most = sum(study.budget + 1 for study in studies)
         tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(search_alg=director, scheduler=Stops(director), num_samples=most, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=director, scheduler=Stops(director), num_samples=most, reuse_actors=True
+            ),
             run_config=tune.RunConfig(
                 name=f"attempt-{time.time_ns()}",
                 storage_path=absolute(files),

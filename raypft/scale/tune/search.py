@@ -26,7 +26,13 @@ class Asha:
 
     def __init__(self, num_seeds: int) -> None:
         self.own = AsyncHyperBandScheduler(
-            time_attr="seeds_done", metric="dev", mode="max", max_t=max(num_seeds, 2), grace_period=1, reduction_factor=2, stop_last_trials=False
+            time_attr="seeds_done",
+            metric="dev",
+            mode="max",
+            max_t=max(num_seeds, 2),
+            grace_period=1,
+            reduction_factor=2,
+            stop_last_trials=False,
         )
 
     def stops(self, name: str, devs: Sequence[float]) -> str | None:
@@ -122,6 +128,8 @@ def distribution(dimension: Dimension) -> Any:
         return distributions.CategoricalDistribution([json.dumps(value) for value in dimension.values])
     if dimension.range is not None:
         low, high, *step = dimension.range
-        return distributions.IntDistribution(low, low + (high - low) // (step or [1])[0] * (step or [1])[0], step=(step or [1])[0])
+        return distributions.IntDistribution(
+            low, low + (high - low) // (step or [1])[0] * (step or [1])[0], step=(step or [1])[0]
+        )
     low, high = dimension.uniform or dimension.log or (0.0, 1.0)
     return distributions.FloatDistribution(low, high, log=dimension.log is not None)

@@ -52,7 +52,10 @@ class Study:
     @property
     def left(self) -> int:
         """Cells that wait to be run, the chosen one's tests not counted."""
-        return sum(self.waiting[configuration.name] for configuration in self.queue) + (self.budget - self.begun) * self.seeds
+        return (
+            sum(self.waiting[configuration.name] for configuration in self.queue)
+            + (self.budget - self.begun) * self.seeds
+        )
 
     @property
     def untested(self) -> bool:
@@ -74,7 +77,11 @@ class Study:
 
     def todo(self, configuration: Configuration) -> list[int]:
         """The seeds that have no result yet."""
-        return [seed for seed in configuration.keys if self.book.where(configuration, seed, test=self.search is None) is None]
+        return [
+            seed
+            for seed in configuration.keys
+            if self.book.where(configuration, seed, test=self.search is None) is None
+        ]
 
     def _settled(self, configuration: Configuration) -> bool:
         """Whether a configuration is over, as the ledger and the run folders say; what they say is learned from."""
@@ -90,7 +97,9 @@ class Study:
         if known and len(known) == self.seeds:
             self.means[configuration.name] = (configuration.label, statistics.fmean(known))
         if over and self.tpe is not None:
-            self.tpe.remember(configuration.values, statistics.fmean(known) if known and "failed" not in states else None)
+            self.tpe.remember(
+                configuration.values, statistics.fmean(known) if known and "failed" not in states else None
+            )
         return over
 
     def _found(self, configuration: Configuration, seed: int) -> float | None:
@@ -151,7 +160,9 @@ class Study:
             self.book.check(configuration)
         except UserError as error:
             tpe.learn(name, None)
-            self.book.ledger.note(cell=f"unfit/{name}", status="failed", reason=str(error), study=None, config="", values=values)
+            self.book.ledger.note(
+                cell=f"unfit/{name}", status="failed", reason=str(error), study=None, config="", values=values
+            )
             return name, None
         return name, configuration
 

@@ -19,7 +19,9 @@ def tracker(name: str | None) -> list[Any]:
     if name is None:
         return []
     if importlib.util.find_spec(PACKAGES[name]) is None:
-        raise UserError(f"tracker: {name} needs the package {PACKAGES[name]}; pip install {PACKAGES[name]}, or leave tracker out")
+        raise UserError(
+            f"tracker: {name} needs the package {PACKAGES[name]}; pip install {PACKAGES[name]}, or leave tracker out"
+        )
     from ray.air.integrations.mlflow import MLflowLoggerCallback  # noqa: PLC0415
     from ray.air.integrations.wandb import WandbLoggerCallback  # noqa: PLC0415
     from ray.tune.logger import TBXLoggerCallback  # noqa: PLC0415

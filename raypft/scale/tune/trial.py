@@ -58,7 +58,9 @@ class Trial(tune.Trainable):
         self.prepared = runs.prepare(Job(**self.work["job"]))
         for seed, key in self.work["keys"].items():
             if self.prepared.keys[int(seed)] != key:
-                raise UserError(f"data: rows, model or method changed since the campaign was planned (seed {seed}); start it again")
+                raise UserError(
+                    f"data: rows, model or method changed since the campaign was planned (seed {seed}); start it again"
+                )
         self.stack.enter_context(runs.begun(self.prepared, self.work["fresh"], LOCK_SECONDS))
         self.cells = [cell for cell in self.prepared.cells(self.work["test"]) if str(cell.seed) in self.work["keys"]]
 
@@ -84,10 +86,16 @@ class Trial(tune.Trainable):
 
     def _told(self, cell: Cell | None, dev: float, result: dict[str, Any], reason: str, last: bool) -> dict[str, Any]:
         return {
-            "seed": None if cell is None else cell.seed, "folder": None if cell is None else str(cell.folder), "dev_of_seed": dev,
-            "dev": statistics.fmean(self.devs) if self.devs else math.nan, "seeds_done": len(self.devs),
-            "test": result.get("mean", math.nan), "reason": reason, "last": last, "done": last,
-        }  # fmt: skip
+            "seed": None if cell is None else cell.seed,
+            "folder": None if cell is None else str(cell.folder),
+            "dev_of_seed": dev,
+            "dev": statistics.fmean(self.devs) if self.devs else math.nan,
+            "seeds_done": len(self.devs),
+            "test": result.get("mean", math.nan),
+            "reason": reason,
+            "last": last,
+            "done": last,
+        }
 
     def _run(self, cell: Cell) -> dict[str, Any]:
         if not cell.finished and not cell.job.resources.workers:
