@@ -17,7 +17,7 @@ from raypft.training.loop import Learner, Stepper, adam_state, make_optimizer, s
 prepare_environment()
 
 import deepspeed  # noqa: E402
-from deepspeed.utils import (
+from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
