@@ -6,82 +6,136 @@ The same declarations are checked when a job is loaded, printed by `raypft list 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
-from raypft.config.job import Job
+from raypft.backbones.base import Backbone
+from raypft.config.resolved import ResolvedJob
 from raypft.errors import UserError
-from raypft.methods import method_class, method_names
-from raypft.readouts import readout_class, readout_names
-from raypft.tasks.task import Kind, load_task
+from raypft.methods import METHODS
+from raypft.methods.base import Method
+from raypft.readouts import READOUTS
+from raypft.tasks.kinds import KINDS
 
 FAMILIES = ("masked", "causal", "seq2seq")
-KINDS: tuple[str, ...] = get_args(Kind)
 MARKERS = ("<!-- matrix -->", "<!-- /matrix -->")
 """Between these lines of the README the matrix stands."""
 MARKUP = {"soft": ("<soft>",), "demo_label": ("<demos>", "<slot>")}
 """What a pattern must hold for a mark to be recorded."""
 
 
-def readouts_for(method: str, family: str | None = None, kind: str | None = None, slot: bool = True) -> list[str]:
-    """The readouts that go with a method, on a family and for a task kind where these are given.
+def readouts_for(
+    method: type[Method], family: str | None = None, kind: str | None = None, has_slot: bool = True
+) -> list[str]:
+    """The names of the readouts that go with a method, on a family and for a task kind where these are given.
 
     Args:
-        slot: whether the pattern has a <slot>.
+        has_slot: whether the pattern has a <slot>.
     """
-    own = method_class(method)
-    families = own.families if family is None else tuple({family} & set(own.families))
-    kinds = own.kinds if kind is None else tuple({kind} & set(own.kinds))
-    found = [(name, readout_class(name)) for name in readout_names()]
-    return [
-        name
-        for name, reads in found
-        if set(families) & set(reads.families) and set(kinds) & set(reads.kinds) and (slot or not reads.needs_slot)
-    ]
+    families = set(method.families) if family is None else {family} & set(method.families)
+    kinds = set(method.kinds) if kind is None else {kind} & set(method.kinds)
+    fitting = []
+    for name in READOUTS.names():
+        readout = READOUTS.load(name)
+        reads = families & set(readout.families) and kinds & set(readout.kinds)
+        if reads and (has_slot or not readout.needs_slot):
+            fitting.append(name)
+    return fitting
 
 
-def check_job(job: Job, family: str | None = None) -> None:
+def check_job(resolved: ResolvedJob, family: str | None = None) -> None:
     """Whether a job's method, readout, task kind and ZeRO stage go together, and with the model family once it is known.
 
     Raises:
         UserError: the first thing that does not, and what works instead.
     """
-    task, method, readout = load_task(job.task), job.method["name"], job.readout["name"]
-    own, reads = method_class(method), readout_class(readout)
-    instead = _instead(method, family, task.kind, "<slot>" in task.pattern(job.pattern).text)
-    if job.zero.stage > own.max_zero_stage:
-        raise UserError(f"zero.stage: found {job.zero.stage}; method {method} works up to stage {own.max_zero_stage}")
-    if family is not None and family not in own.families:
-        raise UserError(f"method: {method} works with {_and(own.families)} models; {job.backbone} is {family}")
-    if task.kind not in own.kinds:
+    job, task, method, readout = resolved.job, resolved.task, resolved.method, resolved.readout
+    named, reads = job.method["name"], job.readout["name"]
+    has_slot = "<slot>" in resolved.pattern.text
+    instead = _instead(method, family, task.kind, has_slot)
+    if job.zero.stage > method.max_zero_stage:
+        limit = method.max_zero_stage
+        raise UserError(f"zero.stage: found {job.zero.stage}; method {named} works up to stage {limit}")
+    if family is not None and family not in method.families:
+        raise UserError(f"method: {named} works with {_and(method.families)} models; {job.backbone} is {family}")
+    if task.kind not in method.kinds:
+        other = _other_method(family, task.kind)
         raise UserError(
-            f"method: {method} works with tasks of kind {_and(own.kinds)}; {task.name} is {task.kind}; {_other_method(family, task.kind)}"
+            f"method: {named} works with tasks of kind {_and(method.kinds)}; {task.name} is {task.kind}; {other}"
         )
-    if task.kind not in reads.kinds:
-        raise UserError(f"readout: {readout} does not answer tasks of kind {task.kind} ({task.name}); {instead}")
-    if family is not None and family not in reads.families:
+    if task.kind not in readout.kinds:
+        raise UserError(f"readout: {reads} does not answer tasks of kind {task.kind} ({task.name}); {instead}")
+    if family is not None and family not in readout.families:
         raise UserError(
-            f"readout: {readout} works with {_and(reads.families)} models; {job.backbone} is {family}; {instead}"
+            f"readout: {reads} works with {_and(readout.families)} models; {job.backbone} is {family}; {instead}"
         )
-    if family is not None and reads.needs_slot and "<slot>" not in task.pattern(job.pattern).text:
-        raise UserError(f"readout: {readout} reads a label word at <slot>; pattern {job.pattern} has none; {instead}")
-    if not set(own.families) & set(reads.families):
+    if family is not None and readout.needs_slot and not has_slot:
+        raise UserError(f"readout: {reads} reads a label word at <slot>; pattern {job.pattern} has none; {instead}")
+    if not set(method.families) & set(readout.families):
         raise UserError(
-            f"readout: {readout} works with {_and(reads.families)} models, method {method} with {_and(own.families)}; {instead}"
+            f"readout: {reads} works with {_and(readout.families)} models, "
+            f"method {named} with {_and(method.families)}; {instead}"
         )
 
 
-def _instead(method: str, family: str | None, kind: str, slot: bool) -> str:
-    fitting = readouts_for(method, family, kind, slot)
+def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
+    """What a job and its backbone must agree on, known without weights.
+
+    Raises:
+        UserError: method, family, readout and kind (check_job), pattern and readout, marks, demonstrations, positions or layer
+            do not fit together; label words.
+    """
+    job, task, pattern, method = resolved.job, resolved.task, resolved.pattern, resolved.method
+    named, config = job.method["name"], resolved.method_config
+    check_job(resolved, backbone.family)
+    for mark in method.marks:
+        for markup in MARKUP[mark]:
+            if markup not in pattern.text:
+                raise UserError(
+                    f"pattern: method {named} needs {markup}; pattern {job.pattern} of {task.name} has none"
+                )
+    if "<soft>" in pattern.text and not config.soft_tokens:
+        raise UserError(
+            f"pattern: {job.pattern} has <soft>, but method {named} has no soft tokens; "
+            "use method=soft_prompt or another pattern"
+        )
+    if job.demos and "<demos>" not in pattern.text:
+        raise UserError(f"demos: found {job.demos}; pattern {job.pattern} of {task.name} has no <demos>")
+    if job.demos and not backbone.text.takes_demos:
+        raise UserError(
+            f"demos: {job.backbone} is a {backbone.family} model and takes no demonstrations; "
+            "set demos=0 or use a causal backbone"
+        )
+    if "demo_label" in method.marks and not job.demos:
+        raise UserError(f"demos: method {named} needs demonstrations; set demos=1")
+    limit, taken = backbone.num_positions, config.positions_taken
+    if limit is not None and job.train.max_tokens + taken > limit:
+        left = (
+            f"; method {named} takes {taken} of them, which leaves {max(0, limit - taken)} for the text"
+            if taken
+            else ""
+        )
+        raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}")
+    method(config, backbone)
+    if resolved.readout.needs_slot:
+        resolved.readout(resolved.readout_config, task, pattern, backbone)
+
+
+def _instead(method: type[Method], family: str | None, kind: str, has_slot: bool) -> str:
+    fitting = readouts_for(method, family, kind, has_slot)
     if fitting:
         return f"use readout={_or(fitting)}"
-    families = [other for other in FAMILIES if readouts_for(method, other, kind, slot)]
+    families = [other for other in FAMILIES if readouts_for(method, other, kind, has_slot)]
     return f"use a {_or(families)} backbone" if families else _other_method(family, kind)
 
 
 def _other_method(family: str | None, kind: str) -> str:
-    fitting = [name for name in method_names() if readouts_for(name, family, kind)]
-    families = [other for other in FAMILIES if any(readouts_for(name, other, kind) for name in method_names())]
-    return f"use method={_or(fitting)}" if fitting else f"use a {_or(families)} backbone"
+    fitting = [name for name in METHODS.names() if readouts_for(METHODS.load(name), family, kind)]
+    if fitting:
+        return f"use method={_or(fitting)}"
+    return f"use a {_or([other for other in FAMILIES if _has_method(other, kind)])} backbone"
+
+
+def _has_method(family: str, kind: str) -> bool:
+    return any(readouts_for(METHODS.load(name), family, kind) for name in METHODS.names())
 
 
 def _and(names: Sequence[str]) -> str:
@@ -95,18 +149,26 @@ def _or(names: Sequence[str]) -> str:
 def matrix() -> str:
     """The matrix as Markdown: per method the readouts on each family; per readout the task kinds it answers."""
     methods = [["method", *FAMILIES, "task kinds", "pattern needs", "ZeRO"]]
-    for name in method_names():
-        own = method_class(name)
-        cells = [", ".join(readouts_for(name, family)) or "–" for family in FAMILIES]
-        needs = " ".join(f"`{markup}`" for mark in own.marks for markup in MARKUP[mark])
-        stages = f"0–{own.max_zero_stage}" if own.max_zero_stage else "0"
-        methods.append([name, *cells, "all" if own.kinds == KINDS else ", ".join(own.kinds), needs, stages])
-    readouts = [["readout", *FAMILIES]]
-    for name in readout_names():
-        own = readout_class(name)
-        kinds = ", ".join(own.kinds) + (" (pattern with `<slot>`)" if own.needs_slot else "")
-        readouts.append([name, *(kinds if family in own.families else "–" for family in FAMILIES)])
-    return "\n\n".join(_markdown(rows) for rows in (methods, readouts)) + "\n"
+    methods += [_method_row(name) for name in METHODS.names()]
+    readouts = [["readout", *FAMILIES], *map(_readout_row, READOUTS.names())]
+    return f"{_markdown(methods)}\n\n{_markdown(readouts)}\n"
+
+
+def _method_row(name: str) -> list[str]:
+    method: type[Method] = METHODS.load(name)
+    readouts = [", ".join(readouts_for(method, family)) or "–" for family in FAMILIES]
+    needs: list[str] = []
+    for mark in method.marks:
+        needs += [f"`{markup}`" for markup in MARKUP[mark]]
+    kinds = "all" if method.kinds == tuple(KINDS) else ", ".join(method.kinds)
+    stages = f"0–{method.max_zero_stage}" if method.max_zero_stage else "0"
+    return [name, *readouts, kinds, " ".join(needs), stages]
+
+
+def _readout_row(name: str) -> list[str]:
+    readout = READOUTS.load(name)
+    kinds = ", ".join(readout.kinds) + (" (pattern with `<slot>`)" if readout.needs_slot else "")
+    return [name, *(kinds if family in readout.families else "–" for family in FAMILIES)]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

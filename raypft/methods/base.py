@@ -115,3 +115,6 @@ class BaseMethod(nn.Module, ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name to trainable parameter."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+Method = BaseMethod

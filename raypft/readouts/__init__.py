@@ -1,29 +1,7 @@
-"""The readout catalogue: `readout: verbalizer` is raypft/readouts/verbalizer.py, its class `Readout`."""
+"""The readout catalogue: `readout: verbalizer` is raypft/readouts/verbalizer.py, its class behind the name `Readout`."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-from pathlib import Path
+from raypft.catalogue import Catalogue
 
-from raypft.errors import UserError, nearest
-from raypft.readouts.base import BaseReadout
-
-FOLDER = Path(__file__).parent
-
-
-@functools.cache
-def readout_names() -> list[str]:
-    """The names of all readouts: the files of this folder."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "base" and path.stem[0] != "_")
-
-
-def readout_class(name: str) -> type[BaseReadout]:
-    """The class of the readout called `name`.
-
-    Raises:
-        UserError: unknown name; the nearest is named.
-    """
-    if name not in readout_names():
-        raise UserError(f'readout: "{name}" is unknown; {nearest(name, readout_names())}')
-    return importlib.import_module(f"raypft.readouts.{name}").Readout
+READOUTS = Catalogue("readout", __name__, "Readout")

@@ -117,3 +117,6 @@ def slots_of(batch: Batch) -> list[slice]:
     """The slots of each prompt."""
     sizes = batch.slots[:, 0].bincount(minlength=len(batch.names)).tolist()
     return [slice(end - size, end) for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
+
+
+Readout = BaseReadout

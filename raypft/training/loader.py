@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from torch import Tensor
 from raypft.backbones.frozen_states import tokens_of
 from raypft.batch import Batch, Encoded, collate
 from raypft.config.job import Train
-from raypft.methods.base import BaseMethod
-
-if TYPE_CHECKING:
-    from raypft.training.loop import Stepper
+from raypft.methods.base import Method
+from raypft.training.stepper import Stepper
 
 
 def order(size: int, seed: int, epoch: int) -> list[int]:
@@ -44,7 +42,7 @@ def micro_batches(rows: Sequence[int], rank: int, world: int, limit: int | None)
 
 
 @dataclass(frozen=True)
-class Work:
+class Step:
     """A rank's part of an optimizer step.
 
     weight: of the whole step, over all ranks; count: of micro-batches, the same on every rank.
@@ -55,7 +53,7 @@ class Work:
     batches: Iterator[Batch]
 
 
-class Rows:
+class PromptDataset:
     """Encoded prompts with their method's columns and, where it pays, cached states.
 
     Args:
@@ -65,7 +63,7 @@ class Rows:
     def __init__(
         self,
         prompts: Sequence[Encoded],
-        method: BaseMethod,
+        method: Method,
         pad: int,
         lower: Mapping[tuple[int, ...], Tensor] | None = None,
     ) -> None:
@@ -81,7 +79,7 @@ class Rows:
         """Optimizer steps of an epoch."""
         return -(-len(self) // batch_size)
 
-    def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Work]:
+    def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Step]:
         """A rank's work in an epoch, from an optimizer step on."""
         rows, readout = order(len(self), seed, epoch), stepper.learner.readout
         for start in range(step * settings.batch_size, len(self), settings.batch_size):
@@ -89,7 +87,7 @@ class Rows:
                 row: readout.redraw(self.prompts[row], seed, epoch) for row in rows[start : start + settings.batch_size]
             }
             parts = micro_batches(self.by_length(list(drawn)), stepper.rank, stepper.world, settings.micro_batch)
-            yield Work(
+            yield Step(
                 sum(map(readout.weight, drawn.values())), len(parts), map(self.batch, parts, [drawn] * len(parts))
             )
 
@@ -140,14 +138,14 @@ class Streamed:
         filler: any prompt; it keeps a rank without rows in step.
     """
 
-    def __init__(self, flow: Flow, filler: Encoded, method: BaseMethod, pad: int) -> None:
+    def __init__(self, flow: Flow, filler: Encoded, method: Method, pad: int) -> None:
         self.flow, self.filler, self.method, self.pad = flow, filler, method, pad
 
     def steps(self, batch_size: int) -> int:
         """Optimizer steps of an epoch."""
         return -(-self.flow.rows // batch_size)
 
-    def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Work]:
+    def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Step]:
         """A rank's work in an epoch, from an optimizer step on."""
         readout = stepper.learner.readout
         for prompts in self.flow(Share(seed, epoch, step, settings.batch_size, stepper.rank, stepper.world)):
@@ -157,7 +155,7 @@ class Streamed:
             weights, sizes = zip(*stepper.gather((sum(map(readout.weight, drawn)), len(drawn))), strict=True)
             limit = settings.micro_batch or max(sizes)
             parts = [drawn[start : start + limit] for start in range(0, max(sizes), limit)]
-            yield Work(sum(weights), len(parts), map(self.batch, parts))
+            yield Step(sum(weights), len(parts), map(self.batch, parts))
 
     def batch(self, prompts: Sequence[Encoded]) -> Batch:
         """The batch of some prompts; of none, the filler with weight 0."""

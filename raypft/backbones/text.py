@@ -1,0 +1,1 @@
+from raypft.backbones.base import Backbone as PromptTokenizer  # noqa

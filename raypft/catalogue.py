@@ -1,0 +1,133 @@
+"""A folder is a registry: `method: gnnavi` is raypft/methods/gnnavi.py. A user's own file or module does as well.
+
+`method: path/to/bitfit.py` and `method: my_package.bitfit` name a file or an importable module that keeps the same rule as the
+files of the folder: what is used has one agreed name in it, the folder's hook.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from raypft.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The plug-ins of a folder.
+
+    part: the YAML key that names one of them, for messages; package: the folder as a module; hook: what a plug-in's file calls
+    that which is used.
+    """
+
+    part: str
+    package: str
+    hook: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the shipped plug-ins lie."""
+        module = sys.modules[self.package]
+        assert module.__file__ is not None
+        return Path(module.__file__).parent
+
+    def names(self) -> list[str]:
+        """The names of the shipped plug-ins: the files of the folder, `base` and those with an underscore aside."""
+        stems = [path.stem for path in self.folder.glob("*.py")]
+        return sorted(stem for stem in stems if stem != "base" and not stem.startswith("_"))
+
+    def load(self, name: str) -> Any:
+        """What a plug-in offers, by its name, path or module.
+
+        Raises:
+            UserError: nothing of that name (the nearest is named); no such file or module; it can't be imported; it lacks the hook.
+        """
+        if name in self.names():
+            return getattr(importlib.import_module(f"{self.package}.{name}"), self.hook)
+        if not is_own(name):
+            raise UserError(f'{self.part}: "{name}" is unknown; {nearest(name, self.names())}')
+        module = _own_module(self.part, name)
+        if not hasattr(module, self.hook):
+            raise UserError(f"{self.part}: {name} has no {self.hook}; expected its class or function under that name")
+        return getattr(module, self.hook)
+
+    def own_hash(self, name: str) -> str:
+        """Hash of a user's own file, 16 hex digits; empty for a shipped plug-in, whose `numerics` says when numbers change."""
+        if name in self.names() or not is_own(name):
+            return ""
+        return hashlib.sha256(_own_path(self.part, name).read_bytes()).hexdigest()[:16]
+
+    def about(self, name: str) -> str:
+        """The first line of a shipped plug-in's docstring, read without running it."""
+        return (ast.get_docstring(_syntax(self.folder / f"{name}.py")) or "").partition("\n")[0]
+
+    def declared(self, name: str, attribute: str) -> Any:
+        """A class attribute that a shipped plug-in gives as a literal, read without running it; None where it gives none."""
+        for node in _syntax(self.folder / f"{name}.py").body:
+            for statement in node.body if isinstance(node, ast.ClassDef) else []:
+                if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == attribute:
+                    return ast.literal_eval(statement.value)
+        return None
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is a path to a Python file or a dotted module."""
+    return name.endswith(".py") or ("." in name and all(part.isidentifier() for part in name.split(".")))
+
+
+@functools.lru_cache(maxsize=64)
+def _syntax(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _own_path(part: str, name: str) -> Path:
+    """The file of a user's own plug-in.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name.endswith(".py"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"{part}: no file {path}; give the path of a Python file")
+        return path
+    try:
+        spec = importlib.util.find_spec(name)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise UserError(f"{part}: no module {name}; install it, or give the path of a Python file")
+    return Path(spec.origin)
+
+
+def _own_module(part: str, name: str) -> ModuleType:
+    """A user's own module, imported once for each content of its file."""
+    path = _own_path(part, name)
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    called = f"raypft_own_{path.stem}_{content}" if name.endswith(".py") else name
+    if called in sys.modules:
+        return sys.modules[called]
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(called, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[called] = module  # pydantic and dataclasses look their annotations up there
+        spec.loader.exec_module(module)
+        return module
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        sys.modules.pop(called, None)
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise UserError(f"{part}: {name} can't be imported: {type(error).__name__}: {reason[:300]}") from None

@@ -1,0 +1,212 @@
+"""From a recipe or job file with overrides to a ResolvedJob: `load_job("profit", ["task=xnli", "shots=16"])`.
+
+Values are read (`read_values`), validated (`job.Job`) and resolved: names become tasks, classes and their configurations, once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from raypft.config.job import Job, Resources
+from raypft.data.sampling import protocol
+from raypft.errors import UserError, nearest
+from raypft.schema import read_yaml, set_key, split_override, validation_line, validation_root
+from raypft.tasks.task import Task, load_task
+
+if TYPE_CHECKING:
+    from raypft.catalogue import Catalogue
+    from raypft.config.resolved import ResolvedJob
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes shipped with raypft."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_source(name: str) -> str:
+    """The paper and section a shipped recipe comes from."""
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+
+
+def load_job(name: str, overrides: list[str] | None = None) -> ResolvedJob:
+    """A recipe or job file with dotted overrides applied, validated, its names looked up.
+
+    Args:
+        name: of a recipe, or the path of a job's YAML.
+        overrides: `key=value`, keys dotted, such as train.lr=1e-4.
+
+    Raises:
+        UserError: unknown recipe (nearest named), missing file, key or value that does not fit (where, found, expected).
+    """
+    return make_job(*read_values(name, overrides))
+
+
+def load_resources(name: str, overrides: list[str] | None = None) -> Resources:
+    """Only what a job asks for, without the rest of its checks, which load torch.
+
+    Raises:
+        UserError: as `load_job`, of the resources.
+    """
+    return resources_of(*read_values(name, overrides))
+
+
+def read_values(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any], str]:
+    """The values of a recipe or job file with overrides applied, not validated; and the name of the file for messages.
+
+    Raises:
+        UserError: as `load_values`, and an override that is none.
+    """
+    values, where = load_values(name)
+    for override in overrides or []:
+        set_key(values, *split_override(override), told=override)
+    return values, where
+
+
+def load_values(name: str) -> tuple[dict[str, Any], str]:
+    """What a recipe or job file says, and how messages call it.
+
+    Raises:
+        UserError: unknown recipe (nearest named), missing or unreadable file.
+    """
+    is_file = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_file else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        if is_file:
+            raise UserError(f"job: no file {path}; give a recipe name or a path to a job YAML")
+        raise UserError(f'recipe: "{name}" is unknown; {nearest(name, recipe_names())}')
+    where = str(path) if is_file else f"recipes/{path.name}"
+    values = read_yaml(path, where)
+    values.setdefault("recipe", path.stem)
+    return values, where
+
+
+def resources_of(values: dict[str, Any], where: str) -> Resources:
+    """What the values of a job ask for.
+
+    Raises:
+        UserError: a key or type that does not fit.
+    """
+    asked = values.get("resources") or {}
+    try:
+        return Resources(**asked)
+    except (ValidationError, TypeError) as error:
+        raise UserError(validation_line(f"{where}: resources", error, asked)) from None
+
+
+def make_job(values: dict[str, Any], where: str = "job") -> ResolvedJob:
+    """Validate a job's values and look up the names it uses.
+
+    Raises:
+        UserError: the first thing that does not fit, with what would.
+    """
+    for key in ("task", "backbone"):
+        if key not in values:
+            raise UserError(f'{where}: key "{key}" is missing; add {key}=… to the command or the file')
+    try:
+        job = Job(**values)
+    except (ValidationError, TypeError) as error:
+        raise UserError(validation_line(where, error, values)) from None
+    return resolve(job, where)
+
+
+def resolve(job: Job, where: str = "job") -> ResolvedJob:
+    """Look up the names of a valid job: task, pattern, method, readout, protocol; and whether they go together.
+
+    Raises:
+        UserError: the first thing that does not fit, with what would.
+    """
+    # the classes need torch, which reading values does not
+    from raypft.config.compatibility import check_job  # noqa: PLC0415
+    from raypft.config.resolved import ResolvedJob  # noqa: PLC0415
+    from raypft.methods import METHODS  # noqa: PLC0415
+    from raypft.readouts import READOUTS  # noqa: PLC0415
+
+    method, method_config = _part(METHODS, job.method, where)
+    readout, readout_config = _part(READOUTS, job.readout, where)
+    rule = protocol(job.protocol)
+    _check_engine(job)
+    task = load_task(job.task)
+    pattern = task.pattern(job.pattern)
+    _check_languages(job, task, where)
+    named = {
+        "method": {"name": job.method["name"], **method_config.model_dump(exclude_defaults=True)},
+        "readout": {"name": job.readout["name"], **readout_config.model_dump(exclude_defaults=True)},
+    }
+    resolved = ResolvedJob(
+        job=job.model_copy(update=named),
+        task=task,
+        pattern=pattern,
+        method=method,
+        method_config=method_config,
+        readout=readout,
+        readout_config=readout_config,
+        protocol=rule,
+    )
+    check_job(resolved)
+    return resolved
+
+
+def _part(catalogue: Catalogue, values: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """The class of a method or readout and its validated configuration.
+
+    Raises:
+        UserError: unknown name or key.
+    """
+    keys = dict(values)
+    name = keys.pop("name", None)
+    part = catalogue.part
+    if not isinstance(name, str):
+        told = "no name" if name is None else repr(name)
+        raise UserError(f"{part}: found {told}; expected {part}: NAME or {part}: {{name: NAME, …}}")
+    plug_in = catalogue.load(name)
+    validation_root(plug_in.Config)
+    try:
+        return plug_in, plug_in.Config(**keys)
+    except ValidationError as error:
+        raise UserError(validation_line(f"{where}: {part}", error, values)) from None
+
+
+def _check_languages(job: Job, task: Task, where: str) -> None:
+    asked = (("train.languages", job.train.languages), ("test.languages", job.test.languages or []))
+    for key, languages in asked:
+        for language in languages:
+            if language not in task.languages:
+                known = nearest(language, task.languages)
+                raise UserError(f'{where}: {key}: task {task.name} has no language "{language}"; {known}')
+
+
+def _check_engine(job: Job) -> None:
+    """Precision, ZeRO stage and workers must go together: nothing is ignored silently."""
+    zero, precision, resources = job.zero, job.train.precision, job.resources
+    if (resources.min_workers or 0) > resources.workers:
+        raise UserError(
+            f"resources.min_workers: found {resources.min_workers} with workers {resources.workers}; expected at most as many"
+        )
+    if resources.workers == 0 and resources.data_label:
+        raise UserError(
+            "resources.data_label: found a label without workers; rows are read in this process then; "
+            "leave it out, or set resources.workers"
+        )
+    if resources.workers == 0 and (zero.stage or zero.offload):
+        raise UserError(
+            f"zero: found stage {zero.stage}, offload {zero.offload} without workers; "
+            "set resources.workers=1 or more, or leave zero out"
+        )
+    if resources.workers == 0 and precision == "fp16":
+        raise UserError(
+            "train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more (DeepSpeed scales the loss)"
+        )
+    if resources.workers and precision != "fp32" and zero.stage == 0:
+        raise UserError(
+            f"zero.stage: found 0 with train.precision {precision}; its state can't be saved whole; use zero.stage=1, 2 or 3"
+        )
+    if zero.offload and zero.stage == 0:
+        raise UserError(
+            "zero.offload: found true with zero.stage 0, which has nothing to offload; use zero.stage=1, 2 or 3"
+        )

@@ -1,0 +1,109 @@
+"""Where cells run: in this process, or on the workers of a group (`raypft.scale.executor`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from raypft.backbones.base import Backbone
+from raypft.backbones.load import load_backbone
+from raypft.config.job import Resources
+from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
+from raypft.runs.results import Tell, recorder
+from raypft.training.encode import Encoder, encode_sample
+from raypft.training.loader import Flow, Local
+
+
+class Executor(Protocol):
+    """Runs cells one after the other."""
+
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """Make ready what these cells need, where that is better done for all at once."""
+        ...
+
+    def run(self, cell: Cell, tell: Tell) -> dict[str, Any]:
+        """Run a cell; its result.
+
+        Args:
+            tell: hears the cell's events, with the run's name.
+
+        Raises:
+            UserError: what the user can mend.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        ...
+
+
+Executors = Callable[[Resources], Executor]
+"""The executor for what a job asks for."""
+
+
+class LocalExecutor:
+    """Runs cells in this process; the backbone stays loaded from one to the next."""
+
+    def __init__(self) -> None:
+        self.backbones = LoadedBackbone()
+
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """Nothing: each cell is encoded when it runs."""
+
+    def run(self, cell: Cell, tell: Tell) -> dict[str, Any]:
+        """See `Executor.run`."""
+        backbone, sample = self.backbones.of(cell), cell.sample
+        assert sample is not None
+        prompts, flow = encode_sample(cell.resolved, backbone.text, sample), None
+        if cell.job.data.stream is not None:
+            flow = Local(sample.stream, cell.job.data.stream, Encoder.of(cell.resolved, backbone.text))
+        return run_recorded(cell, prompts, backbone, tell, flow=flow)
+
+    def close(self) -> None:
+        """Forget the backbone."""
+        self.backbones.forget()
+
+
+class LoadedBackbone:
+    """The backbone that a process has loaded last."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[Any, Backbone] | None = None
+
+    def of(self, cell: Cell) -> Backbone:
+        """The backbone of a cell, loaded unless it is the last one."""
+        wanted = (cell.job.backbone, cell.job.train.dropout)
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = None  # one at a time in memory
+            self._loaded = (wanted, load_backbone(*wanted))
+        return self._loaded[1]
+
+    def forget(self) -> None:
+        """Load anew the next time."""
+        self._loaded = None
+
+
+def run_recorded(
+    cell: Cell,
+    prompts: Prompts,
+    backbone: Backbone,
+    tell: Tell,
+    engine: Engine = local_engine,
+    flow: Flow | None = None,
+    is_first: bool = True,
+) -> dict[str, Any]:
+    """Run a cell on a loaded backbone; its events go to its folder and, with the run's name, to `tell`.
+
+    Args:
+        is_first: whether this is the process that speaks for the cell; others say nothing.
+    """
+    record, name = recorder(cell.folder), cell.folder.parent.name
+
+    def both(event: dict[str, Any]) -> None:
+        if is_first:
+            record(event)
+            tell({"run": name, **event})
+
+    result = run_cell(cell, prompts, backbone, engine, both, flow)
+    both({"event": "result", "seed": cell.seed, "mean": result.get("mean")})
+    return result

@@ -1,0 +1,140 @@
+"""YAML files and their strict models: reading, dotted overrides, and one line out of what does not fit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raypft.errors import UserError, nearest
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_yaml(path: Path, where: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Args:
+        where: how messages call the file.
+
+    Raises:
+        UserError: not readable, or no mapping.
+    """
+    return copy.deepcopy(_parsed(path, path.stat().st_mtime_ns, where))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
+    """A campaign asks for the same few files thousands of times; `changed` makes an edited file another one."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping of keys, found {type(values).__name__}")
+    return values
+
+
+def split_override(override: str) -> tuple[str, Any]:
+    """`train.lr=1e-4` as key and value.
+
+    Raises:
+        UserError: no key=value, or a value that is no YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f'override "{override}": expected key=value, e.g. train.lr=1e-4')
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f'override "{override}": the value is not readable as YAML; quote it') from None
+
+
+def set_key(values: dict[str, Any], key: str, value: Any, told: str = "") -> None:
+    """Put a value at a dotted key of nested values; messages call it `told`.
+
+    Raises:
+        UserError: a part of the key is no group of keys.
+    """
+    *groups, last = key.split(".")
+    level = values
+    for group in groups:
+        below = level.get(group, {})
+        # `method: gnnavi` is short for `method: {name: gnnavi}`
+        below = {"name": below} if isinstance(below, str) else below
+        if not isinstance(below, dict):
+            raise UserError(f'override "{told or key}": {group} is not a group of keys')
+        level[group] = dict(below)
+        level = level[group]
+    level[last] = number(value) if isinstance(value, str) else value
+
+
+def number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-4 as text; researchers do not."""
+    try:
+        return float(text) if "e" in text.lower() and text[:1] in "0123456789.-+" else text
+    except ValueError:
+        return text
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Hash of values that JSON can hold, whatever their order: 16 hex digits."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+_ROOTS: dict[str, type[BaseModel]] = {}
+
+
+def validation_root(model: type[Model]) -> type[Model]:
+    """Class decorator: lets `validation_line` name the known keys at any depth below this model."""
+    _ROOTS[model.__name__] = model
+    return model
+
+
+def validation_line(where: str, error: Exception, values: object) -> str:
+    """One line out of a pydantic error: where, key, found, expected; an unknown key names the nearest."""
+    if not isinstance(error, ValidationError):
+        return f"{where}: {error}"
+    errors = error.errors()  # a key that is missing may be one that is misspelt
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    location = first["loc"]
+    # pydantic ends the place in a union with the type it tried
+    if location and str(location[-1]) in ("str", "list[str]", "dict[str,str]"):
+        location = location[:-1]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(error.title, first["loc"][:-1])
+        return f'{where}: unknown key "{key}"; {nearest(str(first["loc"][-1]), known)}'
+    if first["type"] == "missing":
+        return f'{where}: key "{key}" is missing'
+    return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _keys_at(title: str, location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the model at a place below the root called `title`."""
+    model: object = _ROOTS.get(title)
+    for part in location:
+        fields = getattr(model, "model_fields", None)
+        if fields and part in fields:
+            model = fields[part].annotation
+            # a map's own keys may be called as fields of its values are: sources.hub
+            if getattr(model, "__origin__", None) is dict:
+                continue
+        # the model inside an Annotated
+        arguments = [getattr(argument, "__origin__", argument) for argument in getattr(model, "__args__", ())]
+        models = [argument for argument in arguments if isinstance(argument, type) and issubclass(argument, BaseModel)]
+        if models:
+            model = models[0]
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,168 @@
+"""What a task kind decides: fields and labels of its rows, the prompts of a row, metrics, the form of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from raypft.encoded import Encoded
+from raypft.errors import UserError
+from raypft.tasks.query import Query
+
+TEXTS = pa.list_(pa.string())
+HIDDEN = {"-1", "", "None", "NS", "?", "_"}
+"""Values that stand for a hidden label in published test sets."""
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """What of a table is read before its labels.
+
+    where: the file or data set, for messages; ids: as the table calls its rows; fields: field to one value a row; names: the
+    task's label names; ours: their label value, as text, to our label name.
+    """
+
+    where: str
+    ids: list[str]
+    fields: dict[str, list]
+    names: list[str]
+    ours: Mapping[str, str]
+
+
+class RowEncoder(Protocol):
+    """What a kind asks of the encoder that makes its prompts."""
+
+    @property
+    def names(self) -> list[str]:
+        """The task's label names."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a prompt at most."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Tokens from one window of a passage to the next; 0: windows do not overlap."""
+        ...
+
+    @property
+    def asks_words(self) -> bool:
+        """Whether the pattern has one query a word."""
+        ...
+
+    def render(self, row: Mapping[str, Any]) -> Query:
+        """The query of a row."""
+        ...
+
+    def queries(self, row: Mapping[str, Any]) -> list[Query]:
+        """The queries of a row, one a word where the pattern asks about {token}."""
+        ...
+
+    def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
+        """The tokens of a query."""
+        ...
+
+    def value(self, row: Mapping[str, Any], field: str) -> Any:
+        """A field of a row."""
+        ...
+
+    def with_value(self, row: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
+        """The row with another value of a field."""
+        ...
+
+    def word(self, row: Mapping[str, Any], label: str) -> str:
+        """The text that stands for a label: its word where the pattern has one."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text inside a prompt."""
+        ...
+
+    def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Token ids of a text, and the characters [start, end) that each stands for."""
+        ...
+
+
+class Kind:
+    """The interface of a task kind, with the behaviour of one text a row.
+
+    Class attributes:
+        name: as YAML calls it; metrics: the names whose gold and answers have its form; fields: those its rows must have;
+        only_fields: it has no others; has_labels: there is a label set; one_label: a row has one label of the set, so that
+        rows are drawn, demonstrated and scored by class; answers_words: an answer is a tag a word; passage: the field that an
+        answer is a piece of; reads_labels: rows have a column of labels; label_type: of that column.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+    only_fields: bool = False
+    has_labels: bool = False
+    one_label: bool = False
+    answers_words: bool = False
+    passage: str | None = None
+    reads_labels: bool = True
+    field_type: pa.DataType = pa.string()
+
+    @property
+    def answered_at(self) -> str | None:
+        """The field that a pattern must show, since answers are read at it; None where <slot> says so."""
+        return self.passage
+
+    def read_field(self, values: Sequence[Any], column: str, where: str, split: bool) -> list[Any]:
+        """A field's values as the task's prompts read them.
+
+        Args:
+            split: a text where words are expected is split at blanks.
+
+        Raises:
+            UserError: a value that is none.
+        """
+        return as_text(values)
+
+    def read_labels(self, values: Sequence[Any], rows: ReadRows) -> dict[str, pa.Array]:
+        """The label columns of a table, checked.
+
+        Raises:
+            UserError: a hidden label, or one that does not fit (file and row named).
+        """
+        return {"label": pa.array(class_names(as_text(values), rows), pa.string())}
+
+    def labels_of(self, row: Mapping[str, Any]) -> list[str]:
+        """The labels in a row."""
+        return [row["label"]]
+
+    def prompts(self, encoder: RowEncoder, row: Mapping[str, Any]) -> list[Encoded]:
+        """The prompts of a row, in order."""
+        label = row.get("label")
+        gold = [encoder.names.index(label)] if encoder.names and label else [-1]
+        answers = [encoder.word(row, str(label or ""))]
+        return [replace(encoder.encode(encoder.render(row), row), gold=gold, answers=answers)]
+
+
+def as_text(values: Sequence[Any]) -> list[str]:
+    """Values as text, nothing as an empty one."""
+    return ["" if value is None else str(value) for value in values]
+
+
+def class_names(values: Sequence[str], rows: ReadRows) -> list[str]:
+    """Label values by our names; where there is no label set, any text that is not empty.
+
+    Raises:
+        UserError: a hidden label, or one outside the set.
+    """
+    names = [rows.ours.get(value, value) for value in values]
+    known = set(rows.names)
+    for number, name in enumerate(names):
+        if (known and name not in known) or not name:
+            what = "a hidden label" if values[number] in HIDDEN else "outside the label set"
+            expected = f"one of {', '.join(rows.names)}" if known else "a text"
+            raise UserError(
+                f'data: {rows.where} row {number} has label "{values[number]}", {what}; expected {expected}'
+            )
+    return names

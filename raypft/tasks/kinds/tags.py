@@ -1,0 +1,103 @@
+"""tags: a row is a list of words, each has one of the label names.
+
+A pattern asks about one word at a time ({token}), or shows the sentence, whose every word is then a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from raypft.encoded import Encoded
+from raypft.errors import UserError
+from raypft.tasks.kinds import base
+
+WORDS = "tokens"
+"""The field that holds the words."""
+UNLIMITED = 1 << 30
+
+
+class Tags(base.Kind):
+    """A tag a word."""
+
+    name = "tags"
+    metrics = ("entity_f1", "token_accuracy", "token_f1", "topro_official", "topro_mt5_official")
+    fields = (WORDS,)
+    only_fields = True
+    has_labels = True
+    answers_words = True
+    field_type = base.TEXTS
+
+    @property
+    def answered_at(self) -> str:
+        return WORDS
+
+    def read_field(self, values: Sequence[Any], column: str, where: str, split: bool) -> list[list[str]]:
+        lists = [value.split() if split and isinstance(value, str) else value for value in values]
+        for row, value in enumerate(lists):
+            if not value:
+                raise UserError(f"data: {where} row {row} has no words; drop it from the file")
+            if not isinstance(value, list):
+                raise UserError(f'data: {where} row {row}: column "{column}" holds {value!r}; expected a list of words')
+        return [list(map(str, value)) for value in lists]
+
+    def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
+        known = set(rows.names)
+        sentences: list[list[str]] = []
+        for number, (words, value) in enumerate(zip(rows.fields[WORDS], values, strict=True)):
+            tags = [rows.ours.get(str(tag), str(tag)) for tag in value or []]
+            where = f"data: {rows.where} row {number}"
+            if not tags:
+                raise UserError(f"{where} has no tags (hidden labels?); scores need labels")
+            if len(words) != len(tags):
+                raise UserError(f"{where} has {len(words)} words and {len(tags)} tags; expected one tag a word")
+            if not known.issuperset(tags):
+                i = next(i for i, tag in enumerate(tags) if tag not in known)
+                what = "a hidden label" if tags[i] in base.HIDDEN else "outside the tag set"
+                expected = f"expected one of {', '.join(rows.names)}"
+                raise UserError(f'{where} word {i} "{words[i]}" has tag "{tags[i]}", {what}; {expected}')
+            sentences.append(tags)
+        return {"label": pa.array(sentences, base.TEXTS)}
+
+    def labels_of(self, row: Mapping[str, Any]) -> list[str]:
+        return row["label"]
+
+    def prompts(self, encoder: base.RowEncoder, row: Mapping[str, Any]) -> list[Encoded]:
+        words = encoder.value(row, WORDS)
+        tags = row.get("label") or [None] * len(words)
+        gold = [-1 if tag is None else encoder.names.index(tag) for tag in tags]
+        if encoder.asks_words:
+            asked = zip(encoder.queries(row), gold, tags, strict=True)
+            return [
+                replace(encoder.encode(query, row), gold=[index], answers=[encoder.word(row, tag or "")])
+                for query, index, tag in asked
+            ]
+        made = []
+        for start, end in _chunks(encoder, row, words):
+            query = encoder.render(encoder.with_value(row, WORDS, words[start:end]))
+            told = zip(tags[start:end], words[start:end], strict=True)
+            answers = [f"{tag or ''}: {word}" for tag, word in told]
+            made.append(replace(encoder.encode(query, row), gold=gold[start:end], answers=answers))
+        return made
+
+
+def _chunks(encoder: base.RowEncoder, row: Mapping[str, Any], words: Sequence[str]) -> list[tuple[int, int]]:
+    """Sentences too long for one prompt are cut between words, as XTREME's preprocessing does."""
+
+    def size(word: str, blank: str) -> int:
+        return max(1, len(encoder.tokenize(blank + word)))
+
+    query = encoder.render(encoder.with_value(row, WORDS, words[:1]))
+    # a part's first word stands after the pattern's own blank, if it has one
+    blank = next(piece.text for piece in query.pieces if piece.mark == "slot").removesuffix(words[0])
+    room = encoder.max_tokens - (len(encoder.encode(query, row, UNLIMITED).ids) - size(words[0], blank))
+    chunks, start, used = [], 0, 0
+    for i, word in enumerate(words):
+        if i > start and used + size(word, " ") > room:
+            chunks.append((start, i))
+            start, used = i, 0
+        used += size(word, " " if i > start else blank)
+    return [*chunks, (start, len(words))]

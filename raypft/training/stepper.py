@@ -1,0 +1,172 @@
+"""The learner (method and readout), and one way or another to run its optimizer steps.
+
+A `Stepper` hides how gradients meet and parameters are stored; `TorchStepper` is one process, or several that average
+gradients by all-reduce.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from raypft.batch import Batch
+from raypft.config.job import Train
+from raypft.methods.base import Method
+from raypft.readouts.base import Answer, Readout
+
+
+class Learner(nn.Module):
+    """A method and a readout: batch -> scores [S, C]."""
+
+    def __init__(self, method: Method, readout: Readout) -> None:
+        super().__init__()
+        self.method = method
+        self.readout = readout
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.readout.scores(self.method(batch), batch)
+
+    def answer(self, batch: Batch) -> list[Answer]:
+        """One answer per prompt."""
+        return self.readout.answer(self.method, batch)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name to trainable parameter, in a fixed order."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+class Stepper(ABC):
+    """One way to run optimizer steps."""
+
+    learner: Learner
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> Tensor:
+        """Forward pass, [S, C]."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate gradients; `last` marks the step's final micro-batch."""
+
+    @abstractmethod
+    def step(self, lr: float) -> None:
+        """Average gradients over workers, clip, update, clear."""
+
+    @abstractmethod
+    def values(self) -> dict[str, Tensor]:
+        """The trainable parameters, whole, fp32, on CPU. Every rank calls it."""
+
+    @abstractmethod
+    def set_values(self, values: dict[str, Tensor]) -> None:
+        """Write the trainable parameters of the model (not the optimizer's copies): for the end of training."""
+
+    @abstractmethod
+    def optimizer_state(self) -> dict[str, Any]:
+        """Adam's state whole, by parameter name, and its step count. Every rank calls it."""
+
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
+        """Let go of what the stepper holds."""
+
+    def leaving(self) -> bool:
+        """Whether this worker's node was told to go away soon."""
+        return False
+
+    def gather(self, value: Any) -> list[Any]:
+        """One value per rank, on every rank."""
+        if self.world == 1:
+            return [value]
+        out: list[Any] = [None] * self.world
+        distributed.all_gather_object(out, value)
+        return out
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], settings: Train) -> torch.optim.Optimizer:
+    """Adam or AdamW with eps 1e-8, betas (0.9, 0.999)."""
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=settings.lr, eps=1e-8, weight_decay=settings.weight_decay)
+
+
+class TorchStepper(Stepper):
+    """Plain torch; where a process group exists, gradients are averaged over its ranks.
+
+    Args:
+        state: an `optimizer_state` to go on from (the parameter values are put into the learner before).
+    """
+
+    def __init__(
+        self, learner: Learner, settings: Train, device: str = "cpu", state: dict[str, Any] | None = None
+    ) -> None:
+        self.learner, self.settings, self.device = learner.to(device), settings, device
+        if distributed.is_available() and distributed.is_initialized():
+            self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        self.parameters = learner.trainable()
+        self.optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
+        if state is not None and self.optimizer is not None:
+            set_adam_state(self.optimizer, self.parameters, state)
+
+    def scores(self, batch: Batch) -> Tensor:
+        context = (
+            torch.autocast(self.device.split(":")[0], torch.bfloat16)
+            if self.settings.precision == "bf16"
+            else contextlib.nullcontext()
+        )
+        with context:
+            return self.learner(batch)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def step(self, lr: float) -> None:
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.world > 1:
+            for parameter in self.parameters.values():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.world
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def set_values(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return adam_state(self.optimizer, self.parameters)
+
+
+def adam_state(optimizer: torch.optim.Optimizer | None, parameters: dict[str, nn.Parameter]) -> dict[str, Any]:
+    """Adam's moments by parameter name and its step count, on CPU."""
+    state = optimizer.state if optimizer is not None else {}
+    moments = {
+        name: {key: state[p][key].detach().cpu().clone() for key in ("exp_avg", "exp_avg_sq")}
+        for name, p in parameters.items()
+        if p in state
+    }
+    steps = [int(state[p]["step"]) for p in parameters.values() if p in state]
+    return {"step": max(steps, default=0), "moments": moments}
+
+
+def set_adam_state(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], state: dict[str, Any]
+) -> None:
+    """Give a fresh Adam the state that `adam_state` read."""
+    for name, parameter in parameters.items():
+        if name in state["moments"]:
+            own = {key: value.to(parameter.device).clone() for key, value in state["moments"][name].items()}
+            optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **own}
