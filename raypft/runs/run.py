@@ -277,7 +277,7 @@ def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
 
 def conclude(prepared: Prepared) -> list[dict[str, Any]]:
     """Write the run's table, where something of it is tested; its results by seed."""
-    from raypft.report.table import run_table  # noqa: PLC0415
+    from raypft.runs.table import run_table  # noqa: PLC0415
 
     results = read_results(prepared.folder)
     if results:
