@@ -10,14 +10,14 @@ import copy
 import functools
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from raypft.data.sampling import DevRows, protocol
+from raypft.data.streaming import Mix
 from raypft.errors import UserError, nearest
 from raypft.storage import default_storage
 from raypft.tasks.task import Strict, load_task, validation_line, validation_root
@@ -25,16 +25,6 @@ from raypft.tasks.task import Strict, load_task, validation_line, validation_roo
 RECIPES = Path(__file__).parent / "recipes"
 NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
-
-
-def _mixed(value: Any) -> Any:
-    if value not in ("proportional", "uniform") and (isinstance(value, str | bool) or not 1 <= value < math.inf):
-        raise ValueError("expected proportional, uniform or a temperature of at least 1")
-    return value
-
-
-Mix = Annotated[str | float, BeforeValidator(_mixed)]
-"""How many rows each language gives to an epoch of a stream; a number is a temperature, see `stream.shares`."""
 
 
 class Train(Strict):

@@ -39,6 +39,7 @@ from raypft.storage import locked, path_of, remove, written
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import load_task
 from raypft.training.encode import ENCODING, Encoder, check_fit, encode_sample
+from raypft.training.loader import Local
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 """Keys of `train` that do not decide which rows are drawn."""
@@ -304,8 +305,8 @@ class Here:
             tell({"run": name, **event})
 
         prompts, flow = encode_sample(cell.job, self.backbone, cell.sample), None
-        if cell.sample.stream is not None and cell.job.data.stream is not None:
-            flow = stream.Local(cell.sample.stream, cell.job.data.stream, Encoder.of(cell.job, self.backbone))
+        if isinstance(cell.sample.stream, stream.Index) and cell.job.data.stream is not None:
+            flow = Local(cell.sample.stream, cell.job.data.stream, Encoder.of(cell.job, self.backbone))
         result = run_cell(
             cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test, flow=flow
         )
