@@ -125,8 +125,8 @@ def run(
 ) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
     from raypft.config.job import load_job  # noqa: PLC0415
-    from raypft.report.table import run_table  # noqa: PLC0415
     from raypft.runs import run as runs  # noqa: PLC0415  (torch is loaded only where it is needed)
+    from raypft.runs.table import run_table  # noqa: PLC0415
 
     names, overrides = split_words(words)
     jobs = [load_job(name, overrides) for name in names]
@@ -213,7 +213,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from what is finished."""
-    from raypft.report.table import run_table  # noqa: PLC0415
+    from raypft.runs.table import run_table  # noqa: PLC0415
 
     if (folders[0] / "campaign.yaml").is_file():
         for folder in folders:

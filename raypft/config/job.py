@@ -6,15 +6,15 @@ the cell key.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from raypft.data.sampling import DevRows
+from raypft.data.streaming import Mix
 from raypft.schema import Strict, digest, validation_root
 from raypft.storage import default_storage
 
@@ -22,16 +22,6 @@ PROVENANCE = "provenance"
 """Marks a field that does not decide numbers."""
 NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
-
-
-def _mixed(value: Any) -> Any:
-    if value not in ("proportional", "uniform") and (isinstance(value, str | bool) or not 1 <= value < math.inf):
-        raise ValueError("expected proportional, uniform or a temperature of at least 1")
-    return value
-
-
-Mix = Annotated[str | float, BeforeValidator(_mixed)]
-"""How many rows each language gives to an epoch of a stream; a number is a temperature, see `stream.shares`."""
 
 
 class Train(Strict):

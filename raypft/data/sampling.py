@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import typing
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from raypft.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from raypft.data.streaming import Index
 
 DevRows = Literal["full", "k_shot", "none"]
 TEST_SEED = 0
@@ -67,6 +65,16 @@ PROTOCOLS = {
 }
 
 
+class Stream(typing.Protocol):
+    """Train rows that are read as they are needed: a hash that tells them from others, and how many an epoch has."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Sample:
     """The rows of one cell; tables have the columns of `sources.read_split`.
@@ -79,7 +87,7 @@ class Sample:
     test: pa.Table
     demos: pa.Table | None
     notes: tuple[str, ...] = ()
-    stream: Index | None = None
+    stream: Stream | None = None
 
     def manifest(self) -> dict[str, Any]:
         """Row ids per role and a hash over ids and contents; two results compare only if their hashes agree."""

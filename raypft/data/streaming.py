@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
+from pydantic import BeforeValidator
 
-from raypft.batch import Encoded
-from raypft.config.job import Mix
 from raypft.data import sources
 from raypft.data.columns import normalise, spoken, their_columns
 from raypft.data.sources import Origin
 from raypft.errors import UserError
 from raypft.storage import absolute
-from raypft.training.encode import Encoder
-from raypft.training.loader import Share
 
 ORDER = 1
 """Raised when a change alters which row stands where; part of the cell key."""
@@ -35,6 +33,16 @@ MOST = 1 << 16
 """Rows a row group may have: one of each language is in memory where rows are read."""
 LIMIT = 1 << 31
 """Rows there may be: products of two numbers of rows must stay below 2^63."""
+
+
+def _mixed(value: Any) -> Any:
+    if value not in ("proportional", "uniform") and (isinstance(value, str | bool) or not 1 <= value < math.inf):
+        raise ValueError("expected proportional, uniform or a temperature of at least 1")
+    return value
+
+
+Mix = Annotated[str | float, BeforeValidator(_mixed)]
+"""How many rows each language gives to an epoch of a stream; a number is a temperature, see `shares`."""
 
 
 @dataclass(frozen=True)
@@ -255,23 +263,3 @@ class Reader:
                 table = read_group(self.index.origin, order.languages[name][group])
                 self._held[name] = ((turn, group), table.take(order.within(name, turn, group)))
             yield self._held[name][1].slice(row, 1).to_pylist()[0]
-
-
-def steps(reader: Reader, encoder: Encoder, share: Share, count: int | None = None) -> Iterator[list[Encoded]]:
-    """The prompts of a rank in `count` steps from the share's, or in all that are left."""
-    total = reader.index.rows
-    left = range(share.step, -(-total // share.batch_size))
-    for step in left if count is None else left[:count]:
-        start, stop = step * share.batch_size, min(total, (step + 1) * share.batch_size)
-        rows = reader.rows(share.seed, share.epoch, start, stop, share.rank, share.world)
-        yield [prompt for row in rows for prompt in encoder(row)]
-
-
-class Local:
-    """A flow read in this process."""
-
-    def __init__(self, index: Index, mix: Mix, encoder: Encoder) -> None:
-        self.reader, self.encoder, self.rows = Reader(index, mix), encoder, index.rows
-
-    def __call__(self, share: Share) -> Iterator[list[Encoded]]:
-        return steps(self.reader, self.encoder, share)

@@ -1,16 +1,10 @@
-"""Tables of finished runs: methods by languages, mean and std over seeds, with what a reader must know in footnotes."""
+"""A table that prints as Markdown, and how a number over seeds is written."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from raypft.errors import UserError
-from raypft.runs.run import read_job, read_results
-from raypft.tasks.metrics import ENGLISH
 
 WIDEST = 10
 """A table with more columns is turned: languages become rows."""
@@ -43,99 +37,3 @@ def mean_std(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f} (n=1)"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
-def run_table(folders: Sequence[Path]) -> Table:
-    """The runs of one task side by side, the majority class below.
-
-    Raises:
-        UserError: a folder is no run, has no finished cell, or the runs differ in task, metric or test rows.
-    """
-    runs = [(folder, read_job(folder), read_results(folder)) for folder in folders]
-    for folder, _, results in runs:
-        if not results:
-            raise UserError(f"report: {folder} has no finished seed yet; run it first")
-    first, first_job, first_results = runs[0]
-    for folder, job, _ in runs[1:]:
-        if job["task"] != first_job["task"]:
-            raise UserError(
-                f"report: {folder} is task {job['task']}, {first} is {first_job['task']}; report one task at a time"
-            )
-    kinds = {(result["metric"], result["test_rows"]) for _, _, results in runs for result in results}
-    if len(kinds) > 1:
-        raise UserError(
-            "report: these runs were tested on different rows or metrics; a table of them would mislead; report them apart"
-        )
-    languages = list(first_results[0]["scores"])
-    wide = len(languages) > 1
-    means = ["mean", "mean without en"] if wide and first_results[0]["mean_without_english"] else []
-    others = [name for name in first_results[0]["metrics"] if name != first_results[0]["metric"]]
-    columns = ["run", "shots", "n", *languages, *means, *others, "trainable", "seconds"]
-    table = Table(f"{Path(str(first_job['task'])).stem}: {first_results[0]['metric']}", columns)
-    for _, job, results in runs:
-        table.rows.append(_row(job, results, languages, others, columns))
-    majority = first_results[0]["majority"]
-    if majority:  # none where answers are texts
-        table.rows.append(_majority(majority, columns))
-    table.notes = _notes(runs, languages)
-    if others:
-        table.notes.append(
-            f"{', '.join(others)}: the same predictions by the papers' other metrics{', mean over languages' if wide else ''}"
-        )
-    return table.turned() if len(columns) > WIDEST else table
-
-
-def _row(
-    job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], others: list[str], columns: list[str]
-) -> list[str]:
-    cells = [label(job), "all" if job["shots"] is None else str(job["shots"]), str(len(results))]
-    cells += [mean_std([result["scores"][language] for result in results]) for language in languages]
-    for column, key in (("mean", "mean"), ("mean without en", "mean_without_english")):
-        if column in columns:
-            cells.append(mean_std([result[key] for result in results]))
-    cells += [mean_std([statistics.mean(result["metrics"][name].values()) for result in results]) for name in others]
-    cells.append(f"{results[0]['trainable']:,}")
-    cells.append(f"{statistics.mean(result['seconds'] for result in results):.0f}")
-    return cells
-
-
-def _majority(majority: dict[str, float], columns: list[str]) -> list[str]:
-    cells = ["MAJ", "", ""] + [f"{value:.1f}" for value in majority.values()]
-    if "mean" in columns:
-        cells.append(f"{statistics.mean(majority.values()):.1f}")
-    if "mean without en" in columns:
-        cells.append(f"{statistics.mean(v for k, v in majority.items() if k not in ENGLISH):.1f}")
-    return cells + [""] * (len(columns) - len(cells))
-
-
-def label(job: dict[str, Any]) -> str:
-    """The run's name in a table: its recipe, and its pattern where that is called otherwise."""
-    return job["recipe"] if job["recipe"] == job["pattern"] else f"{job['recipe']} ({job['pattern']})"
-
-
-def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], languages: list[str]) -> list[str]:
-    notes = [
-        "mean ± sample standard deviation over seeds; n = finished seeds; seconds = mean per seed, model loading excluded"
-    ]
-    for folder, job, results in runs:
-        sizes = results[0]["sizes"]
-        rows = results[0]["rows"]
-        per_language = sorted(set(rows.values()))
-        tested = f"{per_language[0]}" if len(per_language) == 1 else f"{per_language[0]} to {per_language[-1]}"
-        seeds = ", ".join(str(result["seed"]) for result in results)
-        missing = [seed for seed in job["seeds"] if seed not in [result["seed"] for result in results]]
-        select = (
-            "nothing trained"
-            if not job["train"]["epochs"]
-            else f"epoch chosen by {job['train']['select']} on {sizes['dev']} dev rows"
-        )
-        notes.append(
-            f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {seeds}"
-            + (f" (unfinished: {missing})" if missing else "")
-            + f", {sizes['train']} train rows, {sizes['demos']} demonstrations, {select}; {tested} test rows a language; {folder.name}"
-        )
-    if len(languages) > 1:
-        notes.append(
-            f"trained on {', '.join(runs[0][1]['train']['languages'])}; MAJ = share of the largest class of the test rows"
-        )
-    return notes

@@ -29,7 +29,7 @@ from raypft.runs.cell import Cell
 from raypft.storage import absolute, on_disk, path_of, written
 from raypft.tasks.task import load_task
 from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
-from raypft.training.loader import Share
+from raypft.training.loader import Share, steps
 
 ENCODER_CPUS = 0.5
 AHEAD, TASKS = 256, 4096
@@ -85,7 +85,7 @@ def encoded_file(cell: Cell) -> Path:
 
 def index_file(cell: Cell) -> Path:
     """Where it says what a cell streams, and where that lies."""
-    assert cell.sample.stream is not None
+    assert isinstance(cell.sample.stream, stream.Index)
     digest = hashlib.sha256(cell.sample.stream.dump().encode()).hexdigest()[:16]
     return encoded_file(cell).with_name(f"{digest}.stream.json")
 
@@ -93,7 +93,7 @@ def index_file(cell: Cell) -> Path:
 def encode_on_ray(cells: Sequence[Cell]) -> None:
     """Encode what the cells need and is not there yet, in one pass of Ray Data, into one Arrow file per sample."""
     for cell in cells:
-        if cell.sample.stream is not None and not (path := index_file(cell)).is_file():
+        if isinstance(cell.sample.stream, stream.Index) and not (path := index_file(cell)).is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with written(path) as file:
                 file.write_text(cell.sample.stream.dump())
@@ -157,9 +157,7 @@ def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], cou
     """Of each step in `batch` and those after it, `count` in all, a rank's rows, read and encoded, `step` beside."""
     reader, encoder = _reader(job, index)
     for first in batch["step"].to_pylist():
-        for number, prompts in enumerate(
-            stream.steps(reader, encoder, Share(**{**share, "step": first}), count), start=first
-        ):
+        for number, prompts in enumerate(steps(reader, encoder, Share(**{**share, "step": first}), count), start=first):
             if prompts:
                 yield pa.Table.from_pylist(
                     [{**to_record(prompt), "step": number} for prompt in prompts],

@@ -5,6 +5,7 @@ The order depends on (seed, epoch) only, so the number of workers and micro-batc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,9 @@ from torch import Tensor
 from raypft.backbones.frozen_states import tokens_of
 from raypft.batch import Batch, Encoded, collate
 from raypft.config.job import Train
+from raypft.data.streaming import Index, Mix, Reader
 from raypft.methods.base import Method
+from raypft.training.encode import Encoder
 from raypft.training.stepper import Stepper
 
 
@@ -161,3 +164,23 @@ class Streamed:
         """The batch of some prompts; of none, the filler with weight 0."""
         chosen = prompts or [self.filler]
         return collate(chosen, self.pad, [self.method.columns(prompt) for prompt in chosen], 1.0 if prompts else 0.0)
+
+
+def steps(reader: Reader, encoder: Encoder, share: Share, count: int | None = None) -> Iterator[list[Encoded]]:
+    """The prompts of a rank in `count` steps from the share's, or in all that are left."""
+    total = reader.index.rows
+    left = range(share.step, -(-total // share.batch_size))
+    for step in left if count is None else left[:count]:
+        start, stop = step * share.batch_size, min(total, (step + 1) * share.batch_size)
+        rows = reader.rows(share.seed, share.epoch, start, stop, share.rank, share.world)
+        yield list(itertools.chain.from_iterable(map(encoder, rows)))
+
+
+class Local:
+    """A flow read in this process."""
+
+    def __init__(self, index: Index, mix: Mix, encoder: Encoder) -> None:
+        self.reader, self.encoder, self.rows = Reader(index, mix), encoder, index.rows
+
+    def __call__(self, share: Share) -> Iterator[list[Encoded]]:
+        return steps(self.reader, self.encoder, share)

@@ -12,9 +12,9 @@ import pytest
 from test_cli import TASK, call, place, words  # noqa: F401  (a fixture)
 
 from raypft.data.sources import choose
-from raypft.data.streaming import MOST, Group, Index, Order, Reader, index, shares, steps
+from raypft.data.streaming import MOST, Group, Index, Order, Reader, index, shares
 from raypft.tasks.task import load_task
-from raypft.training.loader import Share
+from raypft.training.loader import Share, steps
 
 SIZES = {"en": 700, "de": 210, "sw": 61, "zh": 29}
 
