@@ -263,14 +263,14 @@ def loaders(
         method.constant_below
         and job.train.epochs
         and not method.backbone_moves
-        and backbone.lower_states.fits([*train.prompts, *dev.prompts], backbone.hidden)
+        and backbone.frozen_states.fits([*train.prompts, *dev.prompts], backbone.hidden)
     ):
         for rows, own in (
             (train, range(len(train))),
             (dev, rows_to_cache(dev, stepper.rank, stepper.world) if len(dev) else ()),
         ):
-            rows.lower = backbone.lower_states.after(
-                backbone, method.constant_below, [rows.prompts[row] for row in own], stepper.device
+            rows.lower = backbone.frozen_states.after(
+                method.constant_below, [rows.prompts[row] for row in own], stepper.device
             )
     return train, dev if len(dev) else None
 
