@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from raypft.backbones.load import Backbone
+from raypft.backbones.base import Backbone
 from raypft.backbones.parameters import parameter_infos
 from raypft.batch import Encoded
 from raypft.config.job import Train

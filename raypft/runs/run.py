@@ -28,7 +28,8 @@ import pyarrow.parquet as pa_parquet
 import torch
 import yaml
 
-from raypft.backbones.load import Backbone, load_backbone, load_skeleton
+from raypft.backbones.base import Backbone
+from raypft.backbones.load import load_backbone, load_skeleton
 from raypft.config.job import Job, Resources, Train, digest, part_config
 from raypft.data import sources
 from raypft.data import streaming as stream
