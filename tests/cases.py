@@ -10,8 +10,8 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from raypft.backbones.load import Backbone
-from raypft.backbones.parameters import places
+from raypft.backbones.base import Backbone
+from raypft.backbones.parameters import parameter_infos
 from raypft.batch import Encoded
 from raypft.config.job import Train
 from raypft.methods import method_class, method_names
@@ -96,8 +96,8 @@ def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None
         shapes = {name: p.shape for name, p in backbone.model.named_parameters(remove_duplicate=False)}
         differences = {
             name: torch.randn(shapes[name], generator=generator)
-            for name, place in places(backbone).items()
-            if place.in_body
+            for name, info in parameter_infos(backbone).items()
+            if info.in_body
         }
         save_ticket(path, differences, revision or backbone.revision, strategy, {"seed": 1})
     return str(path)

@@ -14,7 +14,8 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from raypft.backbones.load import Backbone, backbone_from_config
+from raypft.backbones.base import Backbone
+from raypft.backbones.load import backbone_from_config
 
 WORDS = [
     "the",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raypft.backbones.frozen_states import LowerStates
+from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.seams import Seams
 from raypft.batch import Batch, Encoded
 from raypft.errors import UserError
@@ -66,7 +66,7 @@ class Backbone(Seams, ABC):
         self.tokenizer = tokenizer
         self.source = source
         self.revision = revision
-        self.lower_states = LowerStates()
+        self.frozen_states = FrozenStates(self.lower, 0 if tokenizer is None else self.pad)
 
     @property
     def pad(self) -> int:

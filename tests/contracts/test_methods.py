@@ -8,7 +8,6 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from raypft.backbones.frozen_states import LowerStates
 from raypft.batch import collate
 from raypft.methods import method_class
 from raypft.training.loader import Rows
@@ -70,7 +69,7 @@ def test_cached_states_give_the_uncached_numbers(method, kind):
     made = cell.learner.method
     if not made.constant_below:
         pytest.skip("nothing constant below this method")
-    states = LowerStates().after(made.backbone, made.constant_below, cell.prompts, "cpu")
+    states = made.backbone.frozen_states.after(made.constant_below, cell.prompts, "cpu")
     plain, cached = (Rows(cell.prompts, made, 1, lower).batch([2, 0, 4]) for lower in (None, states))
     torch.testing.assert_close(cell.learner(plain), cell.learner(cached), rtol=0, atol=1e-6)
 

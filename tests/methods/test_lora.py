@@ -13,8 +13,8 @@ from test_prefix import GPT2_XL, LLAMA_2_7B
 from torch import nn
 from transformers import CamembertConfig
 
+from raypft.backbones.export import save_peft
 from raypft.backbones.load import backbone_from_config
-from raypft.backbones.peft_layers import save_peft
 from raypft.batch import collate
 from raypft.errors import UserError
 from raypft.methods.full import Method as Full

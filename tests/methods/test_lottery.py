@@ -11,7 +11,7 @@ import torch
 from group import Case, run_case, run_group
 
 from raypft.backbones.load import load_skeleton
-from raypft.backbones.parameters import places, segment_layers
+from raypft.backbones.parameters import parameter_infos, segment_layers
 from raypft.backbones.sparse import Sparse
 from raypft.batch import Encoded, collate
 from raypft.config.job import load_job
@@ -238,12 +238,12 @@ def test_entries_that_did_not_move_are_told(tmp_path):
 @pytest.mark.parametrize("scope", ["global", "per_tensor"])
 def test_segment_confines_the_entries(segment, layers, scope):
     method = made(segment=segment, scope=scope)
-    place = places(tiny.backbone("bert"))
-    assert {place[name].layer for name in method.cut.indices} == layers
+    infos = parameter_infos(tiny.backbone("bert"))
+    assert {infos[name].layer for name in method.cut.indices} == layers
     sizes = {
         name: p.numel()
         for name, p in tiny.backbone("bert").model.named_parameters()
-        if place[name].layer in layers and place[name].in_body
+        if infos[name].layer in layers and infos[name].in_body
     }
     assert method.cut.pool == sum(sizes.values())
     if scope == "per_tensor":
@@ -266,16 +266,16 @@ def test_thirds_of_the_layers(layers, thirds):
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_places_cover_the_model(kind):
     """Every block has as many parameters; head and norms are told apart."""
-    place = places(tiny.backbone(kind))
-    per_layer = [[name for name, own in place.items() if own.layer == layer] for layer in (1, 2, 3)]
+    infos = parameter_infos(tiny.backbone(kind))
+    per_layer = [[name for name, own in infos.items() if own.layer == layer] for layer in (1, 2, 3)]
     assert len({len(own) for own in per_layer}) == 1
-    assert place[EMBEDDING[kind]].layer is None
-    assert place[EMBEDDING[kind]].in_body
-    assert {name.split(".")[0] for name, own in place.items() if not own.in_body} == {
+    assert infos[EMBEDDING[kind]].layer is None
+    assert infos[EMBEDDING[kind]].in_body
+    assert {name.split(".")[0] for name, own in infos.items() if not own.in_body} == {
         "bert": {"cls"},
         "xlmr": {"lm_head"},
     }.get(kind, set())
-    norms = [name for name, own in place.items() if own.is_norm]
+    norms = [name for name, own in infos.items() if own.is_norm]
     assert norms
     assert all("norm" in name.lower() or ".ln_" in name for name in norms)
 

@@ -13,7 +13,7 @@ import torch
 from group import Case, run_group
 from safetensors.torch import load_file, save_file
 
-from raypft.backbones.parameters import places
+from raypft.backbones.parameters import parameter_infos
 from raypft.batch import Encoded, collate
 from raypft.config.job import load_job
 from raypft.data.sampling import PROTOCOLS, draw
@@ -157,11 +157,11 @@ def test_what_each_strategy_trains(kind, strategy):
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == expected
     assert backbone.decoder.weight.requires_grad == (strategy == "vanilla")
     assert backbone.model.get_input_embeddings().weight.requires_grad == (strategy != "freeze_embeddings")
-    place = places(tiny.backbone(kind))
+    infos = parameter_infos(tiny.backbone(kind))
     assert any(name.endswith("word_embeddings.weight") for name in method.candidates) == (
         strategy != "freeze_embeddings"
     )
-    assert all(place[name].in_body and not place[name].is_norm for name in method.candidates)
+    assert all(infos[name].in_body and not infos[name].is_norm for name in method.candidates)
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr"])

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from raypft.backbones.frozen_states import LowerStates, tokens_of
+from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.batch import Encoded
 from raypft.config.job import load_job
 from raypft.errors import UserError
@@ -102,11 +102,16 @@ def test_rows_of_one_name_keep_their_own_answers():
     assert answers[0].scores != pytest.approx(answers[1].scores, abs=1e-5)
 
 
+def states_of(backbone, **options):
+    """States kept by nobody else."""
+    return FrozenStates(backbone.lower, backbone.pad, **options)
+
+
 def test_cached_states_are_those_of_the_prompt_not_of_its_name():
     """Rows of train and dev may have one id: SST-2 counts both from 0."""
     backbone = tiny.backbone("llama")
     train, dev = prompt("en/0", [0], ids=9), Encoded("en/0", "en", [20, 21, 22], [0] * 3, {"slot": [2]}, gold=[1])
-    found = [LowerStates().after(backbone, 2, own, "cpu") for own in ([train], [dev], [train, dev])]
+    found = [states_of(backbone).after(2, own, "cpu") for own in ([train], [dev], [train, dev])]
     for own in (train, dev):
         rows = Rows([own], method_class("frozen")(method_class("frozen").Config(), backbone), 1)
         expected = backbone.lower(rows.batch([0]), 2)[0]
@@ -120,16 +125,16 @@ def test_a_sweep_up_the_layers_takes_one_pass_over_the_backbone():
     prompts = [prompt(f"en/{number}", [0], ids=9 + number) for number in range(11)]
     for number, block in enumerate(backbone._blocks):
         block.register_forward_hook(lambda *_, number=number: run.append(number))
-    kept = LowerStates()
+    kept = states_of(backbone)
     for layer, expected in ((1, [0, 0]), (1, []), (3, [1, 2, 1, 2]), (2, [0, 1, 0, 1])):
         run.clear()
-        found = kept.after(backbone, layer, prompts, "cpu")
+        found = kept.after(layer, prompts, "cpu")
         assert run == expected, "two chunks, and only the blocks not run before"
-        fresh = LowerStates().after(backbone, layer, prompts, "cpu")
+        fresh = states_of(backbone).after(layer, prompts, "cpu")
         assert all(torch.equal(found[key], states) for key, states in fresh.items())
-    small = LowerStates(limit=4 * backbone.hidden * 15 * 8)
+    small = states_of(backbone, limit=4 * backbone.hidden * 15 * 8)
     for _ in range(2):
-        small.after(backbone, 1, prompts, "cpu")
+        small.after(1, prompts, "cpu")
         assert sum(states.nbytes for _, states in small._known.values()) <= small.limit
 
 
