@@ -96,7 +96,7 @@ def cluster_status(file: File, ray: Ray = None) -> None:
     """Nodes, starts, and what waits, each with the reason."""
     from raypft.cluster import nodes  # noqa: PLC0415
     from raypft.cluster.definition import load  # noqa: PLC0415
-    from raypft.cluster.feasible import shapes_of  # noqa: PLC0415
+    from raypft.scale.resources import shapes_of  # noqa: PLC0415
 
     definition = load(file)
     for line in nodes.status_lines(

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from raypft.cluster.client import find_token
-from raypft.cluster.feasible import Shape, bundle_text, impossible
 from raypft.cluster.render.launcher import HEAD_TYPE
 from raypft.errors import UserError, nearest
+from raypft.scale.resources import Shape, bundle_text, impossible
 
 
 def _authorized() -> None:

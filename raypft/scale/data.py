@@ -26,12 +26,12 @@ from raypft.data import sources
 from raypft.data import streaming as stream
 from raypft.data.sampling import Sample
 from raypft.runs.cell import Cell
+from raypft.scale.resources import ENCODER_CPUS
 from raypft.storage import absolute, on_disk, path_of, written
 from raypft.tasks.task import load_task
 from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
 from raypft.training.loader import Share, steps
 
-ENCODER_CPUS = 0.5
 AHEAD, TASKS = 256, 4096
 """Rows that a task of a stream reads for a worker, at least; tasks that are planned at a time."""
 IN_FLIGHT = 256 << 20

@@ -1,4 +1,4 @@
-"""Jobs on Ray: the session, the CPUs that workers, reader and encoder share, and a job's cells on one lane of workers."""
+"""Jobs on Ray: the session, what it has, and a job's cells on one lane of workers."""
 
 from __future__ import annotations
 
@@ -14,37 +14,13 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypft.cluster.feasible import Infeasible, Shape, impossible, job_bundles, shapes_here
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.runs.cell import Cell, Tell
-from raypft.scale.data import ENCODER_CPUS, encode_on_ray
+from raypft.scale.data import encode_on_ray
+from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
 from raypft.scale.worker_group import Lane
 from raypft.storage import absolute, path_of
-
-READER_CPUS = 1.0
-
-
-def cpus_per_worker(job: Job, logical: float) -> float:
-    """CPUs Ray reserves for each worker, such that workers + encoder + reader fit the machine.
-
-    Raises:
-        UserError: the job asks for more than there is; Ray would wait for ever.
-    """
-    workers, asked = job.resources.workers, job.resources.cpus_per_worker
-    free = logical - READER_CPUS - ENCODER_CPUS
-    fair = max(0.0, free / workers)
-    if free <= 0:
-        raise UserError(
-            f"resources: Ray has {logical:g} CPUs; reading ({READER_CPUS:g}) and encoding ({ENCODER_CPUS:g}) leave none for workers; use resources.workers=0"
-        )
-    if asked is not None and asked * workers + READER_CPUS + ENCODER_CPUS > logical:
-        needed = asked * workers + READER_CPUS + ENCODER_CPUS
-        raise UserError(
-            f"resources.cpus_per_worker: {workers} workers x {asked:g} + {READER_CPUS:g} for reading + {ENCODER_CPUS:g} for encoding = {needed:g} CPUs; "
-            f"Ray has {logical:g}; use at most {fair:g}"
-        )
-    return asked if asked is not None else min(1.0, fair)
 
 
 @contextmanager
@@ -81,13 +57,12 @@ def ray_session() -> Iterator[None]:
 
 def check_resources(job: Job) -> None:
     """Raise a UserError where Ray has, and can get, too little for the job, before anything is written."""
-    shapes = shapes_here()
     with ray_session():
-        cpus_per_worker(job, logical_cpus())
+        shapes = capacity()
+        cpus_per_worker(job.resources, logical_cpus(shapes))
         check_label(job)
-    line = impossible(job_bundles(job.resources), shapes, "this cluster") if shapes else None
-    if line:
-        raise Infeasible(line)
+    if shapes_here():
+        check_possible(job_bundles(job.resources, logical_cpus(shapes)), shapes, "this cluster")
 
 
 def check_label(job: Job) -> None:
@@ -146,11 +121,6 @@ def capacity() -> list[Shape]:
     return [Shape("cluster", {"CPU": has.get("CPU", 0), "GPU": has.get("GPU", 0)}, 1)]
 
 
-def logical_cpus(shapes: Sequence[Shape] | None = None) -> float:
-    """CPUs of all nodes."""
-    return sum(shape.offers["CPU"] * shape.most for shape in shapes or capacity())
-
-
 def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
     """Run cells, which have the same resources, on Ray Train workers; results are stored when it returns.
 
@@ -158,7 +128,7 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
         UserError: CPUs do not fit; or a cell failed, with the worker's own line.
     """
     with ray_session(), quiet_loggers():
-        cpus = cpus_per_worker(cells[0].job, logical_cpus())
+        cpus = cpus_per_worker(cells[0].job.resources, logical_cpus(capacity()))
         check_storage(cells[0].job.storage)
         encode_on_ray(cells)
         for _, alike in itertools.groupby(cells, key=lambda cell: Lane.kind(cell.job)):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,24 +22,14 @@ from raypft.cluster import nodes, submit, up
 from raypft.cluster.check import fit as check
 from raypft.cluster.client import Address, JobServer, Lost, Unreachable, find_address, find_token
 from raypft.cluster.definition import load
-from raypft.cluster.feasible import (
-    Infeasible,
-    Shape,
-    asked_for,
-    at_a_time,
-    impossible,
-    job_bundles,
-    refuse_impossible,
-    shapes_here,
-    shapes_of,
-)
+from raypft.cluster.feasible import asked_for, refuse_impossible
 from raypft.cluster.package import pack
 from raypft.cluster.processes import alive, end, processes, started_by
-from raypft.cluster.render.launcher import pools_text
-from raypft.config.job import Resources, load_resources
 from raypft.errors import UserError
+from raypft.scale.resources import Infeasible, shapes_of
 
 FOLDER = Path(__file__).parents[2] / "cluster"
+FAKE = shapes_of(load(FOLDER / "fake.yaml").pools)
 
 
 def run(*words: str) -> int:
@@ -164,53 +153,12 @@ def test_the_table_of_exit_codes(job, asked, code, capsys):
     assert f"| {code} |" in (FOLDER / "README.md").read_text() or code == 7
 
 
-AWS = shapes_of(load(FOLDER / "aws.yaml").pools)
-
-
-def test_what_no_node_holds_is_refused_with_what_would_fit():
-    line = impossible([{"CPU": 1, "GPU": 16}], AWS, "cluster/aws.yaml")
-    assert line == (
-        "cluster/aws.yaml: the job needs {CPU: 1, GPU: 16} on one node; the largest is gpu8 {CPU: 192, GPU: 8} x 2; "
-        "ask for at most 8 GPU a worker, or add a pool to cluster/aws.yaml"
-    )
-    assert "add a pool with TPU to" in (impossible([{"TPU": 1}], AWS, "cluster/aws.yaml") or "")
-
-
-def test_what_the_cluster_holds_only_in_part_is_refused():
-    small = [Shape("gpu1", {"CPU": 1, "GPU": 1}, 2)]
-    assert impossible([{"CPU": 1, "GPU": 1}] * 2, small, "c") is None
-    line = impossible([{"CPU": 1, "GPU": 1}] * 3, small, "c")
-    assert (
-        line
-        == "c: the job needs {CPU: 3, GPU: 3} at once in 3 parts; at its largest the cluster is gpu1 {CPU: 1, GPU: 1} x 2; ask for fewer workers"
-    )
-    # CPU work goes where there is no GPU
-    mixed = [*small, Shape("cpu", {"CPU": 2, "GPU": 0}, 1)]
-    assert impossible([{"CPU": 1}, {"CPU": 1}, {"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}], mixed, "c") is None
-
-
-def test_how_many_jobs_fit_at_a_time():
-    assert at_a_time([{"CPU": 1, "GPU": 1}], [Shape("gpu1", {"CPU": 4, "GPU": 1}, 3)]) == 3
-    assert at_a_time([{"CPU": 1, "GPU": 0.5}], [Shape("gpu1", {"CPU": 4, "GPU": 1}, 3)]) == 6
-    assert at_a_time([{"CPU": 3}], [Shape("cpu", {"CPU": 4}, 2)]) == 2
-
-
-def test_a_job_asks_for_its_workers_and_what_feeds_them():
-    assert job_bundles(Resources(workers=2, gpus_per_worker=1)) == [{"CPU": 1.0, "GPU": 1}] * 2 + [{"CPU": 1.0}] * 2
-    assert job_bundles(Resources(workers=1, cpus_per_worker=4))[0] == {"CPU": 4, "GPU": 0}
-    assert job_bundles(Resources()) == []
-    with pytest.raises(
-        UserError,
-        match=r'recipes/profit.yaml: resources: unknown key "gpus"; known: cpus_per_worker, data_label, gpus_per_worker',
-    ):
-        load_resources("profit", ["resources.gpus=1"])
-
-
-def test_a_job_reads_its_clusters_pools_from_the_heads_environment(monkeypatch):
-    monkeypatch.delenv("RAYPFT_CLUSTER", raising=False)
-    assert shapes_here() is None
-    monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(load(FOLDER / "aws.yaml")))
-    assert sorted(shapes_here() or [], key=str) == sorted(AWS, key=str)
+def test_a_jobs_resources_are_read_before_it_is_asked_for():
+    (asked,) = asked_for(["run", "profit", "resources.workers=2"], FAKE)
+    assert asked == ("profit", [{"CPU": 1.0, "GPU": 0}] * 2 + [{"CPU": 1.0}, {"CPU": 0.5}])
+    known = 'unknown key "gpus"; known: cpus_per_worker, data_label, gpus_per_worker'
+    with pytest.raises(UserError, match=f"recipes/profit.yaml: resources: {known}"):
+        list(asked_for(["profit", "resources.gpus=1"], FAKE))
 
 
 def test_the_trials_of_a_campaign_are_asked_for_too(tmp_path):
@@ -222,9 +170,9 @@ def test_the_trials_of_a_campaign_are_asked_for_too(tmp_path):
     }
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(small))
-    assert list(asked_for(["tune", str(path)])) == [("A sentiment", [{"CPU": 1, "GPU": 1}])], "equal ones once"
-    (asked,) = asked_for(["tune", str(path), "resources.workers=2"])
-    assert asked[1] == [{"CPU": 0.1}, *[{"CPU": 1, "GPU": 1}] * 2, {"CPU": 1}, {"CPU": 1}]
+    assert list(asked_for(["tune", str(path)], FAKE)) == [("A sentiment", [{"CPU": 1, "GPU": 1}])], "equal ones once"
+    (asked,) = asked_for(["tune", str(path), "resources.workers=2"], FAKE)
+    assert asked[1] == [{"CPU": 0.1}, *[{"CPU": 1, "GPU": 1}] * 2, {"CPU": 1}, {"CPU": 0.5}]
     refuse_impossible(["tune", str(path)], FOLDER / "fake.yaml")
     with pytest.raises(Infeasible, match=r"the job needs \{CPU: 1, GPU: 4\} on one node; the largest is gpu1"):
         refuse_impossible(["tune", str(path), "resources.gpus_per_worker=4"], FOLDER / "fake.yaml")
@@ -251,7 +199,7 @@ def test_an_impossible_job_is_refused_at_once_with_code_75(capsys):
     capsys.readouterr()
     words[-1] = "resources.gpus_per_worker=1"
     main(lambda: app(["cluster", "check", str(FOLDER / "fake.yaml"), "--offline", *words], standalone_mode=False))
-    assert capsys.readouterr().out == "profit: fits, 1 at a time: 3 of {CPU: 1, GPU: 1}, {CPU: 1}\n"
+    assert capsys.readouterr().out == "profit: fits, 1 at a time: 3 of {CPU: 0.5}, {CPU: 1, GPU: 1}, {CPU: 1}\n"
 
 
 @pytest.mark.parametrize("verb", ["up", "down"])
@@ -387,18 +335,6 @@ def test_a_check_that_never_ends_is_stopped(monkeypatch):
     with pytest.raises(UserError, match="the check did not end within -1 s; raypft submit logs check-"):
         list(check.running(server, load(FOLDER / "fake.yaml"), 5))
     assert len(stopped) == 1
-
-
-def test_a_job_on_a_growing_cluster_counts_what_may_come(monkeypatch):
-    from raypft.scale import session as launch
-
-    monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(load(FOLDER / "fake.yaml")))
-    monkeypatch.setattr(launch, "ray_session", nullcontext)
-    assert launch.logical_cpus() == 4
-    launch.check_resources(SimpleNamespace(resources=Resources(workers=2)))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"this cluster: the job needs \{CPU: 1, GPU: 2\} on one node") as found:
-        launch.check_resources(SimpleNamespace(resources=Resources(workers=1, gpus_per_worker=2)))  # type: ignore[arg-type]
-    assert found.value.code == 75
 
 
 def test_no_ray_at_an_address_is_one_line(monkeypatch):

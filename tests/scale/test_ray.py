@@ -19,7 +19,8 @@ from test_cli import place, words  # noqa: F401  (a fixture)
 from raypft.config.job import load_job
 from raypft.errors import UserError
 from raypft.runs import run as runs
-from raypft.scale.session import check_storage, cpus_per_worker
+from raypft.scale.resources import cpus_per_worker
+from raypft.scale.session import check_storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -165,15 +166,15 @@ def test_a_node_that_does_not_see_the_storage_is_told(place, session, monkeypatc
 def test_the_cpu_rule():
     """Workers, encoder and reader fit the machine or the job is refused."""
     job = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2"])
-    assert cpus_per_worker(job, 2) == 0.25
-    assert cpus_per_worker(job, 16) == 1
-    asked = job.model_copy(update={"resources": job.resources.model_copy(update={"cpus_per_worker": 1.0})})
+    assert cpus_per_worker(job.resources, 2) == 0.25
+    assert cpus_per_worker(job.resources, 16) == 1
+    asked = job.resources.model_copy(update={"cpus_per_worker": 1.0})
     with pytest.raises(
         UserError, match=r"2 workers x 1 \+ 1 for reading \+ 0.5 for encoding = 3.5 CPUs; Ray has 2; use at most 0.25"
     ):
         cpus_per_worker(asked, 2)
     with pytest.raises(UserError, match="leave none for workers"):
-        cpus_per_worker(job, 1)
+        cpus_per_worker(job.resources, 1)
 
 
 def test_events_are_json_lines_with_times(place, session):  # noqa: F811

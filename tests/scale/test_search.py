@@ -8,10 +8,9 @@ import statistics
 import pytest
 
 from raypft.campaigns.search_space import Search
-from raypft.cluster.feasible import Shape
-from raypft.config.job import load_job
+from raypft.config.job import Job, load_job
 from raypft.errors import UserError
-from raypft.scale.tune.run import at_once, needs
+from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe
 from raypft.scale.tune.trackers import PACKAGES, tracker
 
@@ -93,6 +92,10 @@ def test_asha_stops_the_lower_half_and_never_the_last_standing():
     assert asha.stops("b", [90.0, 91.0]) is None
 
 
+def at_once(jobs: list[Job], shapes: list[Shape]) -> int:
+    return trials_at_once([job.resources for job in jobs], shapes)
+
+
 def machine(cpus: float, gpus: float = 0, most: int = 1) -> list[Shape]:
     return [Shape("node", {"CPU": cpus, "GPU": gpus}, most)]
 
@@ -105,11 +108,10 @@ def test_trials_at_once_leave_room_for_workers_encoder_and_reader():
     assert at_once([workers], machine(2)) == 1
     assert at_once([here, workers], machine(2)) == 1
     assert at_once([], machine(2)) == 1
-    settled, bundles = needs(workers, 2)
+    bundles = trial_bundles(workers.resources, 2)
     assert bundles[0] == {"CPU": 0.1}
     assert sum(bundle["CPU"] for bundle in bundles) == pytest.approx(2)
-    assert settled.resources.cpus_per_worker == pytest.approx(0.2)
-    assert settled.key() == workers.key()
+    assert settled(workers.resources, 2).cpus_per_worker == pytest.approx(0.2)
     fixed = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2", "resources.cpus_per_worker=0.2"])
     assert at_once([fixed], machine(8)) == 4
     half = load_job(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from raypft.cluster.client import ENDED, JobServer
-from raypft.cluster.feasible import Infeasible, asked_for, at_a_time, bundle_text, impossible, shapes_of
+from raypft.cluster.feasible import asked_for
 from raypft.cluster.submit import stop
 from raypft.errors import UserError
+from raypft.scale.resources import Infeasible, at_a_time, bundle_text, check_possible, shapes_of
 
 PROBE_SECONDS = 60
 """What the check's own job may take beside waiting for a worker."""
@@ -33,10 +34,8 @@ def fitting(words: list[str], definition: Any, where: str) -> Iterator[str]:
         Infeasible: one can never be placed; with what is missing and what would fit.
     """
     shapes = shapes_of(definition.pools)
-    for name, bundles in asked_for(words):
-        line = impossible(bundles, shapes, where)
-        if line:
-            raise Infeasible(line)
+    for name, bundles in asked_for(words, shapes):
+        check_possible(bundles, shapes, where)
         wanted = ", ".join(sorted({bundle_text(bundle) for bundle in bundles}))
         yield (
             f"{name}: fits, {at_a_time(bundles, shapes)} at a time: {len(bundles)} of {wanted}"

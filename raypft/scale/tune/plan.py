@@ -17,10 +17,10 @@ import torch
 from raypft.campaigns.campaign import Campaign, Place
 from raypft.campaigns.state import Book
 from raypft.cli.progress import duration
-from raypft.cluster.feasible import Shape
 from raypft.config.job import Job, part_config
 from raypft.errors import UserError
 from raypft.runs.run import Prepared, identify
+from raypft.scale.resources import Shape, trials_at_once
 from raypft.scale.tune.trackers import tracker
 from raypft.storage import is_remote
 from raypft.training.encode import Encoder, prompts_an_epoch
@@ -151,15 +151,13 @@ def _shapes() -> list[Shape]:
 
 def _missing(campaign: Campaign, parts: list[Part], shapes: list[Shape]) -> Iterator[str]:
     """What the cluster or this machine lacks for the campaign."""
-    from raypft.scale.tune.run import at_once  # noqa: PLC0415
-
     try:
         tracker(campaign.tracker)
     except UserError as error:
         yield str(error)
     together = 1
     try:
-        together = at_once([part.job for part in parts if part.todo], shapes)
+        together = trials_at_once([part.job.resources for part in parts if part.todo], shapes)
     except UserError as error:
         yield str(error)
     need = together * max(

@@ -10,7 +10,6 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,61 +19,18 @@ from ray.tune.search import Searcher
 
 from raypft.campaigns.campaign import Campaign
 from raypft.campaigns.state import Book, Configuration
-from raypft.cluster.feasible import Bundle, Infeasible, Shape, at_a_time, impossible
 from raypft.config.job import Job
 from raypft.runs import run as runs
 from raypft.runs.cell import Tell
-from raypft.scale.data import ENCODER_CPUS
-from raypft.scale.session import (
-    READER_CPUS,
-    capacity,
-    check_label,
-    check_storage,
-    cpus_per_worker,
-    logical_cpus,
-    quiet_loggers,
-    ray_session,
-)
+from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_at_once
+from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
 from raypft.scale.tune.study import Study
 from raypft.scale.tune.trackers import tracker
 from raypft.scale.tune.trial import Trial
 from raypft.storage import absolute, locked, remove
 
-TRIAL_CPUS = 0.1
-"""What a trial reserves beside its worker group."""
 FILES = ".tune"
 NO_CHECKPOINTS = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
-
-
-def needs(job: Job, cpus: float) -> tuple[Job, list[Bundle]]:
-    """The job with its CPUs settled, and all that its trial takes, what the trial's own process reserves first.
-
-    Raises:
-        UserError: it does not fit; Ray would wait for ever.
-    """
-    own = job.resources
-    if not own.workers:
-        return job, [{"CPU": own.cpus_per_worker or min(1.0, cpus), "GPU": own.gpus_per_worker}]
-    each = cpus_per_worker(job, cpus - TRIAL_CPUS)
-    settled = job.model_copy(update={"resources": own.model_copy(update={"cpus_per_worker": each})})
-    workers = [{"CPU": each, "GPU": own.gpus_per_worker} for _ in range(own.workers)]
-    return settled, [{"CPU": TRIAL_CPUS}, *workers, {"CPU": READER_CPUS}, {"CPU": ENCODER_CPUS}]
-
-
-def at_once(jobs: Sequence[Job], shapes: Sequence[Shape]) -> int:
-    """How many trials may run together such that none waits for what another holds.
-
-    Raises:
-        UserError: a trial asks for more than the cluster has, or can get.
-    """
-    found = []
-    for job in jobs:
-        _, bundles = needs(job, logical_cpus(shapes))
-        line = impossible(bundles, shapes, "this cluster")
-        if line:
-            raise Infeasible(line)
-        found.append(at_a_time(bundles, shapes))
-    return min(found, default=1)
 
 
 @dataclass
@@ -132,7 +88,8 @@ class Director(Searcher):
         if not chosen:
             book.note(configuration, todo[0], "running", dev=None)
         self._say({"event": "trial", "label": configuration.label, "chosen": chosen})
-        job, _ = needs(configuration.job, self.cpus)
+        job = configuration.job
+        job = job.model_copy(update={"resources": settled(job.resources, self.cpus)})
         work = {
             "job": job.model_dump() | {"storage": absolute(job.storage)},
             "keys": {str(seed): keys[seed] for seed in todo},
@@ -290,7 +247,7 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
         jobs = [study.place.job(study.example) for study in studies]
         for job in jobs:
             check_label(job)
-        together = at_once(jobs, shapes)
+        together = trials_at_once([job.resources for job in jobs], shapes)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(
             together
         )  # so that a cluster that grows is asked for all of them
@@ -300,7 +257,9 @@ def _tune(campaign: Campaign, book: Book, studies: list[Study], busy: set[str], 
         director = Director(book, studies, busy, together, cpus, tell, campaign.lanes and alike)
         trainable = tune.with_resources(
             Trial,
-            lambda config: tune.PlacementGroupFactory([needs(Job(**json.loads(config["work"])["job"]), cpus)[1][0]]),
+            lambda config: tune.PlacementGroupFactory(
+                [trial_bundles(Job(**json.loads(config["work"])["job"]).resources, cpus)[0]]
+            ),
         )
         most = sum(study.budget + 1 for study in studies)
         tune.Tuner(
