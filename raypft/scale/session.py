@@ -18,7 +18,7 @@ from raypft.cluster.feasible import Infeasible, Shape, impossible, job_bundles, 
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.runs.cell import Cell, Tell
-from raypft.scale.data import ENCODER_CPUS, encode_on_ray
+from raypft.scale.data import ENCODER_CPUS, encode_on_ray, packed
 from raypft.scale.worker_group import Lane
 from raypft.storage import absolute, path_of
 
@@ -165,7 +165,7 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
             own = list(alike)
             with Lane(own[0].job, cpus) as lane:
                 for cell in own:
-                    lane.run(cell, tell)
+                    lane.run(packed(cell), tell)
 
 
 @contextmanager
