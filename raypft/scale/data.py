@@ -90,6 +90,20 @@ def index_file(cell: Cell) -> Path:
     return encoded_file(cell).with_name(f"{digest}.stream.json")
 
 
+def packed(cell: Cell) -> dict[str, Any]:
+    """A cell as workers get it."""
+    streamed = cell.sample.stream and {"index": str(index_file(cell)), "rows": cell.sample.stream.rows}
+    return {
+        "job": cell.job.model_dump(),
+        "seed": cell.seed,
+        "folder": absolute(cell.folder),
+        "encoded": str(encoded_file(cell)),
+        "facts": cell.facts,
+        "test": cell.test,
+        "stream": streamed,
+    }
+
+
 def encode_on_ray(cells: Sequence[Cell]) -> None:
     """Encode what the cells need and is not there yet, in one pass of Ray Data, into one Arrow file per sample."""
     for cell in cells:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.runs.cell import Cell, Tell
-from raypft.scale.data import encode_on_ray
+from raypft.scale.data import encode_on_ray, packed
 from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
 from raypft.scale.worker_group import Lane
 from raypft.storage import absolute, path_of
@@ -135,7 +135,7 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
             own = list(alike)
             with Lane(own[0].job, cpus) as lane:
                 for cell in own:
-                    lane.run(cell, tell)
+                    lane.run(packed(cell), tell)
 
 
 @contextmanager

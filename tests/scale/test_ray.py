@@ -116,6 +116,33 @@ def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
     assert found[0]["best_epoch"] == whole[0]["best_epoch"]
 
 
+def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811
+    """Only the workers do: what they have mapped into memory can't be hidden."""
+    loaded: dict[str, set[str]] = {}
+
+    def look(event: dict) -> None:
+        for title in ("ray::Desk", "ray::TrainController", "ray::RayTrainWorker"):
+            for process in ours(title):
+                maps = Path(f"/proc/{process}/maps").read_text()
+                loaded[title] = {name for name in ("libtorch", "tokenizers", "_raylet") if name in maps}
+
+    name, *overrides = words(place, "seeds=1", "resources.workers=1")
+    runs.run([runs.prepare(load_job(name, overrides))], look)
+    assert loaded == {
+        "ray::Desk": {"_raylet"},
+        "ray::TrainController": {"_raylet"},
+        "ray::RayTrainWorker": {"libtorch", "tokenizers", "_raylet"},
+    }
+
+
+def ours(title: str) -> list[int]:
+    """Processes of this test's Ray with such a title, the newest last."""
+    command = ["ps", "-eo", "pid,args", "--sort=start_time"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    processes = [int(line.split()[0]) for line in out.splitlines() if title in line]
+    return [process for process in processes if is_ours(process)]
+
+
 def is_ours(process: int) -> bool:
     """Whether a process was started below this test's own Ray session."""
     session_dir = ray._private.worker._global_node.get_session_dir_path()

@@ -19,7 +19,7 @@ from raypft.config.job import load_job
 from raypft.errors import UserError
 from raypft.runs import run as runs
 from raypft.runs.cell import Cell
-from raypft.scale.data import encode_on_ray
+from raypft.scale.data import encode_on_ray, packed
 from raypft.scale.worker_group import Lane
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -67,14 +67,14 @@ def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F8
     )
     with Lane(first.job, 0.25) as lane:
         for one in (first, other, again):
-            lane.run(one)
+            lane.run(packed(one))
         assert result(again)["losses"] == result(first)["losses"], "A, B, A"
         assert result(other)["losses"] != result(first)["losses"]
         with pytest.raises(UserError, match=r"^train: the loss is (nan|inf) at optimizer step"):
-            lane.run(bad)
-        lane.run(after)
+            lane.run(packed(bad))
+        lane.run(packed(after))
         os.kill(ours("RayTrainWorker")[-1], signal.SIGKILL)  # while it waits for a cell
-        lane.run(last)
+        lane.run(packed(last))
         assert not (bad.folder / "result.json").exists()
         assert all("scores" in result(one) for one in (after, last))
         began = [
@@ -103,10 +103,10 @@ def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # no
     with Lane(deadly.job, 0.25) as lane:
         thread.start()
         with pytest.raises(UserError, match=r"^run: a worker died 2 times in this cell; out of memory\?"):
-            lane.run(deadly)
+            lane.run(packed(deadly))
         over.set()
         thread.join()
-        lane.run(kind)
+        lane.run(packed(kind))
     assert "scores" in result(kind)
 
 

@@ -105,14 +105,14 @@ class Trial(tune.Trainable):
         return json.loads((cell.folder / (TESTED if is_finished(cell.folder) else UNTESTED)).read_text())
 
     def _run_in_lane(self, cell: Cell) -> None:
-        from raypft.scale.data import encode_on_ray  # noqa: PLC0415  (the trial without workers needs none of it)
+        from raypft.scale.data import encode_on_ray, packed  # noqa: PLC0415  (the trial without workers needs none of it)
         from raypft.scale.worker_group import Lane  # noqa: PLC0415
 
         encode_on_ray([cell, *self.cells])
         if self.lane is not None and Lane.kind(self.lane.job) != Lane.kind(cell.job):
             self._end_lane()
         self.lane = self.lane or Lane(cell.job, cell.job.resources.cpus_per_worker or 1.0)
-        self.lane.run(cell)
+        self.lane.run(packed(cell))
 
 
 def line(error: Exception) -> str:
