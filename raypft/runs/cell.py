@@ -66,9 +66,14 @@ Engine = Callable[[Cell, Learner, dict[str, Any] | None], Stepper]
 """Makes the stepper of a cell's learner; the last argument is an `optimizer_state` to go on from."""
 
 
+def device_here() -> str:
+    """The GPU of this process, else its CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def local_engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> Stepper:
     """Plain torch in this process, on a GPU where there is one."""
-    return TorchStepper(learner, cell.job.train, "cuda" if torch.cuda.is_available() else "cpu", state)
+    return TorchStepper(learner, cell.job.train, device_here(), state)
 
 
 def keep_freed_memory() -> None:

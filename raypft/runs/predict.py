@@ -5,8 +5,9 @@ Beside the backbone only the run's folder is read: the job, a seed's trained par
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,22 @@ import torch
 from safetensors.torch import load_file
 
 from raypft.backbones.load import load_backbone
-from raypft.config.job import Job, make_job
+from raypft.config.job import Job
+from raypft.config.load import make_job
+from raypft.config.resolved import ResolvedJob
 from raypft.data import sources
 from raypft.errors import UserError
 from raypft.report.table import Table
-from raypft.runs.cell import answer_table, build_learner, by_row, local_stepper
-from raypft.runs.run import DEMOS, cell_keys, read_job, read_results
-from raypft.storage import on_disk, written
-from raypft.tasks.task import Task, load_task
+from raypft.runs.cell import build_learner, device_here
+from raypft.runs.prepare import cell_keys
+from raypft.runs.results import DEMOS, TRAINED, read_job, read_results
+from raypft.runs.scores import answer_table, by_row
+from raypft.storage import on_disk, path_of, written
+from raypft.tasks.task import Task
 from raypft.training.encode import Encoder
-from raypft.training.loader import Rows
-from raypft.training.loop import Learner, evaluate
+from raypft.training.loader import PromptDataset
+from raypft.training.loop import evaluate
+from raypft.training.stepper import Learner, TorchStepper
 
 CHUNK = 1024
 """Rows that are encoded and scored together, so that a file of any size can be read."""
@@ -39,10 +45,10 @@ ENDINGS = (".parquet", ".jsonl")
 class Trained:
     """One finished seed of a run, ready to answer.
 
-    folder: the run's; results: of all its finished seeds; result: this seed's.
+    folder: the run's; results: of all its finished seeds.
     """
 
-    job: Job
+    resolved: ResolvedJob
     seed: int
     folder: Path
     results: list[dict[str, Any]]
@@ -50,49 +56,79 @@ class Trained:
     encoder: Encoder
 
     @property
+    def job(self) -> Job:
+        """The run's job."""
+        return self.resolved.job
+
+    @property
     def task(self) -> Task:
-        return self.encoder.task
+        """The run's task."""
+        return self.resolved.task
 
     @property
     def result(self) -> dict[str, Any]:
+        """The result of this seed."""
         return next(result for result in self.results if result["seed"] == self.seed)
 
+    def predict(self, rows: Sequence[str] | Sequence[Mapping[str, Any]] | pa.Table, language: str | None = None) -> pa.Table:
+        """The answers to rows, in their order.
 
-def load_trained(folder: Path, seed: int | None = None) -> Trained:
+        Args:
+            rows: texts, where the task has one field; mappings or a table with the task's columns. Labels are not looked at.
+            language: of rows that do not say theirs; the training language by default.
+
+        Returns:
+            id, language, answer, and p(label) from 0 to 1 where each label has one, scores elsewhere.
+
+        Raises:
+            UserError: a column is missing, or a language that the task does not have.
+        """
+        return predict(self, _task_rows(self, rows, language))
+
+
+def load_trained(folder: Path | str, seed: int | None = None) -> Trained:
     """A finished seed of a run, the first where None.
 
     Raises:
-        UserError: the folder is no run; the seed is not finished; model, task, method or artefact are not those of the run; the
-            run kept no trained parameters or its demonstrations are missing.
+        UserError: the folder is no run; the seed is not finished; model, task, method or artefact are not those of the run;
+            the run kept no trained parameters or its demonstrations are missing.
     """
-    job = make_job(read_job(folder), f"{folder}/job.yaml")
-    results = read_results(folder)
-    chosen = [result for result in results if seed in (None, result["seed"])]
-    if not chosen:
-        finished = (
-            f"finished: {', '.join(str(result['seed']) for result in results)}" if results else "none is; run it first"
-        )
-        raise UserError(f"run: {folder} has no finished seed{'' if seed is None else f' {seed}'}; {finished}")
-    result = chosen[0]
-    seed, own = int(result["seed"]), folder / f"seed-{result['seed']}"
+    folder = path_of(str(folder))
+    resolved = make_job(read_job(folder), f"{folder}/job.yaml")
+    job, results = resolved.job, read_results(folder)
+    result = _chosen(folder, results, seed)
+    seed, cell = int(result["seed"]), folder / f"seed-{result['seed']}"
     backbone = load_backbone(job.backbone)
-    key = cell_keys(job, {seed: result["manifest"]}, backbone.revision)[seed]
+    key = cell_keys(resolved, {seed: result["manifest"]}, backbone.revision)[seed]
     if key != result["cell"]:
         raise UserError(
-            f"run: {folder} seed {seed} was trained with another model, task, method version or artefact (cell {result['cell']}, now {key}); "
-            f"its model was {result['backbone']}, {job.backbone} is {backbone.revision}; restore them, or run the job again"
+            f"run: {folder} seed {seed} was trained with another model, task, method version or artefact "
+            f"(cell {result['cell']}, now {key}); its model was {result['backbone']}, {job.backbone} is "
+            f"{backbone.revision}; restore them, or run the job again"
         )
-    demos = None
-    if job.demos:
-        if not (own / DEMOS).is_file():
-            raise UserError(
-                f"run: {own} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished"
-            )
-        with on_disk(own / DEMOS) as file:
-            demos = pa_parquet.read_table(file)
-    learner = build_learner(job, backbone, seed).eval()
-    _put(learner, own / "trained.safetensors")
-    return Trained(job, seed, folder, results, learner, Encoder.of(job, backbone, demos))
+    encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell) if job.demos else None)
+    learner = build_learner(resolved, backbone, seed).eval()
+    _put(learner, cell / TRAINED)
+    return Trained(resolved, seed, folder, results, learner, encoder)
+
+
+def _chosen(folder: Path, results: Sequence[dict[str, Any]], seed: int | None) -> dict[str, Any]:
+    """The result of a seed, the first where None."""
+    for result in results:
+        if seed in (None, result["seed"]):
+            return result
+    seeds = ", ".join(str(result["seed"]) for result in results)
+    finished = f"finished: {seeds}" if results else "none is; run it first"
+    raise UserError(f"run: {folder} has no finished seed{'' if seed is None else f' {seed}'}; {finished}")
+
+
+def _demonstrations(cell: Path) -> pa.Table:
+    if not (cell / DEMOS).is_file():
+        raise UserError(
+            f"run: {cell} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished"
+        )
+    with on_disk(cell / DEMOS) as file:
+        return pa_parquet.read_table(file)
 
 
 @torch.no_grad()
@@ -103,22 +139,23 @@ def _put(learner: Learner, path: Path) -> None:
         return
     if not path.is_file():
         raise UserError(
-            f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers (a ticket search keeps its ticket only)"
+            f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers "
+            "(a ticket search keeps its ticket only)"
         )
     with on_disk(path) as file:
         values = load_file(file)
-    if {name: value.shape for name, value in values.items()} != {name: p.shape for name, p in wanted.items()}:
-        odd = sorted(set(values) ^ set(wanted)) or [name for name, p in wanted.items() if values[name].shape != p.shape]
-        raise UserError(
-            f"run: {path} does not fit the method: {odd[0]}{f' and {len(odd) - 1} more' if len(odd) > 1 else ''}; run the job again"
-        )
+    misfits = sorted(set(values) ^ set(wanted))
+    misfits = misfits or [name for name, parameter in wanted.items() if values[name].shape != parameter.shape]
+    if misfits:
+        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        raise UserError(f"run: {path} does not fit the method: {misfits[0]}{more}; run the job again")
     for name, parameter in wanted.items():
         parameter.copy_(values[name])
 
 
 def rows_of_file(trained: Trained, path: str, language: str | None = None) -> pa.Table:
     """The rows of a data file in the task's columns; labels are not looked at. See `sources.read_rows`."""
-    return sources.read_rows(_origin(trained.job), path, language, trained.job.train.languages[0])
+    return sources.read_rows(trained.resolved.origin, path, language, trained.job.train.languages[0])
 
 
 def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None = None) -> pa.Table:
@@ -129,29 +166,51 @@ def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None =
     """
     task = trained.task
     pairs = [text.partition("=") for text in texts]
-    named = [(name, text) for name, equals, text in pairs if equals and name in task.fields]
-    found = dict(named) if named else dict(zip(task.fields, texts, strict=False))
-    if len(texts) != len(task.fields) or set(found) != set(task.fields):
+    named = {name: text for name, equals, text in pairs if equals and name in task.fields}
+    values = named or dict(zip(task.fields, texts, strict=False))
+    if len(texts) != len(task.fields) or set(values) != set(task.fields):
         expected = " ".join(f"--text {name}=…" for name in task.fields)
         raise UserError(
-            f"text: task {task.name} asks about {', '.join(task.fields)}; found {len(texts)} texts; expected one for each, {expected}"
+            f"text: task {task.name} asks about {', '.join(task.fields)}; found {len(texts)} texts; "
+            f"expected one for each, {expected}"
         )
-    table = pa.table({task.fields[name]: pa.array([text], pa.string()) for name, text in found.items()})
-    return sources.rows_of_table(_origin(trained.job), table, "--text", language, trained.job.train.languages[0])
+    columns = {task.fields[name]: pa.array([text], pa.string()) for name, text in values.items()}
+    return _rows_of_table(trained, pa.table(columns), "--text", language)
 
 
-def _origin(job: Job) -> sources.Origin:
-    return sources.choose(load_task(job.task), job.data.source, job.data.root, job.shots)
+def _task_rows(
+    trained: Trained, rows: Sequence[str] | Sequence[Mapping[str, Any]] | pa.Table, language: str | None
+) -> pa.Table:
+    """Rows as a program has them, in the task's columns."""
+    if not isinstance(rows, pa.Table):
+        values: list[Any] = list(rows)
+        if values and all(isinstance(value, str) for value in values):
+            fields = trained.task.fields
+            if len(fields) != 1:
+                raise UserError(
+                    f"predict: task {trained.task.name} asks about {', '.join(fields)}; found texts; "
+                    "expected mappings with these columns"
+                )
+            (column,) = fields.values()
+            values = [{column: value} for value in values]
+        rows = pa.Table.from_pylist(values)
+    return _rows_of_table(trained, rows, "rows", language)
+
+
+def _rows_of_table(trained: Trained, table: pa.Table, where: str, language: str | None) -> pa.Table:
+    return sources.rows_of_table(trained.resolved.origin, table, where, language, trained.job.train.languages[0])
 
 
 def predict(trained: Trained, rows: pa.Table) -> pa.Table:
-    """The answers to rows, in their order: id, language, answer, and p(label) where each label has one, scores elsewhere."""
-    learner, job = trained.learner, trained.job
-    stepper = local_stepper(learner, job.train, None)
+    """The answers to rows in the task's columns, see `Trained.predict`."""
+    learner, settings = trained.learner, trained.job.train
+    stepper = TorchStepper(learner, settings, device_here())
     tables = []
     for start in range(0, len(rows), CHUNK):
-        prompts = [prompt for row in rows.slice(start, CHUNK).to_pylist() for prompt in trained.encoder(row)]
-        answers = evaluate(stepper, Rows(prompts, learner.method, learner.method.backbone.pad), job.train.eval_batch)
+        chunk = rows.slice(start, CHUNK).to_pylist()
+        prompts = list(itertools.chain.from_iterable(map(trained.encoder, chunk)))
+        dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
+        answers = evaluate(stepper, dataset, settings.eval_batch)
         tables.append(answer_table(trained.task, by_row(learner.readout, prompts, answers)).drop_columns("gold"))
     return pa.concat_tables(tables, promote_options="permissive")
 
@@ -175,7 +234,7 @@ def shown(trained: Trained, table: pa.Table) -> Table:
             return f"{value:.3f}"
         return " ".join(map(cell, value)) if isinstance(value, list) else str(value)
 
-    rows = [[cell(value) for value in row.values()] for row in table.to_pylist()]
+    rows = [list(map(cell, row.values())) for row in table.to_pylist()]
     return Table(f"{trained.folder.name}, seed {trained.seed}", table.column_names, rows)
 
 
