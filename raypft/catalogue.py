@@ -54,16 +54,11 @@ class Catalogue:
             return getattr(importlib.import_module(f"{self.package}.{name}"), self.hook)
         if not is_own(name):
             raise UserError(f'{self.part}: "{name}" is unknown; {nearest(name, self.names())}')
-        module = _own_module(self.part, name)
-        if not hasattr(module, self.hook):
-            raise UserError(f"{self.part}: {name} has no {self.hook}; expected its class or function under that name")
-        return getattr(module, self.hook)
+        return load_own(self.part, name, self.hook)
 
     def own_hash(self, name: str) -> str:
         """Hash of a user's own file, 16 hex digits; empty for a shipped plug-in, whose `numerics` says when numbers change."""
-        if name in self.names() or not is_own(name):
-            return ""
-        return hashlib.sha256(_own_path(self.part, name).read_bytes()).hexdigest()[:16]
+        return "" if name in self.names() else own_hash(self.part, name)
 
     def about(self, name: str) -> str:
         """The first line of a shipped plug-in's docstring, read without running it."""
@@ -73,14 +68,46 @@ class Catalogue:
         """A class attribute that a shipped plug-in gives as a literal, read without running it; None where it gives none."""
         for node in _syntax(self.folder / f"{name}.py").body:
             for statement in node.body if isinstance(node, ast.ClassDef) else []:
-                if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == attribute:
-                    return ast.literal_eval(statement.value)
+                target = (
+                    statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+                )
+                if isinstance(target, ast.Name) and target.id == attribute:
+                    return ast.literal_eval(statement.value)  # type: ignore[attr-defined]
         return None
 
 
 def is_own(name: str) -> bool:
     """Whether a name is a path to a Python file or a dotted module."""
     return name.endswith(".py") or ("." in name and all(part.isidentifier() for part in name.split(".")))
+
+
+def own_name(name: str) -> str:
+    """What tables and folders call a user's own plug-in: the file's or module's last part."""
+    return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+
+
+def own_hash(part: str, name: str) -> str:
+    """Hash of a user's own file, 16 hex digits.
+
+    Raises:
+        UserError: there is no such file or module.
+    """
+    return hashlib.sha256(_own_path(part, name).read_bytes()).hexdigest()[:16]
+
+
+def load_own(part: str, name: str, hook: str) -> Any:
+    """What a user's own file or module calls `hook`.
+
+    Args:
+        part: the YAML key that names it, for messages.
+
+    Raises:
+        UserError: no such file or module; it can't be imported; it lacks the hook.
+    """
+    module = _own_module(part, name)
+    if not hasattr(module, hook):
+        raise UserError(f"{part}: {name} has no {hook}; expected its class or function under that name")
+    return getattr(module, hook)
 
 
 @functools.lru_cache(maxsize=64)

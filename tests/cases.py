@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.parameters import parameter_infos
-from raypft.batch import Encoded
 from raypft.config.job import Train
+from raypft.encoded import Encoded
 from raypft.methods import method_class, method_names
 from raypft.methods._tickets import metadata
 from raypft.readouts import readout_class
-from raypft.tasks.prompts import Demonstration, render
+from raypft.tasks.prompts import render
+from raypft.tasks.query import Demonstration
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.loop import Answer, Learner
 

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.seams import Seams
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.tasks.prompts import Piece, Query
+from raypft.tasks.query import Piece, Query
 
 
 class ColumnLinear(nn.Linear):

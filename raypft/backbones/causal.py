@@ -6,9 +6,10 @@ from torch import nn
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.masked import sequence_classifier
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.tasks.prompts import Piece, Query
+from raypft.tasks.query import Piece, Query
 
 DEMO_SHARE = 0.75
 """At most this share of max_tokens goes to the demonstrations, which are cut to it once, the same in every prompt."""

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from raypft.batch import Batch, Encoded, collate
+from raypft.batch import Batch, collate
+from raypft.encoded import Encoded
 
 CHUNK = 8
 """Prompts run together; kept together too, so that a prompt's states do not depend on what ran before."""

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.tasks.prompts import Piece, Query
+from raypft.tasks.query import Piece, Query
 
 
 class MaskedBackbone(Backbone):

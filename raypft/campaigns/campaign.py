@@ -30,8 +30,10 @@ from raypft.config.job import (
     split_override,
 )
 from raypft.errors import UserError, nearest
+from raypft.schema import Strict
 from raypft.storage import default_storage, path_of
-from raypft.tasks.task import Strict, load_task, validation_line, validation_root
+from raypft.tasks.load import load_task
+from raypft.tasks.task import validation_line, validation_root
 
 INSTALLED = Path(__file__).parents[1] / "tune_spaces"
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "tune_spaces"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from raypft.tasks.task import Strict
+from raypft.schema import Strict
 
 
 class Dimension(Strict):

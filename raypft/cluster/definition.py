@@ -13,7 +13,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError
 
 from raypft.errors import UserError, nearest
-from raypft.tasks.task import Strict, validation_line, validation_root
+from raypft.schema import Strict, validation_line, validation_root
 
 Name = Annotated[
     str, Field(pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="lower-case letters, digits and -")

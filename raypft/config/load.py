@@ -15,7 +15,8 @@ from raypft.config.job import Job, Resources
 from raypft.data.sampling import protocol
 from raypft.errors import UserError, nearest
 from raypft.schema import read_yaml, set_key, split_override, validation_line, validation_root
-from raypft.tasks.task import Task, load_task
+from raypft.tasks.load import load_task
+from raypft.tasks.task import Task
 
 if TYPE_CHECKING:
     from raypft.catalogue import Catalogue

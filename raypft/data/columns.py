@@ -16,10 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from raypft.errors import UserError
+from raypft.tasks.kinds.base import ReadRows, as_text
 from raypft.tasks.task import Source, Task
-
-HIDDEN = {"-1", "", "None", "NS", "?", "_"}
-"""Values that stand for a hidden label in published test sets."""
 
 
 def their_columns(source: Source, ours: str) -> list[str]:
@@ -34,7 +32,7 @@ def spoken(source: Source, table: pa.Table) -> list[str] | None:
     if values is None:
         return None
     back = {theirs: ours for ours, theirs in source.languages.items()}
-    codes = [text.partition(source.language_before)[0] if source.language_before else text for text in _text(values)]
+    codes = [text.partition(source.language_before)[0] if source.language_before else text for text in as_text(values)]
     return [back.get(code, code) for code in codes]
 
 
@@ -51,128 +49,53 @@ def normalise(
         UserError: missing column; hidden label or one outside the set; words without one tag each; no words; no answer or
             one that does not stand where it should (all with file and row).
     """
-    fields = {}
+    kind = task.kind
+    columns: dict[str, list[Any]] = {}
     for name in task.fields.values():
         values = _column(source, table, name)
         if values is None:
             theirs = " or ".join(their_columns(source, name))
             raise UserError(f'data: {where} has no column "{theirs}"; found: {", ".join(table.column_names)}')
-        fields[name] = _words(values, name, where, split=not labelled) if task.kind == "tags" else _text(values)
+        columns[name] = kind.read_field(values, name, where, split=not labelled)
     languages = spoken(source, table) or [language or task.languages[0]] * table.num_rows
-    content = [
-        "\x1f".join(" ".join(v) if isinstance(v, list) else v for v in values)
-        for values in zip(*fields.values(), strict=True)
-    ]
-    hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in content]
-    found = _column(source, table, "id")
-    ids = hashes if found is None else _text(found)
-    kind = pa.list_(pa.string()) if task.kind == "tags" else pa.string()
+    hashes = [_content_hash(values) for values in zip(*columns.values(), strict=True)]
+    named = _column(source, table, "id")
+    ids = hashes if named is None else as_text(named)
+    labels: dict[str, pa.Array] = {}
+    if labelled:
+        fields = {field: columns[name] for field, name in task.fields.items()}
+        rows = ReadRows(where, ids, fields, task.label.names, source.labels)
+        labels = kind.read_labels(_label_values(task, source, table, where), rows)
     return pa.table(
         {
-            "id": pa.array(ids if task.kind == "choice" else _unique(ids, hashes, languages), pa.string()),
+            "id": pa.array(ids if kind.one_label else _unique(ids, hashes, languages), pa.string()),
             "language": pa.array(languages, pa.string()),
-            **(_labels(task, source, table, where, fields, ids) if labelled else {}),
-            **{name: pa.array(values, kind) for name, values in fields.items()},
+            **labels,
+            **{name: pa.array(values, kind.field_type) for name, values in columns.items()},
         }
     )
 
 
-def _labels(
-    task: Task, source: Source, table: pa.Table, where: str, fields: dict[str, list], ids: list[str]
-) -> dict[str, pa.Array]:
-    if task.kind == "mlm":
-        return {"label": pa.array([""] * table.num_rows, pa.string())}
+def _content_hash(values: Sequence[Any]) -> str:
+    """Hash of the fields of a row."""
+    texts = [" ".join(value) if isinstance(value, list) else value for value in values]
+    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
+
+
+def _label_values(task: Task, source: Source, table: pa.Table, where: str) -> list[Any]:
+    """The column of labels, as it is; empty where the kind has none."""
+    if not task.kind.reads_labels:
+        return []
     values = _column(source, table, task.label.column)
     if values is None:
         theirs = " or ".join(their_columns(source, task.label.column))
         raise UserError(f'data: {where} has no label column "{theirs}" (hidden labels?); scores need labels')
-    texts = pa.list_(pa.string())
-    if task.kind == "tags":
-        return {"label": pa.array(_tags(task, source, values, fields[task.fields[task.words]], where), texts)}
-    if task.kind == "span":
-        answers = [
-            _answers(value, context, where, row)
-            for value, context, row in zip(values, fields[task.fields["context"]], ids, strict=True)
-        ]
-        return {
-            "label": pa.array([a[0] for a in answers], texts),
-            "starts": pa.array([a[1] for a in answers], pa.list_(pa.int32())),
-        }
-    return {"label": pa.array(_names(task, source, _text(values), where), pa.string())}
-
-
-def _names(task: Task, source: Source, values: list[str], where: str) -> list[str]:
-    named = [source.labels.get(value, value) for value in values]
-    known = set(task.label.names)
-    for row, name in enumerate(named):
-        if (known and name not in known) or not name:
-            what = "a hidden label" if values[row] in HIDDEN else "outside the label set"
-            expected = f"one of {', '.join(task.label.names)}" if known else "a text"
-            raise UserError(f'data: {where} row {row} has label "{values[row]}", {what}; expected {expected}')
-    return named
-
-
-def _tags(task: Task, source: Source, values: list, words: list[list[str]], where: str) -> list[list[str]]:
-    known = set(task.label.names)
-    named = [[source.labels.get(str(tag), str(tag)) for tag in value or []] for value in values]
-    for row, (own, tags) in enumerate(zip(words, named, strict=True)):
-        if not tags:
-            raise UserError(f"data: {where} row {row} has no tags (hidden labels?); scores need labels")
-        if len(own) != len(tags):
-            raise UserError(
-                f"data: {where} row {row} has {len(own)} words and {len(tags)} tags; expected one tag a word"
-            )
-        if not known.issuperset(tags):
-            i = next(i for i, tag in enumerate(tags) if tag not in known)
-            what = "a hidden label" if tags[i] in HIDDEN else "outside the tag set"
-            raise UserError(
-                f'data: {where} row {row} word {i} "{own[i]}" has tag "{tags[i]}", {what}; expected one of {", ".join(task.label.names)}'
-            )
-    return named
-
-
-def _answers(value: Any, context: str, where: str, row: str) -> tuple[list[str], list[int]]:
-    """Texts and starts out of {text: [...], answer_start: [...]} or [{text, answer_start}, ...]."""
-    if isinstance(value, dict):
-        texts, starts = value.get("text") or [], value.get("answer_start") or []
-    elif isinstance(value, list):
-        texts, starts = [a.get("text") for a in value], [a.get("answer_start") for a in value]
-    else:
-        texts, starts = [], []
-    if not texts or not all(texts):
-        raise UserError(f'data: {where} row "{row}" has no answer (hidden labels?); scores need answers')
-    if len(texts) != len(starts):
-        raise UserError(
-            f'data: {where} row "{row}" has {len(texts)} answers and {len(starts)} starts; expected one start an answer'
-        )
-    for text, start in zip(texts, starts, strict=True):
-        # startswith would count a negative start from the end
-        if start is None or start < 0 or not context.startswith(text, start):
-            there = context[start : start + len(text)] if start is not None and start >= 0 else ""
-            raise UserError(
-                f'data: {where} row "{row}" has the answer "{text}" at character {start}; its context holds "{there}" there'
-            )
-    return list(texts), list(starts)
+    return values
 
 
 def _column(source: Source, table: pa.Table, ours: str) -> list | None:
     name = next((name for name in their_columns(source, ours) if name in table.column_names), None)
     return None if name is None else table[name].to_pylist()
-
-
-def _text(values: Sequence[object]) -> list[str]:
-    return [str(value) if value is not None else "" for value in values]
-
-
-def _words(values: list, name: str, where: str, split: bool = False) -> list[list[str]]:
-    if split:
-        values = [value.split() if isinstance(value, str) else value for value in values]
-    for row, value in enumerate(values):
-        if not value:
-            raise UserError(f"data: {where} row {row} has no words; drop it from the file")
-        if not isinstance(value, list):
-            raise UserError(f'data: {where} row {row}: column "{name}" holds {value!r}; expected a list of words')
-    return [[str(word) for word in value] for value in values]
 
 
 def _unique(ids: list[str], hashes: list[str], languages: list[str]) -> list[str]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Batch, Encoded
-from raypft.tasks.task import Kind
+from raypft.batch import Batch
+from raypft.encoded import Encoded
+from raypft.tasks.kinds import KINDS
 
 
 class Config(BaseModel):
@@ -62,7 +62,7 @@ class BaseMethod(nn.Module, ABC):
     Config: type[Config] = Config
     numerics: int = 1
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
-    kinds: tuple[str, ...] = get_args(Kind)
+    kinds: tuple[str, ...] = tuple(KINDS)
     trains: bool = True
     max_zero_stage: int = 3
     marks: tuple[str, ...] = ()

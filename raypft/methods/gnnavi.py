@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.methods import base
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.tasks.task import Pattern, Task
 
 

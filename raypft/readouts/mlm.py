@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import base
 from raypft.tasks.task import Pattern, Task

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.readouts import base
 from raypft.readouts.base import Answer, slots_of
 from raypft.tasks.task import Pattern, Task

@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
-from raypft.batch import Batch, Encoded
+from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.readouts import base
 from raypft.readouts.base import Answer
 from raypft.tasks.prompts import WORD_SEPARATOR

@@ -69,7 +69,7 @@ def settings(trained: Trained) -> dict[str, Any]:
     return {
         "raypft": __version__,
         "task": trained.task.name,
-        "kind": trained.task.kind,
+        "kind": trained.task.kind.name,
         "labels": trained.task.label.names,
         "backbone": {"name": base_name(job.backbone), "revision": trained.result["backbone"]},
         "method": {"name": job.method["name"], **without_folders(trained.learner.method.config.model_dump())},
@@ -130,7 +130,7 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             "",
             f"{base}, trained on {task.name} ({task.about}) with raypft {__version__}.",
             "",
-            f"- task: {task.name}, kind {task.kind}"
+            f"- task: {task.name}, kind {task.kind.name}"
             + (f", labels {', '.join(task.label.names)}" if task.label.names else ""),
             f"- languages: trained on {', '.join(languages)}; tested on {', '.join(result['scores'])}",
             f"- metric: {result['metric']}",

@@ -70,7 +70,9 @@ class Trained:
         """The result of this seed."""
         return next(result for result in self.results if result["seed"] == self.seed)
 
-    def predict(self, rows: Sequence[str] | Sequence[Mapping[str, Any]] | pa.Table, language: str | None = None) -> pa.Table:
+    def predict(
+        self, rows: Sequence[str] | Sequence[Mapping[str, Any]] | pa.Table, language: str | None = None
+    ) -> pa.Table:
         """The answers to rows, in their order.
 
         Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pyarrow.parquet as pa_parquet

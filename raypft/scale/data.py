@@ -20,15 +20,15 @@ import pyarrow.parquet as pa_parquet
 import ray
 
 from raypft.backbones.load import load_skeleton
-from raypft.batch import Encoded
 from raypft.config.job import Job, part_config
 from raypft.data import sources
 from raypft.data import streaming as stream
 from raypft.data.sampling import Sample
+from raypft.encoded import Encoded
 from raypft.runs.cell import Cell
 from raypft.scale.resources import ENCODER_CPUS
 from raypft.storage import absolute, on_disk, path_of, written
-from raypft.tasks.task import load_task
+from raypft.tasks.load import load_task
 from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
 from raypft.training.loader import Share, steps
 

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from raypft.catalogue import is_own, load_own, own_hash, own_name
 from raypft.errors import UserError, nearest
 
 ENGLISH = ("en", "eng_Latn")
@@ -167,26 +168,26 @@ METRICS: dict[str, tuple[int, Metric]] = {
     "mlqa_exact_match": (1, mlqa_exact_match),
     "mlqa_f1": (1, mlqa_f1),
 }
-OF_KIND = {
-    "choice": ("accuracy",),
-    "text": ("accuracy",),
-    "mlm": ("token_accuracy",),
-    "tags": ("entity_f1", "token_accuracy", "token_f1", "topro_official", "topro_mt5_official"),
-    "span": ("exact_match", "f1", "mlqa_exact_match", "mlqa_f1"),
-}
-"""The metrics whose gold and answers have the form of a task's kind."""
 
 
 def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
     """The metric's id with its version, and its function (gold, answers, language="en") -> percent.
 
     Args:
-        known: the names to choose from, such as OF_KIND["tags"].
+        name: of a metric here, or a user's own file or module with a function `metric`; its version is then a hash of the file.
+        known: the names to choose from, such as a task kind's.
 
     Raises:
-        UserError: unknown name; the nearest is named.
+        UserError: unknown name (the nearest is named), or the user's file can't be used.
     """
+    if name not in METRICS and is_own(name):
+        return f"{own_name(name)}@{own_hash('metric', name)[:8]}", load_own("metric", name, "metric")
     if name not in known:
         raise UserError(f'metric: "{name}" is unknown; {nearest(name, known)}')
     version, function = METRICS[name]
     return f"{name}@{version}", function
+
+
+def pivot_of(languages: Iterable[str]) -> str | None:
+    """English, as these languages call it, None where it is not among them."""
+    return next((language for language in languages if language in ENGLISH), None)

@@ -10,46 +10,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from raypft.tasks.kinds.tags import WORDS
+from raypft.tasks.query import Demonstration, Piece, Query, Row
 from raypft.tasks.task import MARKUP, Pattern, Task
 
-Row = Mapping[str, object]
 WORD_SEPARATOR = " $$ "
 """Between the words of a tagged sentence that is written out as text (ToPro, vanilla mT5)."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One part of a prompt.
-
-    kind: "text", "slot", "soft", "sep" or "tokens" (already cut into `tokens`); mark: the name under which the position of its
-    first token is recorded; field: its text is a field's, the only text that may be shortened; count: number of soft tokens.
-    """
-
-    kind: str
-    text: str = ""
-    mark: str | None = None
-    field: bool = False
-    count: int = 1
-    tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A labelled training row that stands before every query, `label` a label name."""
-
-    row: Row
-    label: str
-    language: str
-
-
-@dataclass(frozen=True)
-class Query:
-    """The pieces of one prompt: shared demonstrations first, then the row's own."""
-
-    demos: tuple[Piece, ...]
-    pieces: tuple[Piece, ...]
 
 
 def first_word(words: str | Sequence[str]) -> str:
@@ -81,11 +48,11 @@ def queries(
     """All the queries of a row: one, or one for each word where the pattern asks about {token}. Arguments as of `render`."""
     if "{token}" not in pattern.text:
         return [render(task, pattern, row, language, soft_length, demos)]
-    words: Sequence[str] = row[task.words]  # type: ignore[assignment]
+    column = task.fields[WORDS]
+    words: Sequence[str] = row[column]  # type: ignore[assignment]
     sentence = " ".join(words)
     return [
-        render(task, pattern, {**row, task.words: sentence, "token": word}, language, soft_length, demos)
-        for word in words
+        render(task, pattern, {**row, column: sentence, "token": word}, language, soft_length, demos) for word in words
     ]
 
 
@@ -138,9 +105,7 @@ def _field(task: Task, name: str, blank: str, value: object, strip: bool) -> lis
             for i, word in enumerate(value)
         ]
     text = strip_final_punctuation(str(value)) if strip else str(value)
-    return [
-        Piece("text", blank + text, mark="passage" if task.kind == "span" and name == "context" else None, field=True)
-    ]
+    return [Piece("text", blank + text, mark="passage" if name == task.kind.passage else None, field=True)]
 
 
 def strip_final_punctuation(text: str) -> str:

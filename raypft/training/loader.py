@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from raypft.backbones.frozen_states import tokens_of
-from raypft.batch import Batch, Encoded, collate
+from raypft.batch import Batch, collate
 from raypft.config.job import Train
 from raypft.data.streaming import Index, Mix, Reader
+from raypft.encoded import Encoded
 from raypft.methods.base import Method
 from raypft.training.encode import Encoder
 from raypft.training.stepper import Stepper

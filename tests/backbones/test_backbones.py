@@ -35,9 +35,10 @@ from raypft.backbones import fetch as fetching
 from raypft.backbones.aliases import Wheel
 from raypft.backbones.fetch import fetch
 from raypft.backbones.load import backbone_from_config, load_backbone
-from raypft.batch import Encoded, collate
+from raypft.batch import collate
+from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.tasks.prompts import Piece, Query
+from raypft.tasks.query import Piece, Query
 
 SHARED = {
     "vocab_size": 40,

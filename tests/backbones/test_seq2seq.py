@@ -17,7 +17,7 @@ from raypft.readouts import readout_class
 from raypft.readouts.base import Answer
 from raypft.readouts.text import Config, Readout
 from raypft.runs.cell import by_row
-from raypft.tasks.prompts import Piece, Query
+from raypft.tasks.query import Piece, Query
 from raypft.tasks.task import Wording
 from raypft.training.loader import Rows
 from raypft.training.loop import Learner, TorchStepper, evaluate, fit

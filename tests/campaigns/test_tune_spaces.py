@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from raypft.config.job import load_job, recipe_names
-from raypft.tasks.task import load_task
+from raypft.tasks.load import load_task
 
 FOLDER = Path(__file__).parents[2] / "tune_spaces"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -12,7 +12,7 @@ import yaml
 
 from raypft.data.sources import Origin, choose, languages_of, read_split
 from raypft.errors import UserError
-from raypft.tasks.task import load_task
+from raypft.tasks.load import load_task
 
 TAGS = {
     "kind": "tags",

@@ -16,7 +16,7 @@ import yaml
 from raypft.data.sources import choose, languages_of, read_split
 from raypft.errors import UserError
 from raypft.tasks import task as tasks
-from raypft.tasks.task import load_task, task_names
+from raypft.tasks.load import load_task, task_names
 
 STORED = Path(os.environ.get("RAYPFT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ROWS = [

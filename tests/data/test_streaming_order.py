@@ -13,7 +13,7 @@ from test_cli import TASK, call, place, words  # noqa: F401  (a fixture)
 
 from raypft.data.sources import choose
 from raypft.data.streaming import MOST, Group, Index, Order, Reader, index, shares
-from raypft.tasks.task import load_task
+from raypft.tasks.load import load_task
 from raypft.training.loader import Share, steps
 
 SIZES = {"en": 700, "de": 210, "sw": 61, "zh": 29}

@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 
 from raypft.data.sources import SAMPLES
-from raypft.tasks.prompts import Demonstration, queries, readable
-from raypft.tasks.task import Pattern, Task, Wording, load_task, task_names
+from raypft.tasks.load import load_task, task_names
+from raypft.tasks.prompts import queries, readable
+from raypft.tasks.query import Demonstration
+from raypft.tasks.task import Pattern, Task, Wording
 
 GOLDEN = Path(__file__).parent / "prompts.txt"
 

@@ -10,11 +10,13 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from raypft.backbones.load import backbone_from_config
-from raypft.batch import Encoded, collate
+from raypft.batch import collate
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods.gnnavi import Config, GraphLayer, Method
-from raypft.tasks.prompts import Demonstration, render
-from raypft.tasks.task import load_task
+from raypft.tasks.load import load_task
+from raypft.tasks.prompts import render
+from raypft.tasks.query import Demonstration
 
 FORMULAS = [{"conv": "gcn"}, {"conv": "gcn", "norm": "mean"}, {"conv": "sage"}]
 SIZES = {

@@ -13,8 +13,9 @@ from group import Case, run_case, run_group
 from raypft.backbones.load import load_skeleton
 from raypft.backbones.parameters import parameter_infos, segment_layers
 from raypft.backbones.sparse import Sparse
-from raypft.batch import Encoded, collate
+from raypft.batch import collate
 from raypft.config.job import load_job
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import open_ticket
 from raypft.methods.lottery import Method

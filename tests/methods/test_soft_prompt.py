@@ -8,7 +8,8 @@ import torch
 from transformers import XLMRobertaConfig
 
 from raypft.backbones.load import backbone_from_config
-from raypft.batch import Encoded, collate
+from raypft.batch import collate
+from raypft.encoded import Encoded
 from raypft.methods.soft_prompt import Config, Method
 from raypft.tasks.prompts import render
 from raypft.tasks.task import Label, Pattern, Source, Task

@@ -14,15 +14,16 @@ from group import Case, run_group
 from safetensors.torch import load_file, save_file
 
 from raypft.backbones.parameters import parameter_infos
-from raypft.batch import Encoded, collate
+from raypft.batch import collate
 from raypft.config.job import load_job
 from raypft.data.sampling import PROTOCOLS, draw
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import FILE, open_ticket
 from raypft.methods.ticket_search import Config, Method
 from raypft.readouts import mlm
 from raypft.runs.run import prepare, run
-from raypft.tasks.task import load_task
+from raypft.tasks.load import load_task
 from raypft.training.loader import Rows
 from raypft.training.loop import Learner, TorchStepper, fit
 

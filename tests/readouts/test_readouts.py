@@ -10,7 +10,8 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config
-from raypft.batch import Encoded, collate
+from raypft.batch import collate
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import readout_class
 from raypft.readouts.verbalizer import Config, Readout

@@ -10,8 +10,9 @@ import torch
 from test_encode import asked, spans, task
 from torch.nn import functional
 
-from raypft.batch import Encoded, Passage, collate
+from raypft.batch import collate
 from raypft.config.job import Train
+from raypft.encoded import Encoded, Passage
 from raypft.methods import method_class
 from raypft.readouts.base import Answer
 from raypft.readouts.span import Config, Readout

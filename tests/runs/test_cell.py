@@ -11,8 +11,8 @@ import tiny
 import torch
 
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
-from raypft.batch import Encoded
 from raypft.config.job import load_job
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import method_class
 from raypft.readouts import readout_class

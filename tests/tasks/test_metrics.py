@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from raypft.errors import UserError
+from raypft.tasks.load import load_task, task_names
 from raypft.tasks.metrics import METRICS, OF_KIND, metric
-from raypft.tasks.task import load_task, task_names
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 

@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from raypft.errors import UserError
-from raypft.tasks.prompts import Demonstration, Piece, Query, first_word, readable, render, strip_final_punctuation
+from raypft.tasks.prompts import first_word, readable, render, strip_final_punctuation
+from raypft.tasks.query import Demonstration, Piece, Query
 from raypft.tasks.task import Label, Pattern, Source, Task, Wording
 
 ROW = {"premise": "it was good .", "hypothesis": "it was bad"}

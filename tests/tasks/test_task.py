@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raypft.errors import UserError
-from raypft.tasks.task import load_task, task_names
+from raypft.tasks.load import load_task, task_names
 
 GOOD = """
 about: a user's task
