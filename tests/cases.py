@@ -14,13 +14,14 @@ from raypft.backbones.base import Backbone
 from raypft.backbones.parameters import parameter_infos
 from raypft.config.job import Train
 from raypft.encoded import Encoded
-from raypft.methods import method_class, method_names
+from raypft.methods import METHODS
 from raypft.methods._tickets import metadata
-from raypft.readouts import readout_class
+from raypft.readouts import READOUTS
 from raypft.tasks.prompts import render
 from raypft.tasks.query import Demonstration
 from raypft.tasks.task import Label, Pattern, Source, Task
-from raypft.training.loop import Answer, Learner
+from raypft.readouts.base import Answer
+from raypft.training.stepper import Learner
 
 TEXT = {
     "masked": "{text} . it was <soft> <slot> .",
@@ -72,10 +73,10 @@ def supported() -> list[tuple[str, str]]:
     """Every (method, kind of tiny model) that goes together."""
     return [
         (name, kind)
-        for name in method_names()
+        for name in METHODS.names()
         for family, kinds in tiny.FAMILIES.items()
         for kind in kinds
-        if family in method_class(name).families
+        if family in METHODS.load(name).families
     ]
 
 
@@ -110,7 +111,7 @@ ARTEFACTS = {"ticket": ticket}
 
 def config_of(method: str, backbone: Backbone, **options):
     """A method's configuration with its defaults, the artefacts it needs, and dropout off."""
-    made = method_class(method).Config
+    made = METHODS.load(method).Config
     needed = {key: make(backbone) for key, make in ARTEFACTS.items() if key in made.model_fields}
     return made(**needed | {name: 0.0 for name in made.model_fields if name == "dropout"} | options)
 
@@ -119,12 +120,12 @@ def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbali
     """A cell on a reset backbone, initialised by the seed; `options` are keys of the method, dropout is off."""
     backbone.reset()
     torch.manual_seed(seed)
-    made, kind = method_class(method), task()
+    made, kind = METHODS.load(method), task()
     config = config_of(method, backbone, **options)
     pattern = kind.pattern(backbone.family)
     text = pattern.text if config.soft_tokens else pattern.text.replace(" <soft>", "")
     pattern = pattern.model_copy(update={"text": text})
-    reads = readout_class(readout)
+    reads = READOUTS.load(readout)
     learner = Learner(made(config, backbone), reads(reads.Config(), kind, pattern, backbone))
     demos = [
         Demonstration({"text": "a bad film"}, "negative", "en"),

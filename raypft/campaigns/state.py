@@ -20,8 +20,8 @@ from raypft.campaigns.campaign import Campaign, Place
 from raypft.campaigns.ledger import FILE, Ledger
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.cell import TESTED, UNTESTED, is_finished
-from raypft.runs.run import Shelf, identify, prepare
+from raypft.runs.results import TESTED, UNTESTED, is_finished
+from raypft.runs.prepare import Memo, identify, prepare
 from raypft.storage import Log, absolute, path_of
 
 HEAD = 300
@@ -65,7 +65,7 @@ class Book:
     def __init__(
         self, campaign: Campaign, tell: Callable[[str], None] = lambda line: None, fresh: bool = False
     ) -> None:
-        self.campaign, self.fresh, self.shelf = campaign, fresh, Shelf()
+        self.campaign, self.fresh, self.shelf = campaign, fresh, Memo()
         if fresh:
             Log(campaign.folder / FILE).remove()
         self.ledger = Ledger(campaign.folder, tell)

@@ -124,7 +124,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
-    from raypft.config.job import load_job  # noqa: PLC0415
+    from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs import run as runs  # noqa: PLC0415  (torch is loaded only where it is needed)
     from raypft.runs.table import run_table  # noqa: PLC0415
 
@@ -265,7 +265,7 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
 @app.command()
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
-    from raypft.config.job import load_job  # noqa: PLC0415
+    from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs import run as runs  # noqa: PLC0415
     from raypft.runs.inspect import checked  # noqa: PLC0415
 
@@ -281,7 +281,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One row traced: rendered prompt, tokens with marks, label words and their ids, scores."""
-    from raypft.config.job import load_job  # noqa: PLC0415
+    from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs import run as runs  # noqa: PLC0415
     from raypft.runs.inspect import traced  # noqa: PLC0415
 
@@ -298,7 +298,7 @@ def list_(
     matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
 ) -> None:
     """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
-    from raypft.runs.inspect import catalogue  # noqa: PLC0415
+    from raypft.cli.catalogues import catalogue  # noqa: PLC0415
 
     if (what is None) != matrix:
         raise UserError("list: name one catalogue, e.g. raypft list methods, or raypft list --matrix")

@@ -7,16 +7,9 @@ from pathlib import Path
 
 from raypft.campaigns.campaign import open_campaign, words_of
 from raypft.cluster.definition import load
-from raypft.config.job import Resources, load_resources
-from raypft.scale.resources import (
-    Bundle,
-    Shape,
-    check_possible,
-    job_bundles,
-    logical_cpus,
-    shapes_of,
-    trial_bundles,
-)
+from raypft.config.job import Resources
+from raypft.config.load import load_resources
+from raypft.scale.resources import Bundle, Shape, check_possible, job_bundles, logical_cpus, shapes_of, trial_bundles
 
 
 def refuse_impossible(words: Sequence[str], file: Path) -> None:

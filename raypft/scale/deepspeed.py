@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from raypft.batch import Batch
 from raypft.config.job import Job, Train
 from raypft.scale.zero import prepare_environment, zero_config
-from raypft.training.loop import Learner, Stepper, adam_state, make_optimizer, set_adam_state
+from raypft.training.stepper import Learner, Stepper, adam_state, make_optimizer, set_adam_state
 
 prepare_environment()
 

@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.cell import Cell, Tell
+from raypft.runs.cell import Cell
+from raypft.runs.results import Tell
 from raypft.scale.data import encode_on_ray, packed
 from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
 from raypft.scale.worker_group import Lane

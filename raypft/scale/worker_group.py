@@ -24,7 +24,7 @@ from raypft.scale.process_group import ProcessGroupConfig
 from raypft.storage import absolute, path_of
 
 if TYPE_CHECKING:
-    from raypft.runs.cell import Tell
+    from raypft.runs.results import Tell
 
 LOOK_SECONDS = 0.2
 """How often the owner of a lane looks whether its workers are alive."""

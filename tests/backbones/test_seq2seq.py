@@ -12,21 +12,22 @@ from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.errors import UserError
-from raypft.methods import method_class
-from raypft.readouts import readout_class
+from raypft.methods import METHODS
+from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.readouts.text import Config, Readout
-from raypft.runs.cell import by_row
+from raypft.runs.scores import by_row
 from raypft.tasks.query import Piece, Query
 from raypft.tasks.task import Wording
-from raypft.training.loader import Rows
-from raypft.training.loop import Learner, TorchStepper, evaluate, fit
+from raypft.training.loader import PromptDataset
+from raypft.training.stepper import Learner, TorchStepper
+from raypft.training.loop import evaluate, fit
 
 KINDS = tiny.FAMILIES["seq2seq"]
 
 
 def frozen(backbone):
-    made = method_class("frozen")
+    made = METHODS.load("frozen")
     return made(made.Config(), backbone)
 
 
@@ -142,7 +143,7 @@ def test_a_label_word_is_scored_after_the_sentinel():
     backbone = tiny.backbone("mt5")
     make = encoder(task("choice", "{text} <slot> .", text="text"), backbone, "verbalizer")
     prompts = make({"id": "1", "language": "en", "text": "a film", "label": "DOING"})
-    batch, reads = collate(prompts, 1), readout_class("verbalizer")
+    batch, reads = collate(prompts, 1), READOUTS.load("verbalizer")
     readout = reads(reads.Config(), make.task, make.pattern, backbone)
     out = backbone.model(
         input_ids=batch.ids,
@@ -172,7 +173,7 @@ def test_a_prefix_reaches_encoder_and_decoder_and_trains(kind):
     readout, prompts = written(backbone)
     batch = collate(prompts, 1)
     plain = backbone(batch)
-    made = method_class("prefix")
+    made = METHODS.load("prefix")
     method = made(made.Config(length=3), backbone)
     states = method(batch)
     assert states.shape == plain.shape
@@ -320,10 +321,10 @@ def test_answers_of_several_words_are_learned(kind, pad_to):
     backbone = tiny.backbone(kind)
     rows = [("a good film", "one two"), ("it is bad", "three"), ("fine", "one five")]
     readout, prompts = written(backbone, rows=rows, kind="text", pad_to=pad_to, longest=4)
-    full = method_class("full")
+    full = METHODS.load("full")
     learner = Learner(full(full.Config(), backbone), readout)
     settings = Train(epochs=40, lr=1e-2, batch_size=4, select="last")
-    stepper, data = TorchStepper(learner, settings), Rows(prompts, learner.method, 1)
+    stepper, data = TorchStepper(learner, settings), PromptDataset(prompts, learner.method, 1)
     fit(stepper, data, None, settings, 0, lambda answers: 0.0)
     found = by_row(readout, prompts, evaluate(stepper, data, 2))
     assert [row.answer for row in found] == [row.gold for row in found] == ["one two", "three", "one five"]

@@ -17,9 +17,12 @@ from raypft.campaigns.campaign import FOLDER, campaign_names, flat, load_campaig
 from raypft.campaigns.search_space import Dimension
 from raypft.campaigns.state import Book
 from raypft.cli.progress import CampaignTeller, duration
-from raypft.config.job import load_job
+from raypft.config.load import load_job
 from raypft.errors import UserError
-from raypft.runs import run as runs
+from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
+from raypft.runs.executor import LocalExecutor
+from raypft.runs.run import conclude
 from raypft.scale.tune.plan import planned
 from raypft.scale.tune.study import Study
 
@@ -252,16 +255,16 @@ def test_nested_keys_are_dotted_keys():
 
 def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: F811
     name, *overrides = words(place, "seeds=1", "train.dropout=0.0")
-    (plain,) = runs.run([runs.prepare(load_job(name, overrides))], lambda event: None)[0]
-    prepared = runs.prepare(load_job(name, [*overrides, f"storage={place}/other"]))
-    here, events = runs.Here(), []
+    (plain,) = run_jobs([prepare(load_job(name, overrides))], lambda event: None)[0]
+    prepared = prepare(load_job(name, [*overrides, f"storage={place}/other"]))
+    here, events = LocalExecutor(), []
     (cell,) = prepared.cells(test=False)
     searched = here.run(cell, events.append)
     assert cell.finished
     assert "scores" not in searched
     assert searched["dev"] == plain["dev"]
     assert not (cell.folder / "predictions.parquet").exists()
-    assert runs.conclude(prepared) == []
+    assert conclude(prepared) == []
     (cell,) = prepared.cells()
     assert not cell.finished
     events.clear()
@@ -275,10 +278,10 @@ def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: 
 
 def test_dev_is_that_of_the_epoch_kept_and_of_what_nothing_trains(place):  # noqa: F811
     last = words(place, "seeds=1", "train.select=last", "train.epochs=4")
-    (result,) = runs.run([runs.prepare(load_job(last[0], last[1:]))], lambda event: None)[0]
+    (result,) = run_jobs([prepare(load_job(last[0], last[1:]))], lambda event: None)[0]
     assert result["dev"] == result["history"][-1]["dev"]
     direct = words(place, "seeds=1", "train.epochs=0", "dev.rows=full", recipe="direct")
-    (result,) = runs.run([runs.prepare(load_job(direct[0], direct[1:]))], lambda event: None)[0]
+    (result,) = run_jobs([prepare(load_job(direct[0], direct[1:]))], lambda event: None)[0]
     assert 0 <= result["dev"] <= 100
 
 
@@ -359,7 +362,7 @@ def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monke
     assert found["memory_gib"] > 0
     assert any("expected time: unknown" in line for line in found["lines"])
     plain = next(load_campaign(path).places()).job()
-    runs.run([runs.prepare(plain)], lambda event: None)
+    run_jobs([prepare(plain)], lambda event: None)
     found = planned(load_campaign(path))
     assert (found["done"], found["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"
     assert found["hours"] > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raypft.config.job import load_job, recipe_names
+from raypft.config.load import load_job, recipe_names
 from raypft.tasks.load import load_task
 
 FOLDER = Path(__file__).parents[2] / "tune_spaces"

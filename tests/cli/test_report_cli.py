@@ -11,7 +11,8 @@ from raypft.campaigns.campaign import Row, load_campaign
 from raypft.campaigns.state import Book, reopened
 from raypft.cli.app import report
 from raypft.errors import UserError
-from raypft.runs import run as runs
+from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 
 
 def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys):  # noqa: F811
@@ -22,7 +23,7 @@ def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys)
     book = Book(campaign)
     book.write_campaign()
     assert reopened(campaign.folder) == campaign
-    runs.run([runs.prepare(next(campaign.places()).job())], lambda event: None)
+    run_jobs([prepare(next(campaign.places()).job())], lambda event: None)
     report([campaign.folder])
     text = capsys.readouterr().out
     assert "**accuracy@1**" in text

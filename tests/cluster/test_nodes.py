@@ -15,8 +15,9 @@ import pytest
 from hosts import Hosts, not_permitted
 from test_cli import place, words  # noqa: F401  (a fixture)
 
-from raypft.config.job import load_job
-from raypft.runs import run as runs
+from raypft.config.load import load_job
+from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 
 reason = not_permitted()
 pytestmark = [
@@ -56,7 +57,7 @@ class Run:
     def __init__(self, hosts: Hosts, place: Path, *more: str, least: int = 2, label: str | None = None) -> None:  # noqa: F811
         common = ["seeds=1", "train.dropout=0.0", "train.lr=1e-3", "train.patience=null", *more]
         name, *overrides = words(place, *common, f"storage={place}/plain")
-        (self.expected,) = runs.run([runs.prepare(load_job(name, overrides))], lambda event: None)[0]
+        (self.expected,) = run_jobs([prepare(load_job(name, overrides))], lambda event: None)[0]
         self.folder, self.hosts = place / "hosts", hosts
         group = [
             "resources.workers=2",

@@ -19,8 +19,8 @@ from test_cli import place, words  # noqa: F401  (a fixture)
 from test_nodes import Run, hosts, more, reason  # noqa: F401  (a fixture)
 from test_streaming_order import task_with
 
-from raypft.config.job import load_job
-from raypft.runs import run as runs
+from raypft.config.load import load_job
+from raypft.runs.prepare import prepare
 from raypft.training.encode import Encoder
 
 pytestmark = [
@@ -60,7 +60,7 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
         "data.stream=proportional",
         "dev.rows=none",
     )
-    prepared = runs.prepare(load_job(name, overrides))
+    prepared = prepare(load_job(name, overrides))
     index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton)
     tracemalloc.start()
     held = [prompt for row in [index.head().to_pylist()[0]] * 500 for prompt in encoder(row)]

@@ -16,13 +16,14 @@ import yaml
 from raypft.batch import collate
 from raypft.cli import main
 from raypft.config.compatibility import FAMILIES, KINDS, MARKERS, MARKUP, check_job, matrix, readouts_for, rendered
-from raypft.config.job import Job, load_job
+from raypft.config.job import Job
+from raypft.config.load import load_job
 from raypft.errors import UserError
-from raypft.methods import method_class, method_names
-from raypft.readouts import readout_class, readout_names
-from raypft.runs.cell import by_row
+from raypft.methods import METHODS
+from raypft.readouts import READOUTS
+from raypft.runs.scores import by_row
 from raypft.training.encode import Encoder
-from raypft.training.loop import Learner
+from raypft.training.stepper import Learner
 
 README = Path(__file__).parents[2] / "README.md"
 WORDS = {"negative": "bad", "positive": "good"}
@@ -42,7 +43,7 @@ TEXTS = {
     "mlm": "{text}",
 }
 METRICS = {"choice": "accuracy", "tags": "token_accuracy", "span": "f1", "text": "accuracy", "mlm": "token_accuracy"}
-COMBINATIONS = list(itertools.product(method_names(), FAMILIES, readout_names(), KINDS))
+COMBINATIONS = list(itertools.product(METHODS.names(), FAMILIES, READOUTS.names(), KINDS))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,9 @@ def folder(tmp_path_factory):
 
 
 def job(folder: Path, method: str, family: str, readout: str, kind: str, stage: int = 0) -> Job:
-    soft = "soft" in method_class(method).marks
+    soft = "soft" in METHODS.load(method).marks
     slot = kind in ("choice", "tags") and (
-        readout_class(readout).needs_slot or "demo_label" in method_class(method).marks
+        READOUTS.load(readout).needs_slot or "demo_label" in METHODS.load(method).marks
     )
     return Job(
         task=f"{folder}/{kind}.yaml",
@@ -117,7 +118,7 @@ def test_what_goes_together_trains_and_answers(combination, folder):
     )
     encoder = Encoder.of(made, backbone, demos)
     learner = Learner(
-        method_class(method)(cases.config_of(method, backbone), backbone),
+        METHODS.load(method)(cases.config_of(method, backbone), backbone),
         encoder.readout(encoder.readout_config, encoder.task, encoder.pattern, backbone),
     )
     prompts = encoder(row)
@@ -212,8 +213,8 @@ def test_loading_refuses_what_no_backbone_can_mend():
 
 
 def test_every_stage_of_the_matrix_is_allowed(folder):
-    for name in method_names():
-        own = method_class(name)
+    for name in METHODS.names():
+        own = METHODS.load(name)
         kind = "choice"
         for stage in range(4):
             made = job(folder, name, own.families[0], readouts_for(name, own.families[0], kind)[0], kind, stage)
@@ -225,8 +226,8 @@ def test_every_stage_of_the_matrix_is_allowed(folder):
 
 
 def test_marks_are_known():
-    for name in method_names():
-        assert set(method_class(name).marks) <= set(MARKUP)
+    for name in METHODS.names():
+        assert set(METHODS.load(name).marks) <= set(MARKUP)
 
 
 def test_the_readme_is_up_to_date():

@@ -7,10 +7,11 @@ import pytest
 import tiny
 import yaml
 
-from raypft.config.job import RECIPES, Job, load_job, make_job, recipe_names
+from raypft.config.load import RECIPES, load_job, make_job, recipe_names
+from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.run import prepare
-from raypft.tasks.task import FOLDER
+from raypft.runs.prepare import prepare
+from raypft.tasks.load import FOLDER
 
 NLI = ["task=xnli", "backbone=mbert"]
 SST2 = ["task=sst2", "backbone=gpt2"]

@@ -17,7 +17,7 @@ from torch import multiprocessing
 if TYPE_CHECKING:
     import cases
 
-    from raypft.training.loop import Stepper
+    from raypft.training.stepper import Stepper
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ def run_case(case: Case) -> dict[str, Any]:
 
     from raypft.config.job import Job, Resources, Zero
     from raypft.scale.deepspeed import DeepSpeedStepper
-    from raypft.training.loader import Rows
-    from raypft.training.loop import Progress, TorchStepper, fit
+    from raypft.training.loader import PromptDataset
+    from raypft.training.checkpoint import TrainState
+    from raypft.training.stepper import TorchStepper
+    from raypft.training.loop import fit
 
     cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
     settings = cases.SETTINGS.model_copy(
@@ -65,7 +67,7 @@ def run_case(case: Case) -> dict[str, Any]:
     )
     progress = None
     if case.resume is not None:
-        progress = Progress(**case.resume)
+        progress = TrainState(**case.resume)
         with torch.no_grad():
             for name, parameter in cell.learner.trainable().items():
                 parameter.copy_(progress.values[name])
@@ -83,7 +85,7 @@ def run_case(case: Case) -> dict[str, Any]:
             resources=Resources(workers=1),
         )
         stepper = DeepSpeedStepper(job, cell.learner, settings, "cpu", state)
-    rows = Rows(cell.prompts, cell.learner.method, 1)
+    rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     shares = {
         name: (p.ds_tensor.numel(), p.ds_numel)
         for name, p in cell.learner.named_parameters()

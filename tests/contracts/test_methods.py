@@ -9,25 +9,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raypft.batch import collate
-from raypft.methods import method_class
-from raypft.training.loader import Rows
-from raypft.training.loop import TorchStepper, evaluate, fit
+from raypft.methods import METHODS
+from raypft.training.loader import PromptDataset
+from raypft.training.stepper import TorchStepper
+from raypft.training.loop import evaluate, fit
 
 CASES = cases.supported()
-TRAINING = [(method, kind) for method, kind in CASES if method_class(method).trains]
+TRAINING = [(method, kind) for method, kind in CASES if METHODS.load(method).trains]
 
 
 def run(cell: cases.Cell, settings=cases.SETTINGS, seed: int = 0):
     """Fit a cell; its stepper and progress."""
     stepper = TorchStepper(cell.learner, settings)
-    rows = Rows(cell.prompts, cell.learner.method, 1)
+    rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     return stepper, fit(stepper, rows, rows, settings, seed, cell.score)
 
 
 @pytest.mark.parametrize(("method", "kind"), CASES)
 def test_states_are_one_row_per_slot(method, kind):
     cell = cases.cell(method, tiny.backbone(kind))
-    batch = Rows(cell.prompts, cell.learner.method, 1).batch([0, 1, 2])
+    batch = PromptDataset(cell.prompts, cell.learner.method, 1).batch([0, 1, 2])
     assert cell.learner.method(batch).shape == (3, tiny.HIDDEN)
 
 
@@ -59,7 +60,7 @@ def test_saved_parameters_give_equal_scores_in_a_fresh_model(method, kind, tmp_p
     again = cases.cell(method, tiny.backbone(kind), seed=9)
     fresh = TorchStepper(again.learner, cases.SETTINGS)
     fresh.set_values(load_file(tmp_path / "x.safetensors"))
-    rows, other = (Rows(c.prompts, c.learner.method, 1) for c in (cell, again))
+    rows, other = (PromptDataset(c.prompts, c.learner.method, 1) for c in (cell, again))
     assert evaluate(stepper, rows, 2) == evaluate(fresh, other, 2)
 
 
@@ -70,7 +71,7 @@ def test_cached_states_give_the_uncached_numbers(method, kind):
     if not made.constant_below:
         pytest.skip("nothing constant below this method")
     states = made.backbone.frozen_states.after(made.constant_below, cell.prompts, "cpu")
-    plain, cached = (Rows(cell.prompts, made, 1, lower).batch([2, 0, 4]) for lower in (None, states))
+    plain, cached = (PromptDataset(cell.prompts, made, 1, lower).batch([2, 0, 4]) for lower in (None, states))
     torch.testing.assert_close(cell.learner(plain), cell.learner(cached), rtol=0, atol=1e-6)
 
 
@@ -112,7 +113,7 @@ def test_a_method_can_overfit_five_rows(kind):
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_filler_rows_weigh_nothing(kind):
     cell = cases.cell("full", tiny.backbone(kind))
-    filler = Rows(cell.prompts, cell.learner.method, 1).batch([])
+    filler = PromptDataset(cell.prompts, cell.learner.method, 1).batch([])
     loss, weight = cell.learner.readout.loss(cell.learner(filler), filler)
     assert float(loss.detach()) == 0
     assert float(weight) == 0

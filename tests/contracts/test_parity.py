@@ -9,7 +9,7 @@ import cases
 import pytest
 from group import Case, run_case, run_group
 
-from raypft.methods import method_class
+from raypft.methods import METHODS
 
 pytestmark = pytest.mark.timeout(1500)  # the groups run in fixtures, each of them all cases
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.timeout(1500)  # the groups run in fixtures, each of th
 METHODS = [
     (method, kind)
     for method, kind in cases.supported()
-    if method_class(method).trains and kind in ("bert", "gpt2", "t5")
+    if METHODS.load(method).trains and kind in ("bert", "gpt2", "t5")
 ]
 ENGINES: list[str | int] = ["torch", 0, 1, 2, 3]
 
 
 def engines(method: str) -> list[str | int]:
     """Those a method works on."""
-    return [engine for engine in ENGINES if engine == "torch" or engine <= method_class(method).max_zero_stage]
+    return [engine for engine in ENGINES if engine == "torch" or engine <= METHODS.load(method).max_zero_stage]
 
 
 PLANS = [Case(method, kind, engine) for method, kind in METHODS for engine in engines(method)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raypft.config.job import make_job
+from raypft.config.load import make_job
 from raypft.data.sampling import PROTOCOLS, Protocol, Sample, draw, protocol
 from raypft.errors import UserError
 

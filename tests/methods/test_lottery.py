@@ -14,14 +14,15 @@ from raypft.backbones.load import load_skeleton
 from raypft.backbones.parameters import parameter_infos, segment_layers
 from raypft.backbones.sparse import Sparse
 from raypft.batch import collate
-from raypft.config.job import load_job
+from raypft.config.load import load_job
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import open_ticket
 from raypft.methods.lottery import Method
-from raypft.runs.run import prepare
-from raypft.training.loader import Rows
-from raypft.training.loop import TorchStepper, fit
+from raypft.runs.prepare import prepare
+from raypft.training.loader import PromptDataset
+from raypft.training.stepper import TorchStepper
+from raypft.training.loop import fit
 
 EMBEDDING = {
     "bert": "bert.embeddings.word_embeddings.weight",
@@ -296,7 +297,7 @@ def test_only_a_vanilla_ticket_moves_the_label_words(strategy, label_words_move)
 def test_training_moves_the_prompt_and_the_entries():
     cell = cases.cell("lottery", tiny.backbone("xlmr"))
     before = {name: p.detach().clone() for name, p in cell.learner.trainable().items()}
-    rows = Rows(cell.prompts, cell.learner.method, 1)
+    rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     found = fit(
         TorchStepper(cell.learner, cases.SETTINGS),
         rows,

@@ -15,17 +15,19 @@ from safetensors.torch import load_file, save_file
 
 from raypft.backbones.parameters import parameter_infos
 from raypft.batch import collate
-from raypft.config.job import load_job
+from raypft.config.load import load_job
 from raypft.data.sampling import PROTOCOLS, draw
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import FILE, open_ticket
 from raypft.methods.ticket_search import Config, Method
 from raypft.readouts import mlm
-from raypft.runs.run import prepare, run
+from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 from raypft.tasks.load import load_task
-from raypft.training.loader import Rows
-from raypft.training.loop import Learner, TorchStepper, fit
+from raypft.training.loader import PromptDataset
+from raypft.training.stepper import Learner, TorchStepper
+from raypft.training.loop import fit
 
 STRATEGIES = ["decoupled", "vanilla", "freeze_embeddings"]
 
@@ -121,7 +123,7 @@ def losses(epochs: int = 3, seed: int = 0, **train) -> list[float]:
     backbone = tiny.backbone("bert")
     made = learner(backbone)
     settings = cases.SETTINGS.model_copy(update={"epochs": epochs, "lr": 1e-2, **train})
-    rows = Rows(prompts(backbone), made.method, 1)
+    rows = PromptDataset(prompts(backbone), made.method, 1)
     return fit(TorchStepper(made, settings), rows, None, settings, seed, lambda answers: 0.0).losses
 
 
@@ -193,7 +195,7 @@ def test_the_result_is_what_moved(kind, strategy, tmp_path):
     made = learner(backbone, strategy=strategy)
     own = prompts(backbone)
     stepper = TorchStepper(made, cases.SETTINGS)
-    fit(stepper, Rows(own, made.method, 1), None, cases.SETTINGS, 0, lambda answers: 0.0)
+    fit(stepper, PromptDataset(own, made.method, 1), None, cases.SETTINGS, 0, lambda answers: 0.0)
     result = made.method.result(stepper.values())
     trained, pretrained = (dict(b.model.named_parameters(remove_duplicate=False)) for b in (backbone, fresh))
     assert result.file == FILE

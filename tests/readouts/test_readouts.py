@@ -13,7 +13,7 @@ from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.readouts import readout_class
+from raypft.readouts import READOUTS
 from raypft.readouts.verbalizer import Config, Readout
 from raypft.tasks.task import Label, Pattern, Task
 
@@ -239,7 +239,7 @@ def test_head_scores_every_label_and_trains(kind):
         sources={},
         patterns={},
     )
-    reads = readout_class("head")
+    reads = READOUTS.load("head")
     made = reads(reads.Config(), task, Pattern(text="{text}", source="test"), tiny.backbone(kind))
     assert not made.needs_slot
     assert made.scores(torch.randn(2, tiny.HIDDEN), batch(2)).shape == (2, 3)

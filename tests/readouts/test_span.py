@@ -13,13 +13,14 @@ from torch.nn import functional
 from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.encoded import Encoded, Passage
-from raypft.methods import method_class
+from raypft.methods import METHODS
 from raypft.readouts.base import Answer
 from raypft.readouts.span import Config, Readout
-from raypft.runs.cell import by_row
+from raypft.runs.scores import by_row
 from raypft.tasks.metrics import exact_match
-from raypft.training.loader import Rows
-from raypft.training.loop import Learner, TorchStepper, evaluate, fit
+from raypft.training.loader import PromptDataset
+from raypft.training.stepper import Learner, TorchStepper
+from raypft.training.loop import evaluate, fit
 
 TEXT = "one two three four"
 PASSAGE = Passage(TEXT, [0, 0, 4, 8, 14], [0, 3, 7, 13, 18])
@@ -112,10 +113,10 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
     prompts = [prompt for i, row in enumerate(rows) for prompt in encoder({**row, "id": str(i)})]
     assert len(prompts) > len(rows)
     torch.manual_seed(0)
-    full = method_class("full")
+    full = METHODS.load("full")
     learner = Learner(full(full.Config(), backbone), Readout(Config(), encoder.task, encoder.pattern, backbone))
     settings = Train(epochs=60, lr=1e-2, batch_size=8, select="last", eval_batch=2)
-    stepper, data = TorchStepper(learner, settings), Rows(prompts, learner.method, 1)
+    stepper, data = TorchStepper(learner, settings), PromptDataset(prompts, learner.method, 1)
 
     def score(answers: list[Answer]) -> float:
         found = by_row(learner.readout, prompts, answers)

@@ -11,18 +11,21 @@ import tiny
 import torch
 
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
-from raypft.config.job import load_job
+from raypft.config.load import load_job
 from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.methods import method_class
-from raypft.readouts import readout_class
+from raypft.methods import METHODS
+from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs import run as runs
-from raypft.runs.cell import RowAnswer, answer_table, by_row, majority, measured
+from raypft.runs.prepare import prepare
+from raypft.runs.prepare import Prepared
+from raypft.scale.run import run_jobs
+from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, measured
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
-from raypft.training.loader import Rows
-from raypft.training.loop import Learner, TorchStepper, evaluate
+from raypft.training.loader import PromptDataset
+from raypft.training.stepper import Learner, TorchStepper
+from raypft.training.loop import evaluate
 
 
 def task(kind: str, names: list[str], metrics: list[str]) -> Task:
@@ -44,7 +47,7 @@ def task(kind: str, names: list[str], metrics: list[str]) -> Task:
 
 
 def head(own: Task, kind: str = "bert"):
-    reads = readout_class("head")
+    reads = READOUTS.load("head")
     return reads(reads.Config(), own, Pattern(text="{tokens}", source="test"), tiny.backbone(kind))
 
 
@@ -90,13 +93,13 @@ def test_rows_of_one_name_keep_their_own_answers():
     """Evaluated in batches by length, two rows of one id are not mixed up."""
     backbone = tiny.backbone("bert")
     own = task("choice", ["A", "B"], ["accuracy"])
-    frozen = method_class("frozen")
+    frozen = METHODS.load("frozen")
     learner = Learner(frozen(frozen.Config(), backbone), head(own)).eval()
     prompts = [prompt("en/1", [0], ids=9), prompt("en/1", [1], ids=20), prompt("en/2", [1], ids=30)]
     stepper = TorchStepper(learner, load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla"]).train)
-    answers = evaluate(stepper, Rows(prompts, learner.method, 1), 2)
+    answers = evaluate(stepper, PromptDataset(prompts, learner.method, 1), 2)
     with torch.no_grad():
-        alone = [learner.answer(Rows([p], learner.method, 1).batch([0]))[0] for p in prompts]
+        alone = [learner.answer(PromptDataset([p], learner.method, 1).batch([0]))[0] for p in prompts]
     for found, expected in zip(answers, alone):
         assert found.scores == pytest.approx(expected.scores, abs=1e-5)
     assert answers[0].scores != pytest.approx(answers[1].scores, abs=1e-5)
@@ -108,12 +111,12 @@ def states_of(backbone, **options):
 
 
 def test_cached_states_are_those_of_the_prompt_not_of_its_name():
-    """Rows of train and dev may have one id: SST-2 counts both from 0."""
+    """PromptDataset of train and dev may have one id: SST-2 counts both from 0."""
     backbone = tiny.backbone("llama")
     train, dev = prompt("en/0", [0], ids=9), Encoded("en/0", "en", [20, 21, 22], [0] * 3, {"slot": [2]}, gold=[1])
     found = [states_of(backbone).after(2, own, "cpu") for own in ([train], [dev], [train, dev])]
     for own in (train, dev):
-        rows = Rows([own], method_class("frozen")(method_class("frozen").Config(), backbone), 1)
+        rows = PromptDataset([own], METHODS.load("frozen")(METHODS.load("frozen").Config(), backbone), 1)
         expected = backbone.lower(rows.batch([0]), 2)[0]
         assert [
             torch.allclose(states[tokens_of(own)], expected, atol=1e-6) for states in found if tokens_of(own) in states
@@ -197,9 +200,9 @@ def test_the_table_of_predictions_has_the_columns_of_its_kind():
 def test_scores_of_a_sentence_are_one_a_word_even_of_one_word():
     own = task("tags", ["A", "B", "C"], ["token_accuracy"])
     reads = head(own)
-    learner = Learner(method_class("frozen")(method_class("frozen").Config(), tiny.backbone("bert")), reads).eval()
+    learner = Learner(METHODS.load("frozen")(METHODS.load("frozen").Config(), tiny.backbone("bert")), reads).eval()
     prompts = [prompt("en/1", [0, 1, 2]), prompt("en/2", [1])]
-    batch = Rows(prompts, learner.method, 1).batch([0, 1])
+    batch = PromptDataset(prompts, learner.method, 1).batch([0, 1])
     with torch.no_grad():
         rows = by_row(reads, prompts, learner.answer(batch))
     assert [len(row.scores) for row in rows] == [3, 1]
@@ -336,14 +339,14 @@ def test_a_readout_that_does_not_fit_is_refused_with_one_that_does(name, model, 
     with pytest.raises(
         UserError, match=message
     ) as caught:  # some when the job is loaded, some when the backbone is known
-        runs.prepare(job(place, name, model, "pattern=vanilla", *more))
+        prepare(job(place, name, model, "pattern=vanilla", *more))
     assert "\n" not in str(caught.value)
 
 
-def result(made) -> tuple[dict, list[dict], runs.Prepared]:
+def result(made) -> tuple[dict, list[dict], Prepared]:
     """The one result of a job and its predictions."""
-    prepared = runs.prepare(made)
-    ((found,),) = runs.run([prepared], lambda event: None)
+    prepared = prepare(made)
+    ((found,),) = run_jobs([prepared], lambda event: None)
     return found, pa_parquet.read_table(prepared.folder / "seed-0" / "predictions.parquet").to_pylist(), prepared
 
 

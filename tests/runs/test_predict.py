@@ -29,11 +29,12 @@ from transformers import (
 
 from raypft.backbones.load import load_backbone
 from raypft.batch import collate
-from raypft.config.job import make_job
+from raypft.config.load import make_job
 from raypft.errors import UserError
-from raypft.methods import method_class, method_names
+from raypft.methods import METHODS
 from raypft.report.table import mean_std
-from raypft.runs import run as runs
+from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 from raypft.runs.predict import load_trained, predict, rows_of_file, rows_of_texts
 
 WORDS = {"negative": "bad", "positive": "good"}
@@ -118,10 +119,10 @@ FAMILY = {"bert": "masked", "xlmr": "masked", "gpt2": "causal", "llama": "causal
 
 def job(place: Path, kind: str, model: str, method: str, /, **more):
     """A job of a tiny task; `more` replaces its keys."""
-    keys = [key for key in cases.ARTEFACTS if key in method_class(method).Config.model_fields]
+    keys = [key for key in cases.ARTEFACTS if key in METHODS.load(method).Config.model_fields]
     backbone = load_backbone(f"{place}/{model}") if keys else None
     needed = {key: cases.ARTEFACTS[key](backbone, revision=backbone.revision) for key in keys}
-    soft = " soft" if "soft" in method_class(method).marks else ""
+    soft = " soft" if "soft" in METHODS.load(method).marks else ""
     family = FAMILY[model]
     values = {
         "recipe": f"{method}-{kind}-{model}",
@@ -147,19 +148,19 @@ def job(place: Path, kind: str, model: str, method: str, /, **more):
 
 def ran(made) -> Path:
     """The folder of a job's finished run."""
-    prepared = runs.prepare(made)
+    prepared = prepare(made)
     if not (prepared.folder / f"seed-{made.seeds[-1]}" / "result.json").is_file():
         with torch.enable_grad():
-            runs.run([prepared], lambda event: None)
+            run_jobs([prepared], lambda event: None)
     return prepared.folder
 
 
 CASES = {
     **{
         f"{name} {model}": ("choice", model, name, {})
-        for name in method_names()
+        for name in METHODS.names()
         for model in ("bert", "gpt2", "t5")
-        if FAMILY[model] in method_class(name).families
+        if FAMILY[model] in METHODS.load(name).families
     },
     "head": ("choice", "xlmr", "full", {"pattern": "vanilla", "readout": "head"}),
     "lora head": ("choice", "llama", "lora", {"pattern": "vanilla", "readout": "head", "demos": 0}),
@@ -370,7 +371,7 @@ def test_a_finished_run_without_demonstrations_gets_them_when_started_again(plac
     expected = pa_parquet.read_table(demos)
     demos.unlink()
     told = []
-    runs.run([runs.prepare(made)], told.append)
+    run_jobs([prepare(made)], told.append)
     assert [event["event"] for event in told] == ["reuse"]
     assert pa_parquet.read_table(demos).equals(expected)
 

@@ -16,9 +16,10 @@ import pytest
 import ray
 from test_cli import place, words  # noqa: F401  (a fixture)
 
-from raypft.config.job import load_job
+from raypft.config.load import load_job
 from raypft.errors import UserError
-from raypft.runs import run as runs
+from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 from raypft.scale.resources import cpus_per_worker
 from raypft.scale.session import check_storage
 
@@ -49,7 +50,7 @@ def run(place: Path, *more: str, recipe: str = "profit", model: str = "bert") ->
         place, "train.dropout=0.0", "train.lr=1e-3", "train.batch_size=5", *more, recipe=recipe, model=model
     )
     events: list[dict] = []
-    return runs.run([runs.prepare(load_job(name, overrides))], events.append)[0], events
+    return run_jobs([prepare(load_job(name, overrides))], events.append)[0], events
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -127,7 +128,7 @@ def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811
                 loaded[title] = {name for name in ("libtorch", "tokenizers", "_raylet") if name in maps}
 
     name, *overrides = words(place, "seeds=1", "resources.workers=1")
-    runs.run([runs.prepare(load_job(name, overrides))], look)
+    run_jobs([prepare(load_job(name, overrides))], look)
     assert loaded == {
         "ray::Desk": {"_raylet"},
         "ray::TrainController": {"_raylet"},

@@ -8,7 +8,8 @@ import statistics
 import pytest
 
 from raypft.campaigns.search_space import Search
-from raypft.config.job import Job, load_job
+from raypft.config.job import Job
+from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe

@@ -20,9 +20,10 @@ from test_ray import below
 from test_tune import drive, write
 
 from raypft.campaigns.ledger import FILE
-from raypft.config.job import load_job
+from raypft.config.load import load_job
 from raypft.errors import UserError
-from raypft.runs import run as runs
+from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 from raypft.storage import PART, Log, locked, on_disk, path_of, remove, written
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -187,6 +188,6 @@ def _trained(place: Path, storage: str, workers: int) -> list[float]:  # noqa: F
     thread = threading.Thread(target=end_one, daemon=True)
     if workers:
         thread.start()
-    (found,) = runs.run([runs.prepare(load_job(name, overrides))], events.append)
+    (found,) = run_jobs([prepare(load_job(name, overrides))], events.append)
     assert bool(killed) == bool(workers) == bool([event for event in events if event["event"] == "resume"])
     return found[0]["losses"]

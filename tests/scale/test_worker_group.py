@@ -15,9 +15,9 @@ from test_cli import place, words  # noqa: F401  (a fixture)
 from test_ray import is_ours
 from test_tune import drive, session, write  # noqa: F401  (a fixture)
 
-from raypft.config.job import load_job
+from raypft.config.load import load_job
 from raypft.errors import UserError
-from raypft.runs import run as runs
+from raypft.runs.prepare import prepare
 from raypft.runs.cell import Cell
 from raypft.scale.data import encode_on_ray, packed
 from raypft.scale.worker_group import Lane
@@ -36,7 +36,7 @@ def cell(place: Path, storage: str, *more: str, recipe: str = "profit") -> Cell:
         f"storage={place}/{storage}",
     ]
     name, *overrides = words(place, *common, *more, recipe=recipe)
-    (found,) = runs.prepare(load_job(name, overrides)).cells()
+    (found,) = prepare(load_job(name, overrides)).cells()
     encode_on_ray([found])
     return found
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
-from raypft.readouts import readout_class
+from raypft.readouts import READOUTS
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.encode import RECORD, Encoder, from_record, to_record
 
@@ -46,7 +46,7 @@ def task(kind: str, asks: str, **fields) -> Task:
 
 
 def encoder(task: Task, backbone, readout: str, max_tokens: int = 64, **options) -> Encoder:
-    reads = readout_class(readout)
+    reads = READOUTS.load(readout)
     return Encoder(task, task.pattern("p"), backbone, 0, max_tokens, reads, reads.Config(**options))
 
 

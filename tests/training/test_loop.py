@@ -8,8 +8,9 @@ import tiny
 
 from raypft.config.job import Train
 from raypft.training import loop as train
-from raypft.training.loader import Rows
-from raypft.training.loop import TorchStepper, fit, learning_rate
+from raypft.training.loader import PromptDataset
+from raypft.training.stepper import TorchStepper
+from raypft.training.loop import fit, learning_rate
 
 
 def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
@@ -17,7 +18,7 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
     monkeypatch.setattr(train, "TELL_SECONDS", -1)
     cell = cases.cell("full", tiny.backbone("bert"))
     settings = cases.SETTINGS.model_copy(update={"epochs": 2, "batch_size": 2})
-    rows = Rows(cell.prompts, cell.learner.method, 1)
+    rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     events: list[dict] = []
     progress = fit(TorchStepper(cell.learner, settings), rows, None, settings, 0, cell.score, tell=events.append)
     told = [(event["event"], event["epoch"], event.get("step")) for event in events]
@@ -43,7 +44,7 @@ def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monke
     stepper = TorchStepper(cell.learner, settings)
     stepper.leaving = lambda: next(notices)
     saved: list[tuple[int, int]] = []
-    rows = Rows(cell.prompts, cell.learner.method, 1)
+    rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     fit(
         stepper,
         rows,

@@ -19,7 +19,7 @@ from raypft.campaigns.state import Book
 from raypft.cli.progress import duration
 from raypft.config.job import Job, part_config
 from raypft.errors import UserError
-from raypft.runs.run import Prepared, identify
+from raypft.runs.prepare import Prepared, identify
 from raypft.scale.resources import Shape, trials_at_once
 from raypft.scale.tune.trackers import tracker
 from raypft.storage import is_remote

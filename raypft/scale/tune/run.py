@@ -21,7 +21,7 @@ from raypft.campaigns.campaign import Campaign
 from raypft.campaigns.state import Book, Configuration
 from raypft.config.job import Job
 from raypft.runs import run as runs
-from raypft.runs.cell import Tell
+from raypft.runs.results import Tell
 from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_at_once
 from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
 from raypft.scale.tune.study import Study

@@ -1,0 +1,151 @@
+"""Keys of cells that were worked out before, so that what is finished is recognised without making a job, which loads torch.
+
+A configuration's keys are kept under a hash of all they follow from: the job's values, raypft's own files, and size and time of
+every file that the values name (data, model, task, ticket, a user's own plug-ins). What is read from a hub is not kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import raypft
+from raypft.backbones.fetch import locate
+from raypft.config.job import Job
+from raypft.data import sources
+from raypft.errors import UserError
+from raypft.schema import digest
+from raypft.storage import Log
+from raypft.tasks.load import load_task
+
+FILE = "keys.jsonl"
+Stamp = list[Any]
+"""Path, size and time of change of a file."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a configuration's values came to: the key of the job without its seeds, its run's folder, cell keys by seed, and the
+    kind of its cost (backbone, method)."""
+
+    name: str
+    run: str
+    keys: dict[int, str]
+
+
+class KnownKeys:
+    """The keys kept in a campaign's folder; a line that can't be read is as if it were not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = Log(folder / FILE)
+        self._known: dict[str, Known] = {}
+        self._stamps: dict[str, list[Stamp] | None] = {}
+        for line in self.log.read().splitlines():
+            try:
+                entry = json.loads(line)
+                keys = {int(seed): key for seed, key in entry["keys"].items()}
+                self._known[entry["inputs"]] = Known(entry["name"], entry["run"], keys)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+
+    def inputs(self, values: Mapping[str, Any]) -> str | None:
+        """Hash of all that the keys of a job with these values follow from; None where that can't be told from files."""
+        try:
+            named = [self._once(f"{key} {value}", key, value, values) for key, value in _named_files(values)]
+        except (UserError, OSError, KeyError, TypeError, AttributeError):  # making the job says what is wrong
+            return None
+        if any(stamps is None for stamps in named):
+            return None
+        return digest({"values": json.loads(json.dumps(values, default=str)), "code": _code(), "files": named})
+
+    def _once(self, name: str, key: str, value: Any, values: Mapping[str, Any]) -> list[Stamp] | None:
+        if key == "data":
+            name = f"data {json.dumps([values.get(part) for part in ('task', 'data', 'shots')], default=str)}"
+        if name not in self._stamps:
+            self._stamps[name] = _stamps(key, value, values)
+        return self._stamps[name]
+
+    def get(self, inputs: str | None) -> Known | None:
+        """What is known under a hash."""
+        return self._known.get(inputs) if inputs is not None else None
+
+    def add(self, inputs: str | None, known: Known) -> None:
+        """Keep what was worked out."""
+        if inputs is None or inputs in self._known:
+            return
+        self._known[inputs] = known
+        entry = {"inputs": inputs, "name": known.name, "run": known.run, "keys": known.keys}
+        self.log.append(json.dumps(entry).encode() + b"\n")
+
+
+def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a job's values name: key and value."""
+    yield "backbone", values["backbone"]
+    yield "task", values["task"]
+    yield "data", values.get("data") or {}
+    for part in ("method", "readout"):
+        group = values.get(part)
+        for value in group.values() if isinstance(group, Mapping) else [group]:
+            if isinstance(value, str):
+                yield part, value
+
+
+def _stamps(key: str, value: Any, values: Mapping[str, Any]) -> list[Stamp] | None:
+    if key == "backbone":
+        return _of_folder(locate(value))
+    if key == "task":
+        task = load_task(value)
+        return _of_paths([value, *task.metrics])
+    if key == "data":
+        return _of_data(values)
+    return _of_paths([value])
+
+
+def _of_paths(names: list[str]) -> list[Stamp]:
+    """The files among these names, and what lies in the folders among them."""
+    stamps = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            stamps += _of_folder(path)
+        elif path.is_file():
+            stamps.append(_of_file(path))
+    return stamps
+
+
+def _of_folder(folder: Path) -> list[Stamp]:
+    return [_of_file(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+
+
+def _of_file(path: Path) -> Stamp:
+    stat = path.stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
+    data = values.get("data") or {}
+    origin = sources.choose(load_task(values["task"]), data.get("source"), data.get("root"), values.get("shots"))
+    if origin.source.hub is not None:
+        return None
+    stamps = []
+    for split in origin.source.files or {}:
+        system = sources.system_for(origin, split)
+        names = [name for name, _ in sources.files_of(origin, split, sources.languages_said(origin, split))]
+        for info in system.get_file_info(names):
+            stamps.append([info.path, info.size, info.mtime_ns])
+    return stamps
+
+
+@functools.cache
+def _code() -> str:
+    """Hash over path, size and time of raypft's own files, which say how keys are made."""
+    folder = Path(os.path.dirname(raypft.__file__))
+    files = [path for ending in ("*.py", "*.yaml") for path in sorted(folder.rglob(ending))]
+    return digest({"files": [_of_file(path) for path in files], "python": pa.__version__, "keys": Job.__name__})

@@ -1,0 +1,172 @@
+"""From a campaign's file, a scale and overrides to a Campaign; and all that can be wrong with one before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raypft.campaigns.campaign import Campaign, flat
+from raypft.errors import UserError, nearest
+from raypft.schema import number, read_yaml, split_override, validation_line
+
+INSTALLED = Path(__file__).parents[1] / "tune_spaces"
+FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "tune_spaces"
+
+
+def numbers(value: Any) -> Any:
+    """Values read from YAML, 1e-4 as the number that is meant."""
+    if isinstance(value, dict):
+        return {key: numbers(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [numbers(below) for below in value]
+    return number(value) if isinstance(value, str) else value
+
+
+def campaign_names() -> list[str]:
+    """The campaigns shipped with raypft."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_campaign(
+    name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None
+) -> Campaign:
+    """A campaign by name or from a path; `scale` names an overlay of the file, overrides go into its defaults.
+
+    Raises:
+        UserError: no such campaign or scale; a key or value that does not fit (where, found, expected).
+    """
+    campaign, where = open_campaign(name, overrides, scale, tracker)
+    check_jobs(campaign, where)
+    return campaign
+
+
+def words_of(words: Sequence[str]) -> tuple[str, list[str], str | None, str | None]:
+    """The words of a command as `load_campaign` takes them: `scale=` and `tracker=` are the campaign's own, other overrides
+    go into its defaults.
+
+    Raises:
+        UserError: no name, or more than one.
+    """
+    names = [word for word in words if "=" not in word and not word.startswith("-")]
+    if len(names) != 1:
+        raise UserError(f"campaign: found {len(names)} names; expected one, e.g. raypft tune quickstart")
+    overrides, of_campaign = [], {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in ("scale", "tracker"):
+            of_campaign[key] = value
+        elif equals:
+            overrides.append(word)
+    return names[0], overrides, of_campaign.get("scale"), of_campaign.get("tracker")
+
+
+def open_campaign(
+    name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None
+) -> tuple[Campaign, str]:
+    """As `load_campaign`, its jobs not checked, which loads torch; and the name of its file for messages.
+
+    Raises:
+        UserError: as `load_campaign`.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent != FOLDER:
+            raise UserError(f"campaign: no file {path}; give the path of a campaign YAML or a name of tune_spaces/")
+        raise UserError(f'campaign: "{name}" is unknown; {nearest(name, campaign_names())}')
+    where = f"tune_spaces/{path.name}" if path.parent == FOLDER else str(path)
+    values = numbers(read_yaml(path, where))
+    scales = values.pop("scales", {})
+    if scale is not None:
+        if not isinstance(scales, dict) or scale not in scales:
+            raise UserError(f'{where}: scale: "{scale}" is unknown; {nearest(scale, scales)}')
+        values = overlaid(values, scales[scale], f"{where}: scales.{scale}")
+    values["defaults"] = flat(values.get("defaults") or {}) | flat(dict(map(split_override, overrides or [])))
+    values |= {"name": values.get("name", path.stem), "scale": scale} | ({"tracker": tracker} if tracker else {})
+    try:
+        campaign = Campaign(**values)
+    except (ValidationError, TypeError) as error:
+        raise UserError(validation_line(where, error, values)) from None
+    _check(campaign, where)
+    return campaign, where
+
+
+def overlaid(values: dict[str, Any], overlay: dict[str, Any], where: str) -> dict[str, Any]:
+    """A file's values with a scale's laid over: groups are merged, lists of rows and tasks choose among the file's.
+
+    Raises:
+        UserError: a key that no scale has, or a row that the file hasn't.
+    """
+    known = ("about", "defaults", "before", "rows", "tasks", "vary", "columns", "search", "tracker")
+    merged = dict(values)
+    for key, laid in overlay.items():
+        if key not in known:
+            raise UserError(f'{where}: unknown key "{key}"; {nearest(key, known)}')
+        before = merged.get(key)
+        if key in ("rows", "tasks") and isinstance(laid, list):
+            names = list(before or {})
+            for name in laid:
+                if key == "rows" and name not in names:
+                    raise UserError(f'{where}.rows: "{name}" is no row; {nearest(str(name), names)}')
+            merged[key] = {name: before.get(name, {}) for name in laid} if isinstance(before, dict) else laid
+        elif key == "search" and isinstance(before, dict) and isinstance(laid, dict):
+            merged[key] = {**before, **laid}
+        elif isinstance(before, dict) and isinstance(laid, dict):
+            merged[key] = {**flat(before), **flat(laid)} if key == "defaults" else {**before, **laid}
+        else:
+            merged[key] = laid
+    return merged
+
+
+def _check(campaign: Campaign, where: str) -> None:
+    """What pydantic can't see: keys of jobs, columns, metrics, the search."""
+    search = campaign.search
+    for key, group in (("search.space", search.space if search else {}), ("vary", campaign.vary)):
+        for name in group:
+            if name in ("seeds", "sample_seed"):
+                raise UserError(
+                    f"{where}: {key}.{name}: the best seed is luck, not a setting; "
+                    "give seeds in defaults, the mean over them counts"
+                )
+    for name, values in campaign.vary.items():
+        if not values:
+            raise UserError(f"{where}: vary.{name}: found an empty list; expected at least one value")
+    columns = ["task", "language", *campaign.vary]
+    if campaign.columns not in columns:
+        raise UserError(f'{where}: columns: found "{campaign.columns}"; {nearest(campaign.columns, columns)}')
+    _check_search(campaign, where)
+
+
+def _check_search(campaign: Campaign, where: str) -> None:
+    search = campaign.search
+    if search is None:
+        return
+    for row in search.rows or []:
+        if row not in campaign.rows and campaign.scale is None:  # a scale may leave rows out
+            raise UserError(f'{where}: search.rows: "{row}" is no row; {nearest(row, campaign.rows)}')
+    endless = [key for key, dimension in search.space.items() if dimension.listed is None]
+    if search.searcher == "grid" and endless:
+        raise UserError(
+            f"{where}: search.space.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe"
+        )
+    if search.searcher != "grid" and search.trials is None:
+        raise UserError(f"{where}: search.trials: searcher {search.searcher} needs a budget, e.g. trials: 24")
+
+
+def check_jobs(campaign: Campaign, where: str) -> None:
+    """Make every job of a campaign once, as an example where a search chooses.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    campaign.prerequisites()
+    for table_cell in campaign.table_cells():
+        search, task = table_cell.search, table_cell.resolved(table_cell.example()).task
+        known = ["dev", task.metric]
+        if search and search.metric not in known:
+            raise UserError(
+                f'{where}: search.metric: no run of {task.name} has "{search.metric}" on dev; '
+                f"{nearest(search.metric, known)}"
+            )
