@@ -1,4 +1,4 @@
-"""Rows of a source become rows of a task: columns, labels and languages by our names, checked for what the task's kind needs.
+"""Rows of a source become rows of a task: columns, labels and languages by our names, checked as the kind needs.
 
 Every table has id, language, label and the task's fields. By kind:
 choice, text: label is a string, fields are text. mlm: label is "".
@@ -23,7 +23,7 @@ HIDDEN = {"-1", "", "None", "NS", "?", "_"}
 
 
 def their_columns(source: Source, ours: str) -> list[str]:
-    """What a source may call one of our columns."""
+    """What a source may call one of our columns; the first that a table has counts."""
     names = source.columns.get(ours, ours)
     return [names] if isinstance(names, str) else names
 
@@ -48,8 +48,8 @@ def normalise(
         labelled: False leaves labels out, whatever the table holds; a text of a tags task is then split at blanks.
 
     Raises:
-        UserError: missing column; hidden label or one outside the set; words without one tag each; no words; no answer or
-            one that does not stand where it should (all with file and row).
+        UserError: missing column; hidden label or one outside the set; words without one tag each; no words; no answer
+            or one that does not stand where it should (all with file and row).
     """
     fields = {}
     for name in task.fields.values():
@@ -59,13 +59,9 @@ def normalise(
             raise UserError(f'data: {where} has no column "{theirs}"; found: {", ".join(table.column_names)}')
         fields[name] = _words(values, name, where, split=not labelled) if task.kind == "tags" else _text(values)
     languages = spoken(source, table) or [language or task.languages[0]] * table.num_rows
-    content = [
-        "\x1f".join(" ".join(v) if isinstance(v, list) else v for v in values)
-        for values in zip(*fields.values(), strict=True)
-    ]
-    hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in content]
-    found = _column(source, table, "id")
-    ids = hashes if found is None else _text(found)
+    hashes = [_hash(values) for values in zip(*fields.values(), strict=True)]
+    given = _column(source, table, "id")
+    ids = hashes if given is None else _text(given)
     kind = pa.list_(pa.string()) if task.kind == "tags" else pa.string()
     return pa.table(
         {
@@ -77,6 +73,11 @@ def normalise(
     )
 
 
+def _hash(values: Sequence[str | list[str]]) -> str:
+    parts = [" ".join(value) if isinstance(value, list) else value for value in values]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+
 def _labels(
     task: Task, source: Source, table: pa.Table, where: str, fields: dict[str, list], ids: list[str]
 ) -> dict[str, pa.Array]:
@@ -86,23 +87,26 @@ def _labels(
     if values is None:
         theirs = " or ".join(their_columns(source, task.label.column))
         raise UserError(f'data: {where} has no label column "{theirs}" (hidden labels?); scores need labels')
-    texts = pa.list_(pa.string())
+    strings = pa.list_(pa.string())
     if task.kind == "tags":
-        return {"label": pa.array(_tags(task, source, values, fields[task.fields[task.words]], where), texts)}
+        return {"label": pa.array(_tags(task, source, values, fields[task.fields[task.words]], where), strings)}
     if task.kind == "span":
-        answers = [
-            _answers(value, context, where, row)
-            for value, context, row in zip(values, fields[task.fields["context"]], ids, strict=True)
-        ]
+        contexts = fields[task.fields["context"]]
+        answers = [_answers(*asked, where) for asked in zip(values, contexts, ids, strict=True)]
         return {
-            "label": pa.array([a[0] for a in answers], texts),
-            "starts": pa.array([a[1] for a in answers], pa.list_(pa.int32())),
+            "label": pa.array([texts for texts, _ in answers], strings),
+            "starts": pa.array([starts for _, starts in answers], pa.list_(pa.int32())),
         }
     return {"label": pa.array(_names(task, source, _text(values), where), pa.string())}
 
 
+def _named(source: Source, values: Sequence[object]) -> list[str]:
+    """A source's labels by our names."""
+    return [source.labels.get(str(value), str(value)) for value in values]
+
+
 def _names(task: Task, source: Source, values: list[str], where: str) -> list[str]:
-    named = [source.labels.get(value, value) for value in values]
+    named = _named(source, values)
     known = set(task.label.names)
     for row, name in enumerate(named):
         if (known and name not in known) or not name:
@@ -114,24 +118,25 @@ def _names(task: Task, source: Source, values: list[str], where: str) -> list[st
 
 def _tags(task: Task, source: Source, values: list, words: list[list[str]], where: str) -> list[list[str]]:
     known = set(task.label.names)
-    named = [[source.labels.get(str(tag), str(tag)) for tag in value or []] for value in values]
-    for row, (own, tags) in enumerate(zip(words, named, strict=True)):
+    named = [_named(source, value or []) for value in values]
+    for row, (sentence, tags) in enumerate(zip(words, named, strict=True)):
         if not tags:
             raise UserError(f"data: {where} row {row} has no tags (hidden labels?); scores need labels")
-        if len(own) != len(tags):
+        if len(sentence) != len(tags):
             raise UserError(
-                f"data: {where} row {row} has {len(own)} words and {len(tags)} tags; expected one tag a word"
+                f"data: {where} row {row} has {len(sentence)} words and {len(tags)} tags; expected one tag a word"
             )
         if not known.issuperset(tags):
             i = next(i for i, tag in enumerate(tags) if tag not in known)
             what = "a hidden label" if tags[i] in HIDDEN else "outside the tag set"
             raise UserError(
-                f'data: {where} row {row} word {i} "{own[i]}" has tag "{tags[i]}", {what}; expected one of {", ".join(task.label.names)}'
+                f'data: {where} row {row} word {i} "{sentence[i]}" has tag "{tags[i]}", {what}; '
+                f"expected one of {', '.join(task.label.names)}"
             )
     return named
 
 
-def _answers(value: Any, context: str, where: str, row: str) -> tuple[list[str], list[int]]:
+def _answers(value: Any, context: str, row: str, where: str) -> tuple[list[str], list[int]]:
     """Texts and starts out of {text: [...], answer_start: [...]} or [{text, answer_start}, ...]."""
     if isinstance(value, dict):
         texts, starts = value.get("text") or [], value.get("answer_start") or []
@@ -150,7 +155,8 @@ def _answers(value: Any, context: str, where: str, row: str) -> tuple[list[str],
         if start is None or start < 0 or not context.startswith(text, start):
             there = context[start : start + len(text)] if start is not None and start >= 0 else ""
             raise UserError(
-                f'data: {where} row "{row}" has the answer "{text}" at character {start}; its context holds "{there}" there'
+                f'data: {where} row "{row}" has the answer "{text}" at character {start}; '
+                f'its context holds "{there}" there'
             )
     return list(texts), list(starts)
 
@@ -172,7 +178,7 @@ def _words(values: list, name: str, where: str, split: bool = False) -> list[lis
             raise UserError(f"data: {where} row {row} has no words; drop it from the file")
         if not isinstance(value, list):
             raise UserError(f'data: {where} row {row}: column "{name}" holds {value!r}; expected a list of words')
-    return [[str(word) for word in value] for value in values]
+    return [list(map(str, value)) for value in values]
 
 
 def _unique(ids: list[str], hashes: list[str], languages: list[str]) -> list[str]:
@@ -181,7 +187,7 @@ def _unique(ids: list[str], hashes: list[str], languages: list[str]) -> list[str
     seen: Counter[tuple[str, str]] = Counter()
     unique = []
     for name, digest, language in zip(ids, hashes, languages, strict=True):
-        own = f"{name}-{digest}" if often[language, name] > 1 and name != digest else name
-        seen[language, own] += 1
-        unique.append(own if seen[language, own] == 1 else f"{own}-{seen[language, own]}")
+        told = f"{name}-{digest}" if often[language, name] > 1 and name != digest else name
+        seen[language, told] += 1
+        unique.append(told if seen[language, told] == 1 else f"{told}-{seen[language, told]}")
     return unique

@@ -1,7 +1,7 @@
 """Which rows a run trains, selects and tests on: protocols, k-shot sampling by hashed row ids, the sample manifest.
 
-A row's rank is a hash of (sample seed, purpose, row id): it depends neither on the order of rows nor on how many workers or
-which interpreter draws it, and translations (rows with the same id) are drawn together in every language.
+A row's rank is a hash of (sample seed, purpose, row id): it depends neither on the order of rows nor on how many
+workers or which interpreter draws it, and translations (rows with the same id) are drawn together in every language.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Protocol:
     """Sizes and roles of train, dev and test.
 
     dev: how many rows select the epoch; dev_from_train: they are held out of train although a validation split exists;
-    dev_limit, test_limit: at most so many rows; dev_share: so much of train is held out; tests_dev: what is held out is also
-    what is tested, for data that is not there to be tested on; sample_per_seed: each seed draws its own sample.
+    dev_limit, test_limit: at most so many rows a language; dev_share: so much of train is held out, 0 to 1; tests_dev:
+    what is held out is also what is tested, for data that is not there to be tested on; sample_per_seed: each seed
+    draws a sample of its own.
     """
 
     about: str
@@ -94,7 +95,7 @@ class Sample:
         roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
         ids = {role: [] if table is None else _keys(table) for role, table in roles.items()}
         hashes = {role: _content_hash(table) for role, table in roles.items()}
-        sizes = {role: len(own) for role, own in ids.items()}
+        sizes = {role: len(keys) for role, keys in ids.items()}
         if self.stream is not None:
             ids["train"], hashes["train"], sizes["train"] = [], self.stream.fingerprint, self.stream.rows
         whole = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
@@ -129,13 +130,16 @@ def draw(
     """Draw the sample of a cell.
 
     Args:
-        labels: the classes; empty where rows have none (tags, spans, texts), shots and demos then count rows a language.
-        shots: rows a class and language for training, None for all; demos: demonstrations a class, taken from train first.
+        labels: the classes; empty where rows have none (tags, spans, texts), shots and demos then count rows a
+            language.
+        rule: the sizes and roles.
+        shots: rows a class and language for training, None for all; demos: demonstrations a class, taken from train
+            first.
         seed: the sample seed.
         dev, dev_limit, test_limit: replace the protocol's; limits count rows per language.
 
     Raises:
-        UserError: a class has fewer rows than asked for.
+        UserError: a class has fewer rows than asked for, or nothing is left to be tested.
     """
     notes = []
     dev = dev or rule.dev
@@ -178,9 +182,8 @@ def _content_hash(table: pa.Table | None) -> str:
 
 
 def _keys(table: pa.Table) -> list[str]:
-    return [
-        f"{language}/{i}" for language, i in zip(table["language"].to_pylist(), table["id"].to_pylist(), strict=True)
-    ]
+    columns = (table["language"].to_pylist(), table["id"].to_pylist())
+    return [f"{language}/{row_id}" for language, row_id in zip(*columns, strict=True)]
 
 
 def _rank(seed: int, purpose: str, row_id: str) -> bytes:
@@ -208,12 +211,12 @@ def _per_class(
     indices = []
     for language in languages:
         for label in labels:
-            found = chosen.get((language, label), [])
-            if len(found) < count:
+            of_class = chosen.get((language, label), [])
+            if len(of_class) < count:
                 raise UserError(
-                    f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(found)} are left'
+                    f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(of_class)} are left'
                 )
-            indices += found
+            indices += of_class
     return ordered.take(pa.array(indices, pa.int64()))
 
 

@@ -2,7 +2,8 @@
 
 A pattern's text is cut at its markup into pieces. Each piece is tokenized on its own later (backbones), a leading blank
 belonging to the piece after it. Marks say what a piece is for: "slot" (where the answer is read), "soft" (soft tokens),
-"demo_label" (the label word of a demonstration), "word" (the word that is asked about), "passage" (where a span is read); the backbone records at which token each marked piece begins.
+"demo_label" (the label word of a demonstration), "word" (the word that is asked about), "passage" (where a span is
+read); the backbone records at which token each marked piece begins.
 Only fields may be shortened: those of the row in each prompt, those of the demonstrations once per run.
 """
 
@@ -23,8 +24,9 @@ WORD_SEPARATOR = " $$ "
 class Piece:
     """One part of a prompt.
 
-    kind: "text", "slot", "soft", "sep" or "tokens" (already cut into `tokens`); mark: the name under which the position of its
-    first token is recorded; field: its text is a field's, the only text that may be shortened; count: number of soft tokens.
+    kind: "text", "slot", "soft", "sep" or "tokens" (already cut into `tokens`); mark: the name under which the position
+    of its first token is recorded; field: its text is a field's, the only text that may be shortened; count: number of
+    soft tokens.
     """
 
     kind: str
@@ -78,7 +80,7 @@ def render(
 def queries(
     task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
 ) -> list[Query]:
-    """All the queries of a row: one, or one for each word where the pattern asks about {token}. Arguments as of `render`."""
+    """All the queries of a row: one, or one a word where the pattern asks about {token}. Arguments as of `render`."""
     if "{token}" not in pattern.text:
         return [render(task, pattern, row, language, soft_length, demos)]
     words: Sequence[str] = row[task.words]  # type: ignore[assignment]
@@ -107,12 +109,14 @@ def _cut(
         position = match.end()
     if text[position:]:
         pieces.append(Piece("text", text[position:]))
+    return [piece for piece in pieces if _shown(piece)]
+
+
+def _shown(piece: Piece) -> bool:
+    if piece.kind == "soft":
+        return bool(piece.text or piece.count)
     # a marked text stays even when empty: an empty word has a slot, too
-    return [
-        piece
-        for piece in pieces
-        if piece.text or (piece.count if piece.kind == "soft" else piece.mark or piece.kind != "text")
-    ]
+    return bool(piece.text or piece.mark) or piece.kind != "text"
 
 
 def _marked(
@@ -138,9 +142,8 @@ def _field(task: Task, name: str, blank: str, value: object, strip: bool) -> lis
             for i, word in enumerate(value)
         ]
     text = strip_final_punctuation(str(value)) if strip else str(value)
-    return [
-        Piece("text", blank + text, mark="passage" if task.kind == "span" and name == "context" else None, field=True)
-    ]
+    mark = "passage" if task.kind == "span" and name == "context" else None
+    return [Piece("text", blank + text, mark=mark, field=True)]
 
 
 def strip_final_punctuation(text: str) -> str:
