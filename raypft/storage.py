@@ -28,7 +28,7 @@ PART = 1 << 18
 
 
 def default_storage() -> str:
-    """The storage of the cluster that a job was submitted to, else the folder runs."""
+    """The storage of the cluster that a job was submitted to (in RAYPFT_CLUSTER), else the folder runs."""
     return json.loads(os.environ.get("RAYPFT_CLUSTER", "{}")).get("storage", "runs")
 
 
@@ -60,7 +60,11 @@ def is_remote(path: Path) -> bool:
 
 
 def absolute(path: str | Path) -> str:
-    """A path as other processes find it."""
+    """A path as other processes find it: a URI as it is, a folder from the root.
+
+    Raises:
+        UserError: as `path_of`.
+    """
     named = path_of(str(path))
     return str(named if is_remote(named) else named.resolve())
 

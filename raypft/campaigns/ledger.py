@@ -46,7 +46,7 @@ class Ledger:
             )
 
     def note(self, **entry: Any) -> None:
-        """Append what is now known of a cell; see the class for the keys."""
+        """Append what is now known of a cell; `cell` is needed, see the class for the other keys."""
         entry = {**self.entries.get(entry["cell"], {}), "reason": None, **entry, "time": round(time.time(), 3)}
         self.log.append(_line(entry))
         self.entries[entry["cell"]] = entry

@@ -65,12 +65,12 @@ class Search(Strict):
     rows: list[str] | None = None
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination, the last key fastest."""
+        """Every combination, the last key fastest; none where a key is an interval."""
         listed = [dimension.listed or [] for dimension in self.space.values()]
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*listed)]
 
     def drawn(self, source: random.Random) -> dict[str, Any]:
-        """One combination at random."""
+        """One combination at random, each key on its own."""
         return {key: draw(dimension, source) for key, dimension in self.space.items()}
 
     def order(self, values: dict[str, Any]) -> list[float]:

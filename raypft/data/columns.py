@@ -29,7 +29,7 @@ def their_columns(source: Source, ours: str) -> list[str]:
 
 
 def spoken(source: Source, table: pa.Table) -> list[str] | None:
-    """The language of each row in our codes, or None where no column says it."""
+    """The language of each row in our codes, [rows], or None where no column says it."""
     values = _column(source, table, "language")
     if values is None:
         return None
@@ -41,7 +41,7 @@ def spoken(source: Source, table: pa.Table) -> list[str] | None:
 def normalise(
     task: Task, source: Source, table: pa.Table, where: str, language: str | None, labelled: bool = True
 ) -> pa.Table:
-    """The table in our columns.
+    """The table in our columns, its rows in the order they come in.
 
     Args:
         where: the file or data set, for messages; language: of rows whose table doesn't say, None for the task's first.

@@ -30,7 +30,7 @@ PRECEDENCE = {
 
 
 def read_file(system: fs.FileSystem, path: str, format: str | None = None, language: str | None = None) -> pa.Table:
-    """An Arrow table out of a file.
+    """An Arrow table out of a file, in the columns of its format.
 
     Args:
         path: in `system`; format: a key of READERS; None goes by the ending.

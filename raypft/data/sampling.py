@@ -67,19 +67,24 @@ PROTOCOLS = {
 
 
 class Stream(typing.Protocol):
-    """Train rows that are read as they are needed: a hash that tells them from others, and how many an epoch has."""
+    """Train rows that are read as they are needed, as far as a sample must know them."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A hash of what there is to stream: 16 hex digits."""
+        ...
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Rows an epoch has."""
+        ...
 
 
 @dataclass(frozen=True)
 class Sample:
     """The rows of one cell; tables have the columns of `sources.read_split`.
 
+    dev, demos: None where there are none; notes: what the draw did that a reader of the result must know.
     stream: where train rows are streamed, what there is; `train` then holds the first of each language.
     """
 
@@ -136,15 +141,14 @@ def draw(
         shots: rows a class and language for training, None for all; demos: demonstrations a class, taken from train
             first.
         seed: the sample seed.
-        dev, dev_limit, test_limit: replace the protocol's; limits count rows per language.
+        dev: replaces the protocol's; dev_limit, test_limit: rows per language, the smaller of this and the protocol's.
 
     Raises:
         UserError: a class has fewer rows than asked for, or nothing is left to be tested.
     """
     notes = []
     dev = dev or rule.dev
-    limits = [n for n in (dev_limit, rule.dev_limit) if n is not None]
-    dev_limit = min(limits) if limits else None
+    dev_limit, test_limit = _least(dev_limit, rule.dev_limit), _least(test_limit, rule.test_limit)
     pool, dev_rows = train, validation
     languages = sorted(train["language"].unique().to_pylist())
     if dev == "none":
@@ -168,10 +172,13 @@ def draw(
     test = dev_rows if rule.tests_dev else test
     if test is None:
         raise UserError("dev.rows: found none; this protocol tests what it holds out; leave dev.rows out")
-    limits = [n for n in (test_limit, rule.test_limit) if n is not None]
-    if limits:
-        test = _limit(test, min(limits), TEST_SEED, "test")
+    if test_limit is not None:
+        test = _limit(test, test_limit, TEST_SEED, "test")
     return Sample(chosen, dev_rows, test, shown, tuple(notes))
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _content_hash(table: pa.Table | None) -> str:

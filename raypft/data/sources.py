@@ -109,7 +109,7 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
 
 
 def rows_of_table(origin: Origin, table: pa.Table, where: str, language: str | None, otherwise: str) -> pa.Table:
-    """`read_rows` of a table that is read already."""
+    """`read_rows` of a table that is read already; where: what messages call it."""
     task, theirs = origin.task, origin.source
     columns: dict[str, str | list[str]] = {
         ours: list(dict.fromkeys([*their_columns(theirs, ours), ours]))
@@ -235,7 +235,11 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
 
 
 def system_for(origin: Origin, split: str) -> fs.FileSystem:
-    """Where the files of a split are."""
+    """The file system that holds the files of a split.
+
+    Raises:
+        UserError: as `system_of`.
+    """
     return system_of(_path(origin, (origin.source.files or {})[split], None))[0]
 
 

@@ -48,7 +48,11 @@ Mix = Annotated[str | float, BeforeValidator(_mixed)]
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one language in a row group of a file; alone: it holds no other language."""
+    """The rows of one language in a row group of a file.
+
+    file: a path in `sources.system_for` the train split; number: of the row group, from 0; rows: how many are of the
+    language; alone: the row group holds no other language.
+    """
 
     file: str
     number: int
@@ -93,7 +97,7 @@ class Index:
 
     @classmethod
     def load(cls, origin: Origin, text: str) -> Index:
-        """What `dump` wrote."""
+        """What `dump` wrote, read back; `origin` is where the files are found from here."""
         dumped = json.loads(text)
         return cls(origin, tuple(Group(*group) for group in dumped["groups"]), dumped["fingerprint"])
 
@@ -189,9 +193,10 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
 
 
 def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:
-    """How many rows each language gives to an epoch of as many as there are.
+    """How many rows each language gives to an epoch of as many as there are; the shares sum to all rows.
 
     Args:
+        rows: language to rows there are.
         mix: "proportional" to its rows, "uniform", or a temperature T >= 1: proportional to rows ** (1 / T) (Conneau et
             al. 2020, XLM-R, section 3.1, where 1 / T = 0.3).
     """
@@ -206,7 +211,10 @@ def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:
 
 
 class Order:
-    """Which row stands at a position of an epoch, counted from 0."""
+    """Which row stands at a position of an epoch, counted from 0.
+
+    sizes: language to rows there are; shares: language to rows an epoch takes; size: rows of the epoch.
+    """
 
     def __init__(self, index: Index, mix: Mix, seed: int, epoch: int) -> None:
         self.languages, self.key = index.languages, (seed, epoch)

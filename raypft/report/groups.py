@@ -21,7 +21,11 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """A number a seed, and how many seeds gave none; `exact`: no seed has a part in it (MAJ)."""
+    """A number a seed, and how many seeds gave none.
+
+    values: in percent or a ratio, as the section says, in the order of `seeds`; planned, failed, pruned: counts of
+    seeds; exact: no seed has a part in it (MAJ).
+    """
 
     values: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -47,7 +51,7 @@ class Score:
 
 
 def average(scores: Sequence[Score]) -> Score:
-    """The mean of several scores, seed by seed; of the seeds that all of them have."""
+    """The mean of several scores, seed by seed; of the seeds that all of them have. Empty where one has no value."""
     if not scores or not all(score.values for score in scores):
         return Score()
     if all(score.exact for score in scores):
@@ -60,7 +64,7 @@ def average(scores: Sequence[Score]) -> Score:
 
 
 def ratio(above: Score, below: Score) -> Score:
-    """One score divided by another, seed by seed."""
+    """One score divided by another, seed by seed, of the seeds that both have; the counts are those below."""
     tops = dict(zip(above.seeds, above.values, strict=True))
     ratios = {seed: tops[seed] / value for seed, value in zip(below.seeds, below.values, strict=True) if seed in tops}
     return replace(below, values=tuple(ratios.values()), seeds=tuple(ratios))

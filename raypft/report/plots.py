@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ from raypft.storage import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ACROSS, MOST = 3, 12
 SIZE = (4.6, 3.4)
 """Panels side by side and in all, and inches of one."""
 Point = tuple[Any, Score]
+"""A value of the axis or key, and the score there, in percent."""
 Panel = tuple[str, tuple[str, ...]]
 """A task and the other axes' values, as text."""
 
@@ -29,11 +31,7 @@ def write_plots(cells: Cells, folder: Path) -> list[Path]:
 
 def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
     panels = _panels(cells, key)
-    by_key: dict[Hashable, Any] = {}
-    for lines in panels.values():
-        for value, _ in itertools.chain.from_iterable(lines.values()):
-            by_key[frozen(value)] = value
-    values = _ordered(by_key.values())
+    values = _values(panels)
     if len(values) < 2:
         return None
     import matplotlib  # noqa: PLC0415  (slow to import)
@@ -61,18 +59,7 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
         axes.set_visible(False)
     if len(panels) > MOST:
         figure.suptitle(f"the first {MOST} of {len(panels)}", fontsize=9)
-    handles: dict[str, Any] = {}
-    for axes in grid.flat:
-        drawn, labels = axes.get_legend_handles_labels()
-        handles |= zip(labels, drawn, strict=True)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(4, len(handles)),
-        frameon=False,
-        fontsize=8,
-    )
+    _legend(figure, grid.flat)
     path = folder / f"plot-{key}.png"
     for target, how in ((path, {"dpi": 150}), (path.with_suffix(".svg"), {"metadata": {"Date": None}})):
         with written(target) as file:
@@ -141,14 +128,28 @@ def _points(groups: Sequence[Group], place: int, searcher: str | None) -> list[P
     return [(group.choice[place], group.dev) for group in scored]
 
 
-def _ordered(values: Any) -> list[Any]:
-    """Numbers by size; anything else in the order in which it came."""
-    values = list(values)
+def _values(panels: dict[Panel, dict[str, list[Point]]]) -> list[Any]:
+    """Every value that a point has: numbers by size; anything else in the order in which it came."""
+    by_key: dict[Hashable, Any] = {}
+    for lines in panels.values():
+        for value, _ in itertools.chain.from_iterable(lines.values()):
+            by_key[frozen(value)] = value
+    values = list(by_key.values())
     return sorted(values) if all(_is_number(value) for value in values) else values
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, each row once."""
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= zip(labels, drawn, strict=True)
+    across = min(4, len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, frameon=False, fontsize=8)
 
 
 def _draw(axes: Axes, lines: dict[str, list[Point]], rows: list[str], values: list[Any], sampled: bool) -> None:

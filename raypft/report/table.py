@@ -12,7 +12,7 @@ WIDEST = 10
 
 @dataclass
 class Table:
-    """A table that prints as Markdown; every cell is text."""
+    """A table that prints as Markdown; every cell is text, every row has as many as there are columns."""
 
     title: str
     columns: list[str]
@@ -20,7 +20,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def turned(self) -> Table:
-        """Rows as columns, for tables that would be too wide."""
+        """Rows as columns, for tables that would be too wide: [rows, columns] -> [columns - 1, rows + 1]."""
         columns = ["", *(row[0] for row in self.rows)]
         flipped = map(list, zip(self.columns, *self.rows, strict=True))
         return Table(self.title, columns, list(flipped)[1:], self.notes)

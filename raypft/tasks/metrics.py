@@ -57,7 +57,7 @@ def token_accuracy(gold: Tags, answers: Tags, language: str = "en") -> float:
 
 
 def token_f1(gold: Tags, answers: Tags, language: str = "en") -> float:
-    """F1 of each tag, O included, averaged with the tag's share of gold words as weight; 0 to 100."""
+    """F1 of each tag, O included, averaged with the tag's share of gold words as weight; percent, 0 to 100."""
     return _weighted_f1(_words(gold, answers))
 
 

@@ -65,6 +65,7 @@ def render(
     """The query of one row.
 
     Args:
+        row: values by field name of the task; language: whose wording of the pattern is taken.
         soft_length: number of soft tokens that <soft> stands for, P.
         demos: shown in this order where the text has <demos>, joined by the pattern's separator.
     """
