@@ -1,6 +1,6 @@
 """What campaigns cost beside training, on a tiny random model and the bundled reviews.
 
-python benchmarks/campaigns.py lanes     24 trials of 2 seeds on a ZeRO-1 worker, with lanes and with a group for each trial
+python benchmarks/campaigns.py lanes     24 trials of 2 seeds on a ZeRO-1 worker, with lanes and with a group a trial
 python benchmarks/campaigns.py trials    the bookkeeping of 200 trials without workers
 python benchmarks/campaigns.py ledger    100,000 finished cells: opening, planning, the table
 """
@@ -39,9 +39,9 @@ def model(folder: Path) -> str:
     sample = Path(raypft.__file__).parent / "data" / "samples" / "sentiment"
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     texts = [
-        path.read_text() for path in (*sorted(sample.glob("*.jsonl")), sample.parents[1] / "tasks" / "sentiment.yaml")
+        path.read_text() for path in (*sorted(sample.glob("*.jsonl")), sample.parents[2] / "tasks" / "sentiment.yaml")
     ]
-    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
+    words = sorted({word for word, _ in itertools.chain.from_iterable(map(split.pre_tokenize_str, texts))})
     inner = Tokenizer(
         models.WordLevel(
             {token: i for i, token in enumerate(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *words])},
@@ -98,11 +98,11 @@ def wall(what: Campaign) -> tuple[float, list[Any]]:
     """Seconds a campaign takes, and its numbers."""
     began = time.monotonic()
     rows = run_campaign(what, lambda event: None)
-    found = [
+    cells = [
         [row["axes"], row["seed"], row["result"]["losses"], row["result"]["dev"], row["result"].get("mean")]
         for row in rows
     ]
-    return time.monotonic() - began, found
+    return time.monotonic() - began, cells
 
 
 def beginnings(storage: Path) -> Iterator[tuple[str, int, float, float]]:
@@ -118,38 +118,38 @@ def beginnings(storage: Path) -> Iterator[tuple[str, int, float, float]]:
 
 def lanes(folder: Path) -> dict[str, Any]:
     """24 short trials, twice."""
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     group = {"defaults": {"resources.workers": 1, "zero.stage": 1}}
     for name, switch in (("lanes", True), ("groups", False)):
         what = campaign(folder, name, 24, 2, lanes=switch, **group)
         began = time.time()
-        found[f"{name}: seconds"], found[name] = wall(what)
+        measured[f"{name}: seconds"], measured[name] = wall(what)
         cells = list(beginnings(folder / name))
-        found[f"{name}: seconds to the first training"] = cells[0][2] - began
+        measured[f"{name}: seconds to the first training"] = cells[0][2] - began
         waits: dict[str, list[float]] = {"trial": [], "seed": []}
         for (run, _, _, end), (next_run, _, start, _) in itertools.pairwise(cells):
             waits["seed" if run == next_run else "trial"].append(start - end)
-        for kind, own in waits.items():
-            found[f"{name}: seconds from a cell's end to the next {kind}'s training, median and most"] = (
-                statistics.median(own),
-                max(own),
+        for kind, seconds in waits.items():
+            measured[f"{name}: seconds from a cell's end to the next {kind}'s training, median and most"] = (
+                statistics.median(seconds),
+                max(seconds),
             )
-    pairs = list(zip(found.pop("lanes"), found.pop("groups"), strict=True))
-    found["cells"], found["cells with other numbers"] = len(pairs), sum(one != other for one, other in pairs)
-    found["ratio of seconds"] = found["lanes: seconds"] / found["groups: seconds"]
-    return found
+    pairs = list(zip(measured.pop("lanes"), measured.pop("groups"), strict=True))
+    measured["cells"], measured["cells with other numbers"] = len(pairs), sum(one != other for one, other in pairs)
+    measured["ratio of seconds"] = measured["lanes: seconds"] / measured["groups: seconds"]
+    return measured
 
 
 def trials(folder: Path) -> dict[str, Any]:
     """200 trials without workers; what is not the cells' own time is bookkeeping."""
     what = campaign(folder, "trials", 200, 1, defaults={"resources.cpus_per_worker": 1})
     seconds, _ = wall(what)
-    own = [json.loads(path.read_text())["seconds"] for path in (folder / "trials").glob("*/seed-*/searched.json")]
+    each = [json.loads(path.read_text())["seconds"] for path in (folder / "trials").glob("*/seed-*/searched.json")]
     return {
         "seconds": seconds,
-        "trials": len(own) + 1,
-        "a cell's own seconds, median": statistics.median(own),
-        "seconds a trial": seconds / (len(own) + 1),
+        "trials": len(each) + 1,
+        "a cell's own seconds, median": statistics.median(each),
+        "seconds a trial": seconds / (len(each) + 1),
     }
 
 
@@ -176,18 +176,16 @@ def ledger(folder: Path) -> dict[str, Any]:
     with mock.patch("os.fsync"):  # nobody kills this one
         for number, configuration in enumerate(book.tried(place)):
             for seed, key in configuration.keys.items():
-                own = folder / "ledger" / f"run-{number}" / f"seed-{seed}"
-                own.mkdir(parents=True)
-                (own / "result.json").write_text(json.dumps({"seed": seed, "cell": key, **result}))
-                book.note(configuration, seed, "finished", dev=50.0, folder=str(own))
+                cell_folder = folder / "ledger" / f"run-{number}" / f"seed-{seed}"
+                cell_folder.mkdir(parents=True)
+                (cell_folder / "result.json").write_text(json.dumps({"seed": seed, "cell": key, **result}))
+                book.note(configuration, seed, "finished", dev=50.0, folder=str(cell_folder))
     began = time.monotonic()
     book = Book(what)
     opened = time.monotonic()
-    done = sum(
-        book.where(configuration, seed, test=False) is not None
-        for configuration in book.tried(place)
-        for seed in configuration.keys
-    )
+    done = 0
+    for configuration in book.tried(place):
+        done += sum(book.where(configuration, seed, test=False) is not None for seed in configuration.keys)
     planned = time.monotonic()
     rows = book.rows()
     write_tables(what, rows, what.folder)
@@ -208,11 +206,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rp-", dir="/tmp") as name:
         model(Path(name))
         if kind is ledger:
-            found = kind(Path(name))
+            measured = kind(Path(name))
         else:
             with ray_session():
-                found = kind(Path(name))
-    for key, value in found.items():
+                measured = kind(Path(name))
+    for key, value in measured.items():
         numbers = value if isinstance(value, tuple) else (value,)
         print(f"{key}: {', '.join(f'{n:.2f}' if isinstance(n, float) else str(n) for n in numbers)}")
 

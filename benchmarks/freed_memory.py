@@ -1,4 +1,6 @@
-"""What keeping freed memory is worth: full fine-tuning steps of a 34M-parameter masked model, half of it embedding, with and without.
+"""What keeping freed memory is worth: full fine-tuning steps of a 34M-parameter masked model, with and without.
+
+Half of the model is embedding.
 
     python benchmarks/freed_memory.py [steps]
 
@@ -49,16 +51,16 @@ def main() -> None:
         print(json.dumps(steps(int(sys.argv[1]), sys.argv[2] == "keep")))
         return
     count = sys.argv[1] if len(sys.argv) > 1 else "10"
-    found: dict[str, list[float]] = {"keep": [], "give back": []}
+    seconds: dict[str, list[float]] = {"keep": [], "give back": []}
     for _ in range(2):
-        for variant in found:
+        for variant in seconds:
             out = subprocess.run(
                 [sys.executable, __file__, count, variant], capture_output=True, text=True, check=True
             ).stdout
-            own = json.loads(out.splitlines()[-1])
-            found[variant].append(own["cpu"])
-            print(f"{variant:10} {own['cpu']:.3f} CPU s a step, {own['wall']:.3f} s wall")
-    print(f"keep / give back: {min(found['keep']) / min(found['give back']):.2f}")
+            step = json.loads(out.splitlines()[-1])
+            seconds[variant].append(step["cpu"])
+            print(f"{variant:10} {step['cpu']:.3f} CPU s a step, {step['wall']:.3f} s wall")
+    print(f"keep / give back: {min(seconds['keep']) / min(seconds['give back']):.2f}")
 
 
 if __name__ == "__main__":

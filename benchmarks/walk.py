@@ -2,8 +2,8 @@
 
     python benchmarks/walk.py run profit task=… backbone=…
 
-Prints files entered, functions, changes of file (and those back into a file left before), classes whose code is entered,
-and how often some functions are called.
+Prints files entered, functions, changes of file (and those back into a file left before), classes whose code is
+entered, and how often some functions are called.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main_() -> None:
         seen.add(after)
     classes = {code.co_qualname.split(".")[0] for code in order if "." in code.co_qualname.replace(".<locals>", "")}
     print(
-        f"files {len(set(files))}, functions {len(order)}, changes of file {len(changes)}, back into one left {back}, classes {len(classes)}"
+        f"files {len(set(files))}, functions {len(order)}, changes of file {len(changes)}, back into one left {back}, "
+        f"classes {len(classes)}"
     )
     print(", ".join(f"{name} {calls[name]}" for name in COUNTED if name in calls))
 

@@ -1,7 +1,8 @@
 """Where results are kept: a folder, or an object store behind a URI such as s3://bucket/folder.
 
-Paths below a folder are pathlib's, those behind a URI are UPath's, which read, write and list alike. What the two do not
-share is here: a file that is whole or not there, lines that are only appended, the copy that a library reads, locks.
+Paths below a folder are pathlib's, those behind a URI are UPath's, which read, write and list alike. What the two do
+not share is here: a file that is whole or not there, lines that are only appended, the copy that a library reads,
+locks.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PART = 1 << 18
 
 
 def default_storage() -> str:
-    """The storage of the cluster that a job was submitted to, else the folder runs."""
+    """The storage of the cluster that a job was submitted to (in RAYPFT_CLUSTER), else the folder runs."""
     return json.loads(os.environ.get("RAYPFT_CLUSTER", "{}")).get("storage", "runs")
 
 
@@ -59,14 +60,18 @@ def is_remote(path: Path) -> bool:
 
 
 def absolute(path: str | Path) -> str:
-    """A path as other processes find it."""
-    found = path_of(str(path))
-    return str(found if is_remote(found) else found.resolve())
+    """A path as other processes find it: a URI as it is, a folder from the root.
+
+    Raises:
+        UserError: as `path_of`.
+    """
+    named = path_of(str(path))
+    return str(named if is_remote(named) else named.resolve())
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A local file to write, which then stands at `path` whole: a kill at any moment leaves the old file or the new one."""
+    """A local file to write, which then stands at `path` whole: a kill leaves the old file or the new one."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name
@@ -80,7 +85,7 @@ def written(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def on_disk(path: Path) -> Iterator[Path]:
-    """The file itself, or a copy of it while it is read."""
+    """The file itself, or a local copy of it while it is read."""
     if not is_remote(path):
         yield path
         return
@@ -96,7 +101,7 @@ def _fetched(path: Path, folder: str) -> Path:
 
 @functools.lru_cache(maxsize=8)
 def lasting(path: Path) -> Path:
-    """The file itself, or a copy of it for as long as this process lives: for what is read again and again."""
+    """The file itself, or a local copy of it until this process ends: for what is read again and again."""
     if not is_remote(path):
         return path
     folder = tempfile.TemporaryDirectory()
@@ -114,8 +119,9 @@ def remove(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait: float = 0) -> Iterator[None]:
-    """The folder, made and this process's alone. An object store has no locks: that two processes work on the same runs there
-    costs time, not numbers.
+    """The folder, made and this process's alone.
+
+    An object store has no locks: that two processes work on the same runs there costs time, not numbers.
 
     Args:
         wait: seconds for another process to end.
@@ -128,7 +134,8 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
             (folder / ".begun").write_bytes(b"")
         except Exception as error:  # each client has its own
             raise UserError(
-                f"storage: {folder} can't be written: {' '.join(str(error).split())[:200]}; see its credentials and address"
+                f"storage: {folder} can't be written: {' '.join(str(error).split())[:200]}; "
+                "see its credentials and address"
             ) from None
         yield
         return
@@ -145,14 +152,15 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
 class Log:
     """Lines that are only appended, so that a kill at any moment loses at most the one being written.
 
-    Objects can't be appended to: behind a URI they are written anew, and each `PART` another follows, name-1.jsonl, name-2.jsonl, …
+    Objects can't be appended to: behind a URI they are written anew, and each `PART` another follows, name-1.jsonl,
+    name-2.jsonl, …
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._tail, self._number = path, b"", -1
 
     def read(self) -> bytes:
-        """All lines."""
+        """All lines; nothing where there is no file."""
         return b"".join(part.read_bytes() for _, part in self._parts())
 
     def append(self, line: bytes) -> None:
@@ -162,10 +170,8 @@ class Log:
                 stream.write(line)
             return
         if self._number < 0 or len(self._tail) > PART:
-            self._number = (
-                max((number for number, _ in self._parts()), default=-1) + 1 if self._number < 0 else self._number + 1
-            )
-            self._tail = b""
+            last = max((number for number, _ in self._parts()), default=-1) if self._number < 0 else self._number
+            self._number, self._tail = last + 1, b""
         self._tail += line
         self._part(self._number).write_bytes(self._tail)
 
@@ -193,4 +199,5 @@ class Log:
             return [(0, self.path)] if self.path.is_file() else []
         pattern = re.compile(rf"{re.escape(self.path.stem)}(?:-(\d+))?{re.escape(self.path.suffix)}")
         named = [pattern.fullmatch(path.name) for path in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")]
-        return [(number, self._part(number)) for number in sorted(int(match[1] or 0) for match in named if match)]
+        numbers = sorted(int(match[1] or 0) for match in named if match)
+        return [(number, self._part(number)) for number in numbers]

@@ -17,10 +17,10 @@ from raypft.encoded import Encoded
 from raypft.methods import METHODS
 from raypft.methods._tickets import metadata
 from raypft.readouts import READOUTS
+from raypft.readouts.base import Answer
 from raypft.tasks.prompts import render
 from raypft.tasks.query import Demonstration
 from raypft.tasks.task import Label, Pattern, Source, Task
-from raypft.readouts.base import Answer
 from raypft.training.stepper import Learner
 
 TEXT = {

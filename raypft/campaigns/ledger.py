@@ -1,7 +1,7 @@
 """The ledger: what is known of a campaign's cells, one JSON line for every change, the last line of a cell counts.
 
-Lines are only appended, so a kill at any moment loses at most the line being written. A line that can't be read is moved to
-ledger.bad.jsonl beside it, told, and the rest is used. Results themselves are in the cells' own folders.
+Lines are only appended, so a kill at any moment loses at most the line being written. A line that can't be read is
+moved to ledger.bad.jsonl beside it, told, and the rest is used. Results themselves are in the cells' own folders.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ FILE, BAD = "ledger.jsonl", "ledger.bad.jsonl"
 class Ledger:
     """The cells of a campaign by their key.
 
-    An entry: cell (its key), status, seed, config (key of the job without its seeds), study (the search it belongs to, or
-    None), values (what the search chose, dotted key to value), folder, dev (score that selects, or None), reason (of failed
-    and pruned), time.
+    An entry: cell (its key), status (see STATUSES), seed, config (key of the job without its seeds), study (the search
+    it belongs to, or None), values (what the search chose, dotted key to value), folder, dev (score that selects, or
+    None), reason (of failed and pruned), time (seconds since 1970).
 
     Args:
         tell: hears one line where something in the file could not be read.
@@ -41,11 +41,12 @@ class Ledger:
             self.log.rewrite(b"".join(_line(entry) for entry in self.entries.values()))
         if bad:
             tell(
-                f"ledger: {self.log.path}: {len(bad)} unreadable line{'s' * (len(bad) > 1)} moved to {BAD}; the other {len(self.entries)} cells are used"
+                f"ledger: {self.log.path}: {len(bad)} unreadable line{'s' * (len(bad) > 1)} moved to {BAD}; "
+                f"the other {len(self.entries)} cells are used"
             )
 
     def note(self, **entry: Any) -> None:
-        """Append what is now known of a cell; see the class for the keys."""
+        """Append what is now known of a cell; `cell` is needed, see the class for the other keys."""
         entry = {**self.entries.get(entry["cell"], {}), "reason": None, **entry, "time": round(time.time(), 3)}
         self.log.append(_line(entry))
         self.entries[entry["cell"]] = entry
@@ -56,11 +57,11 @@ class Ledger:
 
     def study(self, name: str) -> dict[str, list[dict[str, Any]]]:
         """The configurations of a search, in the order they began, each with the entries of its cells."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_config: dict[str, list[dict[str, Any]]] = {}
         for entry in self.entries.values():
             if entry.get("study") == name:
-                found.setdefault(entry["config"], []).append(entry)
-        return found
+                by_config.setdefault(entry["config"], []).append(entry)
+        return by_config
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.entries.values())

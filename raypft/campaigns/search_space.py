@@ -12,7 +12,7 @@ from raypft.schema import Strict
 
 
 class Dimension(Strict):
-    """The values of one key of a search: a list, a range of integers, or an interval; [lowest, highest] are included."""
+    """The values of one key of a search: a list, a range of integers, or an interval; both ends are included."""
 
     values: list[Any] | None = None
     range: list[int] | None = Field(default=None, description="lowest, highest, step (1 where left out)")
@@ -47,6 +47,10 @@ class Dimension(Strict):
             return list(range(low, high + 1, *step))
         return self.values
 
+    def rank(self, value: Any) -> float:
+        """Sorts values as the file lists them, drawn ones by size."""
+        return self.listed.index(value) if self.listed is not None and value in self.listed else value
+
 
 class Search(Strict):
     """Per row and task the best configuration on dev is looked for; the test is read for that one alone."""
@@ -61,26 +65,21 @@ class Search(Strict):
     rows: list[str] | None = None
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination, the last key fastest."""
-        return [
-            dict(zip(self.space, values, strict=True))
-            for values in itertools.product(*(d.listed or [] for d in self.space.values()))
-        ]
+        """Every combination, the last key fastest; none where a key is an interval."""
+        listed = [dimension.listed or [] for dimension in self.space.values()]
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*listed)]
 
     def drawn(self, source: random.Random) -> dict[str, Any]:
-        """One combination at random."""
+        """One combination at random, each key on its own."""
         return {key: draw(dimension, source) for key, dimension in self.space.items()}
 
     def order(self, values: dict[str, Any]) -> list[float]:
         """Sorts configurations as the file lists their values; the first of equals is chosen."""
-        return [
-            d.listed.index(v) if d.listed is not None and v in d.listed else v
-            for v, d in ((values[k], d) for k, d in self.space.items())
-        ]
+        return [dimension.rank(values[key]) for key, dimension in self.space.items()]
 
 
 def draw(dimension: Dimension, source: random.Random) -> Any:
-    """A value of a dimension."""
+    """A value of a dimension at random: of a list each alike, of an interval uniform, or uniform on the logarithm."""
     if dimension.listed is not None:
         return source.choice(dimension.listed)
     if dimension.log:

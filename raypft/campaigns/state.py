@@ -20,8 +20,8 @@ from raypft.campaigns.campaign import Campaign, Place
 from raypft.campaigns.ledger import FILE, Ledger
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.results import TESTED, UNTESTED, is_finished
 from raypft.runs.prepare import Memo, identify, prepare
+from raypft.runs.results import TESTED, UNTESTED, is_finished
 from raypft.storage import Log, absolute, path_of
 
 HEAD = 300

@@ -1,4 +1,4 @@
-"""Rows of a source become rows of a task: columns, labels and languages by our names, checked for what the task's kind needs.
+"""Rows of a source become rows of a task: columns, labels and languages by our names, checked as the kind needs.
 
 Every table has id, language, label and the task's fields. By kind:
 choice, text: label is a string, fields are text. mlm: label is "".
@@ -21,13 +21,13 @@ from raypft.tasks.task import Source, Task
 
 
 def their_columns(source: Source, ours: str) -> list[str]:
-    """What a source may call one of our columns."""
+    """What a source may call one of our columns; the first that a table has counts."""
     names = source.columns.get(ours, ours)
     return [names] if isinstance(names, str) else names
 
 
 def spoken(source: Source, table: pa.Table) -> list[str] | None:
-    """The language of each row in our codes, or None where no column says it."""
+    """The language of each row in our codes, [rows], or None where no column says it."""
     values = _column(source, table, "language")
     if values is None:
         return None
@@ -39,15 +39,15 @@ def spoken(source: Source, table: pa.Table) -> list[str] | None:
 def normalise(
     task: Task, source: Source, table: pa.Table, where: str, language: str | None, labelled: bool = True
 ) -> pa.Table:
-    """The table in our columns.
+    """The table in our columns, its rows in the order they come in.
 
     Args:
         where: the file or data set, for messages; language: of rows whose table doesn't say, None for the task's first.
         labelled: False leaves labels out, whatever the table holds; a text of a tags task is then split at blanks.
 
     Raises:
-        UserError: missing column; hidden label or one outside the set; words without one tag each; no words; no answer or
-            one that does not stand where it should (all with file and row).
+        UserError: missing column; hidden label or one outside the set; words without one tag each; no words; no answer
+            or one that does not stand where it should (all with file and row).
     """
     kind = task.kind
     columns: dict[str, list[Any]] = {}
@@ -104,7 +104,7 @@ def _unique(ids: list[str], hashes: list[str], languages: list[str]) -> list[str
     seen: Counter[tuple[str, str]] = Counter()
     unique = []
     for name, digest, language in zip(ids, hashes, languages, strict=True):
-        own = f"{name}-{digest}" if often[language, name] > 1 and name != digest else name
-        seen[language, own] += 1
-        unique.append(own if seen[language, own] == 1 else f"{own}-{seen[language, own]}")
+        told = f"{name}-{digest}" if often[language, name] > 1 and name != digest else name
+        seen[language, told] += 1
+        unique.append(told if seen[language, told] == 1 else f"{told}-{seen[language, told]}")
     return unique

@@ -6,6 +6,7 @@ give id, tokens and tags (a row a sentence); squad gives id, question, context a
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -25,14 +26,14 @@ PRECEDENCE = {
     "fr": "VERB AUX PRON NOUN ADJ ADV ADP DET PART SCONJ",
     "it": "VERB AUX ADV PRON ADP DET INTJ",
 }
-"""Which tag a contraction takes where its words stand equally high in the tree; "" follows every language's own list."""
+"""Which tag a contraction takes where its words stand equally high in the tree; "" follows each language's list."""
 
 
 def read_file(system: fs.FileSystem, path: str, format: str | None = None, language: str | None = None) -> pa.Table:
-    """An Arrow table out of a file.
+    """An Arrow table out of a file, in the columns of its format.
 
     Args:
-        format: a key of READERS; None goes by the ending.
+        path: in `system`; format: a key of READERS; None goes by the ending.
         language: whose contractions a CoNLL-U file holds.
 
     Raises:
@@ -53,11 +54,11 @@ def _parquet(stream: pa.NativeFile, _: str) -> pa.Table:
 def _jsonl(stream: pa.NativeFile, _: str) -> pa.Table:
     # not Arrow's reader, which takes a text that looks like a date for one
     rows = [json.loads(line) for line in stream.read().splitlines() if line.strip()]
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    return pa.table({name: _column(values) for name, values in columns.items()})
+    return pa.table({name: _column(rows, name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))})
 
 
-def _column(values: list) -> pa.Array:
+def _column(rows: list[dict], name: str) -> pa.Array:
+    values = [row.get(name) for row in rows]
     if any(isinstance(value, (list, dict)) for value in values):
         return pa.array(values)
     return pa.array([None if value is None else str(value) for value in values], pa.string())
@@ -102,7 +103,7 @@ def _sentences(rows: list[tuple[str, list[str], list[str]]]) -> pa.Table:
 
 
 def _words(prefix: bool) -> Callable[[pa.NativeFile, str], pa.Table]:
-    """Reader of `word<TAB>tag` lines; with `prefix` the word stands after `language:`. A missing tag is an empty one."""
+    """Reader of `word<TAB>tag` lines; with `prefix` the word stands after `language:`. A missing tag is empty."""
 
     def read(stream: pa.NativeFile, _: str) -> pa.Table:
         rows = []
@@ -118,8 +119,9 @@ def _words(prefix: bool) -> Callable[[pa.NativeFile, str], pa.Table]:
 def _conllu(stream: pa.NativeFile, language: str) -> pa.Table:
     """Sentences as XTREME prepares them.
 
-    Empty nodes (8.1) go; a contraction (3-4) is one word with the tag of the part highest in the tree; blanks and zero-width
-    non-joiners inside a word go; a sentence of which at most one word is shown (the text of others is withheld) goes.
+    Empty nodes (8.1) go; a contraction (3-4) is one word with the tag of the part highest in the tree; blanks and
+    zero-width non-joiners inside a word go; a sentence of which at most one word is shown (the text of others is
+    withheld) goes.
     Source: google-research/xtreme, ud-conversion-tools and utils_preprocess.py.
     Differs: where that code stops at a tag its list for es, fr and it lacks, the general order goes on.
     """
@@ -179,8 +181,8 @@ def _squad(stream: pa.NativeFile, _: str) -> pa.Table:
         for article in json.loads(stream.read())["data"]:
             for paragraph in article["paragraphs"]:
                 for asked in paragraph["qas"]:
-                    found = asked.get("answers") or []
-                    answers = {"text": [a["text"] for a in found], "answer_start": [a["answer_start"] for a in found]}
+                    given = asked.get("answers") or []
+                    answers = {"text": [a["text"] for a in given], "answer_start": [a["answer_start"] for a in given]}
                     rows.append(
                         {
                             "id": str(asked["id"]),

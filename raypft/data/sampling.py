@@ -1,7 +1,7 @@
 """Which rows a run trains, selects and tests on: protocols, k-shot sampling by hashed row ids, the sample manifest.
 
-A row's rank is a hash of (sample seed, purpose, row id): it depends neither on the order of rows nor on how many workers or
-which interpreter draws it, and translations (rows with the same id) are drawn together in every language.
+A row's rank is a hash of (sample seed, purpose, row id): it depends neither on the order of rows nor on how many
+workers or which interpreter draws it, and translations (rows with the same id) are drawn together in every language.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Protocol:
     """Sizes and roles of train, dev and test.
 
     dev: how many rows select the epoch; dev_from_train: they are held out of train although a validation split exists;
-    dev_limit, test_limit: at most so many rows; dev_share: so much of train is held out; tests_dev: what is held out is also
-    what is tested, for data that is not there to be tested on; sample_per_seed: each seed draws its own sample.
+    dev_limit, test_limit: at most so many rows a language; dev_share: so much of train is held out, 0 to 1; tests_dev:
+    what is held out is also what is tested, for data that is not there to be tested on; sample_per_seed: each seed
+    draws a sample of its own.
     """
 
     about: str
@@ -66,19 +67,24 @@ PROTOCOLS = {
 
 
 class Stream(typing.Protocol):
-    """Train rows that are read as they are needed: a hash that tells them from others, and how many an epoch has."""
+    """Train rows that are read as they are needed, as far as a sample must know them."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A hash of what there is to stream: 16 hex digits."""
+        ...
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Rows an epoch has."""
+        ...
 
 
 @dataclass(frozen=True)
 class Sample:
     """The rows of one cell; tables have the columns of `sources.read_split`.
 
+    dev, demos: None where there are none; notes: what the draw did that a reader of the result must know.
     stream: where train rows are streamed, what there is; `train` then holds the first of each language.
     """
 
@@ -94,7 +100,7 @@ class Sample:
         roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
         ids = {role: [] if table is None else _keys(table) for role, table in roles.items()}
         hashes = {role: _content_hash(table) for role, table in roles.items()}
-        sizes = {role: len(own) for role, own in ids.items()}
+        sizes = {role: len(keys) for role, keys in ids.items()}
         if self.stream is not None:
             ids["train"], hashes["train"], sizes["train"] = [], self.stream.fingerprint, self.stream.rows
         whole = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
@@ -129,18 +135,20 @@ def draw(
     """Draw the sample of a cell.
 
     Args:
-        labels: the classes; empty where rows have none (tags, spans, texts), shots and demos then count rows a language.
-        shots: rows a class and language for training, None for all; demos: demonstrations a class, taken from train first.
+        labels: the classes; empty where rows have none (tags, spans, texts), shots and demos then count rows a
+            language.
+        rule: the sizes and roles.
+        shots: rows a class and language for training, None for all; demos: demonstrations a class, taken from train
+            first.
         seed: the sample seed.
-        dev, dev_limit, test_limit: replace the protocol's; limits count rows per language.
+        dev: replaces the protocol's; dev_limit, test_limit: rows per language, the smaller of this and the protocol's.
 
     Raises:
-        UserError: a class has fewer rows than asked for.
+        UserError: a class has fewer rows than asked for, or nothing is left to be tested.
     """
     notes = []
     dev = dev or rule.dev
-    limits = [n for n in (dev_limit, rule.dev_limit) if n is not None]
-    dev_limit = min(limits) if limits else None
+    dev_limit, test_limit = _least(dev_limit, rule.dev_limit), _least(test_limit, rule.test_limit)
     pool, dev_rows = train, validation
     languages = sorted(train["language"].unique().to_pylist())
     if dev == "none":
@@ -164,10 +172,13 @@ def draw(
     test = dev_rows if rule.tests_dev else test
     if test is None:
         raise UserError("dev.rows: found none; this protocol tests what it holds out; leave dev.rows out")
-    limits = [n for n in (test_limit, rule.test_limit) if n is not None]
-    if limits:
-        test = _limit(test, min(limits), TEST_SEED, "test")
+    if test_limit is not None:
+        test = _limit(test, test_limit, TEST_SEED, "test")
     return Sample(chosen, dev_rows, test, shown, tuple(notes))
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _content_hash(table: pa.Table | None) -> str:
@@ -178,9 +189,8 @@ def _content_hash(table: pa.Table | None) -> str:
 
 
 def _keys(table: pa.Table) -> list[str]:
-    return [
-        f"{language}/{i}" for language, i in zip(table["language"].to_pylist(), table["id"].to_pylist(), strict=True)
-    ]
+    columns = (table["language"].to_pylist(), table["id"].to_pylist())
+    return [f"{language}/{row_id}" for language, row_id in zip(*columns, strict=True)]
 
 
 def _rank(seed: int, purpose: str, row_id: str) -> bytes:
@@ -208,12 +218,12 @@ def _per_class(
     indices = []
     for language in languages:
         for label in labels:
-            found = chosen.get((language, label), [])
-            if len(found) < count:
+            of_class = chosen.get((language, label), [])
+            if len(of_class) < count:
                 raise UserError(
-                    f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(found)} are left'
+                    f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(of_class)} are left'
                 )
-            indices += found
+            indices += of_class
     return ordered.take(pa.array(indices, pa.int64()))
 
 

@@ -1,6 +1,6 @@
 """Where rows come from: a hub data set, local files (also s3:// and the like), the bundled samples.
 
-`read_split` gives an Arrow table with the columns id, language, label and the task's fields (raypft/rows.py says which types).
+`read_split` gives an Arrow table with the columns id, language, label and the task's fields (types: columns.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class Origin:
-    """Which source of a task is read, and from where."""
+    """Which source of a task is read, and from where.
+
+    root: folder or URI that its files lie below; shots: of sources that have a file for each number of shots.
+    """
 
     task: Task
     name: str
@@ -38,12 +41,12 @@ def choose(task: Task, name: str | None, root: str | None, shots: int | None = N
         UserError: the task has no such source, or a source of files needs `data.root`.
     """
     if name is None:
-        local = [n for n, s in task.sources.items() if s.files is not None]
+        local = [known for known, source in task.sources.items() if source.files is not None]
         name = local[0] if root is not None and local else next(iter(task.sources))
     if name not in task.sources:
         raise UserError(f'data.source: task {task.name} has no source "{name}"; {nearest(name, task.sources)}')
     source = task.sources[name]
-    bundled = source.files is not None and all(f.startswith("samples:") for f in source.files.values())
+    bundled = source.files is not None and all(file.startswith("samples:") for file in source.files.values())
     if source.files is not None and root is None and not bundled:
         raise UserError(
             f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
@@ -55,8 +58,8 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     """The rows of a split in some languages, or None where the source has no such split.
 
     Raises:
-        UserError: missing file or column, unreadable file, labels that do not fit the task (rows.normalise), no row in a
-            language, or a language that the source keeps out of this split.
+        UserError: missing file or column, unreadable file, labels that do not fit the task (`columns.normalise`), no
+            row in a language, or a language that the source keeps out of this split.
     """
     task, source = origin.task, origin.source
     _check_languages(origin, split, languages)
@@ -66,11 +69,12 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     if not tables:
         return None
     table = pa.concat_tables(tables)
-    found = set(table["language"].unique().to_pylist())
+    present = sorted(table["language"].unique().to_pylist())
     for language in languages:
-        if language not in found:
+        if language not in present:
             raise UserError(
-                f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; found: {", ".join(sorted(found)) or "none"}'
+                f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; '
+                f"found: {', '.join(present) or 'none'}"
             )
     keep = pa.compute.is_in(table["language"], pa.array(languages))
     return table.filter(keep)
@@ -81,7 +85,8 @@ def _check_languages(origin: Origin, split: str, languages: list[str]) -> None:
     for language in languages:
         if language not in limit:
             raise UserError(
-                f'languages: source {origin.name} of {origin.task.name} has no {split} rows for "{language}"; it has: {", ".join(limit)}'
+                f'languages: source {origin.name} of {origin.task.name} has no {split} rows for "{language}"; '
+                f"it has: {', '.join(limit)}"
             )
 
 
@@ -92,8 +97,8 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
         language: of all rows; None takes the column "language", and `otherwise` where there is none.
 
     Raises:
-        UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does not have,
-            or one given although the file says it.
+        UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does
+            not have, or one given although the file says it.
     """
     if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
         raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
@@ -104,7 +109,7 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
 
 
 def rows_of_table(origin: Origin, table: pa.Table, where: str, language: str | None, otherwise: str) -> pa.Table:
-    """`read_rows` of a table that is read already."""
+    """`read_rows` of a table that is read already; where: what messages call it."""
     task, theirs = origin.task, origin.source
     columns: dict[str, str | list[str]] = {
         ours: list(dict.fromkeys([*their_columns(theirs, ours), ours]))
@@ -119,22 +124,29 @@ def rows_of_table(origin: Origin, table: pa.Table, where: str, language: str | N
     for number, spoken_in in enumerate(rows["language"].to_pylist()):
         if spoken_in not in task.languages:
             raise UserError(
-                f'data: {where} row {number}: task {task.name} has no language "{spoken_in}"; {nearest(spoken_in, task.languages)}'
+                f'data: {where} row {number}: task {task.name} has no language "{spoken_in}"; '
+                f"{nearest(spoken_in, task.languages)}"
             )
     return rows
 
 
 def languages_of(origin: Origin, split: str) -> list[str]:
-    """The task's languages that a split holds; where each language is a file or configuration of its own, all of them."""
+    """The task's languages that a split holds, in the task's order.
+
+    All of them where each language is a file or configuration of its own; else the split is read.
+
+    Raises:
+        UserError: the split can't be read.
+    """
     task, source = origin.task, origin.source
     limit = source.split_languages.get(split, task.languages)
     pattern = _config(source, split) if source.hub is not None else (source.files or {}).get(split)
     if pattern and "{language}" in pattern:
         return [language for language in task.languages if language in limit]
-    found: set[str] = set()
+    present: set[str] = set()
     for table, _, _ in _raw(origin, split, task.languages):
-        found.update(spoken(source, table) or task.languages[:1])
-    return [language for language in task.languages if language in found and language in limit]
+        present.update(spoken(source, table) or task.languages[:1])
+    return [language for language in task.languages if language in present and language in limit]
 
 
 def _config(source: Source, split: str) -> str | None:
@@ -183,7 +195,8 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
         gated = f"; see {source.gated}" if source.gated else ""
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
-            f"data: {name} ({split}) can't be read from the hub: {reason}{gated}; or give local files with data.root=FOLDER"
+            f"data: {name} ({split}) can't be read from the hub: {reason}{gated}; "
+            "or give local files with data.root=FOLDER"
         ) from None
     return dataset.with_format("arrow")[:]
 
@@ -207,21 +220,26 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     pattern = (origin.source.files or {}).get(split)
     if pattern is None:
         raise UserError(
-            f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; choose another data.source"
+            f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; "
+            "choose another data.source"
         )
     _check_languages(origin, split, languages)
-    found: list[tuple[str, str | None]] = []
+    named: list[tuple[str, str | None]] = []
     for language in languages if "{language}" in pattern else [None]:
         path = _path(origin, pattern, language)
         files = _find(*system_of(path), origin.source.format)
         if not files:
             raise UserError(f"data: no file {path} for the {split} split of {origin.task.name}")
-        found += [(file, language) for file in files]
-    return found
+        named += [(file, language) for file in files]
+    return named
 
 
 def system_for(origin: Origin, split: str) -> fs.FileSystem:
-    """Where the files of a split are."""
+    """The file system that holds the files of a split.
+
+    Raises:
+        UserError: as `system_of`.
+    """
     return system_of(_path(origin, (origin.source.files or {})[split], None))[0]
 
 
@@ -242,7 +260,11 @@ def _path(origin: Origin, pattern: str, language: str | None) -> str:
 
 
 def system_of(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it."""
+    """The file system of a path or URI, and the path in it.
+
+    Raises:
+        UserError: an unknown kind of URI, or one that can't be reached.
+    """
     try:
         return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     except (pa.ArrowException, OSError) as error:
@@ -254,14 +276,9 @@ def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
     if "*" in path:
         folder = path[: path.index("*")].rpartition("/")[0]
         below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return sorted(
-            info.path
-            for info in below
-            if info.is_file and (format or info.extension in ENDINGS) and fnmatch.fnmatchcase(info.path, path)
-        )
-    endings = (
-        [""]
-        if format or path.endswith(tuple(f".{ending}" for ending in ENDINGS))
-        else [f".{ending}" for ending in ENDINGS]
-    )
+        files = [info.path for info in below if info.is_file and (format or info.extension in ENDINGS)]
+        return sorted(file for file in files if fnmatch.fnmatchcase(file, path))
+    endings = [f".{ending}" for ending in ENDINGS]
+    if format or path.endswith(tuple(endings)):
+        endings = [""]
     return [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File][:1]

@@ -1,9 +1,10 @@
-"""Train rows larger than memory: Parquet files of any number, read as they are needed, in an order that every worker computes alike.
+"""Train rows larger than memory: Parquet files of any number, read as they are needed, in an order all workers compute.
 
-An epoch has as many rows as the files. The mix says how many each language gives; under `proportional` that is every row once.
-Languages are woven so that any stretch of the epoch has the mix as closely as whole rows allow; a language's row groups come in
-an order drawn for the epoch, the rows of a group in one drawn for it. Which row stands where is a function of seed, epoch and
-position: it has no worker count in it, and a run that goes on in the middle of an epoch begins to read there.
+An epoch has as many rows as the files. The mix says how many each language gives; under `proportional` that is every
+row once. Languages are woven so that any stretch of the epoch has the mix as closely as whole rows allow; a language's
+row groups come in an order drawn for the epoch, the rows of a group in one drawn for it. Which row stands where is a
+function of seed, epoch and position: it has no worker count in it, and a run that goes on in the middle of an epoch
+begins to read there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
@@ -47,7 +48,11 @@ Mix = Annotated[str | float, BeforeValidator(_mixed)]
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one language in a row group of a file; alone: it holds no other language."""
+    """The rows of one language in a row group of a file.
+
+    file: a path in `sources.system_for` the train split; number: of the row group, from 0; rows: how many are of the
+    language; alone: the row group holds no other language.
+    """
 
     file: str
     number: int
@@ -56,9 +61,13 @@ class Group:
     alone: bool
 
 
+def _rows(groups: Iterable[Group]) -> int:
+    return sum(group.rows for group in groups)
+
+
 @dataclass(frozen=True)
 class Index:
-    """What there is to stream: the row groups of each language in the order of the files, and a hash (see `_digest`)."""
+    """What there is to stream: each language's row groups in the order of the files, and a hash (see `_digest`)."""
 
     origin: Origin
     groups: tuple[Group, ...]
@@ -67,13 +76,15 @@ class Index:
     @cached_property
     def languages(self) -> dict[str, tuple[Group, ...]]:
         """Language to row groups."""
-        names = dict.fromkeys(group.language for group in self.groups)
-        return {name: tuple(group for group in self.groups if group.language == name) for name in names}
+        by_language: dict[str, list[Group]] = {}
+        for group in self.groups:
+            by_language.setdefault(group.language, []).append(group)
+        return {name: tuple(groups) for name, groups in by_language.items()}
 
     @property
     def rows(self) -> int:
         """Rows of all languages; so many has an epoch."""
-        return sum(group.rows for group in self.groups)
+        return _rows(self.groups)
 
     def head(self) -> pa.Table:
         """The first row of each language."""
@@ -81,22 +92,23 @@ class Index:
 
     def dump(self) -> str:
         """As JSON, all but the origin."""
-        return json.dumps(
-            {"fingerprint": self.fingerprint, "groups": [list(asdict(group).values()) for group in self.groups]}
-        )
+        groups = [list(asdict(group).values()) for group in self.groups]
+        return json.dumps({"fingerprint": self.fingerprint, "groups": groups})
 
     @classmethod
     def load(cls, origin: Origin, text: str) -> Index:
-        """What `dump` wrote."""
-        found = json.loads(text)
-        return cls(origin, tuple(Group(*group) for group in found["groups"]), found["fingerprint"])
+        """What `dump` wrote, read back; `origin` is where the files are found from here."""
+        dumped = json.loads(text)
+        return cls(origin, tuple(Group(*group) for group in dumped["groups"]), dumped["fingerprint"])
 
 
 def index(origin: Origin, languages: list[str]) -> Index:
-    """What there is to stream of a source's train split, by reading the files' footers and, where rows say their language, that column.
+    """What there is to stream of a source's train split.
+
+    Read are the files' footers and, where rows say their language, that column.
 
     Raises:
-        UserError: no Parquet files, a row group is too large, or a language has no rows.
+        UserError: no Parquet files, a row group or all of them are too large, or a language has no rows.
     """
     origin = replace(origin, root=origin.root and absolute(origin.root))  # other processes read there
     files = sources.files_of(origin, "train", languages)
@@ -108,29 +120,32 @@ def index(origin: Origin, languages: list[str]) -> Index:
             raise UserError(f"data.stream: {path}: expected Parquet files; write it as one, or leave data.stream out")
         try:
             with system.open_input_file(path) as source:
-                found = pa_parquet.ParquetFile(source)
-                _digest(digest, source, found.metadata, origin)
-                for number in range(found.num_row_groups):
-                    groups += _groups(origin, found, path, number, language)
+                parquet = pa_parquet.ParquetFile(source)
+                _digest(digest, source, parquet.metadata, origin)
+                for number in range(parquet.num_row_groups):
+                    groups += _groups(origin, parquet, path, number, language)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
     groups = [group for group in groups if group.language in languages]
     for language in languages:
         if not any(group.language == language for group in groups):
             raise UserError(f'languages: train rows of {origin.task.name} ({origin.name}) hold none in "{language}"')
-    if sum(group.rows for group in groups) > LIMIT:
+    if _rows(groups) > LIMIT:
         raise UserError(
-            f"data.stream: found more than {LIMIT:,} rows; expected fewer; name a part of the files in the task's source"
+            f"data.stream: found more than {LIMIT:,} rows; expected fewer; "
+            "name a part of the files in the task's source"
         )
     return Index(origin, tuple(groups), digest.hexdigest()[:16])
 
 
 def _digest(digest: Any, source: pa.NativeFile, metadata: pa_parquet.FileMetaData, origin: Origin) -> None:
-    """Add what tells one file from another and takes little to read: the sizes of every column's parts, and the columns of ids,
-    languages and labels as they are stored."""
-    names = {
-        name for ours in ("id", "language", origin.task.label.column) for name in their_columns(origin.source, ours)
-    }
+    """Add what tells one file from another and takes little to read.
+
+    That is the sizes of every column's parts, and the columns of ids, languages and labels as they are stored.
+    """
+    names: set[str] = set()
+    for ours in ("id", "language", origin.task.label.column):
+        names.update(their_columns(origin.source, ours))
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for place in range(group.num_columns):
@@ -141,16 +156,19 @@ def _digest(digest: Any, source: pa.NativeFile, metadata: pa_parquet.FileMetaDat
                 digest.update(source.read(column.total_compressed_size))
 
 
-def _groups(origin: Origin, found: pa_parquet.ParquetFile, file: str, number: int, language: str | None) -> list[Group]:
-    rows = found.metadata.row_group(number).num_rows
+def _groups(
+    origin: Origin, parquet: pa_parquet.ParquetFile, file: str, number: int, language: str | None
+) -> list[Group]:
+    rows = parquet.metadata.row_group(number).num_rows
     if not rows:
         return []
     if rows > MOST:
         raise UserError(
-            f"data.stream: {file}: found a row group of {rows:,} rows; expected at most {MOST:,}; write it anew with row_group_size={MOST}"
+            f"data.stream: {file}: found a row group of {rows:,} rows; expected at most {MOST:,}; "
+            f"write it anew with row_group_size={MOST}"
         )
-    known = [name for name in their_columns(origin.source, "language") if name in found.schema_arrow.names]
-    said = spoken(origin.source, found.read_row_group(number, columns=known)) if known else None
+    known = [name for name in their_columns(origin.source, "language") if name in parquet.schema_arrow.names]
+    said = spoken(origin.source, parquet.read_row_group(number, columns=known)) if known else None
     if said is None:
         return [Group(file, number, language or origin.task.languages[0], rows, True)]
     names = dict.fromkeys(said)
@@ -158,23 +176,29 @@ def _groups(origin: Origin, found: pa_parquet.ParquetFile, file: str, number: in
 
 
 def read_group(origin: Origin, group: Group) -> pa.Table:
-    """A row group's rows in one language, in our columns."""
+    """A row group's rows in one language, in our columns.
+
+    Raises:
+        UserError: the file can't be read, or a row does not fit the task (`columns.normalise`).
+    """
     try:
         with sources.system_for(origin, "train").open_input_file(group.file) as source:
-            found = pa_parquet.ParquetFile(source).read_row_group(group.number)
+            raw = pa_parquet.ParquetFile(source).read_row_group(group.number)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"data: {group.file} can't be read: {str(error).splitlines()[0]}; every node that reads rows must see it"
         ) from None
-    table = normalise(origin.task, origin.source, found, group.file, group.language)
+    table = normalise(origin.task, origin.source, raw, group.file, group.language)
     return table if group.alone else table.filter(pa.compute.equal(table["language"], group.language))
 
 
 def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:
-    """How many rows each language gives to an epoch of as many as there are.
+    """How many rows each language gives to an epoch of as many as there are; the shares sum to all rows.
 
     Args:
-        mix: "proportional" to its rows, "uniform", or a temperature T >= 1: proportional to rows ** (1 / T) (Conneau et al. 2020, XLM-R, section 3.1, where 1 / T = 0.3).
+        rows: language to rows there are.
+        mix: "proportional" to its rows, "uniform", or a temperature T >= 1: proportional to rows ** (1 / T) (Conneau et
+            al. 2020, XLM-R, section 3.1, where 1 / T = 0.3).
     """
     power = {"proportional": 1.0, "uniform": 0.0}[mix] if isinstance(mix, str) else 1 / mix
     weights = np.array([count**power for count in rows.values()])
@@ -187,11 +211,14 @@ def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:
 
 
 class Order:
-    """Which row stands at a position of an epoch."""
+    """Which row stands at a position of an epoch, counted from 0.
+
+    sizes: language to rows there are; shares: language to rows an epoch takes; size: rows of the epoch.
+    """
 
     def __init__(self, index: Index, mix: Mix, seed: int, epoch: int) -> None:
         self.languages, self.key = index.languages, (seed, epoch)
-        self.sizes = {name: sum(group.rows for group in groups) for name, groups in self.languages.items()}
+        self.sizes = {name: _rows(groups) for name, groups in self.languages.items()}
         self.shares = shares(self.sizes, mix)
         self.size = sum(self.shares.values())
         self._drawn: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
@@ -199,26 +226,32 @@ class Order:
     def places(self, start: int, stop: int) -> list[tuple[str, int]]:
         """Language and number within the language of the rows at positions [start, stop).
 
-        The k-th row of a language with s of the epoch's N rows is due at (k + 1/2) N / s; rows stand in the order they are due.
+        The k-th row of a language with s of the epoch's N rows is due at (k + 1/2) N / s; rows stand in the order they
+        are due.
         """
-        slack, found = len(self.shares) + 1, list[tuple[int, str, int]]()
-        for own, (name, share) in enumerate(self.shares.items()):
+        slack, placed = len(self.shares) + 1, list[tuple[int, str, int]]()
+        for turn, (name, share) in enumerate(self.shares.items()):
             first, last = (start - slack) * share // self.size - 1, (stop + slack) * share // self.size + 1
             numbers = np.arange(max(0, first), min(share, last + 1), dtype=np.int64)
             rank = np.zeros_like(numbers)
             for other, size in enumerate(self.shares.values()):
-                # the other's rows due earlier: (2 j + 1) share < (2 k + 1) size; of equals, those of the language named earlier
-                due = (2 * numbers + 1) * size - (other >= own)
+                # the other's rows due earlier: (2 j + 1) share < (2 k + 1) size; of equals, those of the language
+                # named earlier
+                due = (2 * numbers + 1) * size - (other >= turn)
                 rank += np.clip((due - share) // (2 * max(share, 1)) + 1, 0, size)
-            found += [
+            placed += [
                 (position, name, int(number))
                 for position, number in zip(rank, numbers, strict=True)
                 if start <= position < stop
             ]
-        return [(name, number) for _, name, number in sorted(found)]
+        return [(name, number) for _, name, number in sorted(placed)]
 
     def locate(self, name: str, number: int) -> tuple[int, int, int]:
-        """Of a language's row: how often the language came round before, the number of its row group, the row's number there."""
+        """Where a language's row lies.
+
+        Returns:
+            how often the language came round before, the number of its row group, the row's number there.
+        """
         turn, rest = divmod(number, self.sizes[name])  # a language may come round more than once
         if name not in self._drawn or self._drawn[name][0] != turn:
             drawn = self._generator(name, turn).permutation(len(self.languages[name]))
@@ -238,7 +271,7 @@ class Order:
 
 
 class Reader:
-    """Rows by position; of each language the row group is kept that was read last."""
+    """Rows by position; of each language the row group that was read last is kept in memory."""
 
     def __init__(self, index: Index, mix: Mix) -> None:
         self.index, self.mix = index, mix
@@ -255,7 +288,7 @@ class Reader:
     def rows(
         self, seed: int, epoch: int, start: int, stop: int, rank: int = 0, world: int = 1
     ) -> Iterator[dict[str, Any]]:
-        """Of the rows at positions [start, stop) every world-th."""
+        """Of the rows at positions [start, stop) every world-th, from the rank-th on, in our columns."""
         order = self.order(seed, epoch)
         for name, number in order.places(start, stop)[rank::world]:
             turn, group, row = order.locate(name, number)

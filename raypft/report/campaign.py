@@ -55,7 +55,7 @@ def write_tables(campaign: Any, rows: Iterable[dict[str, Any]], folder: Path) ->
     """Write the tables and plots of a campaign into `folder`; returns table.md.
 
     Args:
-        campaign: a `raypft.campaign.Campaign`.
+        campaign: a `raypft.campaigns.campaign.Campaign`.
         rows: one dict a cell, see `Cells`.
 
     Raises:
@@ -67,7 +67,8 @@ def write_tables(campaign: Any, rows: Iterable[dict[str, Any]], folder: Path) ->
     for section in sections(cells):
         lines = list(_lines(section, cells, paper))
         tables.append(_table(section, lines, cells))
-        records += [record for line in lines for record in _records(section, line, cells)]
+        for line in lines:
+            records += _records(section, line, cells)
         if section.main:
             tex.append(latex(tables[-1], len(_axes(cells)) + 1))
     costs = _costs(cells)
@@ -162,14 +163,15 @@ def _costs(cells: Cells) -> Table:
     rows: list[str] = list(cells.campaign.rows)
     tasks: list[str] = list(cells.campaign.tasks)
     for point, task, row in itertools.product(cells.every_point, tasks, rows):
-        found = cells.at(row, task, point)
-        if found is not None and found.best.results:
-            table.rows.append([*map(text, point), text(task), row, *_cost(found.best)])
+        chosen = cells.at(row, task, point)
+        if chosen is not None and chosen.best.results:
+            table.rows.append([*map(text, point), text(task), row, *_cost(chosen.best)])
     return table
 
 
 def _cost(group: Group) -> list[str]:
     results = list(group.results.values())
-    seconds = [statistics.fmean(result.get(key) or 0.0 for result in results) for key in ("train_seconds", "seconds")]
+    training = statistics.fmean(result.get("train_seconds") or 0.0 for result in results)
+    whole = statistics.fmean(result.get("seconds") or 0.0 for result in results)
     memory = max(result.get("peak_memory_mb") or 0.0 for result in results)
-    return [str(len(results)), f"{results[0]['trainable']:,}", *(f"{value:.1f}" for value in seconds), f"{memory:.0f}"]
+    return [str(len(results)), f"{results[0]['trainable']:,}", f"{training:.1f}", f"{whole:.1f}", f"{memory:.0f}"]

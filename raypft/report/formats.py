@@ -42,7 +42,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
-    """Rows as CSV with \\n at the ends of lines, on every system."""
+    """Rows, the head among them, as CSV with \\n at the ends of lines, on every system."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()

@@ -21,7 +21,11 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """A number a seed, and how many seeds gave none; `exact`: no seed has a part in it (MAJ)."""
+    """A number a seed, and how many seeds gave none.
+
+    values: in percent or a ratio, as the section says, in the order of `seeds`; planned, failed, pruned: counts of
+    seeds; exact: no seed has a part in it (MAJ).
+    """
 
     values: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -47,24 +51,23 @@ class Score:
 
 
 def average(scores: Sequence[Score]) -> Score:
-    """The mean of several scores, seed by seed; of the seeds that all of them have."""
+    """The mean of several scores, seed by seed; of the seeds that all of them have. Empty where one has no value."""
     if not scores or not all(score.values for score in scores):
         return Score()
     if all(score.exact for score in scores):
         return Score((statistics.fmean(score.values[0] for score in scores),), exact=True)
-    of = [dict(zip(score.seeds, score.values, strict=True)) for score in scores]
-    seeds = tuple(seed for seed in of[0] if all(seed in values for values in of))
-    means = tuple(statistics.fmean(values[seed] for values in of) for seed in seeds)
-    return Score(means, seeds, max(score.planned for score in scores))
+    by_seed = [dict(zip(score.seeds, score.values, strict=True)) for score in scores]
+    shared = set(by_seed[0]).intersection(*by_seed)
+    seeds = tuple(seed for seed in by_seed[0] if seed in shared)
+    columns = [map(values.__getitem__, seeds) for values in by_seed]
+    return Score(tuple(map(statistics.fmean, zip(*columns, strict=True))), seeds, max(s.planned for s in scores))
 
 
 def ratio(above: Score, below: Score) -> Score:
-    """One score divided by another, seed by seed."""
-    of = dict(zip(above.seeds, above.values, strict=True))
-    pairs = [(seed, value) for seed, value in zip(below.seeds, below.values, strict=True) if seed in of]
-    return replace(
-        below, values=tuple(of[seed] / value for seed, value in pairs), seeds=tuple(seed for seed, _ in pairs)
-    )
+    """One score divided by another, seed by seed, of the seeds that both have; the counts are those below."""
+    tops = dict(zip(above.seeds, above.values, strict=True))
+    ratios = {seed: tops[seed] / value for seed, value in zip(below.seeds, below.values, strict=True) if seed in tops}
+    return replace(below, values=tuple(ratios.values()), seeds=tuple(ratios))
 
 
 @dataclass
@@ -85,9 +88,10 @@ class Group:
 
     def score(self, of: Callable[[Result], float | None]) -> Score:
         """What `of` gives for each finished seed, in the order of seeds; None is left out."""
-        found = {seed: value for seed in sorted(self.results) if (value := of(self.results[seed])) is not None}
+        by_seed = {seed: value for seed in sorted(self.results) if (value := of(self.results[seed])) is not None}
+        values, seeds = tuple(by_seed.values()), tuple(by_seed)
         states = [status for status, _ in self.unfinished.values()]
-        return Score(tuple(found.values()), tuple(found), self.planned, states.count("failed"), states.count("pruned"))
+        return Score(values, seeds, self.planned, states.count("failed"), states.count("pruned"))
 
     @property
     def dev(self) -> Score:
@@ -120,13 +124,13 @@ class Cells:
     """A campaign's cells.
 
     Args:
-        campaign: a `raypft.campaign.Campaign`.
-        rows: one dict a cell: row, task, axes {dotted key: value}, seed, status (finished, failed, pruned, missing), reason,
-            result (a result.json, or None).
+        campaign: a `raypft.campaigns.campaign.Campaign`.
+        rows: one dict a cell: row, task, axes {dotted key: value}, seed, status (finished, failed, pruned, missing),
+            reason, result (a result.json, or None).
 
     Raises:
-        UserError: cells of one column were tested on different rows, or with different metric versions or protocols; a cell of
-            a row that the campaign does not have; a search without dev scores.
+        UserError: cells of one column were tested on different rows, or with different metric versions or protocols; a
+            cell of a row that the campaign does not have; a search without dev scores.
     """
 
     def __init__(self, campaign: Any, rows: Iterable[dict[str, Any]]) -> None:
@@ -144,13 +148,14 @@ class Cells:
         row, task, axes = cell["row"], cell["task"], cell.get("axes") or {}
         if row not in self.campaign.rows or task not in list(self.campaign.tasks):
             raise UserError(
-                f'report: a cell is of row "{row}", task {task}, which the campaign does not have; report with the file that ran it'
+                f'report: a cell is of row "{row}", task {task}, which the campaign does not have; '
+                "report with the file that ran it"
             )
         if self.campaign.rows[row] == MAJORITY:
             return
         point, choice = tuple(axes.get(key) for key in self.axes), tuple(axes.get(key) for key in self.searched)
-        of = self.groups[self._place(row, task, point)]
-        group = of.setdefault(tuple(map(frozen, choice)), Group(row, task, point, choice))
+        groups = self.groups[self._place(row, task, point)]
+        group = groups.setdefault(tuple(map(frozen, choice)), Group(row, task, point, choice))
         if cell["status"] == "finished" and cell.get("result"):
             group.results[cell["seed"]] = cell["result"]
             self._check(group, cell["result"])
@@ -170,20 +175,20 @@ class Cells:
             if ours != theirs and None not in (ours, theirs):
                 raise UserError(
                     f'report: task {group.task}: row "{group.row}" has {what} {ours}, row "{known}" has {theirs}; '
-                    "they don't compare; give both the same data, protocol and raypft version, and run the older ones again"
+                    "they don't compare; "
+                    "give both the same data, protocol and raypft version, and run the older ones again"
                 )
         self.first.setdefault(group.task, result)
 
     def _choose(self, tried: list[Group]) -> Chosen:
-        tried.sort(
-            key=lambda group: [self._rank(key, value) for key, value in zip(self.searched, group.choice, strict=True)]
-        )
+        tried.sort(key=lambda group: list(map(self._rank, self.searched, group.choice)))
         if len(tried) == 1:
             return Chosen(tried[0], tried)
         scored = [(len(group.dev.values), group.dev.mean, group) for group in tried if group.dev.values]
         if not scored and any(group.results for group in tried):
             raise UserError(
-                f'report: row "{tried[0].row}" was searched on {tried[0].task} without dev scores; a search needs dev rows to choose by'
+                f'report: row "{tried[0].row}" was searched on {tried[0].task} without dev scores; '
+                "a search needs dev rows to choose by"
             )
         most = max((n for n, _, _ in scored), default=0)
         best = max((item for item in scored if item[0] == most), key=lambda item: item[1], default=(0, 0, tried[0]))
@@ -197,11 +202,8 @@ class Cells:
     @cached_property
     def points(self) -> list[tuple[Any, ...]]:
         """Every point of the axes, the first axis outermost; None stands for the axis that makes the columns."""
-        return list(
-            itertools.product(
-                *([None] if key == self.campaign.columns else self.campaign.vary[key] for key in self.axes)
-            )
-        )
+        values = [[None] if key == self.campaign.columns else self.campaign.vary[key] for key in self.axes]
+        return list(itertools.product(*values))
 
     @cached_property
     def every_point(self) -> list[tuple[Any, ...]]:
@@ -219,19 +221,26 @@ class Cells:
     def score(
         self, row: str, task: str, point: Sequence[Any], of: Callable[[Result], float | None], over: str | None = None
     ) -> Score:
-        """A row's score at a place, of the majority class where the row is that; with `over`, that row's score divided by it."""
+        """A row's score at a place, of the majority class where the row is that.
+
+        Args:
+            of: a number out of a result, None where it has none.
+            over: a row whose score is divided by this one's, seed by seed.
+        """
         if self.campaign.rows[row] == MAJORITY:
             first = self.first.get(task)
             value = of(majority(first)) if first else None
             return Score(() if value is None else (value,), exact=True)
-        found = self.at(row, task, point)
-        score = found.best.score(of) if found else Score()
+        chosen = self.at(row, task, point)
+        score = chosen.best.score(of) if chosen else Score()
         return ratio(self.score(over, task, point, of), score) if over else score
 
     @cached_property
     def seeds(self) -> int:
         """Seeds a configuration was to run, as most were."""
-        counts = Counter(group.planned for groups in self.groups.values() for group in groups.values())
+        counts: Counter[int] = Counter()
+        for groups in self.groups.values():
+            counts.update(group.planned for group in groups.values())
         return max(counts, key=lambda planned: (counts[planned], planned), default=0)
 
 

@@ -16,7 +16,7 @@ Get = Callable[[Result], float | None]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name, the task of its numbers, how to read one out of a result, the value of the axis that it stands for."""
+    """A column: name, task of its numbers, how one is read out of a result; at: the axis value that it stands for."""
 
     name: str
     task: str
@@ -26,7 +26,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Section:
-    """A table to be. `averaged`: the mean of its columns follows them; `main`: it goes into the LaTeX file, with the paper's numbers."""
+    """A table to be.
+
+    averaged: the mean of its columns follows them; main: it goes into the LaTeX file, with the paper's numbers; over:
+    the row whose numbers are divided by each row's.
+    """
 
     metric: str
     view: str
@@ -49,8 +53,8 @@ class Section:
 
     def scores(self, cells: Cells, row: str, point: tuple[Any, ...]) -> list[Score]:
         """A row's score in every column, at a point of the axes."""
-        found = [cells.score(row, c.task, cells.complete(point, c.at), c.get, self.over) for c in self.columns]
-        return found + [average(found)] * self.averaged
+        scores = [cells.score(row, c.task, cells.complete(point, c.at), c.get, self.over) for c in self.columns]
+        return scores + [average(scores)] * self.averaged
 
 
 def sections(cells: Cells) -> Iterator[Section]:
@@ -83,18 +87,21 @@ def sections(cells: Cells) -> Iterator[Section]:
 
 
 def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
-    own = {task: cells.first[task]["metric"] for task in tasks}
-    title, everything = " and ".join(dict.fromkeys(own.values())) or "score", list(cells.campaign.tasks)
+    first_metrics = {task: cells.first[task]["metric"] for task in tasks}
+    title = " and ".join(dict.fromkeys(first_metrics.values())) or "score"
+    everything = list(cells.campaign.tasks)
     for view in ("", WITHOUT_ENGLISH):
         # a task without a result has its column too: no mean is taken over fewer tasks than there are
         having = [task for task in tasks if view in _views(cells.first[task])] if view else everything
-        columns = [Column(text(task), task, _of_mean(own.get(task, ""), view)) for task in having]
+        columns = [Column(text(task), task, _of_mean(first_metrics.get(task, ""), view)) for task in having]
         if columns:
             yield Section(title, view, columns, len(columns) == len(everything) > 1, main)
-    for metric in dict.fromkeys(name for task in tasks for name in cells.first[task]["metrics"] if name != own[task]):
-        columns = [
-            Column(text(task), task, _of_mean(metric, "")) for task in tasks if metric in cells.first[task]["metrics"]
-        ]
+    others: dict[str, None] = {}
+    for task in tasks:
+        others |= dict.fromkeys(name for name in cells.first[task]["metrics"] if name != first_metrics[task])
+    for metric in others:
+        having = [task for task in tasks if metric in cells.first[task]["metrics"]]
+        columns = [Column(text(task), task, _of_mean(metric, "")) for task in having]
         yield Section(metric, "", columns, main=False)
 
 

@@ -14,34 +14,28 @@ MOST = 40
 def notes(cells: Cells, paper: Paper) -> list[str]:
     """The lines below the tables."""
     rows = cells.campaign.rows
-    found = [
-        f"mean ± sample standard deviation over {cells.seeds} seeds; another number of seeds stands as (n=…); - is not run yet"
+    lines = [
+        f"mean ± sample standard deviation over {cells.seeds} seeds; "
+        "another number of seeds stands as (n=…); - is not run yet"
     ]
-    if any(kind == MAJORITY for kind in rows.values()):
-        found.append(
-            f"{', '.join(row for row, kind in rows.items() if kind == MAJORITY)}: share of the largest class of the test rows"
-        )
-    found += _tested(cells)
+    majorities = [row for row, kind in rows.items() if kind == MAJORITY]
+    if majorities:
+        lines.append(f"{', '.join(majorities)}: share of the largest class of the test rows")
+    lines += _tested(cells)
     if paper.values:
-        found.append(RULE)
-        found += [f"{row}: protocol differs: {why}" for row, why in paper.differs.items() if row in rows]
-        found += [f"paper: {note}" for note in paper.notes]
+        lines.append(RULE)
+        lines += [f"{row}: protocol differs: {why}" for row, why in paper.differs.items() if row in rows]
+        lines += [f"paper: {note}" for note in paper.notes]
     if cells.searched:
-        found += _searched(cells)
-    return found + _lost(cells)
+        lines += _searched(cells)
+    return lines + _lost(cells)
 
 
 def _tested(cells: Cells) -> list[str]:
     lines = []
     for task, result in cells.first.items():
         counts = sorted(set(result.get("rows", {}).values()))
-        size = (
-            f", {counts[0]} rows a language"
-            if len(counts) == 1
-            else f", {counts[0]} to {counts[-1]} rows a language"
-            if counts
-            else ""
-        )
+        size = f", {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} rows a language" if counts else ""
         rule = f", protocol {result['protocol']}" if result.get("protocol") else ""
         lines.append(
             f"{text(task)}: {result['metric']} on test rows {result['test_rows']}{size}{rule}, the same for every row"
@@ -54,12 +48,11 @@ def _searched(cells: Cells) -> list[str]:
     budget = "every configuration" if search.searcher == "grid" else f"{search.trials} configurations"
     scheduler = "" if search.scheduler in (None, "none") else f", seeds raced by {search.scheduler}"
     lines = [
-        f"search: {search.searcher}{scheduler}, {budget} for each row and task; the best mean on dev over seeds is shown, test rows had no part in the choice"
+        f"search: {search.searcher}{scheduler}, {budget} for each row and task; "
+        "the best mean on dev over seeds is shown, test rows had no part in the choice"
     ]
-    picked = [
-        (place, chosen) for place, chosen in cells.chosen.items() if len(chosen.tried) > 1 and chosen.best.dev.values
-    ]
-    lines += sorted(_pick(cells.searched, chosen) for _, chosen in picked)[:MOST]
+    picked = [chosen for chosen in cells.chosen.values() if len(chosen.tried) > 1 and chosen.best.dev.values]
+    lines += sorted(_pick(cells.searched, chosen) for chosen in picked)[:MOST]
     return lines + ([f"{len(picked) - MOST} more choices are in the runs' folders"] if len(picked) > MOST else [])
 
 
@@ -68,20 +61,21 @@ def _pick(searched: list[str], chosen: Chosen) -> str:
     point = "".join(f", {text(value)}" for value in best.point)
     settings = ", ".join(f"{key}={text(value)}" for key, value in zip(searched, best.choice, strict=True))
     whole = sum(len(group.dev.values) == len(dev.values) for group in chosen.tried)
-    return f"{best.row} on {text(best.task)}{point}: {settings} (dev {dev.mean:.1f}) of {len(chosen.tried)} configurations, {whole} with as many seeds"
+    tried = f"of {len(chosen.tried)} configurations, {whole} with as many seeds"
+    return f"{best.row} on {text(best.task)}{point}: {settings} (dev {dev.mean:.1f}) {tried}"
 
 
 def _lost(cells: Cells) -> list[str]:
     """Failed and pruned seeds by reason."""
-    of: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
+    seeds_of: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for groups in cells.groups.values():
         for group in groups.values():
             where = ", ".join(map(text, (*group.point, *group.choice)))
             for seed, (status, reason) in group.unfinished.items():
                 if status != "missing":
-                    of[status, f"{group.row} on {text(group.task)}", where, reason].append(seed)
-    lines = [
-        f"{status}: {row}{f' ({where})' if where else ''}, seeds {', '.join(map(str, sorted(seeds)))}{f': {reason}' if reason else ''}"
-        for (status, row, where, reason), seeds in sorted(of.items())
-    ]
+                    seeds_of[status, f"{group.row} on {text(group.task)}", where, reason].append(seed)
+    lines = []
+    for (status, row, where, reason), seeds in sorted(seeds_of.items()):
+        at, because = f" ({where})" if where else "", f": {reason}" if reason else ""
+        lines.append(f"{status}: {row}{at}, seeds {', '.join(map(str, sorted(seeds)))}{because}")
     return lines[:MOST] + ([f"{len(lines) - MOST} more configurations lost seeds"] if len(lines) > MOST else [])

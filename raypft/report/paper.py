@@ -9,13 +9,17 @@ from typing import Any
 from raypft.report.groups import Score, text
 
 RULE = (
-    "inside: the paper's number is within 2 standard deviations of our mean (the paper's deviation where it gives one, else ours over seeds; "
-    "0 for MAJ) plus 0.005 for its rounding; no verdict on a single seed"
+    "inside: the paper's number is within 2 standard deviations of our mean (the paper's deviation where it gives one, "
+    "else ours over seeds; 0 for MAJ) plus 0.005 for its rounding; no verdict on a single seed"
 )
 
 
 class Paper:
-    """The numbers of a campaign's `paper` block; a scaled-down campaign differs in every row."""
+    """The numbers of a campaign's `paper` block; a scaled-down campaign differs in every row.
+
+    Args:
+        campaign: a `raypft.campaigns.campaign.Campaign`.
+    """
 
     def __init__(self, campaign: Any) -> None:
         paper = campaign.paper
@@ -32,7 +36,7 @@ class Paper:
         return _find(self.values.get(row), point, column)
 
     def verdict(self, row: str, point: Sequence[Any], column: str, score: Score) -> str:
-        """`inside`, `outside`, `protocol differs`, or nothing where there is nothing to compare."""
+        """`inside`, `outside`, `one seed`, `protocol differs` (see RULE), or nothing where nothing can be compared."""
         value = self.value(row, point, column)
         if value is None or not score.values:
             return ""
@@ -54,5 +58,5 @@ def _find(level: Any, point: Sequence[Any], column: str) -> float | None:
         level = known.get(text(value), level)
     if not isinstance(level, Mapping):
         return None
-    found = {str(key): below for key, below in level.items()}.get(column)
-    return float(found) if isinstance(found, int | float) and not math.isnan(found) else None
+    number = {str(key): below for key, below in level.items()}.get(column)
+    return float(number) if isinstance(number, int | float) and not math.isnan(number) else None

@@ -1,10 +1,9 @@
-"""One picture an axis or searched key: score against its values, a line a row, a band of one standard deviation over seeds."""
+"""One picture an axis or searched key: score against its values, a line a row, a band of one std over seeds."""
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +12,26 @@ from raypft.storage import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ACROSS, MOST = 3, 12
 SIZE = (4.6, 3.4)
 """Panels side by side and in all, and inches of one."""
 Point = tuple[Any, Score]
+"""A value of the axis or key, and the score there, in percent."""
+Panel = tuple[str, tuple[str, ...]]
+"""A task and the other axes' values, as text."""
 
 
 def write_plots(cells: Cells, folder: Path) -> list[Path]:
-    """Write plot-<key>.png and .svg for each axis with two values or more and each searched key; returns the png files."""
-    return [path for key in [*cells.axes, *cells.searched] if (path := _plot(cells, key, folder)) is not None]
+    """Write plot-<key>.png and .svg for each axis or searched key with two values or more; returns the png files."""
+    paths = [_plot(cells, key, folder) for key in [*cells.axes, *cells.searched]]
+    return [path for path in paths if path is not None]
 
 
 def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
     panels = _panels(cells, key)
-    values = _ordered(
-        {frozen(value): value for lines in panels.values() for points in lines.values() for value, _ in points}.values()
-    )
+    values = _values(panels)
     if len(values) < 2:
         return None
     import matplotlib  # noqa: PLC0415  (slow to import)
@@ -57,17 +59,7 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
         axes.set_visible(False)
     if len(panels) > MOST:
         figure.suptitle(f"the first {MOST} of {len(panels)}", fontsize=9)
-    handles = {
-        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(4, len(handles)),
-        frameon=False,
-        fontsize=8,
-    )
+    _legend(figure, grid.flat)
     path = folder / f"plot-{key}.png"
     for target, how in ((path, {"dpi": 150}), (path.with_suffix(".svg"), {"metadata": {"Date": None}})):
         with written(target) as file:
@@ -81,52 +73,83 @@ def _measure(cells: Cells, key: str, task: str) -> str:
     return f"{metric} on {'dev' if key in cells.searched else 'test'}"
 
 
-def _panels(cells: Cells, key: str) -> dict[tuple[str, tuple[str, ...]], dict[str, list[Point]]]:
-    """(Task, the other axes' values) to row to points: of an axis the test scores, of a searched key the dev scores tried."""
-    curves: dict[Any, dict[str, dict[Any, list[Group]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+def _panels(cells: Cells, key: str) -> dict[Panel, dict[str, list[Point]]]:
+    """Panel to row to points: of an axis the test scores, of a searched key the dev scores tried."""
     searched = key in cells.searched
     place = (cells.searched if searched else cells.axes).index(key)
+    searcher = cells.campaign.search.searcher if searched else None
+    panels: dict[Panel, dict[str, list[Point]]] = {}
+    for panel, rows in _curves(cells, key, searched, place).items():
+        lines: dict[str, list[Point]] = {}
+        for row, groups_by_value in rows.items():
+            points: list[Point] = []
+            for groups in groups_by_value.values():
+                points += _points(groups, place, searcher)
+            if points:
+                lines[row] = points
+        if lines:
+            panels[panel] = lines
+    return panels
+
+
+def _curves(cells: Cells, key: str, searched: bool, place: int) -> dict[Panel, dict[str, dict[Hashable, list[Group]]]]:
+    """Panel to row to the groups at each value of the key, which stands at `place` of a group's point or choice."""
+    curves: dict[Panel, dict[str, dict[Hashable, list[Group]]]] = {}
     for task, point, row in itertools.product(cells.campaign.tasks, cells.every_point, cells.campaign.rows):
         chosen = cells.at(row, task, point)
-        others = tuple(
-            f"{n.rsplit('.', 1)[-1]} {text(v)}"
-            for n, v in zip(cells.axes, point, strict=True)
-            if n != key and len(cells.campaign.vary[n]) > 1
-        )
-        for group in (chosen.tried if searched else [chosen.best]) if chosen else []:
+        if chosen is None:
+            continue
+        panel = (task, _others(cells, key, point))
+        for group in chosen.tried if searched else [chosen.best]:
             value = (group.choice if searched else group.point)[place]
             if value is not None:
-                curves[task, others][row][frozen(value)].append(group)
-    searcher = cells.campaign.search.searcher if searched else None
-    found = {
-        at: {row: [p for groups in of.values() for p in _points(groups, place, searcher)] for row, of in rows.items()}
-        for at, rows in curves.items()
-    }
-    with_points = {at: {row: points for row, points in rows.items() if points} for at, rows in found.items()}
-    return {at: rows for at, rows in with_points.items() if rows}
+                groups_by_value = curves.setdefault(panel, {}).setdefault(row, {})
+                groups_by_value.setdefault(frozen(value), []).append(group)
+    return curves
+
+
+def _others(cells: Cells, key: str, point: Sequence[Any]) -> tuple[str, ...]:
+    """The values of a point on the other axes that have several."""
+    varied = {name for name in cells.axes if name != key and len(cells.campaign.vary[name]) > 1}
+    values = zip(cells.axes, point, strict=True)
+    return tuple(f"{name.rsplit('.', 1)[-1]} {text(value)}" for name, value in values if name in varied)
 
 
 def _points(groups: Sequence[Group], place: int, searcher: str | None) -> list[Point]:
-    """The points at one value: of an axis the test score, of a sampled search every configuration, of a grid the best on dev."""
+    """The points at one value: of an axis the test score; of a sampled search all tried, of a grid the best on dev."""
     if searcher is None:
-        return [
-            (group.point[place], score) for group in groups if (score := group.score(lambda r: r.get("mean"))).values
-        ]
+        tested = [(group.point[place], group.score(lambda result: result.get("mean"))) for group in groups]
+        return [(value, score) for value, score in tested if score.values]
     scored = [group for group in groups if group.dev.values]
     if searcher == "grid" and scored:
         most = max(len(group.dev.values) for group in scored)
-        scored = [max((group for group in scored if len(group.dev.values) == most), key=lambda group: group.dev.mean)]
+        whole = [group for group in scored if len(group.dev.values) == most]
+        scored = [max(whole, key=lambda group: group.dev.mean)]
     return [(group.choice[place], group.dev) for group in scored]
 
 
-def _ordered(values: Any) -> list[Any]:
-    """Numbers by size; anything else in the order in which it came."""
-    values = list(values)
+def _values(panels: dict[Panel, dict[str, list[Point]]]) -> list[Any]:
+    """Every value that a point has: numbers by size; anything else in the order in which it came."""
+    by_key: dict[Hashable, Any] = {}
+    for lines in panels.values():
+        for value, _ in itertools.chain.from_iterable(lines.values()):
+            by_key[frozen(value)] = value
+    values = list(by_key.values())
     return sorted(values) if all(_is_number(value) for value in values) else values
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, each row once."""
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= zip(labels, drawn, strict=True)
+    across = min(4, len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, frameon=False, fontsize=8)
 
 
 def _draw(axes: Axes, lines: dict[str, list[Point]], rows: list[str], values: list[Any], sampled: bool) -> None:

@@ -12,7 +12,7 @@ WIDEST = 10
 
 @dataclass
 class Table:
-    """A table that prints as Markdown; every cell is text."""
+    """A table that prints as Markdown; every cell is text, every row has as many as there are columns."""
 
     title: str
     columns: list[str]
@@ -20,10 +20,10 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def turned(self) -> Table:
-        """Rows as columns, for tables that would be too wide."""
+        """Rows as columns, for tables that would be too wide: [rows, columns] -> [columns - 1, rows + 1]."""
         columns = ["", *(row[0] for row in self.rows)]
-        rows = [[name, *(row[i] for row in self.rows)] for i, name in enumerate(self.columns) if i]
-        return Table(self.title, columns, rows, self.notes)
+        flipped = map(list, zip(self.columns, *self.rows, strict=True))
+        return Table(self.title, columns, list(flipped)[1:], self.notes)
 
     def markdown(self) -> str:
         """GitHub Markdown with the notes below."""
@@ -33,7 +33,7 @@ class Table:
 
 
 def mean_std(values: Sequence[float]) -> str:
-    """`81.2 ± 0.4`: mean and sample standard deviation; a single value has no deviation and is marked."""
+    """`81.2 ± 0.4`: mean and sample standard deviation of one value or more; a single one is marked `(n=1)`."""
     if len(values) == 1:
         return f"{values[0]:.1f} (n=1)"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"

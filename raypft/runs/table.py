@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +30,11 @@ def run_table(folders: Sequence[Path]) -> Table:
             raise UserError(
                 f"report: {folder} is task {job['task']}, {first} is {first_job['task']}; report one task at a time"
             )
-    kinds = {(result["metric"], result["test_rows"]) for _, _, results in runs for result in results}
-    if len(kinds) > 1:
+    every_result = itertools.chain.from_iterable(results for _, _, results in runs)
+    if len({(result["metric"], result["test_rows"]) for result in every_result}) > 1:
         raise UserError(
-            "report: these runs were tested on different rows or metrics; a table of them would mislead; report them apart"
+            "report: these runs were tested on different rows or metrics; a table of them would mislead; "
+            "report them apart"
         )
     languages = list(first_results[0]["scores"])
     wide = len(languages) > 1
@@ -47,9 +49,8 @@ def run_table(folders: Sequence[Path]) -> Table:
         table.rows.append(_majority(majority, columns))
     table.notes = _notes(runs, languages)
     if others:
-        table.notes.append(
-            f"{', '.join(others)}: the same predictions by the papers' other metrics{', mean over languages' if wide else ''}"
-        )
+        over = ", mean over languages" if wide else ""
+        table.notes.append(f"{', '.join(others)}: the same predictions by the papers' other metrics{over}")
     return table.turned() if len(columns) > WIDEST else table
 
 
@@ -57,11 +58,13 @@ def _row(
     job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], others: list[str], columns: list[str]
 ) -> list[str]:
     cells = [label(job), "all" if job["shots"] is None else str(job["shots"]), str(len(results))]
-    cells += [mean_std([result["scores"][language] for result in results]) for language in languages]
+    for language in languages:
+        cells.append(mean_std([result["scores"][language] for result in results]))
     for column, key in (("mean", "mean"), ("mean without en", "mean_without_english")):
         if column in columns:
             cells.append(mean_std([result[key] for result in results]))
-    cells += [mean_std([statistics.mean(result["metrics"][name].values()) for result in results]) for name in others]
+    for name in others:
+        cells.append(mean_std([statistics.mean(result["metrics"][name].values()) for result in results]))
     cells.append(f"{results[0]['trainable']:,}")
     cells.append(f"{statistics.mean(result['seconds'] for result in results):.0f}")
     return cells
@@ -83,27 +86,28 @@ def label(job: dict[str, Any]) -> str:
 
 def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], languages: list[str]) -> list[str]:
     notes = [
-        "mean ± sample standard deviation over seeds; n = finished seeds; seconds = mean per seed, model loading excluded"
+        "mean ± sample standard deviation over seeds; n = finished seeds; "
+        "seconds = mean per seed, model loading excluded"
     ]
     for folder, job, results in runs:
         sizes = results[0]["sizes"]
         rows = results[0]["rows"]
         per_language = sorted(set(rows.values()))
         tested = f"{per_language[0]}" if len(per_language) == 1 else f"{per_language[0]} to {per_language[-1]}"
-        seeds = ", ".join(str(result["seed"]) for result in results)
-        missing = [seed for seed in job["seeds"] if seed not in [result["seed"] for result in results]]
+        seeds = [result["seed"] for result in results]
+        missing = [seed for seed in job["seeds"] if seed not in seeds]
         select = (
             "nothing trained"
             if not job["train"]["epochs"]
             else f"epoch chosen by {job['train']['select']} on {sizes['dev']} dev rows"
         )
         notes.append(
-            f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {seeds}"
+            f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {', '.join(map(str, seeds))}"
             + (f" (unfinished: {missing})" if missing else "")
-            + f", {sizes['train']} train rows, {sizes['demos']} demonstrations, {select}; {tested} test rows a language; {folder.name}"
+            + f", {sizes['train']} train rows, {sizes['demos']} demonstrations, {select}"
+            + f"; {tested} test rows a language; {folder.name}"
         )
     if len(languages) > 1:
-        notes.append(
-            f"trained on {', '.join(runs[0][1]['train']['languages'])}; MAJ = share of the largest class of the test rows"
-        )
+        trained = ", ".join(runs[0][1]["train"]["languages"])
+        notes.append(f"trained on {trained}; MAJ = share of the largest class of the test rows")
     return notes

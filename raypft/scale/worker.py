@@ -16,8 +16,8 @@ from raypft.backbones.base import Backbone
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.results import is_finished, recorder
 from raypft.runs.cell import run_cell
+from raypft.runs.results import is_finished, recorder
 from raypft.scale.data import OnRay, read_encoded
 from raypft.scale.deepspeed import DeepSpeedStepper
 from raypft.scale.worker_group import last_line

@@ -1,11 +1,12 @@
 """Metrics by name and version: gold and answers of one language in, percent out. No torch here.
 
-Of choice and text tasks gold and answers are label names or texts; of tags tasks a list of tags per sentence; of span tasks
-gold is a list of answer texts and the answer one text.
+Of choice and text tasks gold and answers are label names or texts; of tags tasks a list of tags per sentence; of span
+tasks gold is a list of answer texts and the answer one text.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 import unicodedata
@@ -57,15 +58,15 @@ def token_accuracy(gold: Tags, answers: Tags, language: str = "en") -> float:
 
 
 def token_f1(gold: Tags, answers: Tags, language: str = "en") -> float:
-    """F1 of each tag, O included, averaged with the tag's share of gold words as weight; 0 to 100."""
+    """F1 of each tag, O included, averaged with the tag's share of gold words as weight; percent, 0 to 100."""
     return _weighted_f1(_words(gold, answers))
 
 
 def topro_official(gold: Tags, answers: Tags, language: str = "en") -> float:
     """`token_f1` with gold and answers exchanged: weights are the shares of answered tags; 0 to 100.
 
-    Source: boleima/ToPro, run_prompt_tag.py, the numbers of its encoder models. A tagger that says O only scores 2p/(1+p)
-    where p is the share of O in gold; `entity_f1` gives it 0.
+    Source: boleima/ToPro, run_prompt_tag.py, the numbers of its encoder models. A tagger that says O only scores
+    2p/(1+p) where p is the share of O in gold; `entity_f1` gives it 0.
     """
     return _weighted_f1([(a, g) for g, a in _words(gold, answers)])
 
@@ -73,8 +74,8 @@ def topro_official(gold: Tags, answers: Tags, language: str = "en") -> float:
 def topro_mt5_official(gold: Tags, answers: Tags, language: str = "en") -> float:
     """2a/(1+a) where a is the share of words whose gold tag is part of the answered text; 0 to 100.
 
-    Source: boleima/ToPro, metrics.py, the numbers of its mT5 models: no answer ever counts as a false positive, so precision
-    is 1; gold O is found in "B-LOC" and gold X in "AUX".
+    Source: boleima/ToPro, metrics.py, the numbers of its mT5 models: no answer ever counts as a false positive, so
+    precision is 1; gold O is found in "B-LOC" and gold X in "AUX".
     """
     pairs = _words(gold, answers)
     share = sum(g in a for g, a in pairs) / len(pairs)
@@ -110,25 +111,22 @@ def mlqa_f1(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
 
 
 def _words(gold: Tags, answers: Tags) -> list[tuple[str, str]]:
-    return [pair for g, a in zip(gold, answers, strict=True) for pair in zip(g, a, strict=True)]
+    pairs: list[tuple[str, str]] = []
+    for tags, answered in zip(gold, answers, strict=True):
+        pairs += zip(tags, answered, strict=True)
+    return pairs
 
 
 def _weighted_f1(pairs: Sequence[tuple[str, str]]) -> float:
-    first, second, both = (
-        Counter(a for a, _ in pairs),
-        Counter(b for _, b in pairs),
-        Counter(a for a, b in pairs if a == b),
-    )
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    both = Counter(a for a, b in pairs if a == b)
     # F1 of a tag is 2 hits / (its count in both); its weight its share of the first
     return 100.0 * sum(count * 2 * both[tag] / (count + second[tag]) for tag, count in first.items()) / len(pairs)
 
 
 def _best(score: Callable[[str, str], float], gold: Tags, answers: Sequence[str]) -> float:
-    return (
-        100.0
-        * sum(max(score(own, answer) for own in golds) for golds, answer in zip(gold, answers, strict=True))
-        / len(gold)
-    )
+    best = [max(map(score, texts, itertools.repeat(answer))) for texts, answer in zip(gold, answers, strict=True)]
+    return 100.0 * sum(best) / len(gold)
 
 
 def _overlap(gold: list[str], answer: list[str]) -> float:
@@ -145,14 +143,16 @@ def _mlqa(text: str, language: str) -> list[str]:
     if language not in ARTICLES:
         known = ", ".join(sorted(ARTICLES))
         raise UserError(f'metric: MLQA has no normalisation for "{language}"; known: {known}; use exact_match or f1')
-    bare = "".join(
-        c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
-    )
+    shown = (c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    bare = "".join(shown)
     articles = ARTICLES[language]
     words = (re.sub(articles, " ", bare) if articles else bare).split()
     if language != "zh":
         return words
-    return [piece for word in words for piece in re.findall("[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+", word)]
+    pieces: list[str] = []
+    for word in words:
+        pieces += re.findall("[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+", word)
+    return pieces
 
 
 Metric = Callable[..., float]

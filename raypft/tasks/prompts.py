@@ -2,7 +2,8 @@
 
 A pattern's text is cut at its markup into pieces. Each piece is tokenized on its own later (backbones), a leading blank
 belonging to the piece after it. Marks say what a piece is for: "slot" (where the answer is read), "soft" (soft tokens),
-"demo_label" (the label word of a demonstration), "word" (the word that is asked about), "passage" (where a span is read); the backbone records at which token each marked piece begins.
+"demo_label" (the label word of a demonstration), "word" (the word that is asked about), "passage" (where a span is
+read); the backbone records at which token each marked piece begins.
 Only fields may be shortened: those of the row in each prompt, those of the demonstrations once per run.
 """
 
@@ -30,6 +31,7 @@ def render(
     """The query of one row.
 
     Args:
+        row: values by field name of the task; language: whose wording of the pattern is taken.
         soft_length: number of soft tokens that <soft> stands for, P.
         demos: shown in this order where the text has <demos>, joined by the pattern's separator.
     """
@@ -45,7 +47,7 @@ def render(
 def queries(
     task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
 ) -> list[Query]:
-    """All the queries of a row: one, or one for each word where the pattern asks about {token}. Arguments as of `render`."""
+    """All the queries of a row: one, or one a word where the pattern asks about {token}. Arguments as of `render`."""
     if "{token}" not in pattern.text:
         return [render(task, pattern, row, language, soft_length, demos)]
     column = task.fields[WORDS]
@@ -74,12 +76,14 @@ def _cut(
         position = match.end()
     if text[position:]:
         pieces.append(Piece("text", text[position:]))
+    return [piece for piece in pieces if _shown(piece)]
+
+
+def _shown(piece: Piece) -> bool:
+    if piece.kind == "soft":
+        return bool(piece.text or piece.count)
     # a marked text stays even when empty: an empty word has a slot, too
-    return [
-        piece
-        for piece in pieces
-        if piece.text or (piece.count if piece.kind == "soft" else piece.mark or piece.kind != "text")
-    ]
+    return bool(piece.text or piece.mark) or piece.kind != "text"
 
 
 def _marked(

@@ -1,6 +1,7 @@
-"""The loaders: encoded prompts in memory or from a flow, in an order that every rank computes alike, and a rank's share of a step.
+"""The loaders: encoded prompts in memory or from a flow, in an order all ranks compute, and a rank's share of a step.
 
-The order depends on (seed, epoch) only, so the number of workers and micro-batches never changes what a step learns from.
+The order depends on (seed, epoch) only, so the number of workers and micro-batches never changes what a step learns
+from.
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ class PromptDataset:
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of a rank in an epoch, from an optimizer step on: of each step's rows every world-th."""
+    """The rows of a rank in an epoch, from an optimizer step on: of each step's rows every world-th.
+
+    batch_size: rows a step over all ranks; rank: from 0 to world - 1.
+    """
 
     seed: int
     epoch: int

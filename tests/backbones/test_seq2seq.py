@@ -20,8 +20,8 @@ from raypft.runs.scores import by_row
 from raypft.tasks.query import Piece, Query
 from raypft.tasks.task import Wording
 from raypft.training.loader import PromptDataset
-from raypft.training.stepper import Learner, TorchStepper
 from raypft.training.loop import evaluate, fit
+from raypft.training.stepper import Learner, TorchStepper
 
 KINDS = tiny.FAMILIES["seq2seq"]
 

@@ -1,8 +1,9 @@
-"""Campaign files: what they expand to, what they refuse; which cells a campaign counts as finished; the withheld test."""
+"""Campaign files: what they expand to, what they refuse; which cells count as finished; the withheld test."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from raypft.scale.run import run_jobs
 from rich.console import Console
 from test_cli import call, place, words  # noqa: F401  (a fixture)
 
@@ -19,9 +21,8 @@ from raypft.campaigns.state import Book
 from raypft.cli.progress import CampaignTeller, duration
 from raypft.config.load import load_job
 from raypft.errors import UserError
-from raypft.runs.prepare import prepare
-from raypft.scale.run import run_jobs
 from raypft.runs.executor import LocalExecutor
+from raypft.runs.prepare import prepare
 from raypft.runs.run import conclude
 from raypft.scale.tune.plan import planned
 from raypft.scale.tune.study import Study
@@ -101,7 +102,8 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
         "B": {"recipe": "gnnavi_gcn", "set": {"method": {"layer": 5}}},
     }
     campaign = load_campaign(write(tmp_path, rows=rows, search=None))
-    first, second = (next(p for p in campaign.places() if p.row == row).job() for row in rows)
+    jobs = {cell.row: cell.job() for cell in campaign.places()}
+    first, second = jobs["A"], jobs["B"]
     assert first.method == {"name": "frozen"}
     assert second.method["layer"] == 5
     assert second.method["name"] == "gnnavi"
@@ -120,9 +122,9 @@ def test_a_scale_is_laid_over_the_file(tmp_path):
     whole, scaled = load_campaign(write(tmp_path)), load_campaign(write(tmp_path), scale="small")
     assert list(scaled.rows) == ["GCN", "MAJ"]
     assert list(scaled.tasks) == ["trec"]
-    (found,) = scaled.places()
-    assert found.listed() == [{"method.layer": 2}]
-    assert (found.job().train.epochs, found.job().train.lr, found.job().seeds) == (1, 0.01, [0])
+    (searched,) = scaled.places()
+    assert searched.listed() == [{"method.layer": 2}]
+    assert (searched.job().train.epochs, searched.job().train.lr, searched.job().seeds) == (1, 0.01, [0])
     assert scaled.folder != whole.folder
     assert scaled.folder.name.startswith("mine-small-")
 
@@ -137,30 +139,27 @@ def test_a_campaign_keeps_its_folder_when_extended_and_has_another_when_its_numb
 def test_what_a_search_tries(tmp_path):
     space = {"method.layer": {"range": [4, 16, 6]}, "train.lr": [0.1, 0.2]}
     grid = next(p for p in load_campaign(write(tmp_path, **search(space=space))).places() if p.search)
-    assert grid.listed() == [{"method.layer": layer, "train.lr": lr} for layer in (4, 10, 16) for lr in (0.1, 0.2)]
+    every = itertools.product((4, 10, 16), (0.1, 0.2))
+    assert grid.listed() == [{"method.layer": layer, "train.lr": lr} for layer, lr in every]
     space = {
         "method.layer": {"range": [1, 24]},
         "train.lr": {"log": ["1e-5", "1e-2"]},
         "train.weight_decay": {"uniform": [0.0, 0.1]},
     }
-    drawn = [
-        next(
-            p
-            for p in load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=n))).places()
-            if p.search
-        ).listed()
-        for n in (20, 30)
-    ]
+    drawn = []
+    for trials in (20, 30):
+        campaign = load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=trials)))
+        drawn.append(next(cell for cell in campaign.places() if cell.search).listed())
     assert drawn[1] is not None
     assert drawn[1][:20] == drawn[0], "a larger budget goes on where the smaller ended"
-    assert len({found["method.layer"] for found in drawn[1]}) > 5
+    assert len({values["method.layer"] for values in drawn[1]}) > 5
     assert all(
-        1 <= found["method.layer"] <= 24
-        and 1e-5 <= found["train.lr"] <= 1e-2
-        and 0 <= found["train.weight_decay"] <= 0.1
-        for found in drawn[1]
+        1 <= values["method.layer"] <= 24
+        and 1e-5 <= values["train.lr"] <= 1e-2
+        and 0 <= values["train.weight_decay"] <= 0.1
+        for values in drawn[1]
     )
-    lows = sum(Dimension(log=(1e-5, 1e-2)).listed is None and found["train.lr"] < 10**-3.5 for found in drawn[1])
+    lows = sum(Dimension(log=(1e-5, 1e-2)).listed is None and values["train.lr"] < 10**-3.5 for values in drawn[1])
     assert 8 <= lows <= 22, "uniform on the logarithm"
     assert (
         next(
@@ -176,8 +175,8 @@ def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):
     path = write(tmp_path, rows=rows, before=before, tasks=["xnli"], search=None, defaults={"backbone": "xlmr-base"})
     campaign = load_campaign(path, ["storage=there"])
     (ticket,) = campaign.prerequisites()
-    (found,) = campaign.places()
-    assert found.job().method["ticket"] == f"there/{ticket.run_name}"
+    (searched,) = campaign.places()
+    assert searched.job().method["ticket"] == f"there/{ticket.run_name}"
 
 
 BAD = {
@@ -312,12 +311,12 @@ def test_rows_show_the_failed_and_the_pruned(place):  # noqa: F811
     first, second = book.tried(searched)
     book.note(first, 0, "failed", reason="the loss is nan")
     book.note(second, 1, "pruned", reason="racing: behind")
-    found = {
+    statuses = {
         (tuple(row["axes"].values()), row["seed"]): (row["status"], row["reason"])
         for row in book.rows()
         if row["row"] == "Searched"
     }
-    assert found == {
+    assert statuses == {
         ((0.001,), 0): ("failed", "the loss is nan"),
         ((0.001,), 1): ("missing", None),
         ((0.01,), 0): ("pruned", "racing: behind"),
@@ -339,9 +338,9 @@ def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(plac
         (configuration.folder(seed) / "searched.json").write_text(
             json.dumps({"seed": seed, "cell": key, "dev": 40.0 + seed})
         )
-    found = study.next("trial")
-    assert found is not None
-    assert found[0].values != configuration.values, "it is run again"
+    offered = study.next("trial")
+    assert offered is not None
+    assert offered[0].values != configuration.values, "it is run again"
     assert study.tpe.known == [({"train.lr": 0.02}, 40.5)]
 
 
@@ -356,35 +355,35 @@ def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811
 def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monkeypatch):  # noqa: F811
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     path = small(place)
-    found = planned(load_campaign(path))
-    assert (found["trials"], found["done"], found["todo"], found["hours"], found["lacks"]) == (3, 0, 6, None, [])
-    assert found["steps"] == 6 * 2  # 24 rows in steps of 32, 2 epochs
-    assert found["memory_gib"] > 0
-    assert any("expected time: unknown" in line for line in found["lines"])
+    plan = planned(load_campaign(path))
+    assert (plan["trials"], plan["done"], plan["todo"], plan["hours"], plan["lacks"]) == (3, 0, 6, None, [])
+    assert plan["steps"] == 6 * 2  # 24 rows in steps of 32, 2 epochs
+    assert plan["memory_gib"] > 0
+    assert any("expected time: unknown" in line for line in plan["lines"])
     plain = next(load_campaign(path).places()).job()
     run_jobs([prepare(plain)], lambda event: None)
-    found = planned(load_campaign(path))
-    assert (found["done"], found["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"
-    assert found["hours"] > 0
+    plan = planned(load_campaign(path))
+    assert (plan["done"], plan["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"
+    assert plan["hours"] > 0
 
 
 def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    found = planned(load_campaign(small(place), ["resources.workers=1", "resources.gpus_per_worker=9"]))
-    assert any("GPU: 9} on one node" in line for line in found["lacks"])
-    found = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
-    assert found["lacks"] == [
+    plan = planned(load_campaign(small(place), ["resources.workers=1", "resources.gpus_per_worker=9"]))
+    assert any("GPU: 9} on one node" in line for line in plan["lacks"])
+    plan = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
+    assert plan["lacks"] == [
         "backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"
     ]
-    assert (found["trials"], found["todo"], found["steps"], found["hours"]) == (3, 6, None, None)
+    assert (plan["trials"], plan["todo"], plan["steps"], plan["hours"]) == (3, 6, None, None)
 
 
 def test_plan_counts_a_tpe_budget_that_nobody_has_spent(place):  # noqa: F811
     space = {"train.lr": {"log": [0.001, 0.1]}}
-    found = planned(
+    plan = planned(
         load_campaign(small(place, search={"space": space, "searcher": "tpe", "trials": 7, "rows": ["Searched"]}))
     )
-    assert (found["trials"], found["todo"]) == (8, 16)
+    assert (plan["trials"], plan["todo"]) == (8, 16)
 
 
 def test_listed_values_order_equals():
@@ -470,20 +469,18 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
     rows = {"Searched": {"recipe": "sp", "set": {"pattern": "soft"}}}
     campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
     book = Book(campaign)
-    (found,) = campaign.places()
+    (searched,) = campaign.places()
     folder = place / "runs" / "kept" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "searched.json").write_text("{}")
-    for configuration in book.tried(found):
+    for configuration in book.tried(searched):
         for seed in configuration.keys:
             book.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
     began = time.perf_counter()
     book = Book(campaign)
-    done = sum(
-        book.where(configuration, seed, test=False) is not None
-        for configuration in book.tried(found)
-        for seed in configuration.keys
-    )
+    done = 0
+    for configuration in book.tried(searched):
+        done += sum(book.where(configuration, seed, test=False) is not None for seed in configuration.keys)
     seconds = time.perf_counter() - began
     print(f"20,000 cells planned in {seconds:.1f} s")
     assert done == 20_000

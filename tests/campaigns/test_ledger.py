@@ -1,4 +1,4 @@
-"""The ledger: what a killed writer leaves is read; what can't be read is set aside and told; 100,000 cells open quickly."""
+"""The ledger: what a killed writer leaves is read; what can't be read is set aside; 100,000 cells open quickly."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from raypft.campaigns.ledger import BAD, FILE, Ledger
 
 def entry(number: int, **more: object) -> dict:
     """A finished cell of a search."""
-    values = {"method.layer": number % 7, "train.lr": 1e-3}
-    own = {
+    chosen = {"method.layer": number % 7, "train.lr": 1e-3}
+    values = {
         "cell": f"{number:016x}",
         "status": "finished",
         "seed": number % 5,
         "config": f"c{number // 5}",
         "study": "s",
-        "values": values,
+        "values": chosen,
     }
     return {
-        **own,
+        **values,
         "folder": f"runs/gnnavi_gcn-sst2-5shot-gpt2-xl-{number // 5:08x}/seed-{number % 5}",
         "dev": 81.25,
         "reason": None,
@@ -46,7 +46,7 @@ def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_p
     assert again.get(entry(7)["cell"])["seed"] == 2
     assert again.get("nowhere") == {}
     assert list(again.study("s")) == ["c0", "c1"]
-    assert [found["dev"] for found in again.study("s")["c1"]] == [None, None, 50.0, None, None]
+    assert [known["dev"] for known in again.study("s")["c1"]] == [None, None, 50.0, None, None]
     assert again.study("other") == {}
 
 
@@ -59,7 +59,7 @@ def test_a_corrupt_line_is_set_aside_told_and_the_rest_is_used(damage, tmp_path)
     (tmp_path / FILE).write_bytes(b"\n".join([lines[0], damage, *lines[1:]]) + b"\n")
     told: list[str] = []
     ledger = Ledger(tmp_path, told.append)
-    assert [found["cell"] for found in ledger] == [entry(number)["cell"] for number in range(3)]
+    assert [known["cell"] for known in ledger] == [entry(number)["cell"] for number in range(3)]
     assert told == [f"ledger: {tmp_path / FILE}: 1 unreadable line moved to {BAD}; the other 3 cells are used"]
     assert (tmp_path / BAD).read_bytes() == damage + b"\n"
     ledger.note(**entry(3))
@@ -72,7 +72,7 @@ def test_a_line_cut_short_by_a_kill_does_not_swallow_the_next(tmp_path):
     (tmp_path / FILE).write_bytes(json.dumps(entry(0)).encode() + b"\n" + json.dumps(entry(1)).encode()[:40])
     ledger = Ledger(tmp_path)
     ledger.note(**entry(2))
-    assert [found["cell"] for found in Ledger(tmp_path)] == [entry(0)["cell"], entry(2)["cell"]]
+    assert [known["cell"] for known in Ledger(tmp_path)] == [entry(0)["cell"], entry(2)["cell"]]
 
 
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
@@ -84,7 +84,7 @@ def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
 
 def test_kill_9_of_the_writer_loses_no_line_it_has_acknowledged(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from raypft.ledger import Ledger\n"
+        "import sys; from pathlib import Path; from raypft.campaigns.ledger import Ledger\n"
         "ledger = Ledger(Path(sys.argv[1]))\n"
         "for number in range(10**9):\n"
         "    ledger.note(cell=str(number), status='finished')\n"
@@ -99,7 +99,7 @@ def test_kill_9_of_the_writer_loses_no_line_it_has_acknowledged(tmp_path):
             process.send_signal(signal.SIGKILL)
         told: list[str] = []
         ledger = Ledger(tmp_path, told.append)
-        assert {str(number) for number in seen} <= {found["cell"] for found in ledger}
+        assert {str(number) for number in seen} <= {known["cell"] for known in ledger}
         assert len(told) <= 1
 
 

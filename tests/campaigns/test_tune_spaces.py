@@ -1,4 +1,4 @@
-"""Every campaign file: its recipes, tasks and patterns exist, its jobs are valid, its paper's numbers stand where the table has places."""
+"""Every campaign file: its recipes, tasks and patterns exist, its jobs are valid, its paper's numbers have a place."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ def read(path):
 
 
 def scaled(values, name):
-    """A file's values with an overlay, as the format describes it: lists of rows and tasks choose among the file's, groups are merged."""
+    """A file's values with an overlay: lists of rows and tasks choose among the file's, groups are merged."""
     if name is None:
         return values
     merged = dict(values)
-    for key, own in values["scales"][name].items():
+    for key, overlay in values["scales"][name].items():
         before = values.get(key)
-        if isinstance(own, list) and isinstance(before, dict):
-            merged[key] = {item: before[item] for item in own}
+        if isinstance(overlay, list) and isinstance(before, dict):
+            merged[key] = {item: before[item] for item in overlay}
+        elif isinstance(before, dict) and isinstance(overlay, dict) and key != "tasks":
+            merged[key] = {**before, **overlay}
         else:
-            merged[key] = (
-                {**before, **own} if isinstance(before, dict) and isinstance(own, dict) and key != "tasks" else own
-            )
+            merged[key] = overlay
     return merged
 
 
 def words(values, prefix=""):
     """Job keys as the overrides of a command line."""
-    found = []
+    overrides = []
     for key, value in values.items():
         nested = isinstance(value, dict) and "name" not in value
-        found += (
+        overrides += (
             words(value, f"{prefix}{key}.")
             if nested
             else [f"{prefix}{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}"]
         )
-    return found
+    return overrides
 
 
 def jobs(values):
     """Every job of a file, at the first point of its search."""
     tasks = values["tasks"] if isinstance(values["tasks"], dict) else {name: {} for name in values["tasks"]}
     vary, search = values.get("vary", {}), values.get("search", {})
-    for (name, row), (task, own) in itertools.product(values["rows"].items(), tasks.items()):
+    for (name, row), (task, settings_of_task) in itertools.product(values["rows"].items(), tasks.items()):
         if row == MAJORITY:
             continue
         tried = {
@@ -79,18 +79,16 @@ def jobs(values):
         }
         for point in itertools.product(*vary.values()):
             axes = dict(zip(vary, point, strict=True))
-            settings = [{"task": task}, values.get("defaults", {}), row.get("set", {}), own, axes, tried]
-            yield load_job(row["recipe"], [word for group in settings for word in words(group)])
+            settings = [{"task": task}, values.get("defaults", {}), row.get("set", {}), settings_of_task, axes, tried]
+            yield load_job(row["recipe"], list(itertools.chain.from_iterable(map(words, settings))))
 
 
 def columns(values, task):
     """The names of a table's columns; a job's test languages, or its task's, where they are languages."""
     kind = values.get("columns", "task")
     if kind == "language":
-        asked = {
-            tuple(job.test.languages or load_task(job.task).languages) for job in jobs(values) if task in (job.task,)
-        }
-        return {language for languages in asked for language in languages}
+        asked = [job.test.languages or load_task(job.task).languages for job in jobs(values) if job.task == task]
+        return set(itertools.chain.from_iterable(asked))
     return set(values["tasks"]) if kind == "task" else {str(value) for value in values["vary"][kind]}
 
 
@@ -124,9 +122,9 @@ def test_every_job_of_a_file_is_valid(path, scale):
     if scale and scale not in values.get("scales", {}):
         pytest.skip("has no small scale")
     values = scaled(values, scale)
-    found = list(jobs(values))
-    assert found
-    assert len({job.protocol for job in found}) == 1, "rows of one table must share a protocol"
+    made = list(jobs(values))
+    assert made
+    assert len({job.protocol for job in made}) == 1, "rows of one table must share a protocol"
     for name, row in values.get("before", {}).items():
         job = load_job(row["recipe"], words(values["defaults"]) + words(row["set"]))
         assert job.seeds == [0], name
@@ -138,7 +136,7 @@ def test_every_job_of_a_file_is_valid(path, scale):
 def test_the_papers_numbers_stand_where_the_table_has_places(path):
     values = read(path)
     paper, vary = values["paper"], values.get("vary", {})
-    axes = [[str(value) for value in choices] for key, choices in vary.items() if key != values["columns"]]
+    axes = [list(map(str, choices)) for key, choices in vary.items() if key != values["columns"]]
     names = columns(values, next(iter(values["tasks"])))
     assert set(paper["values"]) <= set(values["rows"])
     assert set(paper.get("differs", {})) <= set(values["rows"])
@@ -160,16 +158,16 @@ def test_the_papers_means_are_those_of_its_numbers_or_a_noted_misprint(path):
         by_point: dict = {}
         for point, column, number in leaves(numbers, 0):
             by_point.setdefault(point, {})[column] = number
-        for point, found in by_point.items():
-            mean = found.pop("mean", None)
-            if mean is None or not found:
+        for point, by_column in by_point.items():
+            mean = by_column.pop("mean", None)
+            if mean is None or not by_column:
                 continue
-            own = statistics.fmean(found.values())
-            assert abs(own - mean) < 0.0151 or (f"{mean:.2f}" in notes and f"{own:.2f}" in notes), (
+            ours = statistics.fmean(by_column.values())
+            assert abs(ours - mean) < 0.0151 or (f"{mean:.2f}" in notes and f"{ours:.2f}" in notes), (
                 row,
                 point,
                 mean,
-                own,
+                ours,
             )
 
 

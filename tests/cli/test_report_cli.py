@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from raypft.scale.run import run_jobs
 from test_campaign import small
 from test_cli import place  # noqa: F401  (a fixture)
 
@@ -12,7 +13,6 @@ from raypft.campaigns.state import Book, reopened
 from raypft.cli.app import report
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
-from raypft.scale.run import run_jobs
 
 
 def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys):  # noqa: F811

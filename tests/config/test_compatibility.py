@@ -1,4 +1,4 @@
-"""What goes with what: every combination the matrix allows runs on a tiny model, every other one is refused with what works."""
+"""What goes with what: every combination allowed runs on a tiny model, every other one is refused with what works."""
 
 from __future__ import annotations
 
@@ -213,16 +213,16 @@ def test_loading_refuses_what_no_backbone_can_mend():
 
 
 def test_every_stage_of_the_matrix_is_allowed(folder):
-    for name in METHODS.names():
-        own = METHODS.load(name)
+    for name in method_names():
+        cls = method_class(name)
         kind = "choice"
         for stage in range(4):
-            made = job(folder, name, own.families[0], readouts_for(name, own.families[0], kind)[0], kind, stage)
-            if stage <= own.max_zero_stage:
-                check_job(made, own.families[0])
+            made = job(folder, name, cls.families[0], readouts_for(name, cls.families[0], kind)[0], kind, stage)
+            if stage <= cls.max_zero_stage:
+                check_job(made, cls.families[0])
             else:
-                with pytest.raises(UserError, match=f"works up to stage {own.max_zero_stage}"):
-                    check_job(made, own.families[0])
+                with pytest.raises(UserError, match=f"works up to stage {cls.max_zero_stage}"):
+                    check_job(made, cls.families[0])
 
 
 def test_marks_are_known():

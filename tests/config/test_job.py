@@ -7,8 +7,8 @@ import pytest
 import tiny
 import yaml
 
-from raypft.config.load import RECIPES, load_job, make_job, recipe_names
 from raypft.config.job import Job
+from raypft.config.load import RECIPES, load_job, make_job, recipe_names
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
 from raypft.tasks.load import FOLDER
@@ -50,9 +50,9 @@ def line_of(*overrides: str, recipe: str = "profit") -> str:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_with_the_task_it_is_for(name):
-    found = job(recipe=name)
-    assert found.recipe == name
-    assert found.source
+    made = job(recipe=name)
+    assert made.recipe == name
+    assert made.source
 
 
 # overrides
@@ -97,15 +97,22 @@ def test_overrides_do_not_reach_the_recipe_or_the_next_job():
 
 ERRORS = {
     "resources.min_workers: found 2 with workers 1; expected at most as many": "resources={workers: 1, min_workers: 2}",
-    "recipes/profit.yaml: train.lr: found 'abc'; input should be a valid number, unable to parse string as a number": "train.lr=abc",
+    "recipes/profit.yaml: train.lr: found 'abc'; input should be a valid number, "
+    "unable to parse string as a number": "train.lr=abc",
     "recipes/profit.yaml: train.epochs: found -1; input should be greater than or equal to 0": "train.epochs=-1",
     "recipes/profit.yaml: dev.rows: found 'ful'; input should be 'full', 'k_shot' or 'none'": "dev.rows=ful",
-    'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, zero': "shot=3",
-    'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, data_label, gpus_per_worker, max_failures, min_workers, workers': "resources.worker=2",
+    'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, '
+    "pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, "
+    "zero": "shot=3",
+    'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, data_label, '
+    "gpus_per_worker, max_failures, min_workers, workers": "resources.worker=2",
     'recipes/profit.yaml: readout: unknown key "mod"; did you mean "mode"? known: mode': "readout.mod=mean",
-    'protocol: "profi" is unknown; did you mean "profit"? known: fixed, gnnavi, profit, ticket_search, zs2021': "protocol=profi",
-    'task xnli: no pattern "profit11"; did you mean "profit1"? known: dp, dp_in_language, mp, profit0, profit1, profit2, profit3, profit4, sp, vanilla': "pattern=profit11",
-    'recipes/profit.yaml: train.languages: task xnli has no language "eng"; did you mean "en"? known: ar, bg, de, el, en, es, fr, hi, ru, sw, th, tr, ur, vi, zh': "train.languages=[eng]",
+    'protocol: "profi" is unknown; did you mean "profit"? '
+    "known: fixed, gnnavi, profit, ticket_search, zs2021": "protocol=profi",
+    'task xnli: no pattern "profit11"; did you mean "profit1"? known: dp, dp_in_language, mp, profit0, profit1, '
+    "profit2, profit3, profit4, sp, vanilla": "pattern=profit11",
+    'recipes/profit.yaml: train.languages: task xnli has no language "eng"; did you mean "en"? '
+    "known: ar, bg, de, el, en, es, fr, hi, ru, sw, th, tr, ur, vi, zh": "train.languages=[eng]",
     "method: found no name; expected method: NAME or method: {name: NAME, …}": "method={}",
     'override "train.lr": expected key=value, e.g. train.lr=1e-4': "train.lr",
     'override "seeds=[1": the value is not readable as YAML; quote it': "seeds=[1",
@@ -137,8 +144,8 @@ def test_an_unknown_name_is_one_line_with_the_nearest(override, start):
 def test_a_key_of_another_method_is_unknown():
     line = line_of("method.lenght=3", recipe="sp")
     assert (
-        line
-        == 'recipes/sp.yaml: method: unknown key "lenght"; did you mean "length"? known: encoder, length, train_backbone'
+        line == 'recipes/sp.yaml: method: unknown key "lenght"; did you mean "length"? '
+        "known: encoder, length, train_backbone"
     )
     assert line_of("method.length=3").startswith('recipes/profit.yaml: method: unknown key "length"; ')
 

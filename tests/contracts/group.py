@@ -49,10 +49,10 @@ def run_case(case: Case) -> dict[str, Any]:
 
     from raypft.config.job import Job, Resources, Zero
     from raypft.scale.deepspeed import DeepSpeedStepper
-    from raypft.training.loader import PromptDataset
     from raypft.training.checkpoint import TrainState
-    from raypft.training.stepper import TorchStepper
+    from raypft.training.loader import PromptDataset
     from raypft.training.loop import fit
+    from raypft.training.stepper import TorchStepper
 
     cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
     settings = cases.SETTINGS.model_copy(

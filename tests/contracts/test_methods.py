@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from raypft.batch import collate
 from raypft.methods import METHODS
 from raypft.training.loader import PromptDataset
-from raypft.training.stepper import TorchStepper
 from raypft.training.loop import evaluate, fit
+from raypft.training.stepper import TorchStepper
 
 CASES = cases.supported()
 TRAINING = [(method, kind) for method, kind in CASES if METHODS.load(method).trains]

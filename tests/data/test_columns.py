@@ -1,4 +1,4 @@
-"""Rows of tagging, question-answering and running-text tasks: the layouts of the field, and what is wrong with a file in one line."""
+"""Rows of tagging, question-answering and running-text tasks: the layouts of the field, a faulty file in one line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Samples: exact sizes, no dependence on order or interpreter, roles that share no row, a hash that says what was drawn."""
+"""Samples: exact sizes, no dependence on order or interpreter, roles that share no row, a hash of what was drawn."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -30,9 +31,7 @@ def rows(prefix: str, count: int = 20, languages: tuple[str, ...] = ("en", "de")
             "label": label,
             "text": f"{prefix} {label} {i} {language}",
         }
-        for i in range(count)
-        for label in LABELS
-        for language in languages
+        for i, label, language in itertools.product(range(count), LABELS, languages)
     ]
     return pa.Table.from_pylist(made)
 
@@ -67,7 +66,7 @@ def ids(table: pa.Table, language: str | None = None) -> set[str]:
 
 def each(count: int) -> dict[tuple[str, str], int]:
     """`count` for every language and class."""
-    return {(language, label): count for language in ("en", "de") for label in LABELS}
+    return dict.fromkeys(itertools.product(("en", "de"), LABELS), count)
 
 
 def test_exactly_k_rows_of_every_class_and_language():
@@ -109,18 +108,19 @@ def test_the_order_of_rows_does_not_matter(shots):
 
 
 def test_the_interpreters_hash_seed_does_not_matter():
-    code = "import json, test_sampling; print(json.dumps(test_sampling.sample(rule='gnnavi', demos=1, dev_limit=6).manifest()))"
+    drawn = "test_sampling.sample(rule='gnnavi', demos=1, dev_limit=6)"
+    code = f"import json, test_sampling; print(json.dumps({drawn}.manifest()))"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    found = []
+    printed = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(paths)}
-        found.append(
+        printed.append(
             subprocess.run(
                 [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
             ).stdout
         )
-    assert found[0] == found[1]
-    assert json.loads(found[0])["sizes"]["train"] == 24
+    assert printed[0] == printed[1]
+    assert json.loads(printed[0])["sizes"]["train"] == 24
 
 
 @pytest.mark.parametrize("rule", PROTOCOLS)

@@ -1,8 +1,9 @@
-"""Rows from files and hub layouts: the same table whatever the format, and an error that names file and row where it can't be."""
+"""Rows from files and hub layouts: the same table whatever the format, or an error that names file and row."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from pathlib import Path
@@ -125,7 +126,8 @@ def test_rows_without_an_id_are_known_by_their_content(origin, tmp_path):
     nameless = [{"label": row["label"], "language": row["language"], "text": row["text"]} for row in ROWS]
     write(tmp_path / "mine/train.jsonl", nameless)
     write(tmp_path / "mine/test.parquet", nameless[::-1])
-    first, second = ({row["text"]: row["id"] for row in read(origin(), split)} for split in ("train", "test"))
+    first = {row["text"]: row["id"] for row in read(origin(), "train")}
+    second = {row["text"]: row["id"] for row in read(origin(), "test")}
     assert first == second
     assert len(set(first.values())) == len(ROWS)
 
@@ -155,11 +157,12 @@ def test_a_split_that_is_not_there_is_none_and_only_dev_may_lack_its_file(origin
 
 def write_jsonl(tmp_path: Path, **changes) -> None:
     """mine/train.jsonl, its third row changed; a value of None drops the column from all rows."""
-    rows = [{**row, **(changes if i == 2 else {})} for i, row in enumerate(ROWS)]
-    write(
-        tmp_path / "mine/train.jsonl",
-        [{k: v for k, v in row.items() if changes.get(k, "") is not None} for row in rows],
-    )
+    rows = [dict(row) for row in ROWS]
+    rows[2].update(changes)
+    for row, (name, value) in itertools.product(rows, changes.items()):
+        if value is None:
+            row.pop(name, None)
+    write(tmp_path / "mine/train.jsonl", rows)
 
 
 ERRORS = {
@@ -204,8 +207,8 @@ def test_a_missing_file_is_named(origin, tmp_path):
     with pytest.raises(UserError) as caught:
         read(origin())
     assert (
-        str(caught.value)
-        == f"data: no file {tmp_path}/mine/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json) for the train split of mine"
+        str(caught.value) == f"data: no file {tmp_path}/mine/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json) "
+        "for the train split of mine"
     )
 
 
@@ -354,8 +357,8 @@ def test_bundled_samples_need_no_root_and_hold_every_language_and_label_in_every
     made = choose(task, None, None)
     for split in ("train", "validation", "test"):
         table = read_split(made, split, task.languages)
-        found = set(zip(table["language"].to_pylist(), table["label"].to_pylist(), strict=True))
-        assert found == {(language, label) for language in task.languages for label in task.label.names}
+        classes = set(zip(table["language"].to_pylist(), table["label"].to_pylist(), strict=True))
+        assert classes == set(itertools.product(task.languages, task.label.names))
         keys = list(zip(table["language"].to_pylist(), table["id"].to_pylist(), strict=True))
         assert len(set(keys)) == len(keys)
 

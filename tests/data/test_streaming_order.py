@@ -1,7 +1,8 @@
-"""Streamed train rows: every row once an epoch, the stated mix in any stretch, the same rows however many workers read, wherever they begin."""
+"""Streamed train rows: every row once an epoch, the stated mix in any stretch, the same rows for any workers."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -26,11 +27,10 @@ def origin():
 
 def made(origin, sizes=SIZES, group=40) -> Index:
     """An index of groups of so many rows; nothing is read."""
-    groups = [
-        Group(f"{name}.parquet", i, name, min(group, size - i * group), True)
-        for name, size in sizes.items()
-        for i in range(-(-size // group))
-    ]
+    groups = []
+    for name, size in sizes.items():
+        for number, start in enumerate(range(0, size, group)):
+            groups.append(Group(f"{name}.parquet", number, name, min(group, size - start), True))
     return Index(origin, tuple(groups), "f")
 
 
@@ -44,12 +44,12 @@ def made(origin, sizes=SIZES, group=40) -> Index:
     ],
 )
 def test_how_many_rows_a_language_gives(mix, expected):
-    found = shares(SIZES, mix)
-    assert sum(found.values()) == 1000
+    rows_of = shares(SIZES, mix)
+    assert sum(rows_of.values()) == 1000
     if mix == 2.0:
         roots = {name: size**0.5 for name, size in SIZES.items()}
         expected = {name: 1000 * root / sum(roots.values()) for name, root in roots.items()}
-    assert all(abs(found[name] - expected[name]) <= 1 for name in SIZES)
+    assert all(abs(rows_of[name] - expected[name]) <= 1 for name in SIZES)
 
 
 @pytest.mark.parametrize("mix", ["proportional", "uniform", 3.0])
@@ -59,19 +59,19 @@ def test_an_epoch_is_a_permutation_with_the_mix_everywhere(mix, origin):
     assert len(whole) == 1000
     assert Counter(name for name, _ in whole) == order.shares
     for name, share in order.shares.items():
-        assert [number for own, number in whole if own == name] == list(range(share))
+        assert [number for language, number in whole if language == name] == list(range(share))
     for start in range(0, 1000, 37):
         stop = min(1000, start + 32)
         assert order.places(start, stop) == whole[start:stop]
         seen = Counter(name for name, _ in whole[:stop])
         assert all(abs(seen[name] - stop * share / 1000) <= len(SIZES) / 2 for name, share in order.shares.items())
-    found = [(name, order.locate(name, number)) for name, number in whole]
-    times = Counter((name, group, int(order.within(name, turn, group)[row])) for name, (turn, group, row) in found)
+    located = [(name, order.locate(name, number)) for name, number in whole]
+    times = Counter((name, group, int(order.within(name, turn, group)[row])) for name, (turn, group, row) in located)
     for name, share in order.shares.items():
-        own = [
-            times[name, number, row] for number, group in enumerate(order.languages[name]) for row in range(group.rows)
-        ]
-        assert set(own) <= {share // SIZES[name], -(-share // SIZES[name])}, (
+        often = set()
+        for number, group in enumerate(order.languages[name]):
+            often |= {times[name, number, row] for row in range(group.rows)}
+        assert often <= {share // SIZES[name], -(-share // SIZES[name])}, (
             "a row came more often than another by more than once"
         )
     if mix == "proportional":
@@ -96,15 +96,12 @@ def write_rows(path: Path, sizes: dict[str, int], group: int, together: bool) ->
             "text": f"the film was {'good' if i % 2 else 'bad'}",
             "label": ("negative", "positive")[i % 2],
         }
-        for i in range(max(sizes.values()))
-        for name in sizes
+        for i, name in itertools.product(range(max(sizes.values())), sizes)
         if i < sizes[name]
     ]
-    parts = (
-        {"train": table}
-        if together
-        else {f"train-{name}": [row for row in table if row["language"] == name] for name in sizes}
-    )
+    parts: dict[str, list] = {}
+    for row in table:
+        parts.setdefault("train" if together else f"train-{row['language']}", []).append(row)
     for name, rows in parts.items():
         pa_parquet.write_table(pa.Table.from_pylist(rows), path / f"{name}.parquet", row_group_size=group)
 
@@ -118,28 +115,26 @@ def task_with(train: str) -> str:
 def test_any_number_of_readers_reads_each_row_once(together, tmp_path):
     write_rows(tmp_path, {"en": 130, "de": 43}, 16, together)
     (tmp_path / "own.yaml").write_text(task_with("train" if together else "train-*.parquet"))
-    found = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en", "de"])
-    assert (found.rows, found.languages.keys()) == (173, {"en", "de"})
-    assert Index.load(found.origin, found.dump()) == found
-    assert sorted(found.head()["id"].to_pylist()) == ["de0", "en0"]
+    streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en", "de"])
+    assert (streamed.rows, streamed.languages.keys()) == (173, {"en", "de"})
+    assert Index.load(streamed.origin, streamed.dump()) == streamed
+    assert sorted(streamed.head()["id"].to_pylist()) == ["de0", "en0"]
 
     def read(step: int, rank: int, world: int, batch_size: int) -> list[list[str]]:
         return list(
-            steps(Reader(found, "proportional"), lambda row: [row["id"]], Share(5, 2, step, batch_size, rank, world))
+            steps(Reader(streamed, "proportional"), lambda row: [row["id"]], Share(5, 2, step, batch_size, rank, world))
         )
 
     whole = read(0, 0, 1, 10)
-    assert sorted(key for step in whole for key in step) == sorted(
-        [f"en{i}" for i in range(130)] + [f"de{i}" for i in range(43)]
-    )
+    keys = list(itertools.chain.from_iterable(whole))
+    assert sorted(keys) == sorted([f"en{i}" for i in range(130)] + [f"de{i}" for i in range(43)])
     assert [len(step) for step in whole] == [10] * 17 + [3]
-    assert [key for step in whole for key in step] == [key for step in read(0, 0, 1, 7) for key in step]
+    assert keys == list(itertools.chain.from_iterable(read(0, 0, 1, 7)))
     assert read(11, 0, 1, 10) == whole[11:]
     for world in (2, 3):
         shared = [read(4, rank, world, 10) for rank in range(world)]
-        assert [sorted(key for part in parts for key in part) for parts in zip(*shared)] == [
-            sorted(step) for step in whole[4:]
-        ]
+        together_again = [sorted(itertools.chain.from_iterable(parts)) for parts in zip(*shared)]
+        assert together_again == list(map(sorted, whole[4:]))
 
 
 def test_a_streamed_run_in_this_process(place, monkeypatch, capsys):  # noqa: F811
@@ -157,8 +152,8 @@ def test_a_streamed_run_in_this_process(place, monkeypatch, capsys):  # noqa: F8
     told = capsys.readouterr().out
     assert "rows: 91 train" in told
     assert "steps: 60 a seed" in told
-    for storage, own in (("streamed", more), ("memory", [*more, "data.stream=null"])):
-        assert call(monkeypatch, "run", *words(place, *own, f"storage={place}/{storage}")) == 0
+    for storage, settings in (("streamed", more), ("memory", [*more, "data.stream=null"])):
+        assert call(monkeypatch, "run", *words(place, *settings, f"storage={place}/{storage}")) == 0
     streamed, memory = (
         json.loads(next(place.glob(f"{name}/*/seed-0/result.json")).read_text()) for name in ("streamed", "memory")
     )
@@ -205,7 +200,7 @@ def test_files_that_cant_be_streamed_are_one_line(place, monkeypatch, capsys):  
 
 
 def test_what_makes_other_data(tmp_path):
-    """A label that is corrected changes the fingerprint, another place of the files does not; files without rows count for nothing."""
+    """A corrected label changes the fingerprint, another place of the files does not; empty files don't count."""
     prints = []
     for number, labels in enumerate(
         (
@@ -222,9 +217,9 @@ def test_what_makes_other_data(tmp_path):
         )
         pa_parquet.write_table(table, folder / "train-1.parquet")
         pa_parquet.write_table(table.slice(0, 0), folder / "train-0.parquet")
-        found = index(choose(load_task(f"{folder}/own.yaml"), None, str(folder)), ["en"])
-        assert found.rows == len(found.head()) * 40 == 40
-        prints.append(found.fingerprint)
+        streamed = index(choose(load_task(f"{folder}/own.yaml"), None, str(folder)), ["en"])
+        assert streamed.rows == len(streamed.head()) * 40 == 40
+        prints.append(streamed.fingerprint)
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -248,5 +243,5 @@ def test_a_run_that_stopped_at_the_end_of_an_epoch_goes_on(tmp_path):
     """Its state says step = steps: nothing of the epoch is left."""
     write_rows(tmp_path, {"en": 20}, 16, together=True)
     (tmp_path / "own.yaml").write_text(TASK)
-    found = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])
-    assert list(steps(Reader(found, 2.0), lambda row: [row["id"]], Share(0, 0, 2, 10, 0, 1))) == []
+    streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])
+    assert list(steps(Reader(streamed, 2.0), lambda row: [row["id"]], Share(0, 0, 2, 10, 0, 1))) == []

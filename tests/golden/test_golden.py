@@ -1,6 +1,7 @@
 """Every prompt and label word a model ever sees, as a person reads it: tests/golden/prompts.txt.
 
-A speaker of the language can read that file; a change of a pattern shows there. `python tests/test_golden.py` writes it.
+A speaker of the language can read that file; a change of a pattern shows there. `python tests/golden/test_golden.py`
+writes it.
 """
 
 from __future__ import annotations
@@ -66,11 +67,11 @@ def label_words(task: Task, wording: Wording) -> str:
 
 def lines() -> list[str]:
     """Per task and pattern: languages with the same label words and prompt share a line."""
-    found = []
+    written = []
     for name in task_names():
         task = load_task(name)
         for pattern_name, pattern in task.patterns.items():
-            found += ["", f"== {name} {pattern_name}"]
+            written += ["", f"== {name} {pattern_name}"]
             shown: dict[tuple[str, str], list[str]] = {}
             for language in task.languages:
                 shown.setdefault(
@@ -78,10 +79,10 @@ def lines() -> list[str]:
                 ).append(language)
             before = None
             for (words, text), (first, *others) in shown.items():
-                found += [words] if words != before else []
-                found.append(f"  {first}{' (and ' + ', '.join(others) + ')' if others else ''}: {text}")
+                written += [words] if words != before else []
+                written.append(f"  {first}{' (and ' + ', '.join(others) + ')' if others else ''}: {text}")
                 before = words
-    return found[1:]
+    return written[1:]
 
 
 def test_prompts_and_label_words_are_those_a_person_has_read():

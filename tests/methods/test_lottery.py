@@ -21,8 +21,8 @@ from raypft.methods._tickets import open_ticket
 from raypft.methods.lottery import Method
 from raypft.runs.prepare import prepare
 from raypft.training.loader import PromptDataset
-from raypft.training.stepper import TorchStepper
 from raypft.training.loop import fit
+from raypft.training.stepper import TorchStepper
 
 EMBEDDING = {
     "bert": "bert.embeddings.word_embeddings.weight",

@@ -19,8 +19,8 @@ from raypft.readouts.span import Config, Readout
 from raypft.runs.scores import by_row
 from raypft.tasks.metrics import exact_match
 from raypft.training.loader import PromptDataset
-from raypft.training.stepper import Learner, TorchStepper
 from raypft.training.loop import evaluate, fit
+from raypft.training.stepper import Learner, TorchStepper
 
 TEXT = "one two three four"
 PASSAGE = Passage(TEXT, [0, 0, 4, 8, 14], [0, 3, 7, 13, 18])

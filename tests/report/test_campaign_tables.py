@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import random
 import re
 import statistics
@@ -124,11 +125,8 @@ def test_languages_with_and_without_english_by_hand(tmp_path):
 
 
 def test_tasks_with_their_mean_seed_by_seed(tmp_path):
-    rows = [
-        cell("A", score, seed, task)
-        for task, scores in {"sst2": (90, 92), "trec": (70, 60)}.items()
-        for seed, score in enumerate(scores)
-    ]
+    rows = [cell("A", score, seed, "sst2") for seed, score in enumerate((90, 92))]
+    rows += [cell("A", score, seed, "trec") for seed, score in enumerate((70, 60))]
     tables = markdown(write_tables(campaign(tasks=["sst2", "trec"], columns="task"), rows, tmp_path))
     # means of the seeds: 80 and 76
     assert tables["accuracy@1"] == [
@@ -154,8 +152,7 @@ def test_an_axis_makes_lines_or_columns(tmp_path):
     vary = {"shots": [1, 2], "method.layer": [4, 8]}
     rows = [
         cell("A", 10 * shots + layer, 0, axes={"shots": shots, "method.layer": layer})
-        for shots in (1, 2)
-        for layer in (4, 8)
+        for shots, layer in itertools.product((1, 2), (4, 8))
     ]
     table = markdown(
         write_tables(
@@ -192,8 +189,8 @@ def test_an_axis_makes_lines_or_columns(tmp_path):
 def test_the_papers_number_is_inside_within_two_deviations(tmp_path, paper, std, scores, verdict):
     given = {"values": {"A": {"en": paper}}, "std": {"A": {"en": std}} if std else {}}
     write_tables(campaign(paper=given), [cell("A", score, seed) for seed, score in enumerate(scores)], tmp_path)
-    found = next(record for record in records(tmp_path) if record["row"] == "A")
-    assert (found["paper"], found["verdict"]) == (f"{paper:g}", verdict)
+    record_of_a = next(record for record in records(tmp_path) if record["row"] == "A")
+    assert (record_of_a["paper"], record_of_a["verdict"]) == (f"{paper:g}", verdict)
     assert f"{paper:g} {verdict}" in (tmp_path / "table.md").read_text()
 
 
@@ -210,7 +207,10 @@ def test_majority_is_compared_exactly_and_a_changed_protocol_gets_no_verdict(tmp
 
 def test_the_paper_has_numbers_by_axis_and_a_scaled_down_campaign_no_verdict(tmp_path):
     values = {"A": {1: {"en": 81.0}, 2: {"en": 10.0}}, "MAJ": {"en": 40.0}}
-    rows = [cell("A", score, seed, axes={"shots": shots}) for shots in (1, 2) for seed, score in enumerate((80, 82))]
+    rows = [
+        cell("A", score, seed, axes={"shots": shots})
+        for shots, (seed, score) in itertools.product((1, 2), ((0, 80), (1, 82)))
+    ]
     given = {"rows": {"MAJ": "majority", "A": object()}, "vary": {"shots": [1, 2]}, "paper": {"values": values}}
     write_tables(campaign(**given), rows, tmp_path)
     assert [(record["shots"], record["paper"], record["verdict"]) for record in records(tmp_path)] == [
@@ -254,11 +254,10 @@ def searched(tmp_path, searcher="grid", **changes):
         (4, 0.1): (65, 67),
         (4, 0.01): (10, 12),
     }
-    rows = [
-        cell("A", 100 - score, seed, axes={"method.layer": layer, "train.lr": lr}, dev=score, **changes)
-        for (layer, lr), scores in dev.items()
-        for seed, score in enumerate(scores)
-    ]
+    rows = []
+    for (layer, lr), scores in dev.items():
+        axes = {"method.layer": layer, "train.lr": lr}
+        rows += [cell("A", 100 - score, seed, axes=axes, dev=score, **changes) for seed, score in enumerate(scores)]
     rows.append(lost("A", "pruned", 1, axes={"method.layer": 10, "train.lr": 0.1}, reason="cannot reach the best"))
     rows.append(cell("B", 33, 0, dev=None))
     random.Random(0).shuffle(rows)
@@ -332,7 +331,10 @@ def test_other_metrics_are_further_tables(tmp_path):
 
 
 def test_csv_and_svg_have_the_same_bytes_in_whatever_order_cells_finish(tmp_path):
-    rows = [cell("A", 70 + 3 * seed + shots / 7, seed, axes={"shots": shots}) for seed in range(5) for shots in (1, 2)]
+    rows = [
+        cell("A", 70 + 3 * seed + shots / 7, seed, axes={"shots": shots})
+        for seed, shots in itertools.product(range(5), (1, 2))
+    ]
     rows += [lost("B", "failed", 0, axes={"shots": 1}, reason="x"), lost("B", "missing", 1, axes={"shots": 1})]
     made = campaign(vary={"shots": [1, 2]})
     write_tables(made, rows, tmp_path / "one")
@@ -347,7 +349,7 @@ def test_csv_and_svg_have_the_same_bytes_in_whatever_order_cells_finish(tmp_path
 
 
 def test_latex_is_balanced_and_escaped(tmp_path):
-    rows = [cell("LTP_20% & {x}", 80, seed, axes={"shots": shots}) for seed in (0, 1) for shots in (1, 2)]
+    rows = [cell("LTP_20% & {x}", 80, seed, axes={"shots": shots}) for seed, shots in itertools.product((0, 1), (1, 2))]
     write_tables(campaign(rows={"LTP_20% & {x}": object()}, vary={"shots": [1, 2]}), rows, tmp_path)
     text = (tmp_path / "table.tex").read_text()
     assert r"LTP\_20\% \& \{x\} & 80.0 $\pm$ 0.0 \\" in text
@@ -384,10 +386,7 @@ def test_a_hundred_thousand_cells_take_less_than_a_minute(tmp_path):
             "reason": "",
             "result": base,
         }
-        for row in "ABCDEFGHIJ"
-        for shots in vary["shots"]
-        for layer in vary["method.layer"]
-        for seed in range(5)
+        for row, shots, layer, seed in itertools.product("ABCDEFGHIJ", *vary.values(), range(5))
     ]
     assert len(rows) == 100_000
     began = time.perf_counter()

@@ -9,6 +9,7 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import tiny
 import torch
+from raypft.scale.run import run_jobs
 
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.config.load import load_job
@@ -17,15 +18,13 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs.prepare import prepare
-from raypft.runs.prepare import Prepared
-from raypft.scale.run import run_jobs
+from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, measured
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.loader import PromptDataset
-from raypft.training.stepper import Learner, TorchStepper
 from raypft.training.loop import evaluate
+from raypft.training.stepper import Learner, TorchStepper
 
 
 def task(kind: str, names: list[str], metrics: list[str]) -> Task:

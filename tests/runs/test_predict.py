@@ -14,6 +14,7 @@ import tiny
 import torch
 import yaml
 from peft import PeftModel
+from raypft.scale.run import run_jobs
 from safetensors.torch import load_file, save_file
 from test_cli import call
 from transformers import (
@@ -33,9 +34,8 @@ from raypft.config.load import make_job
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.report.table import mean_std
-from raypft.runs.prepare import prepare
-from raypft.scale.run import run_jobs
 from raypft.runs.predict import load_trained, predict, rows_of_file, rows_of_texts
+from raypft.runs.prepare import prepare
 
 WORDS = {"negative": "bad", "positive": "good"}
 FILES = {"files": {"files": {"train": "train", "validation": "validation", "test": "test"}}}

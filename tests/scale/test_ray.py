@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import ray
+from raypft.scale.run import run_jobs
 from test_cli import place, words  # noqa: F401  (a fixture)
 
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
-from raypft.scale.run import run_jobs
 from raypft.scale.resources import cpus_per_worker
 from raypft.scale.session import check_storage
 

@@ -15,7 +15,21 @@ from raypft.cluster.render.launcher import pools_text
 from raypft.config.job import Resources
 from raypft.errors import UserError
 from raypft.scale import session
-from raypft.scale.resources import Infeasible, Shape, at_a_time, cpus_per_worker, impossible, job_bundles, nodes_of, placed, settled, shapes_here, shapes_of, trial_bundles, trials_at_once
+from raypft.scale.resources import (
+    Infeasible,
+    Shape,
+    at_a_time,
+    cpus_per_worker,
+    impossible,
+    job_bundles,
+    nodes_of,
+    placed,
+    settled,
+    shapes_here,
+    shapes_of,
+    trial_bundles,
+    trials_at_once,
+)
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 AWS = shapes_of(load(FOLDER / "aws.yaml").pools)

@@ -17,8 +17,8 @@ from test_tune import drive, session, write  # noqa: F401  (a fixture)
 
 from raypft.config.load import load_job
 from raypft.errors import UserError
-from raypft.runs.prepare import prepare
 from raypft.runs.cell import Cell
+from raypft.runs.prepare import prepare
 from raypft.scale.data import encode_on_ray, packed
 from raypft.scale.worker_group import Lane
 

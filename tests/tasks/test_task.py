@@ -1,4 +1,4 @@
-"""Task files: what is shipped loads, and what does not fit is one line that names file and key, before any row is read."""
+"""Task files: what is shipped loads; what does not fit is one line that names file and key, before any row is read."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ ERRORS = {
     "unknown mode": (
         "source: mine",
         "source: mine, mode: firstpiece",
-        "patterns.p1.mode: found 'firstpiece'; input should be 'word_initial', 'raw_piece', 'first_piece', 'last_piece' or 'mean'",
+        "patterns.p1.mode: found 'firstpiece'; "
+        "input should be 'word_initial', 'raw_piece', 'first_piece', 'last_piece' or 'mean'",
     ),
     "unknown metric": ("accuracy", "acuracy", 'metric: "acuracy" is unknown; did you mean "accuracy"? known: accuracy'),
     "metrics without the metric": (
@@ -131,7 +132,8 @@ ERRORS = {
     "unknown format": (
         "owner/name",
         "owner/name, format: conll",
-        "sources.hub.format: found 'conll'; input should be 'parquet', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'",
+        "sources.hub.format: found 'conll'; "
+        "input should be 'parquet', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'",
     ),
     "no label set": (
         'label: {names: ["no", "yes"]}\n',
@@ -172,7 +174,8 @@ ERRORS = {
     "markup": (
         "<slot>",
         "<slt>",
-        'patterns.p1.text: markup not understood in "{text} . <slt>"; known: {field} {field|strip} <slot> <soft> <sep> <demos>',
+        'patterns.p1.text: markup not understood in "{text} . <slt>"; '
+        "known: {field} {field|strip} <slot> <soft> <sep> <demos>",
     ),
     "two slots": ("<slot>", "<slot> <slot>", "patterns.p1.text: found 2 <slot>; expected at most one"),
     "demonstrations in the middle": ("{text} .", "{text} <demos>", "patterns.p1.text: <demos> must come first"),
@@ -224,7 +227,10 @@ def load_kind(tmp_path):
     """Load a small task of a kind, one part of it replaced."""
 
     def load(kind: str, old: str = "", new: str = ""):
-        whole = f'about: mine\n{KINDS[kind]}\nlanguages: [en]\nsources: {{files: {{files: {{train: x}}}}}}\npatterns: {{p1: {{text: "{TEXTS[kind]}", source: mine}}}}\n'
+        whole = (
+            f"about: mine\n{KINDS[kind]}\nlanguages: [en]\nsources: {{files: {{files: {{train: x}}}}}}\n"
+            f'patterns: {{p1: {{text: "{TEXTS[kind]}", source: mine}}}}\n'
+        )
         assert old in whole
         path = tmp_path / "mine.yaml"
         path.write_text(whole.replace(old, new, 1) if old else whole, encoding="utf-8")
@@ -280,7 +286,8 @@ KIND_ERRORS = {
         "tags",
         "token_accuracy",
         "exact_match",
-        'metric: "exact_match" is unknown; known: entity_f1, token_accuracy, token_f1, topro_mt5_official, topro_official',
+        'metric: "exact_match" is unknown; '
+        "known: entity_f1, token_accuracy, token_f1, topro_mt5_official, topro_official",
     ),
     "no context": (
         "span",

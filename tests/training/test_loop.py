@@ -9,8 +9,8 @@ import tiny
 from raypft.config.job import Train
 from raypft.training import loop as train
 from raypft.training.loader import PromptDataset
-from raypft.training.stepper import TorchStepper
 from raypft.training.loop import fit, learning_rate
+from raypft.training.stepper import TorchStepper
 
 
 def test_a_long_epoch_is_told_while_it_runs(monkeypatch):

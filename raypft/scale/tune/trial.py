@@ -17,8 +17,8 @@ from ray import tune
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.runs import run as runs
-from raypft.runs.results import TESTED, UNTESTED, is_finished
 from raypft.runs.cell import Cell
+from raypft.runs.results import TESTED, UNTESTED, is_finished
 
 LOCK_SECONDS = 300
 """How long a trial waits for a run folder: the process of a killed campaign may need a moment to end."""
