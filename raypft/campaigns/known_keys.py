@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 import raypft
 from raypft.backbones.fetch import locate
-from raypft.config.job import Job
 from raypft.data import sources
 from raypft.errors import UserError
 from raypft.schema import digest
@@ -32,8 +29,7 @@ Stamp = list[Any]
 
 @dataclass(frozen=True)
 class Known:
-    """What a configuration's values came to: the key of the job without its seeds, its run's folder, cell keys by seed, and the
-    kind of its cost (backbone, method)."""
+    """What a configuration's values came to: the key of the job without its seeds, its run's folder, cell keys by seed."""
 
     name: str
     run: str
@@ -134,13 +130,7 @@ def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
     origin = sources.choose(load_task(values["task"]), data.get("source"), data.get("root"), values.get("shots"))
     if origin.source.hub is not None:
         return None
-    stamps = []
-    for split in origin.source.files or {}:
-        system = sources.system_for(origin, split)
-        names = [name for name, _ in sources.files_of(origin, split, sources.languages_said(origin, split))]
-        for info in system.get_file_info(names):
-            stamps.append([info.path, info.size, info.mtime_ns])
-    return stamps
+    return [[info.path, info.size, info.mtime_ns] for info in sources.existing_files(origin)]
 
 
 @functools.cache
@@ -148,4 +138,4 @@ def _code() -> str:
     """Hash over path, size and time of raypft's own files, which say how keys are made."""
     folder = Path(os.path.dirname(raypft.__file__))
     files = [path for ending in ("*.py", "*.yaml") for path in sorted(folder.rglob(ending))]
-    return digest({"files": [_of_file(path) for path in files], "python": pa.__version__, "keys": Job.__name__})
+    return digest({"files": [_of_file(path) for path in files]})

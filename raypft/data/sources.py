@@ -234,6 +234,16 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     return named
 
 
+def existing_files(origin: Origin) -> list[fs.FileInfo]:
+    """The files of all splits and languages that a source of files has now, with size and time; in a fixed order."""
+    infos: list[fs.FileInfo] = []
+    for pattern in (origin.source.files or {}).values():
+        for language in origin.task.languages if "{language}" in pattern else [None]:
+            system, path = system_of(_path(origin, pattern, language))
+            infos += system.get_file_info(_find(system, path, origin.source.format))
+    return infos
+
+
 def system_for(origin: Origin, split: str) -> fs.FileSystem:
     """The file system that holds the files of a split.
 

@@ -213,8 +213,8 @@ def test_loading_refuses_what_no_backbone_can_mend():
 
 
 def test_every_stage_of_the_matrix_is_allowed(folder):
-    for name in method_names():
-        cls = method_class(name)
+    for name in METHODS.names():
+        cls = METHODS.load(name)
         kind = "choice"
         for stage in range(4):
             made = job(folder, name, cls.families[0], readouts_for(name, cls.families[0], kind)[0], kind, stage)

@@ -260,7 +260,7 @@ def test_a_search_run_gives_the_ticket_that_ltp_trains(tmp_path):
     """The whole way on disk: the run keeps the ticket only, LTP takes its folder, the ticket's entries are the ones that moved most."""
     job = search(tmp_path, "train.lr=1e-2", "train.epochs=6")
     prepared = prepare(job)
-    ((result,),) = run([prepared], lambda event: None)
+    ((result,),) = run_jobs([prepared], lambda event: None)
     folder = prepared.folder / "seed-0"
     assert {path.name for path in folder.iterdir()} == {"events.jsonl", "result.json", "predictions.parquet", FILE}
     assert result["metric"].startswith("token_accuracy")
@@ -293,7 +293,7 @@ def test_a_search_run_gives_the_ticket_that_ltp_trains(tmp_path):
         ],
     )
     events: list = []
-    ((after,),) = run([prepare(ltp)], events.append)
+    ((after,),) = run_jobs([prepare(ltp)], events.append)
     pool = sum(difference.numel() for difference in moved.values())
     prompt = 4 * 32 + 2 * (4 * 32 * 64 + 8 * 32) + (2 * 32 * 32 + 32) + (32 * 32 + 32)
     assert after["trainable"] == after["predicted_method"] == round(0.2 * pool) + prompt
