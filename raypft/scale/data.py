@@ -1,7 +1,7 @@
 """Ray Data: chosen rows -> encoded prompts -> one Arrow file per sample, read back by every worker from shared storage.
 
 Encoding ends before the worker group starts, so that readers and workers never wait for each other's CPUs; only streamed rows are
-read while workers train (`OnRay`), by tasks that are short.
+read while workers train (`RayFlow`), by tasks that are short.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _reader(job: str, path: str) -> tuple[stream.Reader, Encoder]:
     return stream.Reader(index, made.data.stream), Encoder.of(made, load_skeleton(made.backbone))
 
 
-class OnRay:
+class RayFlow:
     """A flow whose rows Ray Data reads and encodes, wherever there are CPUs for it, a little ahead of the worker."""
 
     def __init__(self, job: Job, index: str, rows: int) -> None:

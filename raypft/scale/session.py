@@ -1,4 +1,4 @@
-"""Jobs on Ray: the session, the CPUs that workers, reader and encoder share, and a job's cells on one lane of workers."""
+"""Jobs on Ray: the session, the CPUs that workers, reader and encoder share, and a job's cells on one worker group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.runs.cell import Cell, Tell
 from raypft.scale.data import ENCODER_CPUS, encode_on_ray, packed
-from raypft.scale.worker_group import Lane
+from raypft.scale.worker_group import WorkerGroup
 from raypft.storage import absolute, path_of
 
 READER_CPUS = 1.0
@@ -161,11 +161,11 @@ def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
         cpus = cpus_per_worker(cells[0].job, logical_cpus())
         check_storage(cells[0].job.storage)
         encode_on_ray(cells)
-        for _, alike in itertools.groupby(cells, key=lambda cell: Lane.kind(cell.job)):
+        for _, alike in itertools.groupby(cells, key=lambda cell: WorkerGroup.kind(cell.job)):
             own = list(alike)
-            with Lane(own[0].job, cpus) as lane:
+            with WorkerGroup(own[0].job, cpus) as group:
                 for cell in own:
-                    lane.run(packed(cell), tell)
+                    group.run(packed(cell), tell)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a worker of a lane runs: one cell after the other, on a backbone that stays loaded."""
+"""What a worker of a group runs: one cell after the other, on a backbone that stays loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raypft.backbones.load import load_backbone
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.runs.cell import is_finished, recorder, run_cell
-from raypft.scale.data import OnRay, read_encoded
+from raypft.scale.data import RayFlow, read_encoded
 from raypft.scale.deepspeed import DeepSpeedStepper
 from raypft.scale.worker_group import last_line
 from raypft.storage import path_of
@@ -25,39 +25,39 @@ from raypft.storage import path_of
 LOG = "failure.log"
 
 
-def run_cells(desk: Any) -> None:
-    """Run the cells that the desk hands out, until None comes."""
+def run_cells(queue: Any) -> None:
+    """Run the cells of the queue, until None comes."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     device, first = ray.train.torch.get_device(), distributed.get_rank() == 0
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    begin = [ray.get(desk.start.remote()) if first else 0]
+    begin = [ray.get(queue.start.remote()) if first else 0]
     distributed.broadcast_object_list(begin)
     backbones: dict[Any, Backbone] = {}
-    for turn in itertools.count(begin[0]):
-        cell = ray.get(desk.take.remote(turn))
+    for number in itertools.count(begin[0]):
+        cell = ray.get(queue.take.remote(number))
         if cell is None:
             return
         try:
-            _run(cell, backbones, desk, str(device))
+            _run(cell, backbones, queue, str(device))
         except UserError as error:
             told = getattr(error, "cause", error)  # where a task of Ray Data raised it
-            ray.get(desk.finish.remote(turn, str(told)))
+            ray.get(queue.finish.remote(number, str(told)))
             raise
         except Exception as error:
             log = path_of(cell["folder"]) / LOG
             log.write_text(traceback.format_exc())
             ray.get(
-                desk.note.remote(
+                queue.note_error.remote(
                     f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
                 )
             )
             raise
         if first:
-            ray.get(desk.finish.remote(turn))
+            ray.get(queue.finish.remote(number))
 
 
-def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], desk: Any, device: str) -> None:
+def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], queue: Any, device: str) -> None:
     """Run a cell, unless it was finished by workers that did not live to say so.
 
     Args:
@@ -84,10 +84,10 @@ def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], desk: Any, device
     def tell(event: dict[str, Any]) -> None:
         if distributed.get_rank() == 0:
             record(event)
-            desk.tell.remote({"run": folder.parent.name, **event})
+            queue.add_event.remote({"run": folder.parent.name, **event})
 
     prompts = read_encoded(path_of(cell["encoded"]))
-    flow = OnRay(job, **cell["stream"]) if cell["stream"] else None
+    flow = RayFlow(job, **cell["stream"]) if cell["stream"] else None
     result = run_cell(
         job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"], flow
     )

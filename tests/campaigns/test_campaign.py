@@ -21,7 +21,7 @@ from raypft.config.job import load_job
 from raypft.errors import UserError
 from raypft.runs import run as runs
 from raypft.scale.tune.plan import planned
-from raypft.scale.tune.study import Study
+from raypft.scale.tune.table_cell_search import TableCellSearch
 
 BASE = {
     "about": "test",
@@ -330,16 +330,16 @@ def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(plac
     searched = list(campaign.places())[1]
     configuration = book.configuration(searched, {"train.lr": 0.02})
     book.note(configuration, 0, "running", dev=None)
-    study = Study(searched, book, set())
+    cell_search = TableCellSearch(searched, book, set())
     for seed, key in configuration.keys.items():
         configuration.folder(seed).mkdir(parents=True)
         (configuration.folder(seed) / "searched.json").write_text(
             json.dumps({"seed": seed, "cell": key, "dev": 40.0 + seed})
         )
-    found = study.next("trial")
-    assert found is not None
-    assert found[0].values != configuration.values, "it is run again"
-    assert study.tpe.known == [({"train.lr": 0.02}, 40.5)]
+    suggestion = cell_search.next("trial")
+    assert suggestion is not None
+    assert suggestion[0].values != configuration.values, "it is run again"
+    assert cell_search.tpe.known == [({"train.lr": 0.02}, 40.5)]
 
 
 def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811

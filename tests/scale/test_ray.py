@@ -120,7 +120,7 @@ def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811
     loaded: dict[str, set[str]] = {}
 
     def look(event: dict) -> None:
-        for title in ("ray::Desk", "ray::TrainController", "ray::RayTrainWorker"):
+        for title in ("ray::CellQueue", "ray::TrainController", "ray::RayTrainWorker"):
             for process in ours(title):
                 maps = Path(f"/proc/{process}/maps").read_text()
                 loaded[title] = {name for name in ("libtorch", "tokenizers", "_raylet") if name in maps}
@@ -128,7 +128,7 @@ def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811
     name, *overrides = words(place, "seeds=1", "resources.workers=1")
     runs.run([runs.prepare(load_job(name, overrides))], look)
     assert loaded == {
-        "ray::Desk": {"_raylet"},
+        "ray::CellQueue": {"_raylet"},
         "ray::TrainController": {"_raylet"},
         "ray::RayTrainWorker": {"libtorch", "tokenizers", "_raylet"},
     }

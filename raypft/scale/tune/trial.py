@@ -1,5 +1,5 @@
 """A Ray Tune trial: one configuration, a step for each of its seeds. Without workers its cells run in the trial's own process,
-with workers in a lane. Process and lane go on to the next trial with the backbone loaded.
+with workers in a worker group. Process and group go on to the next trial with the backbone loaded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LOCK_SECONDS = 300
 
 
 class Trial(tune.Trainable):
-    """Runs what `tune.Director` packed: the job, the keys of the cells to run by seed, the dev scores of those done before."""
+    """Runs what `CampaignSearcher` packed: the job, the keys of the cells to run by seed, the dev scores of those done before."""
 
     def setup(self, config: dict[str, Any]) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
         self.work = json.loads(config["work"])
         self.devs: list[float] = list(self.work["devs"])
         self.stack, self.cells, self.fault = ExitStack(), list[Cell](), ""
-        self.here, self.lane = getattr(self, "here", None) or runs.Here(), getattr(self, "lane", None)
+        self.here, self.group = getattr(self, "here", None) or runs.Here(), getattr(self, "group", None)
         try:
             self._prepare()
         except Exception as error:  # whatever it is, the other trials go on
@@ -41,18 +41,18 @@ class Trial(tune.Trainable):
         """The next trial in the same process."""
         self.stack.close()
         if not self.work["lanes"]:
-            self._end_lane()
+            self._end_group()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
         self.stack.close()
-        self._end_lane()
+        self._end_group()
 
-    def _end_lane(self) -> None:
-        if self.lane is not None:
-            self.lane.end()
-        self.lane = None
+    def _end_group(self) -> None:
+        if self.group is not None:
+            self.group.end()
+        self.group = None
 
     def _prepare(self) -> None:
         self.prepared = runs.prepare(Job(**self.work["job"]))
@@ -65,7 +65,7 @@ class Trial(tune.Trainable):
         self.cells = [cell for cell in self.prepared.cells(self.work["test"]) if str(cell.seed) in self.work["keys"]]
 
     def step(self) -> dict[str, Any]:
-        """Run the next seed; what Tune and the director learn of it."""
+        """Run the next seed; what Tune and the searcher learn of it."""
         if self.fault:
             return self._told(None, math.nan, {}, self.fault, last=True)
         cell = self.cells.pop(0)
@@ -101,18 +101,18 @@ class Trial(tune.Trainable):
         if not cell.finished and not cell.job.resources.workers:
             return self.here.run(cell, lambda event: None)
         if not cell.finished:
-            self._run_in_lane(cell)
+            self._run_in_group(cell)
         return json.loads((cell.folder / (TESTED if is_finished(cell.folder) else UNTESTED)).read_text())
 
-    def _run_in_lane(self, cell: Cell) -> None:
+    def _run_in_group(self, cell: Cell) -> None:
         from raypft.scale.data import encode_on_ray, packed  # noqa: PLC0415  (the trial without workers needs none of it)
-        from raypft.scale.worker_group import Lane  # noqa: PLC0415
+        from raypft.scale.worker_group import WorkerGroup  # noqa: PLC0415
 
         encode_on_ray([cell, *self.cells])
-        if self.lane is not None and Lane.kind(self.lane.job) != Lane.kind(cell.job):
-            self._end_lane()
-        self.lane = self.lane or Lane(cell.job, cell.job.resources.cpus_per_worker or 1.0)
-        self.lane.run(packed(cell))
+        if self.group is not None and WorkerGroup.kind(self.group.job) != WorkerGroup.kind(cell.job):
+            self._end_group()
+        self.group = self.group or WorkerGroup(cell.job, cell.job.resources.cpus_per_worker or 1.0)
+        self.group.run(packed(cell), lambda event: None)
 
 
 def line(error: Exception) -> str:
