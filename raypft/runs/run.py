@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,17 +28,18 @@ import pyarrow.parquet as pa_parquet
 import torch
 import yaml
 
-from raypft.backbones.load import Backbone, load_backbone, load_skeleton
+from raypft.backbones.load import Backbone, load_skeleton
 from raypft.config.job import Job, Resources, Train, digest, part_config
 from raypft.data import sources
 from raypft.data import streaming as stream
 from raypft.data.sampling import Sample, draw, protocol
 from raypft.errors import UserError
-from raypft.runs.cell import Cell, Tell, recorder, run_cell
+from raypft.runs.cell import Cell, Tell
+from raypft.runs.executor import Executor, LocalExecutor
 from raypft.storage import locked, path_of, remove, written
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import load_task
-from raypft.training.encode import ENCODING, Encoder, check_fit, encode_sample
+from raypft.training.encode import ENCODING, check_fit, encode_sample
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 """Keys of `train` that do not decide which rows are drawn."""
@@ -252,14 +253,10 @@ def run(prepared: Sequence[Prepared], tell: Tell, fresh: bool = False) -> list[l
                 else:
                     todo.setdefault(ready.job.resources, []).append(cell)
         for resources, cells in todo.items():
-            if resources.workers:
-                from raypft.scale.session import run_on_ray  # noqa: PLC0415  (ray is loaded only where it is used)
-
-                run_on_ray(cells, tell)
-            else:
-                here = Here()
+            with closing(_executor(resources)) as executor:
+                executor.prepare(cells)
                 for cell in cells:
-                    here.run(cell, tell)
+                    executor.run(cell, tell)
         return [conclude(ready) for ready in prepared]
 
 
@@ -285,32 +282,12 @@ def conclude(prepared: Prepared) -> list[dict[str, Any]]:
     return [result for result in results if result["seed"] in prepared.job.seeds]
 
 
-class Here:
-    """Runs cells in this process; the backbone stays loaded from one to the next."""
+def _executor(resources: Resources) -> Executor:
+    if not resources.workers:
+        return LocalExecutor()
+    from raypft.scale.executor import RayExecutor  # noqa: PLC0415  (ray is loaded only where it is used)
 
-    def __init__(self) -> None:
-        self.backbone: Backbone | None = None
-        self.loaded: Any = None
-
-    def run(self, cell: Cell, tell: Tell) -> dict[str, Any]:
-        """Run one cell; its result."""
-        wanted = (cell.job.backbone, cell.job.train.dropout)
-        if self.backbone is None or wanted != self.loaded:
-            self.backbone, self.loaded = load_backbone(*wanted), wanted
-        note, name = recorder(cell.folder), cell.folder.parent.name
-
-        def both(event: dict[str, Any]) -> None:
-            note(event)
-            tell({"run": name, **event})
-
-        prompts, flow = encode_sample(cell.job, self.backbone, cell.sample), None
-        if cell.sample.stream is not None and cell.job.data.stream is not None:
-            flow = stream.Local(cell.sample.stream, cell.job.data.stream, Encoder.of(cell.job, self.backbone))
-        result = run_cell(
-            cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test, flow=flow
-        )
-        both({"event": "result", "seed": cell.seed, "mean": result.get("mean")})
-        return result
+    return RayExecutor()
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@ def index_file(cell: Cell) -> Path:
 
 
 def packed(cell: Cell) -> dict[str, Any]:
-    """A cell as workers get it."""
+    """A cell as workers get it: without its rows, with where they are encoded."""
     streamed = cell.sample.stream and {"index": str(index_file(cell)), "rows": cell.sample.stream.rows}
     return {
         "job": cell.job.model_dump(),
@@ -102,6 +102,13 @@ def packed(cell: Cell) -> dict[str, Any]:
         "test": cell.test,
         "stream": streamed,
     }
+
+
+def unpacked(message: dict[str, Any]) -> Cell:
+    """The cell, without its rows."""
+    no_rows = Sample(pa.table({}), None, pa.table({}), None)
+    folder = path_of(message["folder"])
+    return Cell(Job(**message["job"]), message["seed"], no_rows, folder, message["facts"], message["test"])
 
 
 def encode_on_ray(cells: Sequence[Cell]) -> None:

@@ -1,8 +1,7 @@
-"""Jobs on Ray: the session, the CPUs that workers, reader and encoder share, and a job's cells on one worker group."""
+"""The Ray session, what it must have for a job, and the CPUs that workers, reader and encoder share."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import uuid
@@ -17,9 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raypft.cluster.feasible import Infeasible, Shape, impossible, job_bundles, shapes_here
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.cell import Cell, Tell
-from raypft.scale.data import ENCODER_CPUS, encode_on_ray, packed
-from raypft.scale.worker_group import WorkerGroup
+from raypft.scale.data import ENCODER_CPUS
 from raypft.storage import absolute, path_of
 
 READER_CPUS = 1.0
@@ -149,23 +146,6 @@ def capacity() -> list[Shape]:
 def logical_cpus(shapes: Sequence[Shape] | None = None) -> float:
     """CPUs of all nodes."""
     return sum(shape.offers["CPU"] * shape.most for shape in shapes or capacity())
-
-
-def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
-    """Run cells, which have the same resources, on Ray Train workers; results are stored when it returns.
-
-    Raises:
-        UserError: CPUs do not fit; or a cell failed, with the worker's own line.
-    """
-    with ray_session(), quiet_loggers():
-        cpus = cpus_per_worker(cells[0].job, logical_cpus())
-        check_storage(cells[0].job.storage)
-        encode_on_ray(cells)
-        for _, alike in itertools.groupby(cells, key=lambda cell: WorkerGroup.kind(cell.job)):
-            own = list(alike)
-            with WorkerGroup(own[0].job, cpus) as group:
-                for cell in own:
-                    group.run(packed(cell), tell)
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from torch import distributed
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.load import load_backbone
-from raypft.config.job import Job
+from raypft.config.job import Train
 from raypft.errors import UserError
-from raypft.runs.cell import is_finished, recorder, run_cell
-from raypft.scale.data import RayFlow, read_encoded
+from raypft.runs.executor import run_on
+from raypft.scale.data import RayFlow, read_encoded, unpacked
 from raypft.scale.deepspeed import DeepSpeedStepper
 from raypft.scale.worker_group import last_line
 from raypft.storage import path_of
+from raypft.training.loop import Learner
 
 LOG = "failure.log"
 
@@ -35,63 +36,51 @@ def run_cells(queue: Any) -> None:
     distributed.broadcast_object_list(begin)
     backbones: dict[Any, Backbone] = {}
     for number in itertools.count(begin[0]):
-        cell = ray.get(queue.take.remote(number))
-        if cell is None:
+        message = ray.get(queue.take.remote(number))
+        if message is None:
             return
         try:
-            _run(cell, backbones, queue, str(device))
+            _run(message, backbones, queue, str(device))
         except UserError as error:
             told = getattr(error, "cause", error)  # where a task of Ray Data raised it
             ray.get(queue.finish.remote(number, str(told)))
             raise
         except Exception as error:
-            log = path_of(cell["folder"]) / LOG
+            log = path_of(message["folder"]) / LOG
             log.write_text(traceback.format_exc())
-            ray.get(
-                queue.note_error.remote(
-                    f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
-                )
-            )
+            failed = f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
+            ray.get(queue.note_error.remote(failed))
             raise
         if first:
             ray.get(queue.finish.remote(number))
 
 
-def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], queue: Any, device: str) -> None:
+def _run(message: dict[str, Any], backbones: dict[Any, Backbone], queue: Any, device: str) -> None:
     """Run a cell, unless it was finished by workers that did not live to say so.
 
     Args:
+        message: as `data.packed` gives it.
         backbones: the one that is loaded, by what it was loaded for; changed.
     """
-    job, folder = Job(**cell["job"]), path_of(cell["folder"])
-    finished = [is_finished(folder, cell["test"])]
+    cell = unpacked(message)
+    job, finished = cell.job, [cell.finished]
     distributed.broadcast_object_list(finished)
     if finished[0]:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    cell.folder.mkdir(parents=True, exist_ok=True)
     wanted = (job.backbone, job.train.dropout)
     if wanted not in backbones:
         backbones.clear()
         backbones[wanted] = load_backbone(*wanted)
+    prompts = read_encoded(path_of(message["encoded"]))
+    flow = RayFlow(job, **message["stream"]) if message["stream"] else None
     steppers: list[DeepSpeedStepper] = []
 
-    def make_stepper(learner: Any, settings: Any, state: Any) -> DeepSpeedStepper:
+    def make_stepper(learner: Learner, settings: Train, state: dict[str, Any] | None) -> DeepSpeedStepper:
         steppers.append(DeepSpeedStepper(job, learner, settings, device, state))
         return steppers[-1]
 
-    record = recorder(folder)
-
-    def tell(event: dict[str, Any]) -> None:
-        if distributed.get_rank() == 0:
-            record(event)
-            queue.add_event.remote({"run": folder.parent.name, **event})
-
-    prompts = read_encoded(path_of(cell["encoded"]))
-    flow = RayFlow(job, **cell["stream"]) if cell["stream"] else None
-    result = run_cell(
-        job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"], flow
-    )
-    tell({"event": "result", "seed": cell["seed"], "mean": result.get("mean")})
+    run_on(backbones[wanted], cell, prompts, queue.add_event.remote, flow, make_stepper, distributed.get_rank())
     steppers[-1].close()
     if job.zero.stage == 3 or job.train.precision != "fp32":
         backbones.clear()  # partitioned or cast weights do not come back; the next cell loads anew

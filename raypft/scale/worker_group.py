@@ -89,13 +89,6 @@ class WorkerGroup:
         for event in events:
             tell(event)
 
-    def __enter__(self) -> WorkerGroup:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None or issubclass(kind, Exception):  # whoever interrupts does not want to wait for a cell
-            self.end()
-
     def end(self) -> None:
         """Let the workers go, and wait until they have."""
         if self.thread is not None:

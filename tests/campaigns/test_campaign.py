@@ -20,6 +20,7 @@ from raypft.cli.progress import CampaignTeller, duration
 from raypft.config.job import load_job
 from raypft.errors import UserError
 from raypft.runs import run as runs
+from raypft.runs.executor import LocalExecutor
 from raypft.scale.tune.plan import planned
 from raypft.scale.tune.table_cell_search import TableCellSearch
 
@@ -254,9 +255,9 @@ def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: 
     name, *overrides = words(place, "seeds=1", "train.dropout=0.0")
     (plain,) = runs.run([runs.prepare(load_job(name, overrides))], lambda event: None)[0]
     prepared = runs.prepare(load_job(name, [*overrides, f"storage={place}/other"]))
-    here, events = runs.Here(), []
+    executor, events = LocalExecutor(), []
     (cell,) = prepared.cells(test=False)
-    searched = here.run(cell, events.append)
+    searched = executor.run(cell, events.append)
     assert cell.finished
     assert "scores" not in searched
     assert searched["dev"] == plain["dev"]
@@ -265,7 +266,7 @@ def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: 
     (cell,) = prepared.cells()
     assert not cell.finished
     events.clear()
-    tested = here.run(cell, events.append)
+    tested = executor.run(cell, events.append)
     assert cell.finished
     assert [event["event"] for event in events] == ["result"], "it trained again"
     times = {"seconds", "train_seconds", "peak_memory_mb", "history"}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from raypft.config.job import load_job
 from raypft.errors import UserError
 from raypft.runs import run as runs
 from raypft.runs.cell import Cell
-from raypft.scale.data import encode_on_ray, packed
-from raypft.scale.worker_group import WorkerGroup
+from raypft.scale.data import encode_on_ray
+from raypft.scale.executor import RayExecutor
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -65,16 +66,16 @@ def test_cells_of_a_worker_group_know_nothing_of_each_other(place, session):  # 
         cell(place, "a", "train.lr=1e-3"),
         cell(place, "a", "train.lr=2e-3"),
     )
-    with WorkerGroup(first.job, 0.25) as group:
+    with closing(RayExecutor()) as executor:
         for one in (first, other, again):
-            group.run(packed(one), print)
+            executor.run(one, print)
         assert result(again)["losses"] == result(first)["losses"], "A, B, A"
         assert result(other)["losses"] != result(first)["losses"]
         with pytest.raises(UserError, match=r"^train: the loss is (nan|inf) at optimizer step"):
-            group.run(packed(bad), print)
-        group.run(packed(after), print)
+            executor.run(bad, print)
+        executor.run(after, print)
         os.kill(ours("RayTrainWorker")[-1], signal.SIGKILL)  # while it waits for a cell
-        group.run(packed(last), print)
+        executor.run(last, print)
         assert not (bad.folder / "result.json").exists()
         assert all("scores" in result(one) for one in (after, last))
         began = [
@@ -100,13 +101,13 @@ def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # no
                 os.kill(killed[-1], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
-    with WorkerGroup(deadly.job, 0.25) as group:
+    with closing(RayExecutor()) as executor:
         thread.start()
         with pytest.raises(UserError, match=r"^run: a worker died 2 times in this cell; out of memory\?"):
-            group.run(packed(deadly), print)
+            executor.run(deadly, print)
         over.set()
         thread.join()
-        group.run(packed(kind), print)
+        executor.run(kind, print)
     assert "scores" in result(kind)
 
 

@@ -1,5 +1,5 @@
 """A Ray Tune trial: one configuration, a step for each of its seeds. Without workers its cells run in the trial's own process,
-with workers in a worker group. Process and group go on to the next trial with the backbone loaded.
+with workers in a worker group. Its executor goes on to the next trial with the backbone loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ray import tune
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.runs import run as runs
-from raypft.runs.cell import TESTED, UNTESTED, Cell, is_finished
+from raypft.runs.cell import Cell
+from raypft.runs.executor import Executor, LocalExecutor, read_result
 
 LOCK_SECONDS = 300
 """How long a trial waits for a run folder: the process of a killed campaign may need a moment to end."""
@@ -31,7 +32,7 @@ class Trial(tune.Trainable):
         self.work = json.loads(config["work"])
         self.devs: list[float] = list(self.work["devs"])
         self.stack, self.cells, self.fault = ExitStack(), list[Cell](), ""
-        self.here, self.group = getattr(self, "here", None) or runs.Here(), getattr(self, "group", None)
+        self.executor: Executor | None = getattr(self, "executor", None)
         try:
             self._prepare()
         except Exception as error:  # whatever it is, the other trials go on
@@ -40,19 +41,19 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial in the same process."""
         self.stack.close()
-        if not self.work["lanes"]:
-            self._end_group()
+        if not self.work["lanes"] and not isinstance(self.executor, LocalExecutor):
+            self._close_executor()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
         self.stack.close()
-        self._end_group()
+        self._close_executor()
 
-    def _end_group(self) -> None:
-        if self.group is not None:
-            self.group.end()
-        self.group = None
+    def _close_executor(self) -> None:
+        executor, self.executor = self.executor, None
+        if executor is not None:
+            executor.close()
 
     def _prepare(self) -> None:
         self.prepared = runs.prepare(Job(**self.work["job"]))
@@ -77,7 +78,8 @@ class Trial(tune.Trainable):
             result, reason = {}, line(error)
             cell.folder.mkdir(parents=True, exist_ok=True)
             (cell.folder / "failure.log").write_text(traceback.format_exc())
-            self.here = runs.Here()
+            if isinstance(self.executor, LocalExecutor):
+                self._close_executor()
         last = not self.cells or bool(reason and self.work["ends_on_failure"])
         if last:
             runs.conclude(self.prepared)
@@ -98,21 +100,25 @@ class Trial(tune.Trainable):
         }
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        if not cell.finished and not cell.job.resources.workers:
-            return self.here.run(cell, lambda event: None)
-        if not cell.finished:
-            self._run_in_group(cell)
-        return json.loads((cell.folder / (TESTED if is_finished(cell.folder) else UNTESTED)).read_text())
+        if cell.finished:
+            return read_result(cell.folder)
+        executor = self._executor_for(cell.job)
+        executor.prepare([cell, *self.cells])
+        return executor.run(cell, lambda event: None)
 
-    def _run_in_group(self, cell: Cell) -> None:
-        from raypft.scale.data import encode_on_ray, packed  # noqa: PLC0415  (the trial without workers needs none of it)
-        from raypft.scale.worker_group import WorkerGroup  # noqa: PLC0415
+    def _executor_for(self, job: Job) -> Executor:
+        """The one that is there, unless the last trial's ran elsewhere."""
+        local = job.resources.workers == 0
+        if self.executor is None or isinstance(self.executor, LocalExecutor) != local:
+            self._close_executor()
+            self.executor = LocalExecutor() if local else _ray_executor()
+        return self.executor
 
-        encode_on_ray([cell, *self.cells])
-        if self.group is not None and WorkerGroup.kind(self.group.job) != WorkerGroup.kind(cell.job):
-            self._end_group()
-        self.group = self.group or WorkerGroup(cell.job, cell.job.resources.cpus_per_worker or 1.0)
-        self.group.run(packed(cell), lambda event: None)
+
+def _ray_executor() -> Executor:
+    from raypft.scale.executor import RayExecutor  # noqa: PLC0415  (a trial without workers needs none of it)
+
+    return RayExecutor()
 
 
 def line(error: Exception) -> str:
