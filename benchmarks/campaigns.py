@@ -22,8 +22,9 @@ from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from raypft.campaigns.campaign import Campaign, load_campaign
-from raypft.campaigns.state import Book
+from raypft.campaigns.campaign import Campaign
+from raypft.campaigns.load import load_campaign
+from raypft.campaigns.state import CampaignState
 from raypft.report.campaign import write_tables
 from raypft.scale.session import ray_session
 from raypft.scale.tune.run import run_campaign
@@ -156,8 +157,8 @@ def trials(folder: Path) -> dict[str, Any]:
 def ledger(folder: Path) -> dict[str, Any]:
     """A campaign of 20,000 configurations of 5 seeds, each cell finished."""
     what = campaign(folder, "ledger", 20_000, 5)
-    book = Book(what)
-    (place,) = what.places()
+    book = CampaignState(what)
+    (place,) = what.table_cells()
     result = {
         "dev": 50.0,
         "metric": "accuracy@1",
@@ -181,7 +182,7 @@ def ledger(folder: Path) -> dict[str, Any]:
                 (cell_folder / "result.json").write_text(json.dumps({"seed": seed, "cell": key, **result}))
                 book.note(configuration, seed, "finished", dev=50.0, folder=str(cell_folder))
     began = time.monotonic()
-    book = Book(what)
+    book = CampaignState(what)
     opened = time.monotonic()
     done = 0
     for configuration in book.tried(place):

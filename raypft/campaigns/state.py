@@ -6,23 +6,26 @@ its key: nothing finished is run again, whoever ran it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raypft.campaigns.campaign import Campaign, Place
+from raypft.campaigns.campaign import Campaign, TableCell
+from raypft.campaigns.known_keys import Known, KnownKeys
 from raypft.campaigns.ledger import FILE, Ledger
-from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.prepare import Memo, identify, prepare
-from raypft.runs.results import TESTED, UNTESTED, is_finished
+from raypft.runs.memo import Memo
+from raypft.runs.results import TESTED, UNTESTED, is_finished, read_result
 from raypft.storage import Log, absolute, path_of
+
+if TYPE_CHECKING:
+    from raypft.config.job import Job
+    from raypft.config.resolved import ResolvedJob
 
 HEAD = 300
 """Bytes of a result that hold its seed and key: they come first."""
@@ -30,31 +33,39 @@ HEAD = 300
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a search tries, or what a place of the table is: a job and the keys of its cells by seed."""
+    """What a search tries, or what a cell of the table is: a job, and the keys of its cells by seed.
 
-    place: Place
+    name: the key of the job without its seeds; run: the folder of its run.
+    """
+
+    table_cell: TableCell
     values: dict[str, Any]
-    job: Job
+    name: str
+    run: Path
     keys: dict[int, str]
 
     @cached_property
-    def name(self) -> str:
-        """The key of the job without its seeds."""
-        return self.job.key()
+    def resolved(self) -> ResolvedJob:
+        """The job, made when it is asked for: that loads torch."""
+        return self.table_cell.resolved(self.values)
+
+    @property
+    def job(self) -> Job:
+        """The job, see `resolved`."""
+        return self.resolved.job
 
     @property
     def label(self) -> str:
         """How the terminal calls it."""
-        return " ".join(
-            [self.place.label, *(f"{key.split('.')[-1]}={_short(value)}" for key, value in self.values.items())]
-        )
+        chosen = [f"{key.split('.')[-1]}={_short(value)}" for key, value in self.values.items()]
+        return " ".join([self.table_cell.label, *chosen])
 
     def folder(self, seed: int) -> Path:
         """Where a cell of it runs."""
-        return path_of(self.job.storage) / self.job.run_name / f"seed-{seed}"
+        return self.run / f"seed-{seed}"
 
 
-class Book:
+class CampaignState:
     """The cells of a campaign.
 
     Args:
@@ -65,19 +76,42 @@ class Book:
     def __init__(
         self, campaign: Campaign, tell: Callable[[str], None] = lambda line: None, fresh: bool = False
     ) -> None:
-        self.campaign, self.fresh, self.shelf = campaign, fresh, Memo()
+        self.campaign, self.fresh, self.memo = campaign, fresh, Memo()
         if fresh:
             Log(campaign.folder / FILE).remove()
         self.ledger = Ledger(campaign.folder, tell)
+        self.known_keys = KnownKeys(campaign.folder)
+        for name in campaign.before:
+            known = self.known_keys.get(self.known_keys.inputs(campaign.prerequisite_values(name)))
+            if known is not None:
+                campaign.set_run_folder(name, known.run)
 
-    def configuration(self, place: Place, values: dict[str, Any]) -> Configuration:
+    def configuration(self, table_cell: TableCell, values: dict[str, Any]) -> Configuration:
         """A configuration with the keys of its cells.
 
         Raises:
             UserError: it does not fit, or its data or backbone can't be read.
         """
-        job = place.job(values)
-        return Configuration(place, values, job, identify(job, self.shelf).keys)
+        inputs = self.known_keys.inputs(table_cell.values(values))
+        known = self.known_keys.get(inputs)
+        if known is not None:
+            return Configuration(table_cell, values, known.name, path_of(known.run), known.keys)
+        from raypft.runs.prepare import identify  # noqa: PLC0415  (needs torch)
+
+        resolved = table_cell.resolved(values)
+        prepared = identify(resolved, self.memo)
+        configuration = Configuration(table_cell, values, resolved.job.key(), prepared.folder, prepared.keys)
+        vars(configuration)["resolved"] = resolved
+        self.known_keys.add(inputs, Known(configuration.name, str(prepared.folder), prepared.keys))
+        return configuration
+
+    def all_known(self) -> bool:
+        """Whether the keys of all configurations so far are known without making a job."""
+        for table_cell in self.campaign.table_cells():
+            for values in self._values(table_cell) or [table_cell.example() or {}]:
+                if self.known_keys.get(self.known_keys.inputs(table_cell.values(values))) is None:
+                    return False
+        return True
 
     def check(self, configuration: Configuration) -> None:
         """Everything that can be known before compute is spent.
@@ -85,21 +119,26 @@ class Book:
         Raises:
             UserError: anything that would fail later; or a search that has no dev rows to choose by.
         """
-        prepared = prepare(configuration.job, self.shelf)
-        if configuration.place.search and not all(manifest["sizes"]["dev"] for manifest in prepared.manifests.values()):
+        from raypft.runs.prepare import prepare  # noqa: PLC0415  (needs torch)
+
+        prepared = prepare(configuration.resolved, self.memo)
+        has_dev = all(manifest["sizes"]["dev"] for manifest in prepared.manifests.values())
+        if configuration.table_cell.search and not has_dev:
             raise UserError(
-                f"search: {configuration.place.label} has no dev rows to choose by; set dev.rows: full, or leave the row out of search.rows"
+                f"search: {configuration.table_cell.label} has no dev rows to choose by; "
+                "set dev.rows: full, or leave the row out of search.rows"
             )
 
-    def tried(self, place: Place) -> Iterator[Configuration]:
-        """The configurations of a place: listed ones, or those that a search has begun."""
-        listed = place.listed()
-        for values in (
-            listed
-            if listed is not None
-            else [entries[0]["values"] for entries in self.ledger.study(place.study).values()]
-        ):
-            yield self.configuration(place, values)
+    def tried(self, table_cell: TableCell) -> Iterator[Configuration]:
+        """The configurations of a table cell: listed ones, or those that a search has begun."""
+        for values in self._values(table_cell):
+            yield self.configuration(table_cell, values)
+
+    def _values(self, table_cell: TableCell) -> list[dict[str, Any]]:
+        listed = table_cell.listed()
+        if listed is not None:
+            return listed
+        return [entries[0]["values"] for entries in self.ledger.study(table_cell.study).values()]
 
     def where(self, configuration: Configuration, seed: int, test: bool) -> Path | None:
         """The folder of a finished cell."""
@@ -109,65 +148,59 @@ class Book:
             return path_of(entry["folder"])
         if self.fresh:
             return None
-        own = configuration.folder(seed)
-        if any(_key_of(own / name) == key for name in ([TESTED] if test else [TESTED, UNTESTED])):
-            return own
-        found = self.elsewhere.get(key)
-        return found if found and is_finished(found, test) else None
+        folder = configuration.folder(seed)
+        if any(_key_of(folder / name) == key for name in ([TESTED] if test else [TESTED, UNTESTED])):
+            return folder
+        other = self.elsewhere.get(key)
+        return other if other and is_finished(other, test) else None
 
     @cached_property
     def elsewhere(self) -> dict[str, Path]:
         """Finished cells of all runs in the campaign's storage: key to folder."""
         storage = self.campaign.folder.parent
-        return {
-            key: path.parent
-            for name in (UNTESTED, TESTED)
-            for path in storage.glob(f"*/seed-*/{name}")
-            if (key := _key_of(path))
-        }
+        folders: dict[str, Path] = {}
+        for name in (UNTESTED, TESTED):
+            for path in storage.glob(f"*/seed-*/{name}"):
+                key = _key_of(path)
+                if key is not None:
+                    folders[key] = path.parent
+        return folders
 
     def result(self, configuration: Configuration, seed: int) -> dict[str, Any] | None:
         """The result of a finished cell, without test numbers where the test was withheld."""
         folder = self.where(configuration, seed, test=True) or self.where(configuration, seed, test=False)
-        if folder is None:
-            return None
-        return json.loads((folder / (TESTED if is_finished(folder) else UNTESTED)).read_text())
+        return None if folder is None else read_result(folder)
 
     def note(self, configuration: Configuration, seed: int, status: str, **more: Any) -> None:
         """Write what became of a cell into the ledger."""
-        study = configuration.place.study if configuration.place.search else None
+        study = configuration.table_cell.study if configuration.table_cell.search else None
         entry = {"seed": seed, "config": configuration.name, "study": study, "values": configuration.values}
         entry |= {"folder": str(configuration.folder(seed))} | more
         self.ledger.note(cell=configuration.keys[seed], status=status, **entry)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict a cell, in the order of the table, as `report.campaign` reads them."""
-        return [
-            row
-            for place in self.campaign.places()
-            for configuration in self.tried(place)
-            for row in self._rows(configuration)
-        ]
+        rows: list[dict[str, Any]] = []
+        for table_cell in self.campaign.table_cells():
+            for configuration in self.tried(table_cell):
+                rows += self._rows(configuration)
+        return rows
 
     def _rows(self, configuration: Configuration) -> Iterator[dict[str, Any]]:
-        place = configuration.place
+        table_cell = configuration.table_cell
         entries = {seed: self.ledger.get(key) for seed, key in configuration.keys.items()}
         pruned = next((entry["reason"] for entry in entries.values() if entry.get("status") == "pruned"), None)
         for seed, entry in entries.items():
             result = self.result(configuration, seed)
             status, reason = "finished", None
-            if result is None:
-                status, reason = (
-                    ("failed", entry["reason"])
-                    if entry.get("status") == "failed"
-                    else ("pruned", pruned)
-                    if pruned
-                    else ("missing", None)
-                )
+            if result is None and entry.get("status") == "failed":
+                status, reason = "failed", entry["reason"]
+            elif result is None:
+                status, reason = ("pruned", pruned) if pruned else ("missing", None)
             yield {
-                "row": place.row,
-                "task": place.task,
-                "axes": {**place.axes, **configuration.values},
+                "row": table_cell.row,
+                "task": table_cell.task,
+                "axes": {**table_cell.axes, **configuration.values},
                 "seed": seed,
                 "status": status,
                 "reason": reason,
@@ -176,12 +209,10 @@ class Book:
 
     def write_campaign(self) -> None:
         """Keep the resolved campaign beside its ledger."""
-        found = self.campaign.model_dump(mode="json", exclude_none=True, warnings=False)
-        found["defaults"] = {
-            **found.get("defaults", {}),
-            "storage": str(self.campaign.folder.parent),
-        }  # it may have come from the cluster
-        text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+        campaign = self.campaign.model_dump(mode="json", exclude_none=True, warnings=False)
+        # the storage may have come from the cluster
+        campaign["defaults"] = {**campaign.get("defaults", {}), "storage": str(self.campaign.folder.parent)}
+        text = yaml.safe_dump(campaign, sort_keys=False, allow_unicode=True)
         (self.campaign.folder / "campaign.yaml").write_text(text, encoding="utf-8")
 
 
@@ -194,7 +225,8 @@ def reopened(folder: Path) -> Campaign:
     path = folder / "campaign.yaml"
     if not path.is_file():
         raise UserError(
-            f"report: {folder} holds no campaign.yaml; give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both"
+            f"report: {folder} holds no campaign.yaml; "
+            "give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both"
         )
     campaign = Campaign(**yaml.safe_load(path.read_text(encoding="utf-8")))
     if absolute(campaign.folder) != absolute(folder):
@@ -208,10 +240,10 @@ def _key_of(path: Path) -> str | None:
     """The cell key that a result begins with."""
     try:
         with path.open("rb") as stream:
-            found = re.search(rb'"cell": "(\w+)"', stream.read(HEAD))
+            match = re.search(rb'"cell": "(\w+)"', stream.read(HEAD))
     except OSError:
         return None
-    return found[1].decode() if found else None
+    return match[1].decode() if match else None
 
 
 def _short(value: Any) -> str:

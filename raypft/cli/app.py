@@ -164,7 +164,7 @@ Campaigns = Annotated[
 
 def read_campaign(words: list[str]) -> Any:
     """The campaign that the words name."""
-    from raypft.campaigns.campaign import load_campaign, words_of  # noqa: PLC0415
+    from raypft.campaigns.load import load_campaign, words_of  # noqa: PLC0415
 
     return load_campaign(*words_of(words))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from raypft.campaigns.campaign import open_campaign, words_of
+from raypft.campaigns.load import open_campaign, words_of
 from raypft.cluster.definition import load
 from raypft.config.job import Resources
 from raypft.config.load import load_resources
@@ -35,7 +35,7 @@ def asked_for(words: Sequence[str], shapes: Sequence[Shape]) -> Iterator[tuple[s
     logical = logical_cpus(shapes)
     if words[:1] == ["tune"]:
         told: list[Resources] = []
-        for place in open_campaign(*words_of(words[1:]))[0].places():
+        for place in open_campaign(*words_of(words[1:]))[0].table_cells():
             resources = place.resources()
             if resources not in told:
                 told.append(resources)

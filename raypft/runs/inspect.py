@@ -56,13 +56,11 @@ def checked(prepared: Prepared) -> dict[str, Any]:
 
 
 def method_shape(prepared: Prepared) -> Method:
-    """The method of a job on the skeleton, without weights: for counting."""
+    """The method of a job on the skeleton, which it keeps until that is reset; without weights, for counting."""
     resolved, skeleton = prepared.resolved, prepared.skeleton
     skeleton.reset()
     with torch.device("meta"):
-        method = resolved.method(resolved.method_config, skeleton)
-    skeleton.reset()
-    return method
+        return resolved.method(resolved.method_config, skeleton)
 
 
 def label_words(encoder: Encoder) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
+from raypft.runs.memo import Memo
 from raypft.schema import digest
 from raypft.storage import path_of
 from raypft.tasks.metrics import metric
@@ -28,24 +29,6 @@ from raypft.training.encode import ENCODING, encode_sample
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 """Keys of `train` that do not decide which rows are drawn."""
-
-
-class Memo:
-    """What preparing many jobs has in common, each made once: splits, samples with their manifests, skeletons."""
-
-    def __init__(self) -> None:
-        self._made: dict[Hashable, Any] = {}
-
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gave, or the UserError it raised, the first time it was asked for under this key."""
-        if key not in self._made:
-            try:
-                self._made[key] = make()
-            except UserError as error:  # a hub that can't be reached is not asked for every job
-                self._made[key] = error
-        if isinstance(self._made[key], UserError):
-            raise self._made[key]
-        return self._made[key]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The desk of a lane: hands out its cells, one after the other, and counts failures. Its process loads no torch."""
+"""The queue of cells that a worker group takes from, an actor that outlives it. Its process loads no torch."""
 
 from __future__ import annotations
 
@@ -8,84 +8,82 @@ from typing import Any
 from raypft.storage import path_of
 
 
-class Desk:
-    """The cells of a lane in the order they were brought, each a turn, and how far the workers are."""
+class CellQueue:
+    """Cells in the order they were put, by number; how far the workers are; failures, counted by cell."""
 
     def __init__(self) -> None:
         self.cells: list[dict[str, Any] | None] = []
-        self.over, self.at_work, self.reached = 0, False, False
-        self.failures, self.last, self.state = 0, "", 0.0
+        self.num_finished, self.running, self.started = 0, False, False
+        self.failures, self.last_error, self.state_time = 0, "", 0.0
         self.errors: dict[int, str] = {}
         self.events: list[dict[str, Any]] = []
         self.changed = asyncio.Condition()
 
     async def put(self, cell: dict[str, Any] | None) -> int:
-        """Bring a cell, or None as the last; its turn."""
+        """Add a cell, or None as the last; its number."""
         self.cells.append(cell)
-        await self._tell()
+        await self._notify()
         return len(self.cells) - 1
 
-    async def outcome(self, turn: int) -> str | None:
-        """When a turn is over: None, or why it failed."""
+    async def wait(self, number: int) -> str | None:
+        """When a cell is finished: None, or why it failed."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.over > turn)
-        return self.errors.get(turn)
+            await self.changed.wait_for(lambda: self.num_finished > number)
+        return self.errors.get(number)
 
     async def start(self) -> int:
-        """A worker group has started: the turn to go on with."""
+        """A worker group has started: the number of the cell to go on with."""
         await self._count_failure()
-        self.reached = True
-        return self.over
+        self.started = True
+        return self.num_finished
 
-    async def take(self, turn: int) -> dict[str, Any] | None:
-        """The cell of a turn, as soon as it is there."""
+    async def take(self, number: int) -> dict[str, Any] | None:
+        """A cell, as soon as it is there."""
         async with self.changed:
-            await self.changed.wait_for(lambda: len(self.cells) > turn)
-        self.at_work |= turn == self.over
-        return self.cells[turn]
+            await self.changed.wait_for(lambda: len(self.cells) > number)
+        self.running |= number == self.num_finished
+        return self.cells[number]
 
-    async def finish(self, turn: int, error: str | None = None) -> None:
-        """A turn is over: done, or for an error that would come again."""
-        if turn == self.over:
-            self.over, self.at_work, self.failures, self.last = turn + 1, False, 0, ""
+    async def finish(self, number: int, error: str | None = None) -> None:
+        """A cell is done, or has failed with an error that would come again."""
+        if number == self.num_finished:
+            self.num_finished, self.running, self.failures, self.last_error = number + 1, False, 0, ""
             if error is not None:
-                self.errors[turn] = error
-            await self._tell()
+                self.errors[number] = error
+            await self._notify()
 
-    async def tell(self, event: dict[str, Any]) -> None:
-        """An event of the cell at work."""
+    async def add_event(self, event: dict[str, Any]) -> None:
+        """An event of the running cell."""
         self.events.append(event)
 
-    async def heard(self) -> list[dict[str, Any]]:
-        """The events since this was last asked."""
+    async def take_events(self) -> list[dict[str, Any]]:
+        """The events since this was last called."""
         events, self.events = self.events, []
         return events
 
-    async def note(self, error: str) -> None:
-        """What the cell at work failed with, this time."""
-        self.last = error
+    async def note_error(self, error: str) -> None:
+        """What the running cell failed with, this time."""
+        self.last_error = error
 
-    async def died(self) -> bool:
-        """The worker group is gone for good; whether it had started at all."""
+    async def end(self) -> bool:
+        """The worker group has ended for good; whether it had started at all."""
         await self._count_failure()
-        reached, self.reached = self.reached, False
-        return reached
+        started, self.started = self.started, False
+        return started
 
     async def _count_failure(self) -> None:
-        """The cell at work was given up: by a failure, or since a node left or came. Only those in a row count that brought no new
-        state, so that a cell whose nodes come and go ends, and one that kills its workers does too."""
-        cell = self.cells[self.over] if self.at_work else None
+        """The running cell was given up: by a failure, or since a node left or came. Only those in a row count that brought
+        no new state, so that a cell whose nodes come and go ends, and one that kills its workers does too."""
+        cell = self.cells[self.num_finished] if self.running else None
         if cell is None:
             return
         path = path_of(cell["folder"]) / "state.pt"
-        before, self.state = self.state, path.stat().st_mtime if path.exists() else 0.0
-        self.at_work, self.failures = False, 1 if self.state > before else self.failures + 1
+        before, self.state_time = self.state_time, path.stat().st_mtime if path.exists() else 0.0
+        self.running, self.failures = False, 1 if self.state_time > before else self.failures + 1
         if self.failures > cell["job"]["resources"]["max_failures"]:
-            await self.finish(
-                self.over,
-                self.last or f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell",
-            )
+            died = f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell"
+            await self.finish(self.num_finished, self.last_error or died)
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self.changed:
             self.changed.notify_all()

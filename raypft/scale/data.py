@@ -1,7 +1,7 @@
 """Ray Data: chosen rows -> encoded prompts -> one Arrow file per sample, read back by every worker from shared storage.
 
 Encoding ends before the worker group starts, so that readers and workers never wait for each other's CPUs; only streamed rows are
-read while workers train (`OnRay`), by tasks that are short.
+read while workers train (`RayFlow`), by tasks that are short.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,14 @@ import pyarrow.parquet as pa_parquet
 import ray
 
 from raypft.backbones.load import load_skeleton
-from raypft.config.job import Job, part_config
-from raypft.data import sources
-from raypft.data import streaming as stream
+from raypft.config.job import Job
+from raypft.config.load import resolve
+from raypft.data import streaming
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.runs.cell import Cell
 from raypft.scale.resources import ENCODER_CPUS
 from raypft.storage import absolute, on_disk, path_of, written
-from raypft.tasks.load import load_task
 from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
 from raypft.training.loader import Share, steps
 
@@ -43,8 +43,9 @@ BESIDE = pa.schema([("file", pa.string()), ("role", pa.string()), ("number", pa.
 @functools.lru_cache(maxsize=8)
 def _encoder(job: str, demos: str) -> Encoder:
     """One encoder per job in each process of Ray Data, however many batches it gets."""
-    made = Job(**json.loads(job))
-    return Encoder.of(made, load_skeleton(made.backbone), pa.Table.from_pylist(json.loads(demos)))
+    resolved = resolve(Job(**json.loads(job)))
+    text = load_skeleton(resolved.job.backbone).text
+    return Encoder.of(resolved, text, pa.Table.from_pylist(json.loads(demos)))
 
 
 def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table:
@@ -63,36 +64,39 @@ def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table
 
 def encoded_file(cell: Cell) -> Path:
     """Where a cell's encoded prompts are: named after all they depend on, so that cells share what they can."""
-    job = cell.job
-    _, method = part_config(job.method, "method")
-    task = load_task(job.task)
+    job, task = cell.job, cell.resolved.task
     parts = [
         ENCODING,
         task.model_dump(include={"name", "kind", "fields", "label"}),
-        task.pattern(job.pattern).model_dump(),
+        cell.resolved.pattern.model_dump(),
         cell.facts["backbone"],
         job.train.max_tokens,
-        method.soft_tokens,
+        cell.resolved.method_config.soft_tokens,
         job.readout,
         cell.facts["manifest"],
     ]
-    return (
-        path_of(absolute(job.storage))
-        / ".encoded"
-        / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.arrow"
-    )
+    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return path_of(absolute(job.storage)) / ".encoded" / f"{name}.arrow"
 
 
-def index_file(cell: Cell) -> Path:
+def sample_of(cell: Cell) -> Sample:
+    """The rows of a cell that was not packed."""
+    assert cell.sample is not None
+    return cell.sample
+
+
+def index_file(cell: Cell, index: streaming.Index) -> Path:
     """Where it says what a cell streams, and where that lies."""
-    assert isinstance(cell.sample.stream, stream.Index)
-    digest = hashlib.sha256(cell.sample.stream.dump().encode()).hexdigest()[:16]
+    digest = hashlib.sha256(index.dump().encode()).hexdigest()[:16]
     return encoded_file(cell).with_name(f"{digest}.stream.json")
 
 
 def packed(cell: Cell) -> dict[str, Any]:
-    """A cell as workers get it."""
-    streamed = cell.sample.stream and {"index": str(index_file(cell)), "rows": cell.sample.stream.rows}
+    """A cell as workers get it: without its rows, with where they are encoded."""
+    index = sample_of(cell).stream
+    streamed = None
+    if isinstance(index, streaming.Index):
+        streamed = {"index": str(index_file(cell, index)), "rows": index.rows}
     return {
         "job": cell.job.model_dump(),
         "seed": cell.seed,
@@ -104,19 +108,26 @@ def packed(cell: Cell) -> dict[str, Any]:
     }
 
 
+def unpacked(message: dict[str, Any]) -> Cell:
+    """The cell, without its rows."""
+    resolved, folder = resolve(Job(**message["job"])), path_of(message["folder"])
+    return Cell(resolved, message["seed"], folder, message["facts"], test=message["test"])
+
+
 def encode_on_ray(cells: Sequence[Cell]) -> None:
     """Encode what the cells need and is not there yet, in one pass of Ray Data, into one Arrow file per sample."""
     for cell in cells:
-        if isinstance(cell.sample.stream, stream.Index) and not (path := index_file(cell)).is_file():
+        index = sample_of(cell).stream
+        if isinstance(index, streaming.Index) and not (path := index_file(cell, index)).is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with written(path) as file:
-                file.write_text(cell.sample.stream.dump())
+                file.write_text(index.dump())
     missing = {path.stem: (path, cell) for cell in cells if not (path := encoded_file(cell)).is_file()}
     if not missing:
         return
-    tables = [_rows(name, cell.sample) for name, (_, cell) in missing.items()]
+    tables = [_rows(name, sample_of(cell)) for name, (_, cell) in missing.items()]
     files = {
-        name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(cell.sample)))
+        name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(sample_of(cell))))
         for name, (_, cell) in missing.items()
     }
     folder = next(iter(missing.values()))[0].parent
@@ -180,18 +191,18 @@ def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], cou
 
 
 @functools.lru_cache(maxsize=4)
-def _reader(job: str, path: str) -> tuple[stream.Reader, Encoder]:
+def _reader(job: str, path: str) -> tuple[streaming.Reader, Encoder]:
     """One for each job in a process of Ray Data, so that row groups are read once where steps follow each other."""
-    made = Job(**json.loads(job))
-    assert made.data.stream is not None
-    origin = sources.choose(
-        load_task(made.task), made.data.source, made.data.root and absolute(made.data.root), made.shots
-    )
-    index = stream.Index.load(origin, path_of(path).read_text())
-    return stream.Reader(index, made.data.stream), Encoder.of(made, load_skeleton(made.backbone))
+    resolved = resolve(Job(**json.loads(job)))
+    mix, text = resolved.job.data.stream, load_skeleton(resolved.job.backbone).text
+    assert mix is not None
+    root = resolved.origin.root
+    origin = replace(resolved.origin, root=root and absolute(root))
+    index = streaming.Index.load(origin, path_of(path).read_text())
+    return streaming.Reader(index, mix), Encoder.of(resolved, text)
 
 
-class OnRay:
+class RayFlow:
     """A flow whose rows Ray Data reads and encodes, wherever there are CPUs for it, a little ahead of the worker."""
 
     def __init__(self, job: Job, index: str, rows: int) -> None:

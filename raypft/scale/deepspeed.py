@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from raypft.batch import Batch
-from raypft.config.job import Job, Train
+from raypft.config.job import Job
 from raypft.scale.zero import prepare_environment, zero_config
 from raypft.training.stepper import Learner, Stepper, adam_state, make_optimizer, set_adam_state
 
@@ -29,18 +29,18 @@ NOTICE_SECONDS = 2.0
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Notice:
+class DrainNotice:
     """Whether Ray drains this process's node (a spot notice, `raypft cluster drain`); asked now and then, told ever after."""
 
     def __init__(self) -> None:
-        self.asked, self.found = 0.0, False
+        self.asked_at, self.seen = 0.0, False
 
     def given(self) -> bool:
         """True from the first time that Ray says so."""
-        if not self.found and ray.is_initialized() and time.monotonic() - self.asked > NOTICE_SECONDS:
-            self.asked = time.monotonic()
-            self.found = ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
-        return self.found
+        if not self.seen and ray.is_initialized() and time.monotonic() - self.asked_at > NOTICE_SECONDS:
+            self.asked_at = time.monotonic()
+            self.seen = ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+        return self.seen
 
 
 class DeepSpeedStepper(Stepper):
@@ -55,17 +55,17 @@ class DeepSpeedStepper(Stepper):
     """
 
     def __init__(
-        self, job: Job, learner: Learner, settings: Train, device: str, state: dict[str, Any] | None = None
+        self, job: Job, learner: Learner, device: str, state: dict[str, Any] | None = None
     ) -> None:
         self.learner, self.device = learner.to(device), device
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.stage = job.zero.stage
         self.parameters = learner.trainable()
         self.engine: Any = None
-        self.notice = Notice()
+        self.notice = DrainNotice()
         self._given: dict[str, Tensor] | None = None
         if self.parameters or self.stage == 3:
-            optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
+            optimizer = make_optimizer(list(self.parameters.values()), job.train) if self.parameters else None
             self.engine, *_ = deepspeed.initialize(
                 model=learner,
                 optimizer=optimizer,

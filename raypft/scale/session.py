@@ -1,13 +1,12 @@
-"""Jobs on Ray: the session, what it has, and a job's cells on one lane of workers."""
+"""The Ray session, and what it must have for a job."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -16,11 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.cell import Cell
-from raypft.runs.results import Tell
-from raypft.scale.data import encode_on_ray, packed
 from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
-from raypft.scale.worker_group import Lane
 from raypft.storage import absolute, path_of
 
 
@@ -70,12 +65,14 @@ def check_label(job: Job) -> None:
     """Raise a UserError where no node has, or will have, the label of those that read rows: Ray Data would wait for ever."""
     label = job.resources.data_label
     nodes = [shape.labels for shape in shapes_here() or ()] or [node["Labels"] for node in ray.nodes() if node["Alive"]]
-    if label and not any(f"{key}={value}" == label for labels in nodes for key, value in labels.items()):
-        known = sorted(
-            {f"{key}={value}" for labels in nodes for key, value in labels.items() if not key.startswith("ray.io/")}
-        )
+    known: set[str] = set()
+    for labels in nodes:
+        known |= {f"{key}={value}" for key, value in labels.items()}
+    if label and label not in known:
+        named = sorted(text for text in known if not text.startswith("ray.io/"))
         raise UserError(
-            f'resources.data_label: no node has "{label}"; found: {", ".join(known) or "no labels"}; leave it out, or label nodes that read rows'
+            f'resources.data_label: no node has "{label}"; found: {", ".join(named) or "no labels"}; '
+            "leave it out, or label nodes that read rows"
         )
 
 
@@ -120,23 +117,6 @@ def capacity() -> list[Shape]:
     with ray_session():
         has = ray.cluster_resources()
     return [Shape("cluster", {"CPU": has.get("CPU", 0), "GPU": has.get("GPU", 0)}, 1)]
-
-
-def run_on_ray(cells: Sequence[Cell], tell: Tell) -> None:
-    """Run cells, which have the same resources, on Ray Train workers; results are stored when it returns.
-
-    Raises:
-        UserError: CPUs do not fit; or a cell failed, with the worker's own line.
-    """
-    with ray_session(), quiet_loggers():
-        cpus = cpus_per_worker(cells[0].job.resources, logical_cpus(capacity()))
-        check_storage(cells[0].job.storage)
-        encode_on_ray(cells)
-        for _, alike in itertools.groupby(cells, key=lambda cell: Lane.kind(cell.job)):
-            own = list(alike)
-            with Lane(own[0].job, cpus) as lane:
-                for cell in own:
-                    lane.run(packed(cell), tell)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a worker of a lane runs: one cell after the other, on a backbone that stays loaded."""
+"""What a worker of a group runs: one cell after the other, on a backbone that stays loaded."""
 
 from __future__ import annotations
 
@@ -12,87 +12,70 @@ import ray.train.torch
 import torch
 from torch import distributed
 
-from raypft.backbones.base import Backbone
-from raypft.backbones.load import load_backbone
-from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.runs.cell import run_cell
-from raypft.runs.results import is_finished, recorder
-from raypft.scale.data import OnRay, read_encoded
+from raypft.runs.cell import Cell
+from raypft.runs.executor import LoadedBackbone, run_recorded
+from raypft.scale.data import RayFlow, read_encoded, unpacked
 from raypft.scale.deepspeed import DeepSpeedStepper
 from raypft.scale.worker_group import last_line
 from raypft.storage import path_of
+from raypft.training.stepper import Learner, Stepper
 
 LOG = "failure.log"
 
 
-def run_cells(desk: Any) -> None:
-    """Run the cells that the desk hands out, until None comes."""
+def run_cells(queue: Any) -> None:
+    """Run the cells of the queue, until None comes."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     device, first = ray.train.torch.get_device(), distributed.get_rank() == 0
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    begin = [ray.get(desk.start.remote()) if first else 0]
+    begin = [ray.get(queue.start.remote()) if first else 0]
     distributed.broadcast_object_list(begin)
-    backbones: dict[Any, Backbone] = {}
-    for turn in itertools.count(begin[0]):
-        cell = ray.get(desk.take.remote(turn))
-        if cell is None:
+    backbones = LoadedBackbone()
+    for number in itertools.count(begin[0]):
+        message = ray.get(queue.take.remote(number))
+        if message is None:
             return
         try:
-            _run(cell, backbones, desk, str(device))
+            _run(message, backbones, queue, str(device))
         except UserError as error:
             told = getattr(error, "cause", error)  # where a task of Ray Data raised it
-            ray.get(desk.finish.remote(turn, str(told)))
+            ray.get(queue.finish.remote(number, str(told)))
             raise
         except Exception as error:
-            log = path_of(cell["folder"]) / LOG
+            log = path_of(message["folder"]) / LOG
             log.write_text(traceback.format_exc())
-            ray.get(
-                desk.note.remote(
-                    f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
-                )
-            )
+            failed = f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
+            ray.get(queue.note_error.remote(failed))
             raise
         if first:
-            ray.get(desk.finish.remote(turn))
+            ray.get(queue.finish.remote(number))
 
 
-def _run(cell: dict[str, Any], backbones: dict[Any, Backbone], desk: Any, device: str) -> None:
+def _run(message: dict[str, Any], backbones: LoadedBackbone, queue: Any, device: str) -> None:
     """Run a cell, unless it was finished by workers that did not live to say so.
 
     Args:
-        backbones: the one that is loaded, by what it was loaded for; changed.
+        message: as `data.packed` gives it.
     """
-    job, folder = Job(**cell["job"]), path_of(cell["folder"])
-    finished = [is_finished(folder, cell["test"])]
+    cell = unpacked(message)
+    job, finished = cell.job, [cell.finished]
     distributed.broadcast_object_list(finished)
     if finished[0]:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = (job.backbone, job.train.dropout)
-    if wanted not in backbones:
-        backbones.clear()
-        backbones[wanted] = load_backbone(*wanted)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    backbone = backbones.of(cell)
+    prompts = read_encoded(path_of(message["encoded"]))
+    flow = RayFlow(job, **message["stream"]) if message["stream"] else None
     steppers: list[DeepSpeedStepper] = []
 
-    def make_stepper(learner: Any, settings: Any, state: Any) -> DeepSpeedStepper:
-        steppers.append(DeepSpeedStepper(job, learner, settings, device, state))
+    def engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> Stepper:
+        steppers.append(DeepSpeedStepper(cell.job, learner, device, state))
         return steppers[-1]
 
-    record = recorder(folder)
-
-    def tell(event: dict[str, Any]) -> None:
-        if distributed.get_rank() == 0:
-            record(event)
-            desk.tell.remote({"run": folder.parent.name, **event})
-
-    prompts = read_encoded(path_of(cell["encoded"]))
-    flow = OnRay(job, **cell["stream"]) if cell["stream"] else None
-    result = run_cell(
-        job, cell["seed"], prompts, backbones[wanted], folder, cell["facts"], make_stepper, tell, cell["test"], flow
-    )
-    tell({"event": "result", "seed": cell["seed"], "mean": result.get("mean")})
+    first = distributed.get_rank() == 0
+    run_recorded(cell, prompts, backbone, queue.add_event.remote, engine, flow, is_first=first)
     steppers[-1].close()
     if job.zero.stage == 3 or job.train.precision != "fp32":
-        backbones.clear()  # partitioned or cast weights do not come back; the next cell loads anew
+        backbones.forget()  # partitioned or cast weights do not come back; the next cell loads anew

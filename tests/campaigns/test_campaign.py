@@ -1,9 +1,8 @@
-"""Campaign files: what they expand to, what they refuse; which cells count as finished; the withheld test."""
+"""Campaign files: what they expand to, what they refuse; which cells a campaign counts as finished; the withheld test."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import random
 import time
@@ -11,21 +10,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from raypft.scale.run import run_jobs
 from rich.console import Console
 from test_cli import call, place, words  # noqa: F401  (a fixture)
 
-from raypft.campaigns.campaign import FOLDER, campaign_names, flat, load_campaign
+from raypft.campaigns.campaign import flat
+from raypft.campaigns.load import FOLDER, campaign_names, load_campaign
 from raypft.campaigns.search_space import Dimension
-from raypft.campaigns.state import Book
+from raypft.campaigns.state import CampaignState
 from raypft.cli.progress import CampaignTeller, duration
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.executor import LocalExecutor
 from raypft.runs.prepare import prepare
 from raypft.runs.run import conclude
+from raypft.scale.run import run_jobs
 from raypft.scale.tune.plan import planned
-from raypft.scale.tune.study import Study
+from raypft.scale.tune.table_cell_search import TableCellSearch
 
 BASE = {
     "about": "test",
@@ -77,7 +77,7 @@ def test_places_come_row_by_row_with_the_later_settings_over_the_earlier(tmp_pat
     vary = {"shots": [1, 2]}
     tasks = {"sst2": {"train.lr": 0.5}, "trec": {}}
     campaign = load_campaign(write(tmp_path, tasks=tasks, vary=vary, search=None), ["seeds=[7]"])
-    places = list(campaign.places())
+    places = list(campaign.table_cells())
     assert [(p.row, p.task, p.axes["shots"]) for p in places][:3] == [
         ("ICL", "sst2", 1),
         ("ICL", "sst2", 2),
@@ -102,8 +102,7 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
         "B": {"recipe": "gnnavi_gcn", "set": {"method": {"layer": 5}}},
     }
     campaign = load_campaign(write(tmp_path, rows=rows, search=None))
-    jobs = {cell.row: cell.job() for cell in campaign.places()}
-    first, second = jobs["A"], jobs["B"]
+    first, second = (next(p for p in campaign.table_cells() if p.row == row).job() for row in rows)
     assert first.method == {"name": "frozen"}
     assert second.method["layer"] == 5
     assert second.method["name"] == "gnnavi"
@@ -112,7 +111,7 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
 def test_a_column_may_be_a_task_under_another_name(tmp_path):
     settings = {name: {"task": "trec", "train.max_tokens": length} for name, length in (("short", 16), ("long", 64))}
     campaign = load_campaign(write(tmp_path, tasks=settings, scales=None))
-    assert {(at.task, at.job(at.search and {"method.layer": 1}).task) for at in campaign.places()} == {
+    assert {(at.task, at.job(at.search and {"method.layer": 1}).task) for at in campaign.table_cells()} == {
         ("short", "trec"),
         ("long", "trec"),
     }
@@ -122,9 +121,9 @@ def test_a_scale_is_laid_over_the_file(tmp_path):
     whole, scaled = load_campaign(write(tmp_path)), load_campaign(write(tmp_path), scale="small")
     assert list(scaled.rows) == ["GCN", "MAJ"]
     assert list(scaled.tasks) == ["trec"]
-    (searched,) = scaled.places()
-    assert searched.listed() == [{"method.layer": 2}]
-    assert (searched.job().train.epochs, searched.job().train.lr, searched.job().seeds) == (1, 0.01, [0])
+    (found,) = scaled.table_cells()
+    assert found.listed() == [{"method.layer": 2}]
+    assert (found.job().train.epochs, found.job().train.lr, found.job().seeds) == (1, 0.01, [0])
     assert scaled.folder != whole.folder
     assert scaled.folder.name.startswith("mine-small-")
 
@@ -138,32 +137,35 @@ def test_a_campaign_keeps_its_folder_when_extended_and_has_another_when_its_numb
 
 def test_what_a_search_tries(tmp_path):
     space = {"method.layer": {"range": [4, 16, 6]}, "train.lr": [0.1, 0.2]}
-    grid = next(p for p in load_campaign(write(tmp_path, **search(space=space))).places() if p.search)
-    every = itertools.product((4, 10, 16), (0.1, 0.2))
-    assert grid.listed() == [{"method.layer": layer, "train.lr": lr} for layer, lr in every]
+    grid = next(p for p in load_campaign(write(tmp_path, **search(space=space))).table_cells() if p.search)
+    assert grid.listed() == [{"method.layer": layer, "train.lr": lr} for layer in (4, 10, 16) for lr in (0.1, 0.2)]
     space = {
         "method.layer": {"range": [1, 24]},
         "train.lr": {"log": ["1e-5", "1e-2"]},
         "train.weight_decay": {"uniform": [0.0, 0.1]},
     }
-    drawn = []
-    for trials in (20, 30):
-        campaign = load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=trials)))
-        drawn.append(next(cell for cell in campaign.places() if cell.search).listed())
+    drawn = [
+        next(
+            p
+            for p in load_campaign(write(tmp_path, **search(space=space, searcher="random", trials=n))).table_cells()
+            if p.search
+        ).listed()
+        for n in (20, 30)
+    ]
     assert drawn[1] is not None
     assert drawn[1][:20] == drawn[0], "a larger budget goes on where the smaller ended"
-    assert len({values["method.layer"] for values in drawn[1]}) > 5
+    assert len({found["method.layer"] for found in drawn[1]}) > 5
     assert all(
-        1 <= values["method.layer"] <= 24
-        and 1e-5 <= values["train.lr"] <= 1e-2
-        and 0 <= values["train.weight_decay"] <= 0.1
-        for values in drawn[1]
+        1 <= found["method.layer"] <= 24
+        and 1e-5 <= found["train.lr"] <= 1e-2
+        and 0 <= found["train.weight_decay"] <= 0.1
+        for found in drawn[1]
     )
-    lows = sum(Dimension(log=(1e-5, 1e-2)).listed is None and values["train.lr"] < 10**-3.5 for values in drawn[1])
+    lows = sum(Dimension(log=(1e-5, 1e-2)).listed is None and found["train.lr"] < 10**-3.5 for found in drawn[1])
     assert 8 <= lows <= 22, "uniform on the logarithm"
     assert (
         next(
-            p for p in load_campaign(write(tmp_path, **search(searcher="tpe", trials=4))).places() if p.search
+            p for p in load_campaign(write(tmp_path, **search(searcher="tpe", trials=4))).table_cells() if p.search
         ).listed()
         is None
     )
@@ -175,8 +177,8 @@ def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):
     path = write(tmp_path, rows=rows, before=before, tasks=["xnli"], search=None, defaults={"backbone": "xlmr-base"})
     campaign = load_campaign(path, ["storage=there"])
     (ticket,) = campaign.prerequisites()
-    (searched,) = campaign.places()
-    assert searched.job().method["ticket"] == f"there/{ticket.run_name}"
+    (found,) = campaign.table_cells()
+    assert found.job().method["ticket"] == f"there/{ticket.run_name}"
 
 
 BAD = {
@@ -238,9 +240,9 @@ def test_unknown_campaigns_and_scales_are_told_with_the_nearest(tmp_path):
 def test_shipped_campaigns_load(name):
     campaign = load_campaign(name)
     assert campaign.source
-    assert list(campaign.places())
+    assert list(campaign.table_cells())
     for scale in yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales") or {}:
-        assert list(load_campaign(name, scale=scale).places())
+        assert list(load_campaign(name, scale=scale).table_cells())
 
 
 def test_nested_keys_are_dotted_keys():
@@ -256,9 +258,9 @@ def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: 
     name, *overrides = words(place, "seeds=1", "train.dropout=0.0")
     (plain,) = run_jobs([prepare(load_job(name, overrides))], lambda event: None)[0]
     prepared = prepare(load_job(name, [*overrides, f"storage={place}/other"]))
-    here, events = LocalExecutor(), []
+    executor, events = LocalExecutor(), []
     (cell,) = prepared.cells(test=False)
-    searched = here.run(cell, events.append)
+    searched = executor.run(cell, events.append)
     assert cell.finished
     assert "scores" not in searched
     assert searched["dev"] == plain["dev"]
@@ -267,7 +269,7 @@ def test_a_withheld_test_is_added_later_without_training_again(place):  # noqa: 
     (cell,) = prepared.cells()
     assert not cell.finished
     events.clear()
-    tested = here.run(cell, events.append)
+    tested = executor.run(cell, events.append)
     assert cell.finished
     assert [event["event"] for event in events] == ["result"], "it trained again"
     times = {"seconds", "train_seconds", "peak_memory_mb", "history"}
@@ -286,37 +288,37 @@ def test_dev_is_that_of_the_epoch_kept_and_of_what_nothing_trains(place):  # noq
 
 def test_a_finished_cell_is_found_in_whatever_run_folder_it_is(place):  # noqa: F811
     campaign = load_campaign(small(place))
-    (plain, *_) = campaign.places()
+    (plain, *_) = campaign.table_cells()
     folder = place / "runs" / "another-name" / "seed-0"
-    book = Book(campaign)
+    book = CampaignState(campaign)
     configuration = book.configuration(plain, {})
     assert book.where(configuration, 0, test=True) is None
     folder.mkdir(parents=True)
     (folder / "searched.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "dev": 1.0}, indent=1))
-    book = Book(campaign)
+    book = CampaignState(campaign)
     assert book.where(configuration, 0, test=True) is None, "a withheld test is no test"
     assert book.where(configuration, 0, test=False) == folder
     (folder / "result.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "mean": 1.0}, indent=1))
-    book = Book(campaign)
+    book = CampaignState(campaign)
     assert book.where(configuration, 0, test=True) == folder
     assert book.where(configuration, 1, test=True) is None
-    assert Book(campaign, fresh=True).where(configuration, 0, test=True) is None
+    assert CampaignState(campaign, fresh=True).where(configuration, 0, test=True) is None
     assert [(row["seed"], row["status"]) for row in book.rows()][:2] == [(0, "finished"), (1, "missing")]
 
 
 def test_rows_show_the_failed_and_the_pruned(place):  # noqa: F811
     campaign = load_campaign(small(place))
-    book = Book(campaign)
-    searched = list(campaign.places())[1]
+    book = CampaignState(campaign)
+    searched = list(campaign.table_cells())[1]
     first, second = book.tried(searched)
     book.note(first, 0, "failed", reason="the loss is nan")
     book.note(second, 1, "pruned", reason="racing: behind")
-    statuses = {
+    found = {
         (tuple(row["axes"].values()), row["seed"]): (row["status"], row["reason"])
         for row in book.rows()
         if row["row"] == "Searched"
     }
-    assert statuses == {
+    assert found == {
         ((0.001,), 0): ("failed", "the loss is nan"),
         ((0.001,), 1): ("missing", None),
         ((0.01,), 0): ("pruned", "racing: behind"),
@@ -328,26 +330,26 @@ def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(plac
     campaign = load_campaign(
         small(place, **search(space={"train.lr": {"log": [0.001, 0.1]}}, searcher="tpe", trials=2, rows=["Searched"]))
     )
-    book = Book(campaign)
-    searched = list(campaign.places())[1]
+    book = CampaignState(campaign)
+    searched = list(campaign.table_cells())[1]
     configuration = book.configuration(searched, {"train.lr": 0.02})
     book.note(configuration, 0, "running", dev=None)
-    study = Study(searched, book, set())
+    cell_search = TableCellSearch(searched, book, set())
     for seed, key in configuration.keys.items():
         configuration.folder(seed).mkdir(parents=True)
         (configuration.folder(seed) / "searched.json").write_text(
             json.dumps({"seed": seed, "cell": key, "dev": 40.0 + seed})
         )
-    offered = study.next("trial")
-    assert offered is not None
-    assert offered[0].values != configuration.values, "it is run again"
-    assert study.tpe.known == [({"train.lr": 0.02}, 40.5)]
+    suggestion = cell_search.next("trial")
+    assert suggestion is not None
+    assert suggestion[0].values != configuration.values, "it is run again"
+    assert cell_search.tpe.known == [({"train.lr": 0.02}, 40.5)]
 
 
 def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811
     campaign = load_campaign(small(place), ["dev.rows=none"])
-    searched = list(campaign.places())[1]
-    book = Book(campaign)
+    searched = list(campaign.table_cells())[1]
+    book = CampaignState(campaign)
     with pytest.raises(UserError, match=r"search: Searched mytask has no dev rows to choose by; set dev\.rows: full"):
         book.check(book.configuration(searched, {"train.lr": 0.01}))
 
@@ -355,35 +357,35 @@ def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811
 def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monkeypatch):  # noqa: F811
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     path = small(place)
-    plan = planned(load_campaign(path))
-    assert (plan["trials"], plan["done"], plan["todo"], plan["hours"], plan["lacks"]) == (3, 0, 6, None, [])
-    assert plan["steps"] == 6 * 2  # 24 rows in steps of 32, 2 epochs
-    assert plan["memory_gib"] > 0
-    assert any("expected time: unknown" in line for line in plan["lines"])
-    plain = next(load_campaign(path).places()).job()
+    found = planned(load_campaign(path))
+    assert (found["trials"], found["done"], found["todo"], found["hours"], found["lacks"]) == (3, 0, 6, None, [])
+    assert found["steps"] == 6 * 2  # 24 rows in steps of 32, 2 epochs
+    assert found["memory_gib"] > 0
+    assert any("expected time: unknown" in line for line in found["lines"])
+    plain = next(load_campaign(path).table_cells()).job()
     run_jobs([prepare(plain)], lambda event: None)
-    plan = planned(load_campaign(path))
-    assert (plan["done"], plan["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"
-    assert plan["hours"] > 0
+    found = planned(load_campaign(path))
+    assert (found["done"], found["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"
+    assert found["hours"] > 0
 
 
 def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    plan = planned(load_campaign(small(place), ["resources.workers=1", "resources.gpus_per_worker=9"]))
-    assert any("GPU: 9} on one node" in line for line in plan["lacks"])
-    plan = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
-    assert plan["lacks"] == [
+    found = planned(load_campaign(small(place), ["resources.workers=1", "resources.gpus_per_worker=9"]))
+    assert any("GPU: 9} on one node" in line for line in found["lacks"])
+    found = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
+    assert found["lacks"] == [
         "backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"
     ]
-    assert (plan["trials"], plan["todo"], plan["steps"], plan["hours"]) == (3, 6, None, None)
+    assert (found["trials"], found["todo"], found["steps"], found["hours"]) == (3, 6, None, None)
 
 
 def test_plan_counts_a_tpe_budget_that_nobody_has_spent(place):  # noqa: F811
     space = {"train.lr": {"log": [0.001, 0.1]}}
-    plan = planned(
+    found = planned(
         load_campaign(small(place, search={"space": space, "searcher": "tpe", "trials": 7, "rows": ["Searched"]}))
     )
-    assert (plan["trials"], plan["todo"]) == (8, 16)
+    assert (found["trials"], found["todo"]) == (8, 16)
 
 
 def test_listed_values_order_equals():
@@ -468,19 +470,21 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
     space = {"method.length": {"range": [1, 4000]}}
     rows = {"Searched": {"recipe": "sp", "set": {"pattern": "soft"}}}
     campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
-    book = Book(campaign)
-    (searched,) = campaign.places()
+    book = CampaignState(campaign)
+    (found,) = campaign.table_cells()
     folder = place / "runs" / "kept" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "searched.json").write_text("{}")
-    for configuration in book.tried(searched):
+    for configuration in book.tried(found):
         for seed in configuration.keys:
             book.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
     began = time.perf_counter()
-    book = Book(campaign)
-    done = 0
-    for configuration in book.tried(searched):
-        done += sum(book.where(configuration, seed, test=False) is not None for seed in configuration.keys)
+    book = CampaignState(campaign)
+    done = sum(
+        book.where(configuration, seed, test=False) is not None
+        for configuration in book.tried(found)
+        for seed in configuration.keys
+    )
     seconds = time.perf_counter() - began
     print(f"20,000 cells planned in {seconds:.1f} s")
     assert done == 20_000

@@ -181,4 +181,4 @@ def test_the_engine_loads_every_file():
     campaign = pytest.importorskip("raypft.campaigns.campaign")
     for path in FILES:
         for scale in [None, *read(path).get("scales", {})]:
-            assert list(campaign.load_campaign(path.stem, scale=scale).places())
+            assert list(campaign.load_campaign(path.stem, scale=scale).table_cells())

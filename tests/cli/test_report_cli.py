@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from raypft.scale.run import run_jobs
 from test_campaign import small
 from test_cli import place  # noqa: F401  (a fixture)
 
-from raypft.campaigns.campaign import Row, load_campaign
-from raypft.campaigns.state import Book, reopened
+from raypft.campaigns.campaign import Row
+from raypft.campaigns.load import load_campaign
+from raypft.campaigns.state import CampaignState, reopened
 from raypft.cli.app import report
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 
 
 def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys):  # noqa: F811
@@ -20,10 +21,10 @@ def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys)
     campaign = campaign.model_copy(
         update={"rows": {**campaign.rows, "Later": Row(recipe="profit", set={"train.lr": 0.5})}}
     )
-    book = Book(campaign)
+    book = CampaignState(campaign)
     book.write_campaign()
     assert reopened(campaign.folder) == campaign
-    run_jobs([prepare(next(campaign.places()).job())], lambda event: None)
+    run_jobs([prepare(next(campaign.table_cells()).job())], lambda event: None)
     report([campaign.folder])
     text = capsys.readouterr().out
     assert "**accuracy@1**" in text

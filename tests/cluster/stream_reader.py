@@ -24,12 +24,12 @@ class Reader:
     def read(
         self, job: dict, index: str, rows: int, batch_size: int, rank: int, world: int, work: float, out: str
     ) -> dict:
-        from raypft.scale.data import OnRay
+        from raypft.scale.data import RayFlow
 
         with Path(f"{out}.keys-{rank}").open("w") as keys:
             waits, memory, count = [], [], 0
             began = time.monotonic()
-            for step, prompts in enumerate(OnRay(Job(**job), index, rows)(Share(0, 0, 0, batch_size, rank, world))):
+            for step, prompts in enumerate(RayFlow(Job(**job), index, rows)(Share(0, 0, 0, batch_size, rank, world))):
                 waits.append(time.monotonic() - began)
                 keys.writelines(f"{step} {prompt.key}\n" for prompt in prompts)
                 count += len(prompts)

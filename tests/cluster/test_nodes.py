@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from hosts import Hosts, not_permitted
-from raypft.scale.run import run_jobs
 from test_cli import place, words  # noqa: F401  (a fixture)
 
 from raypft.config.load import load_job
 from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 
 reason = not_permitted()
 pytestmark = [

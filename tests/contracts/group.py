@@ -84,7 +84,7 @@ def run_case(case: Case) -> dict[str, Any]:
             zero=Zero(stage=case.engine, offload=case.offload),
             resources=Resources(workers=1),
         )
-        stepper = DeepSpeedStepper(job, cell.learner, settings, "cpu", state)
+        stepper = DeepSpeedStepper(job, cell.learner, "cpu", state)
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     shares = {
         name: (p.ds_tensor.numel(), p.ds_numel)

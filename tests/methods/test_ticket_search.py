@@ -23,6 +23,7 @@ from raypft.methods._tickets import FILE, open_ticket
 from raypft.methods.ticket_search import Config, Method
 from raypft.readouts import mlm
 from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 from raypft.tasks.load import load_task
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit

@@ -9,7 +9,6 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import tiny
 import torch
-from raypft.scale.run import run_jobs
 
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.config.load import load_job
@@ -20,6 +19,7 @@ from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, measured
+from raypft.scale.run import run_jobs
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.loader import PromptDataset

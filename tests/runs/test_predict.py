@@ -14,7 +14,6 @@ import tiny
 import torch
 import yaml
 from peft import PeftModel
-from raypft.scale.run import run_jobs
 from safetensors.torch import load_file, save_file
 from test_cli import call
 from transformers import (
@@ -36,6 +35,7 @@ from raypft.methods import METHODS
 from raypft.report.table import mean_std
 from raypft.runs.predict import load_trained, predict, rows_of_file, rows_of_texts
 from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 
 WORDS = {"negative": "bad", "positive": "good"}
 FILES = {"files": {"files": {"train": "train", "validation": "validation", "test": "test"}}}

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from raypft.scale.run import run_jobs
 from test_cli import place, words  # noqa: F401  (a fixture)
 
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
 from raypft.scale.resources import cpus_per_worker
+from raypft.scale.run import run_jobs
 from raypft.scale.session import check_storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -122,7 +122,7 @@ def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811
     loaded: dict[str, set[str]] = {}
 
     def look(event: dict) -> None:
-        for title in ("ray::Desk", "ray::TrainController", "ray::RayTrainWorker"):
+        for title in ("ray::CellQueue", "ray::TrainController", "ray::RayTrainWorker"):
             for process in ours(title):
                 maps = Path(f"/proc/{process}/maps").read_text()
                 loaded[title] = {name for name in ("libtorch", "tokenizers", "_raylet") if name in maps}
@@ -130,7 +130,7 @@ def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811
     name, *overrides = words(place, "seeds=1", "resources.workers=1")
     run_jobs([prepare(load_job(name, overrides))], look)
     assert loaded == {
-        "ray::Desk": {"_raylet"},
+        "ray::CellQueue": {"_raylet"},
         "ray::TrainController": {"_raylet"},
         "ray::RayTrainWorker": {"libtorch", "tokenizers", "_raylet"},
     }

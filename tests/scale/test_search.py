@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -146,3 +149,13 @@ def test_trackers_are_rays_own_and_a_missing_package_is_one_line(monkeypatch):
         UserError, match="tracker: wandb needs the package no_such_package; pip install no_such_package"
     ):
         tracker("wandb")
+
+
+def test_what_hands_out_work_loads_neither_torch_nor_transformers():
+    """They are imported in processes of their own, where loading torch takes longer than all they do."""
+    modules = "cell_queue, process_group, worker_group, tune.searcher, tune.table_cell_search, tune.trackers"
+    names = modules.replace(" ", " raypft.scale.")
+    code = f"import sys; import raypft.scale.{names}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

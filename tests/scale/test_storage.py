@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import ray
 from bucket import served
-from raypft.scale.run import run_jobs
 from test_cli import call, place, words  # noqa: F401  (a fixture)
 from test_ray import below
 from test_tune import drive, write
@@ -24,6 +23,7 @@ from raypft.campaigns.ledger import FILE
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
+from raypft.scale.run import run_jobs
 from raypft.storage import PART, Log, locked, on_disk, path_of, remove, written
 
 pytestmark = [pytest.mark.timeout(600)]

@@ -10,7 +10,7 @@ from test_ray import run, session  # noqa: F401  (a fixture)
 from test_streaming_order import write_rows
 
 from raypft.errors import UserError
-from raypft.scale.data import OnRay
+from raypft.scale.data import RayFlow
 from raypft.training.loader import Share
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -44,4 +44,4 @@ def test_what_ray_data_meets_is_one_line_and_an_epoch_may_be_over(place, session
     )
     with pytest.raises(UserError, match=r'^data: .*train.parquet.* "great"'):
         run(place, "seeds=1", "data.stream=uniform", "resources.workers=1")
-    assert list(OnRay(None, "", 70)(Share(0, 0, 7, 10, 0, 1))) == []
+    assert list(RayFlow(None, "", 70)(Share(0, 0, 7, 10, 0, 1))) == []

@@ -21,9 +21,9 @@ import ray
 import yaml
 from test_cli import place, words  # noqa: F401  (a fixture)
 
-from raypft.campaigns.campaign import load_campaign
 from raypft.campaigns.ledger import FILE, Ledger
-from raypft.scale import tune as tune_module
+from raypft.campaigns.load import load_campaign
+from raypft.scale.tune import run as tune_run
 from raypft.scale.tune.run import run_campaign
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -142,7 +142,7 @@ def test_a_tpe_campaign_runs_no_cell_twice_and_knows_every_past_result(place, se
     killed(path, 5, 0.2)
     before = results(place / "tpe")
     assert before, "killed before a cell was finished"
-    studies = spied(monkeypatch)
+    searches = spied(monkeypatch)
     rows = run_campaign(load_campaign(path), lambda event: None)
     assert {p: t for p, t in results(place / "tpe").items() if p in before} == {
         p: t for p, t in before.items() if Path(p).exists()
@@ -150,13 +150,13 @@ def test_a_tpe_campaign_runs_no_cell_twice_and_knows_every_past_result(place, se
     tried = {row["axes"]["train.lr"] for row in rows}
     assert len(tried) == 4, "it suggested what it had tried before"
     assert sum("scores" in row["result"] for row in rows) == 2, "only the chosen configuration is tested"
-    assert {values["train.lr"] for values, _ in studies[-1].tpe.known} == tried
+    assert {values["train.lr"] for values, _ in searches[-1].tpe.known} == tried
     file = yaml.safe_load(Path(path).read_text())
     file["search"]["trials"] = 5
     Path(path).write_text(yaml.safe_dump(file, sort_keys=False))
     before = with_test(place / "tpe")
     rows = run_campaign(load_campaign(path), lambda event: None)
-    known = {values["train.lr"]: value for values, value in studies[-1].tpe.known}
+    known = {values["train.lr"]: value for values, value in searches[-1].tpe.known}
     assert known == pytest.approx({lr: mean_dev(rows, lr) for lr in {row["axes"]["train.lr"] for row in rows}})
     assert tried < set(known)
     assert len(known) == 5
@@ -169,10 +169,10 @@ def mean_dev(rows: list[dict], lr: float) -> float:
 
 
 def spied(monkeypatch) -> list:
-    """The studies made from now on."""
+    """The searches made from now on."""
     made = []
-    kind = tune_module.Study
-    monkeypatch.setattr(tune_module, "Study", lambda *given: made.append(kind(*given)) or made[-1])
+    kind = tune_run.TableCellSearch
+    monkeypatch.setattr(tune_run, "TableCellSearch", lambda *given: made.append(kind(*given)) or made[-1])
     return made
 
 

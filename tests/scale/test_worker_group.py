@@ -1,4 +1,4 @@
-"""Lanes: cells share a worker group and nothing else; a dead worker, a dead trial or a failing cell costs only itself."""
+"""Cells share a worker group and nothing else; a dead worker, a dead trial or a failing cell costs only itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.cell import Cell
 from raypft.runs.prepare import prepare
-from raypft.scale.data import encode_on_ray, packed
-from raypft.scale.worker_group import Lane
+from raypft.scale.data import encode_on_ray
+from raypft.scale.executor import RayExecutor
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -58,23 +59,23 @@ def attempts(storage: Path) -> int:
     return len(list((storage / ".ray").glob("attempt-*")))
 
 
-def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F811
+def test_cells_of_a_worker_group_know_nothing_of_each_other(place, session):  # noqa: F811
     first, other, again = cell(place, "a"), cell(place, "a", "pattern=soft", recipe="sp"), cell(place, "c")
     bad, after, last = (
         cell(place, "a", "train.lr=1e30"),
         cell(place, "a", "train.lr=1e-3"),
         cell(place, "a", "train.lr=2e-3"),
     )
-    with Lane(first.job, 0.25) as lane:
+    with closing(RayExecutor()) as executor:
         for one in (first, other, again):
-            lane.run(packed(one))
+            executor.run(one, print)
         assert result(again)["losses"] == result(first)["losses"], "A, B, A"
         assert result(other)["losses"] != result(first)["losses"]
         with pytest.raises(UserError, match=r"^train: the loss is (nan|inf) at optimizer step"):
-            lane.run(packed(bad))
-        lane.run(packed(after))
+            executor.run(bad, print)
+        executor.run(after, print)
         os.kill(ours("RayTrainWorker")[-1], signal.SIGKILL)  # while it waits for a cell
-        lane.run(packed(last))
+        executor.run(last, print)
         assert not (bad.folder / "result.json").exists()
         assert all("scores" in result(one) for one in (after, last))
         began = [
@@ -83,7 +84,7 @@ def test_cells_of_a_lane_know_nothing_of_each_other(place, session):  # noqa: F8
             for line in (one.folder / "events.jsonl").read_text().splitlines()
         ]
         assert began[3] < began[-1]
-    assert attempts(place / "a") == 1, "the lane was given up"
+    assert attempts(place / "a") == 1, "the worker group was given up"
 
 
 def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # noqa: F811
@@ -100,13 +101,13 @@ def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # no
                 os.kill(killed[-1], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
-    with Lane(deadly.job, 0.25) as lane:
+    with closing(RayExecutor()) as executor:
         thread.start()
         with pytest.raises(UserError, match=r"^run: a worker died 2 times in this cell; out of memory\?"):
-            lane.run(packed(deadly))
+            executor.run(deadly, print)
         over.set()
         thread.join()
-        lane.run(packed(kind))
+        executor.run(kind, print)
     assert "scores" in result(kind)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import random
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,132 +10,171 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from raypft.campaigns.campaign import Campaign, Place
-from raypft.campaigns.state import Book
+from raypft.campaigns.campaign import Campaign, TableCell
+from raypft.campaigns.load import check_jobs
+from raypft.campaigns.state import CampaignState, Configuration
 from raypft.cli.progress import duration
-from raypft.config.job import Job, part_config
+from raypft.config.job import Resources
+from raypft.config.load import resources_of
 from raypft.errors import UserError
-from raypft.runs.prepare import Prepared, identify
 from raypft.scale.resources import Shape, trials_at_once
 from raypft.scale.tune.trackers import tracker
 from raypft.storage import is_remote
-from raypft.training.encode import Encoder, prompts_an_epoch
 
-LOOKED_AT = 20
-"""Rows whose prompts are counted."""
 GIB = 2**30
+Kind = tuple[str, str]
+"""Backbone and method: a step takes about as long in all cells of a kind."""
 
 
 @dataclass(frozen=True)
 class Part:
     """Configurations that cost the same: how many, cells done and to do, steps of a cell, bytes in memory and on disk."""
 
-    job: Job
+    kind: Kind
+    resources: Resources
     trials: int
     done: int
     todo: int
-    steps: int
-    memory: float
-    disk: float
-
-    @property
-    def kind(self) -> tuple[str, str]:
-        """A step takes about as long in all cells of a kind."""
-        return self.job.backbone, self.job.method["name"]
+    steps: int = 0
+    memory: float = 0.0
+    disk: float = 0.0
 
 
-def planned(campaign: Campaign) -> dict[str, Any]:
+class Speeds:
+    """Seconds an optimizer step took in finished cells, by kind."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Kind, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, kind: Kind, result: dict[str, Any]) -> None:
+        """Learn from a finished cell."""
+        self._sums[kind][0] += result["seconds"]
+        self._sums[kind][1] += max(len(result["losses"]), 1)
+
+    def seconds(self, parts: list[Part]) -> float | None:
+        """What all cells to do will take, one after the other; None where a kind has no finished cell yet."""
+        if any(part.kind not in self._sums or part.steps < 0 for part in parts):
+            return None
+        each = {kind: seconds / steps for kind, (seconds, steps) in self._sums.items()}
+        return sum(part.todo * max(part.steps, 1) * each[part.kind] for part in parts)
+
+
+def planned(campaign: Campaign, where: str = "campaign") -> dict[str, Any]:
     """Trials, cells done and to do, steps, hours where finished cells tell them, memory, disk, and what is lacking.
 
-    Nothing is run; only the campaign's folder with its ledger is made.
+    Nothing is run; only the campaign's folder with its ledger is made. Where all is finished, no job is made.
+
+    Args:
+        where: how messages call the campaign's file.
+
+    Raises:
+        UserError: a job does not fit.
     """
     lacks: dict[str, None] = {}
-    book = Book(campaign, lambda line: lacks.update({line: None}))
-    speeds: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    parts: list[Part] = []
-    for place in campaign.places():
+    state = CampaignState(campaign, lambda line: lacks.update({line: None}))
+    if not state.all_known():
+        check_jobs(campaign, where)
+    speeds, parts = Speeds(), list[Part]()
+    for table_cell in campaign.table_cells():
         try:
-            parts += _parts(place, book, speeds)
+            parts += _parts(table_cell, state, speeds)
         except UserError as error:
             lacks[str(error)] = None
-            parts.append(_unread(place))
-    for line in _missing(campaign, parts, _shapes()):
-        lacks[line] = None
+            parts.append(_unread(table_cell))
     todo = [part for part in parts if part.todo]
-    timed = all(part.kind in speeds and part.steps >= 0 for part in todo)
-    seconds = (
-        sum(part.todo * max(part.steps, 1) * speeds[part.kind][0] / speeds[part.kind][1] for part in todo)
-        if timed
-        else None
-    )
-    found = {
+    for line in _missing(campaign, todo):
+        lacks[line] = None
+    seconds = speeds.seconds(todo)
+    plan = {
         "folder": str(campaign.folder),
         "trials": sum(part.trials for part in parts),
         "done": sum(part.done for part in parts),
         "todo": sum(part.todo for part in parts),
         "steps": sum(part.todo * part.steps for part in todo) if all(part.steps >= 0 for part in todo) else None,
         "hours": None if seconds is None else seconds / 3600,
-        "memory_gib": max((part.memory for part in parts), default=0.0) / GIB,
+        "memory_gib": max((part.memory for part in todo), default=0.0) / GIB,
         "disk_gib": sum(part.todo * part.disk for part in parts) / GIB,
         "lacks": list(lacks),
     }
-    return {**found, "lines": _lines(campaign, found)}
+    return {**plan, "lines": _lines(campaign, plan)}
 
 
-def _parts(place: Place, book: Book, speeds: dict[tuple[str, str], list[float]]) -> Iterator[Part]:
-    """The configurations of a place; those that a search has not thought of yet cost what an example costs."""
-    search = place.search
-    tried = list(book.tried(place))
-    example = tried[0] if tried else book.configuration(place, _example(place) or {})
-    prompts, memory, disk = _sizes(identify(example.job, book.shelf))
+def _parts(table_cell: TableCell, state: CampaignState, speeds: Speeds) -> Iterator[Part]:
+    """The configurations of a table cell; those that a search has not thought of yet cost what an example costs."""
+    search = table_cell.search
+    tried = list(state.tried(table_cell))
+    more = (search.trials or 0) - len(tried) if search and table_cell.listed() is None else 0
+    known: Any = None  # what one cell costs, all of them are like it but for their steps
     for configuration in tried:
-        finished = [seed for seed in configuration.keys if book.where(configuration, seed, test=search is None)]
-        pruned = any(book.ledger.get(key).get("status") == "pruned" for key in configuration.keys.values())
-        steps = _steps(configuration.job, prompts)
-        for seed in finished:
-            result = book.result(configuration, seed) or {}
-            own = speeds[configuration.job.backbone, configuration.job.method["name"]]
-            own[0] += result["seconds"]
-            own[1] += max(len(result["losses"]), 1)
-        todo = 0 if pruned else len(configuration.keys) - len(finished)
-        yield Part(configuration.job, 1, len(configuration.keys) - todo, todo, steps, memory, disk)
-    more = (search.trials or 0) - len(tried) if search and place.listed() is None else 0
+        done = [seed for seed in configuration.keys if state.where(configuration, seed, test=search is None)]
+        kind, resources = _kind(configuration)
+        for seed in done:
+            speeds.add(kind, state.result(configuration, seed) or {})
+        pruned = any(state.ledger.get(key).get("status") == "pruned" for key in configuration.keys.values())
+        todo = 0 if pruned else len(configuration.keys) - len(done)
+        if not todo:
+            yield Part(kind, resources, 1, len(configuration.keys), 0)
+            continue
+        steps, known = _cost(configuration, known, state)
+        yield Part(kind, resources, 1, len(done), todo, steps, known.memory, known.disk)
     if more > 0:
-        yield Part(example.job, more, 0, more * len(example.keys), _steps(example.job, prompts), memory, disk)
+        example = tried[0] if tried else state.configuration(table_cell, table_cell.example() or {})
+        steps, known = _cost(example, known, state)
+        kind, resources = _kind(example)
+        yield Part(kind, resources, more, 0, more * len(example.keys), steps, known.memory, known.disk)
 
 
-def _unread(place: Place) -> Part:
-    """A place whose data or backbone can't be read here: its trials are known, its costs are not."""
-    job = place.job(_example(place))
-    listed = place.listed()
-    trials = len(listed) if listed is not None else (place.search.trials or 0) if place.search else 1
-    return Part(job, trials, 0, trials * len(job.seeds), -1, 0.0, 0.0)
+def _unread(table_cell: TableCell) -> Part:
+    """A table cell whose data or backbone can't be read here: its trials are known, its costs are not."""
+    job = table_cell.resolved(table_cell.example()).job
+    listed, search = table_cell.listed(), table_cell.search
+    trials = len(listed) if listed is not None else (search.trials or 0) if search else 1
+    return Part((job.backbone, job.method["name"]), job.resources, trials, 0, trials * len(job.seeds), -1)
 
 
-def _example(place: Place) -> dict[str, Any] | None:
-    return place.search.drawn(random.Random(0)) if place.search else None
+def _kind(configuration: Configuration) -> tuple[Kind, Resources]:
+    """The kind of a configuration's cells and what they ask for, without making its job."""
+    values = configuration.table_cell.values(configuration.values)
+    method = values["method"]
+    name = method["name"] if isinstance(method, dict) else method
+    return (values["backbone"], name), resources_of(values, configuration.table_cell.where)
 
 
-def _sizes(prepared: Prepared) -> tuple[float, float, float]:
-    """Training prompts of a cell; bytes of weights, gradients and Adam's moments in fp32; bytes that are kept."""
-    job, skeleton = prepared.job, prepared.skeleton
-    sample = prepared.samples[job.seeds[0]]
-    prompts = prompts_an_epoch(sample, Encoder.of(job, skeleton, sample.demos), LOOKED_AT)
-    method, config = part_config(job.method, "method")
-    skeleton.reset()
-    with torch.device("meta"):
-        made = method(config, skeleton)
-    trainable = sum(p.numel() for p in made.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in made.parameters())
-    skeleton.reset()
-    return prompts, 4.0 * (everything + 3 * trainable), 4.0 * trainable
+def _cost(configuration: Configuration, known: Any, state: CampaignState) -> tuple[int, Any]:
+    """Optimizer steps of a cell of a configuration, and its `cost.Cost`: that of its table cell where it is known."""
+    from raypft.scale.tune import cost  # noqa: PLC0415  (makes models without weights, which needs torch)
+
+    resolved = configuration.resolved
+    known = known or cost.cost_of(resolved, state.memo)
+    return cost.steps(resolved, known.prompts), known
 
 
-def _steps(job: Job, prompts: float) -> int:
-    method, _ = part_config(job.method, "method")
-    return math.ceil(prompts / job.train.batch_size) * job.train.epochs if method.trains else 0
+def _missing(campaign: Campaign, todo: list[Part]) -> Iterator[str]:
+    """What the cluster or this machine lacks for what is to do."""
+    try:
+        tracker(campaign.tracker)
+    except UserError as error:
+        yield str(error)
+    if not todo:
+        return
+    together = 1
+    try:
+        together = trials_at_once([part.resources for part in todo], _shapes())
+    except UserError as error:
+        yield str(error)
+    need = together * max(part.memory * max(1, part.resources.workers) for part in todo)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not os.environ.get("RAY_ADDRESS") and need > memory:
+        yield (
+            f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights and optimizer state; "
+            f"this machine has {memory / GIB:.1f}"
+        )
+    if is_remote(campaign.folder):
+        return
+    disk = sum(part.todo * part.disk for part in todo)
+    free = shutil.disk_usage(_existing(campaign.folder)).free
+    if disk > free:
+        yield f"disk: results take {disk / GIB:.1f} GiB; {campaign.folder.parent} has {free / GIB:.1f} free"
 
 
 def _shapes() -> list[Shape]:
@@ -146,60 +183,36 @@ def _shapes() -> list[Shape]:
         from raypft.scale.session import capacity  # noqa: PLC0415  (ray is loaded only where it is used)
 
         return capacity()
+    import torch  # noqa: PLC0415  (loaded only where something is to be run)
+
     return [Shape("this machine", {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}, 1)]
-
-
-def _missing(campaign: Campaign, parts: list[Part], shapes: list[Shape]) -> Iterator[str]:
-    """What the cluster or this machine lacks for the campaign."""
-    try:
-        tracker(campaign.tracker)
-    except UserError as error:
-        yield str(error)
-    together = 1
-    try:
-        together = trials_at_once([part.job.resources for part in parts if part.todo], shapes)
-    except UserError as error:
-        yield str(error)
-    need = together * max(
-        (part.memory * max(1, part.job.resources.workers) for part in parts if part.todo), default=0.0
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if not os.environ.get("RAY_ADDRESS") and need > memory:
-        yield f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights and optimizer state; this machine has {memory / GIB:.1f}"
-    if is_remote(campaign.folder):
-        return
-    disk, free = sum(part.todo * part.disk for part in parts), shutil.disk_usage(_existing(campaign.folder)).free
-    if disk > free:
-        yield f"disk: results take {disk / GIB:.1f} GiB; {campaign.folder.parent} has {free / GIB:.1f} free"
 
 
 def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.absolute().parent)
 
 
-def _lines(campaign: Campaign, found: dict[str, Any]) -> list[str]:
-    hours = (
-        "unknown, no cell of some of its kinds is finished yet"
-        if found["hours"] is None
-        else f"{duration(3600 * found['hours'])}, trials one after the other"
-    )
-    budget = (
-        f"search: {campaign.search.searcher}, {campaign.search.scheduler} over seeds, the same trials for every row and task"
-        if campaign.search
-        else None
-    )
-    size = (
-        "unknown, nothing could be read"
-        if not found["memory_gib"]
-        else f"at least {found['memory_gib']:.2f} GiB a worker"
-    )
+def _lines(campaign: Campaign, plan: dict[str, Any]) -> list[str]:
+    search, hours, steps = campaign.search, "unknown, no cell of some of its kinds is finished yet", "unknown"
+    if plan["hours"] is not None:
+        hours = f"{duration(3600 * plan['hours'])}, trials one after the other"
+    if plan["steps"] is not None:
+        steps = f"{plan['steps']:,}"
+    budget = []
+    if search is not None:
+        rule = f"{search.searcher}, {search.scheduler} over seeds"
+        budget = [f"search: {rule}, the same trials for every row and task"]
+    if plan["memory_gib"]:
+        size = f"at least {plan['memory_gib']:.2f} GiB a worker"
+    else:
+        size = "unknown, nothing could be read" if plan["todo"] else "none, nothing is to do"
     return [
         f"{campaign.name}: {campaign.about}",
-        f"trials: {found['trials']}; cells: {found['done']} done, {found['todo']} to do",
-        *([budget] if budget else []),
-        f"optimizer steps to do: {'unknown' if found['steps'] is None else format(found['steps'], ',')}; expected time: {hours}",
+        f"trials: {plan['trials']}; cells: {plan['done']} done, {plan['todo']} to do",
+        *budget,
+        f"optimizer steps to do: {steps}; expected time: {hours}",
         f"memory: {size} (weights, gradients, Adam in fp32; activations not counted)",
-        f"disk: {found['disk_gib']:.2f} GiB of trained parameters",
-        *[f"lacks: {line}" for line in found["lacks"]],
+        f"disk: {plan['disk_gib']:.2f} GiB of trained parameters",
+        *[f"lacks: {line}" for line in plan["lacks"]],
         f"results go to {campaign.folder}",
     ]

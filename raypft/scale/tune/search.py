@@ -1,6 +1,6 @@
 """Searches under Ray Tune: what is tried next (lists, Optuna's TPE) and which configuration is stopped between its seeds.
 
-Both are fed from the ledger, in the order configurations began (study.py); there is no other state to restore.
+Both are fed from the ledger, in the order configurations began (table_cell_search.py); there is no other state to restore.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A Ray Tune trial: one configuration, a step for each of its seeds. Without workers its cells run in the trial's own process,
-with workers in a lane. Process and lane go on to the next trial with the backbone loaded.
+with workers in a worker group. Its executor goes on to the next trial with the backbone loaded.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from typing import Any
 from ray import tune
 
 from raypft.config.job import Job
+from raypft.config.load import resolve
 from raypft.errors import UserError
-from raypft.runs import run as runs
 from raypft.runs.cell import Cell
-from raypft.runs.results import TESTED, UNTESTED, is_finished
+from raypft.runs.executor import Executor, LocalExecutor
+from raypft.runs.prepare import prepare
+from raypft.runs.results import read_result
+from raypft.runs.run import begun, conclude
 
 LOCK_SECONDS = 300
 """How long a trial waits for a run folder: the process of a killed campaign may need a moment to end."""
 
 
 class Trial(tune.Trainable):
-    """Runs what `tune.Director` packed: the job, the keys of the cells to run by seed, the dev scores of those done before."""
+    """Runs what `CampaignSearcher` packed: the job, the keys of the cells to run by seed, the dev scores of those done before."""
 
     def setup(self, config: dict[str, Any]) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
         self.work = json.loads(config["work"])
         self.devs: list[float] = list(self.work["devs"])
         self.stack, self.cells, self.fault = ExitStack(), list[Cell](), ""
-        self.here, self.lane = getattr(self, "here", None) or runs.Here(), getattr(self, "lane", None)
+        self.executor: Executor | None = getattr(self, "executor", None)
         try:
             self._prepare()
         except Exception as error:  # whatever it is, the other trials go on
@@ -41,32 +44,32 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial in the same process."""
         self.stack.close()
-        if not self.work["lanes"]:
-            self._end_lane()
+        if not self.work["lanes"] and not isinstance(self.executor, LocalExecutor):
+            self._close_executor()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
         self.stack.close()
-        self._end_lane()
+        self._close_executor()
 
-    def _end_lane(self) -> None:
-        if self.lane is not None:
-            self.lane.end()
-        self.lane = None
+    def _close_executor(self) -> None:
+        executor, self.executor = self.executor, None
+        if executor is not None:
+            executor.close()
 
     def _prepare(self) -> None:
-        self.prepared = runs.prepare(Job(**self.work["job"]))
+        self.prepared = prepare(resolve(Job(**self.work["job"])))
         for seed, key in self.work["keys"].items():
             if self.prepared.keys[int(seed)] != key:
                 raise UserError(
                     f"data: rows, model or method changed since the campaign was planned (seed {seed}); start it again"
                 )
-        self.stack.enter_context(runs.begun(self.prepared, self.work["fresh"], LOCK_SECONDS))
+        self.stack.enter_context(begun(self.prepared, self.work["fresh"], LOCK_SECONDS))
         self.cells = [cell for cell in self.prepared.cells(self.work["test"]) if str(cell.seed) in self.work["keys"]]
 
     def step(self) -> dict[str, Any]:
-        """Run the next seed; what Tune and the director learn of it."""
+        """Run the next seed; what Tune and the searcher learn of it."""
         if self.fault:
             return self._told(None, math.nan, {}, self.fault, last=True)
         cell = self.cells.pop(0)
@@ -78,10 +81,11 @@ class Trial(tune.Trainable):
             result, reason = {}, line(error)
             cell.folder.mkdir(parents=True, exist_ok=True)
             (cell.folder / "failure.log").write_text(traceback.format_exc())
-            self.here = runs.Here()
+            if isinstance(self.executor, LocalExecutor):
+                self._close_executor()
         last = not self.cells or bool(reason and self.work["ends_on_failure"])
         if last:
-            runs.conclude(self.prepared)
+            conclude(self.prepared)
         dev = result.get("dev")
         return self._told(cell, math.nan if dev is None else dev, result, reason, last)
 
@@ -99,21 +103,25 @@ class Trial(tune.Trainable):
         }
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        if not cell.finished and not cell.job.resources.workers:
-            return self.here.run(cell, lambda event: None)
-        if not cell.finished:
-            self._run_in_lane(cell)
-        return json.loads((cell.folder / (TESTED if is_finished(cell.folder) else UNTESTED)).read_text())
+        if cell.finished:
+            return read_result(cell.folder)
+        executor = self._executor_for(cell.job)
+        executor.prepare([cell, *self.cells])
+        return executor.run(cell, lambda event: None)
 
-    def _run_in_lane(self, cell: Cell) -> None:
-        from raypft.scale.data import encode_on_ray, packed  # noqa: PLC0415  (the trial without workers needs none of it)
-        from raypft.scale.worker_group import Lane  # noqa: PLC0415
+    def _executor_for(self, job: Job) -> Executor:
+        """The one that is there, unless the last trial's ran elsewhere."""
+        local = job.resources.workers == 0
+        if self.executor is None or isinstance(self.executor, LocalExecutor) != local:
+            self._close_executor()
+            self.executor = LocalExecutor() if local else _ray_executor()
+        return self.executor
 
-        encode_on_ray([cell, *self.cells])
-        if self.lane is not None and Lane.kind(self.lane.job) != Lane.kind(cell.job):
-            self._end_lane()
-        self.lane = self.lane or Lane(cell.job, cell.job.resources.cpus_per_worker or 1.0)
-        self.lane.run(packed(cell))
+
+def _ray_executor() -> Executor:
+    from raypft.scale.executor import RayExecutor  # noqa: PLC0415  (a trial without workers needs none of it)
+
+    return RayExecutor()
 
 
 def line(error: Exception) -> str:

@@ -1,0 +1,72 @@
+"""Cells on Ray: encoded by Ray Data, then run by a worker group that stays from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from raypft.config.job import Job
+from raypft.runs.cell import Cell
+from raypft.runs.results import Tell, read_result
+from raypft.scale.data import encode_on_ray, packed
+from raypft.scale.resources import cpus_per_worker, logical_cpus
+from raypft.scale.session import capacity, check_storage, quiet_loggers, ray_session
+from raypft.scale.worker_group import WorkerGroup
+
+
+class RayExecutor:
+    """Runs cells on Ray Train workers; a group is started when it is needed and ends when a cell of another kind comes.
+
+    Ray is joined, or started here, until `close`.
+    """
+
+    def __init__(self) -> None:
+        self.session = ExitStack()
+        self.session.enter_context(ray_session())
+        self.session.enter_context(quiet_loggers())
+        self.group: WorkerGroup | None = None
+        self.checked: set[str] = set()
+
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """Encode what these cells need and is not there yet.
+
+        Raises:
+            UserError: a node does not see the storage; or a row does not fit the task.
+        """
+        for storage in {cell.job.storage for cell in cells} - self.checked:
+            check_storage(storage)
+            self.checked.add(storage)
+        encode_on_ray(cells)
+
+    def run(self, cell: Cell, tell: Tell) -> dict[str, Any]:
+        """Run one prepared cell; its result.
+
+        Raises:
+            UserError: CPUs do not fit; or the cell failed, with the worker's own line.
+        """
+        group = self._group_for(cell.job)
+        try:
+            group.run(packed(cell), tell)
+        except (KeyboardInterrupt, SystemExit):  # whoever interrupts does not want to wait for the cell
+            self.group = None
+            raise
+        return read_result(cell.folder)
+
+    def _group_for(self, job: Job) -> WorkerGroup:
+        if self.group is not None and WorkerGroup.kind(self.group.job) != WorkerGroup.kind(job):
+            self._end_group()
+        if self.group is None:
+            cpus = job.resources.cpus_per_worker or cpus_per_worker(job.resources, logical_cpus(capacity()))
+            self.group = WorkerGroup(job, cpus)
+        return self.group
+
+    def _end_group(self) -> None:
+        group, self.group = self.group, None
+        if group is not None:
+            group.end()
+
+    def close(self) -> None:
+        """Let the workers go, and leave Ray."""
+        self._end_group()
+        self.session.close()

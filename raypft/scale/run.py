@@ -1,0 +1,48 @@
+"""Jobs run where they ask to be: in this process, or on Ray's workers, which are loaded only then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from raypft.config.job import Job, Resources
+from raypft.runs.executor import Executor, Executors, LocalExecutor
+from raypft.runs.prepare import Prepared
+from raypft.runs.results import Tell
+from raypft.runs.run import run
+
+
+def run_jobs(
+    prepared: Sequence[Prepared], tell: Tell = lambda event: None, fresh: bool = False
+) -> list[list[dict[str, Any]]]:
+    """Run the unfinished cells of jobs and return each job's results by seed; see `raypft.runs.run.run`.
+
+    Raises:
+        UserError: as `run`; or Ray has, and can get, too little for a job.
+    """
+    with executors([ready.job for ready in prepared]) as executor_of:
+        return run(prepared, executor_of, tell, fresh)
+
+
+@contextmanager
+def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
+    """Executors for what these jobs ask for; one Ray session lasts as long, where one of them has workers.
+
+    Raises:
+        UserError: Ray has, and can get, too little for a job.
+    """
+    with_workers = [job for job in jobs if job.resources.workers]
+    if not with_workers:
+        yield lambda resources: LocalExecutor()
+        return
+    from raypft.scale.executor import RayExecutor  # noqa: PLC0415  (ray is loaded only where it is used)
+    from raypft.scale.session import check_resources, ray_session  # noqa: PLC0415
+
+    def executor_of(resources: Resources) -> Executor:
+        return RayExecutor() if resources.workers else LocalExecutor()
+
+    with ray_session():
+        for job in with_workers:
+            check_resources(job)
+        yield executor_of

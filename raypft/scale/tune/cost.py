@@ -1,0 +1,45 @@
+"""What a cell costs, from a model without weights and a few encoded rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from raypft.config.resolved import ResolvedJob
+from raypft.runs.inspect import method_shape
+from raypft.runs.prepare import Memo, identify
+from raypft.training.encode import Encoder, prompts_an_epoch
+
+LOOKED_AT = 20
+"""Rows whose prompts are counted."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training prompts an epoch; bytes of weights, gradients and Adam's moments in fp32; bytes that are kept."""
+
+    prompts: float
+    memory: float
+    disk: float
+
+
+def cost_of(resolved: ResolvedJob, memo: Memo) -> Cost:
+    """What a cell of a job costs.
+
+    Raises:
+        UserError: its data or backbone can't be read.
+    """
+    prepared = identify(resolved, memo)
+    sample = prepared.samples[resolved.job.seeds[0]]
+    encoder = Encoder.of(resolved, prepared.skeleton.text, sample.demos)
+    prompts = prompts_an_epoch(sample, encoder, LOOKED_AT)
+    parameters = list(method_shape(prepared).parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    everything = sum(p.numel() for p in parameters)
+    return Cost(prompts, 4.0 * (everything + 3 * trainable), 4.0 * trainable)
+
+
+def steps(resolved: ResolvedJob, prompts: float) -> int:
+    """Optimizer steps of a cell."""
+    train = resolved.job.train
+    return math.ceil(prompts / train.batch_size) * train.epochs if resolved.method.trains else 0
