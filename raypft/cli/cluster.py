@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from raypft.cli.progress import JobProgress
 from raypft.errors import UserError
 
 cluster_app = typer.Typer(
@@ -242,7 +243,7 @@ def submit_run(
         stop_wait,
         gpus,
     )
-    tell, server = jobs.Teller(as_json), _server(address, cluster, insecure)
+    tell, server = JobProgress(as_json), _server(address, cluster, insecure)
     submitted = jobs.submit(server, order, tell)
     raise typer.Exit(jobs.follow(server, submitted, tell, on_interrupt) if wait else 0)
 
@@ -266,7 +267,7 @@ def attach(
     """Show a job's output from its beginning until it ends; exit with its code."""
     from raypft.cluster import submit as jobs  # noqa: PLC0415
 
-    raise typer.Exit(jobs.follow(_server(address, cluster, insecure), job_id, jobs.Teller(as_json), on_interrupt))
+    raise typer.Exit(jobs.follow(_server(address, cluster, insecure), job_id, JobProgress(as_json), on_interrupt))
 
 
 @submit_app.command()

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from raypft.cli import app, main
+from raypft.cli.progress import JobProgress
 from raypft.cluster import nodes, submit, up
 from raypft.cluster.check import fit as check
 from raypft.cluster.client import Address, JobServer, Lost, Unreachable, find_address, find_token
@@ -148,7 +149,7 @@ def ended(status: str, error: str | None = None, code: int | None = None, messag
     ],
 )
 def test_the_table_of_exit_codes(job, asked, code, capsys):
-    assert submit.told(job, submit.Teller(), asked) == code
+    assert submit.told(job, JobProgress(as_json=False), asked) == code
     assert f"exit code {code}" in capsys.readouterr().err
     assert f"| {code} |" in (FOLDER / "README.md").read_text() or code == 7
 
@@ -273,7 +274,7 @@ def test_a_server_that_goes_away_is_waited_for_and_then_told_with_the_way_back(m
         Lost,
         match=r"job j: no answer from http://x for 0.5 s .closed with code 1006.; when it is back: raypft submit attach j",
     ) as found:
-        submit.follow(Silent(), "j", submit.Teller())  # type: ignore[arg-type]
+        submit.follow(Silent(), "j", JobProgress(as_json=False))  # type: ignore[arg-type]
     assert found.value.code == 74
     assert capsys.readouterr().out == "half a line\n"  # once, though read from the beginning each time
 

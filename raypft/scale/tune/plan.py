@@ -16,9 +16,9 @@ import torch
 
 from raypft.campaigns.campaign import Campaign, Place
 from raypft.campaigns.state import Book
-from raypft.cli.progress import duration
 from raypft.config.job import Job, part_config
 from raypft.errors import UserError
+from raypft.report.formats import duration
 from raypft.runs.run import Prepared, identify
 from raypft.scale.resources import Shape, trials_at_once
 from raypft.scale.tune.trackers import tracker
