@@ -51,14 +51,14 @@ def render(
 ) -> None:
     """Write the files for `ray up` or KubeRay."""
     from raypft.cluster.definition import load  # noqa: PLC0415
-    from raypft.cluster.render import targets as files  # noqa: PLC0415
+    from raypft.cluster.render import targets  # noqa: PLC0415
 
     definition = load(file)
-    if not files.TARGETS[definition.kind]:
+    if not targets.TARGETS[definition.kind]:
         raise UserError(
             f"{file}: nothing is rendered from kind {definition.kind}; start it with raypft cluster up {file}"
         )
-    for path in files.write(definition, file.stem, out, to):
+    for path in targets.write(definition, file.stem, out, to):
         print(path)
 
 
@@ -143,15 +143,15 @@ def check(
     insecure: Annotated[bool, typer.Option("--insecure", help="Send the token over http to another machine.")] = False,
 ) -> None:
     """Before money is spent: the job fits, token and versions are right, a worker can write to the storage."""
-    from raypft.cluster.check import fit as checks  # noqa: PLC0415
+    from raypft.cluster.check.preflight import fit_lines, server_lines  # noqa: PLC0415
     from raypft.cluster.client import JobServer, find_address  # noqa: PLC0415
     from raypft.cluster.definition import load  # noqa: PLC0415
 
     definition = load(file)
-    for line in checks.fitting(jobs or [], definition, str(file)):
+    for line in fit_lines(jobs or [], definition, str(file)):
         print(line)
     if not offline:
-        for line in checks.running(JobServer(find_address(address, definition), insecure), definition, timeout):
+        for line in server_lines(JobServer(find_address(address, definition), insecure), definition, timeout):
             print(line)
 
 

@@ -20,7 +20,7 @@ import yaml
 from raypft.cli import app, main
 from raypft.cli.progress import JobProgress
 from raypft.cluster import nodes, submit, up
-from raypft.cluster.check import fit as check
+from raypft.cluster.check import preflight
 from raypft.cluster.client import Address, JobServer, Lost, Unreachable, find_address, find_token
 from raypft.cluster.definition import load
 from raypft.cluster.feasible import asked_for, refuse_impossible
@@ -203,6 +203,24 @@ def test_an_impossible_job_is_refused_at_once_with_code_75(capsys):
     assert capsys.readouterr().out == "profit: fits, 1 at a time: 3 of {CPU: 0.5}, {CPU: 1, GPU: 1}, {CPU: 1}\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate", str(FOLDER / "aws.yaml")],
+        ["check", str(FOLDER / "aws.yaml"), "--offline"],
+        ["check", str(FOLDER / "aws.yaml"), "--offline", "profit", "task=xnli", "resources.workers=8"],
+        ["check", str(FOLDER / "aws.yaml"), "--offline", "tune", "quickstart", "resources.workers=2"],
+    ],
+    ids=["validate", "check", "check a job", "check a campaign"],
+)
+def test_what_is_known_of_files_alone_loads_no_torch(words):
+    code = "import sys; from raypft.cli import app; print(app(['cluster', *sys.argv[1:]], standalone_mode=False));"
+    code += "print('loaded', sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
 @pytest.mark.parametrize("verb", ["up", "down"])
 def test_clusters_of_others_are_not_started_from_here(verb, capsys):
     assert run("cluster", verb, str(FOLDER / "aws.yaml")) == 2
@@ -321,20 +339,20 @@ OURS = {"ray": "2.60.0", "python": sys.version.split()[0], "node": "a" * 56}
 )
 def test_what_check_refuses(server, line, code):
     with pytest.raises(UserError, match=line) as found:
-        list(check.running(server, load(FOLDER / "fake.yaml"), 5))
+        list(preflight.server_lines(server, load(FOLDER / "fake.yaml"), 5))
     assert found.value.code == code
 
 
 def test_a_check_that_never_ends_is_stopped(monkeypatch):
     server, stopped = fake_server({}, status="RUNNING"), []
-    monkeypatch.setattr(check, "PROBE_SECONDS", -6)
+    monkeypatch.setattr(preflight, "PROBE_SECONDS", -6)
 
     async def stop(server, name):
         stopped.append(name)
 
-    monkeypatch.setattr(check, "stop", stop)
+    monkeypatch.setattr(preflight, "stop", stop)
     with pytest.raises(UserError, match="the check did not end within -1 s; raypft submit logs check-"):
-        list(check.running(server, load(FOLDER / "fake.yaml"), 5))
+        list(preflight.server_lines(server, load(FOLDER / "fake.yaml"), 5))
     assert len(stopped) == 1
 
 
