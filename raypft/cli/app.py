@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
 from raypft.cli.cluster import cluster_app, submit_app
+from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.errors import UserError
 from raypft.storage import path_of
 
@@ -52,71 +52,6 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     return names, [word for word in words if "=" in word]
 
 
-class Teller:
-    """Shows a run's events: bars on a terminal, plain lines elsewhere, JSON lines with --json.
-
-    Args:
-        labels: folder name of a run to what its lines begin with, where several runs are shown.
-    """
-
-    def __init__(self, as_json: bool, labels: dict[str, str]) -> None:
-        self.as_json, self.labels = as_json, labels
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=as_json or not console.is_terminal,
-            transient=True,
-        )
-        self.tasks: dict[Any, Any] = {}
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if self.as_json:
-            print(json.dumps(event), flush=True)
-            return
-        cell = (event.get("run"), event.get("seed"))
-        label = f"{self.labels.get(event.get('run', ''), '')} seed {event.get('seed')}".lstrip()
-        if event["event"] in ("start", "resume"):
-            self.tasks[cell] = self.bars.add_task(
-                label, total=event["epochs"], completed=event.get("epoch", 0), note=""
-            )
-        elif event["event"] == "epoch" and cell in self.tasks:
-            dev = f"dev {event['dev']:.1f}" if "dev" in event else ""
-            self.bars.update(self.tasks[cell], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
-        elif event["event"] == "step" and cell in self.tasks:
-            self.bars.update(
-                self.tasks[cell], note=f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
-            )
-        elif event["event"] == "result" and cell in self.tasks:
-            self.bars.remove_task(self.tasks.pop(cell))
-        text = describe(event, label)
-        if text and (event["event"] not in ("epoch", "step") or not console.is_terminal):
-            self.bars.console.print(text, highlight=False, soft_wrap=True)
-
-
-def describe(event: dict[str, Any], label: str) -> str:
-    """An event as a line for a person."""
-    if event["event"] == "start":
-        notes = [f"\n{label}: {note}" for note in event.get("notes", [])]
-        return f"{label}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs" + "".join(notes)
-    if event["event"] == "resume":
-        return f"{label}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
-    if event["event"] == "reuse":
-        return f"{label}: finished before, reused"
-    if event["event"] == "step":
-        return f"{label}: epoch {event['epoch']}, step {event['step']} of {event['steps']}, loss {event['loss']:.4f}"
-    if event["event"] == "epoch":
-        dev = f", dev {event['dev']:.1f}" if "dev" in event else ""
-        return f"{label}: epoch {event['epoch']}, loss {event['loss']:.4f}{dev}"
-    if event["event"] == "result":
-        return f"{label}: test {event['mean']:.2f}"
-    return event.get("text", "")
-
-
 @app.command()
 def run(
     words: Names,
@@ -137,9 +72,8 @@ def run(
             f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
         )
         console.print(line, highlight=False, soft_wrap=True)
-    teller = Teller(as_json, labels)
-    with teller.bars:
-        results = runs.run(prepared, teller, fresh)
+    with RunProgress(console, as_json, labels) as tell:
+        results = runs.run(prepared, tell, fresh)
     folders = [ready.folder for ready in prepared]
     for folder, of_job in zip(folders, results, strict=True) if as_json else ():
         for result in of_job:
@@ -176,7 +110,6 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Then its tables."""
-    from raypft.cli.progress import CampaignTeller  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
     from raypft.scale.tune.run import run_campaign  # noqa: PLC0415  (ray is loaded only where it is used)
 
@@ -185,8 +118,8 @@ def tune(
         console.print(
             f"[bold]{campaign.name}[/] {campaign.about}\nin {campaign.folder}", highlight=False, soft_wrap=True
         )
-    with CampaignTeller(console, as_json) as teller:
-        rows = run_campaign(campaign, teller, fresh)
+    with CampaignProgress(console, as_json) as tell:
+        rows = run_campaign(campaign, tell, fresh)
     table = write_tables(campaign, rows, campaign.folder)
     if as_json:
         print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from raypft.cli.progress import JobProgress
 from raypft.errors import UserError
 
 cluster_app = typer.Typer(
@@ -50,14 +51,14 @@ def render(
 ) -> None:
     """Write the files for `ray up` or KubeRay."""
     from raypft.cluster.definition import load  # noqa: PLC0415
-    from raypft.cluster.render import targets as files  # noqa: PLC0415
+    from raypft.cluster.render import targets  # noqa: PLC0415
 
     definition = load(file)
-    if not files.TARGETS[definition.kind]:
+    if not targets.TARGETS[definition.kind]:
         raise UserError(
             f"{file}: nothing is rendered from kind {definition.kind}; start it with raypft cluster up {file}"
         )
-    for path in files.write(definition, file.stem, out, to):
+    for path in targets.write(definition, file.stem, out, to):
         print(path)
 
 
@@ -142,15 +143,15 @@ def check(
     insecure: Annotated[bool, typer.Option("--insecure", help="Send the token over http to another machine.")] = False,
 ) -> None:
     """Before money is spent: the job fits, token and versions are right, a worker can write to the storage."""
-    from raypft.cluster.check import fit as checks  # noqa: PLC0415
+    from raypft.cluster.check.preflight import fit_lines, server_lines  # noqa: PLC0415
     from raypft.cluster.client import JobServer, find_address  # noqa: PLC0415
     from raypft.cluster.definition import load  # noqa: PLC0415
 
     definition = load(file)
-    for line in checks.fitting(jobs or [], definition, str(file)):
+    for line in fit_lines(jobs or [], definition, str(file)):
         print(line)
     if not offline:
-        for line in checks.running(JobServer(find_address(address, definition), insecure), definition, timeout):
+        for line in server_lines(JobServer(find_address(address, definition), insecure), definition, timeout):
             print(line)
 
 
@@ -242,7 +243,7 @@ def submit_run(
         stop_wait,
         gpus,
     )
-    tell, server = jobs.Teller(as_json), _server(address, cluster, insecure)
+    tell, server = JobProgress(as_json), _server(address, cluster, insecure)
     submitted = jobs.submit(server, order, tell)
     raise typer.Exit(jobs.follow(server, submitted, tell, on_interrupt) if wait else 0)
 
@@ -266,7 +267,7 @@ def attach(
     """Show a job's output from its beginning until it ends; exit with its code."""
     from raypft.cluster import submit as jobs  # noqa: PLC0415
 
-    raise typer.Exit(jobs.follow(_server(address, cluster, insecure), job_id, jobs.Teller(as_json), on_interrupt))
+    raise typer.Exit(jobs.follow(_server(address, cluster, insecure), job_id, JobProgress(as_json), on_interrupt))
 
 
 @submit_app.command()

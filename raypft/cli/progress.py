@@ -1,27 +1,35 @@
-"""What a campaign shows while it runs: a live view on a terminal, plain lines elsewhere, JSON lines with --json."""
+"""What is told while something runs, a run, a campaign or a submitted job: JSON lines with --json, else text for a person.
+
+On a terminal runs have bars and campaigns a live view.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import sys
+from abc import ABC, abstractmethod
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raypft.report.formats import duration
 
-class CampaignTeller:
-    """Shows a campaign's events: cells as they end as lines, and on a terminal what runs, the best so far and the time left."""
 
-    def __init__(self, console: Console, as_json: bool, prefix: str = "") -> None:
-        self.console, self.as_json, self.prefix = console, as_json, prefix
-        self.live = (
-            Live(console=console, transient=True, refresh_per_second=4) if console.is_terminal and not as_json else None
-        )
+class Progress(ABC):
+    """Hears events: each is a JSON line, or shown; around them stands what moves on a terminal."""
 
-    def __enter__(self) -> CampaignTeller:
+    live: Live | Bars | None = None
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def __enter__(self) -> Self:
         if self.live is not None:
             self.live.start()
         return self
@@ -33,43 +41,132 @@ class CampaignTeller:
     def __call__(self, event: dict[str, Any]) -> None:
         if self.as_json:
             print(json.dumps(event), flush=True)
+        else:
+            self.show(event)
+
+    @abstractmethod
+    def show(self, event: dict[str, Any]) -> None:
+        """Show an event to a person."""
+
+
+class JobProgress(Progress):
+    """A submitted job: its output on stdout, what happens to it on stderr."""
+
+    def show(self, event: dict[str, Any]) -> None:
+        if event["event"] == "log":
+            print(event["text"], end="", flush=True)
+        else:
+            print(f"raypft: {event['text']}", file=sys.stderr, flush=True)
+
+
+class RunProgress(Progress):
+    """Runs: a bar for each seed on a terminal, plain lines elsewhere.
+
+    Args:
+        labels: folder name of a run to what its lines begin with, where several runs are shown.
+    """
+
+    def __init__(self, console: Console, as_json: bool, labels: dict[str, str]) -> None:
+        super().__init__(as_json)
+        self.console, self.labels = console, labels
+        self.live: Bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=as_json or not console.is_terminal,
+            transient=True,
+        )
+        self.bars: dict[Any, TaskID] = {}
+
+    def show(self, event: dict[str, Any]) -> None:
+        label = f"{self.labels.get(event.get('run', ''), '')} seed {event.get('seed')}".lstrip()
+        self._move_bar(event, label)
+        text = run_line(event, label)
+        if text and (event["event"] not in ("epoch", "step") or not self.console.is_terminal):
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _move_bar(self, event: dict[str, Any], label: str) -> None:
+        kind, cell = event["event"], (event.get("run"), event.get("seed"))
+        if kind in ("start", "resume"):
+            done = event.get("epoch", 0)
+            self.bars[cell] = self.live.add_task(label, total=event["epochs"], completed=done, note="")
+        elif cell not in self.bars:
             return
-        text = spoken(event)
+        elif kind == "epoch":
+            dev = f"dev {event['dev']:.1f}" if "dev" in event else ""
+            self.live.update(self.bars[cell], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
+        elif kind == "step":
+            note = f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
+            self.live.update(self.bars[cell], note=note)
+        elif kind == "result":
+            self.live.remove_task(self.bars.pop(cell))
+
+
+def run_line(event: dict[str, Any], label: str) -> str:
+    """An event of a run as a line for a person; empty where it is none's business."""
+    if event["event"] == "start":
+        notes = [f"\n{label}: {note}" for note in event.get("notes", [])]
+        return f"{label}: {event['trainable']:,} trainable parameters, up to {event['epochs']} epochs" + "".join(notes)
+    if event["event"] == "resume":
+        return f"{label}: goes on at epoch {event['epoch'] + 1}, step {event['step'] + 1} from its last state"
+    if event["event"] == "reuse":
+        return f"{label}: finished before, reused"
+    if event["event"] == "step":
+        return f"{label}: epoch {event['epoch']}, step {event['step']} of {event['steps']}, loss {event['loss']:.4f}"
+    if event["event"] == "epoch":
+        dev = f", dev {event['dev']:.1f}" if "dev" in event else ""
+        return f"{label}: epoch {event['epoch']}, loss {event['loss']:.4f}{dev}"
+    if event["event"] == "result":
+        return f"{label}: test {event['mean']:.2f}"
+    return event.get("text", "")
+
+
+class CampaignProgress(Progress):
+    """A campaign: cells as lines as they end, and on a terminal what runs, the best so far and the time left."""
+
+    live: Live | None = None
+
+    def __init__(self, console: Console, as_json: bool) -> None:
+        super().__init__(as_json)
+        self.console = console
+        if console.is_terminal and not as_json:
+            self.live = Live(console=console, transient=True, refresh_per_second=4)
+
+    def show(self, event: dict[str, Any]) -> None:
+        text = campaign_line(event)
         if text and (event["event"] != "trial" or self.live is None):
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         if self.live is not None and "total" in event:
-            self.live.update(view(event))
+            self.live.update(campaign_view(event))
 
 
-def spoken(event: dict[str, Any]) -> str:
-    """An event as a line for a person; empty where it is none's business."""
+def campaign_line(event: dict[str, Any]) -> str:
+    """An event of a campaign as a line for a person; empty where it is none's business."""
     if event["event"] == "trial":
         return f"{event['label']}: {'chosen on dev, tested now' if event['chosen'] else 'begun'}"
     if event["event"] != "cell":
         return event.get("text", "")
+    cell = f"{how_far(event)} {event['label']} seed {event['seed']}"
     if event["status"] != "finished":
-        return f"{progress(event)} {event['label']} seed {event['seed']}: {event['status']}: {event['reason']}"
+        return f"{cell}: {event['status']}: {event['reason']}"
     numbers = [f"{name} {event[name]:.2f}" for name in ("dev", "test") if event.get(name) is not None]
-    return f"{progress(event)} {event['label']} seed {event['seed']}: {', '.join(numbers) or 'done'}"
+    return f"{cell}: {', '.join(numbers) or 'done'}"
 
 
-def progress(event: dict[str, Any]) -> str:
+def how_far(event: dict[str, Any]) -> str:
     """`[3/24, 5 min left]`."""
     left = "" if event["left"] is None or event["done"] == event["total"] else f", {duration(event['left'])} left"
     return f"[{event['done']}/{event['total']}{left}]"
 
 
-def duration(seconds: float) -> str:
-    """`40 s`, `5 min`, `3.2 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def view(event: dict[str, Any]) -> Group:
+def campaign_view(event: dict[str, Any]) -> Group:
     """The live view: how far, what runs, the best so far."""
     head = Table.grid(padding=(0, 1))
-    head.add_row(ProgressBar(total=event["total"], completed=event["done"], width=40), Text(f"cells {progress(event)}"))
+    head.add_row(ProgressBar(total=event["total"], completed=event["done"], width=40), Text(f"cells {how_far(event)}"))
     body = Table.grid(padding=(0, 2))
     for label, seeds in event["running"].items():
         body.add_row(Text("running"), Text(label), Text(f"seeds done {seeds}"))

@@ -11,12 +11,11 @@ import hashlib
 import json
 import shlex
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from raypft import __version__
 from raypft.cluster.client import ENDED, JobServer, Lost, NoJob, Unreachable
@@ -61,26 +60,13 @@ class Order:
         return shlex.join(self.words if self.raw else ["python", "-m", "raypft.cli", *self.words])
 
 
-class Teller:
-    """A job's output on stdout, what happens to it on stderr; with as_json both as JSON lines on stdout."""
+class Tell(Protocol):
+    """Hears what happens to a job as {"event": …, "text": …}, and its output as events `log`."""
 
-    def __init__(self, as_json: bool = False) -> None:
-        self.as_json = as_json
-
-    def log(self, text: str) -> None:
-        """Output of the job."""
-        sys.stdout.write(json.dumps({"event": "log", "text": text}) + "\n" if self.as_json else text)
-        sys.stdout.flush()
-
-    def say(self, event: str, text: str, **more: Any) -> None:
-        """Something that happened."""
-        if self.as_json:
-            print(json.dumps({"event": event, "text": text, **more}), flush=True)
-        else:
-            print(f"raypft: {text}", file=sys.stderr, flush=True)
+    def __call__(self, event: dict[str, Any], /) -> None: ...
 
 
-def submit(server: JobServer, order: Order, tell: Teller) -> str:
+def submit(server: JobServer, order: Order, tell: Tell) -> str:
     """Package, upload, submit; the job's id. A job of the same id, command and package is taken as this one.
 
     Raises:
@@ -97,10 +83,9 @@ def submit(server: JobServer, order: Order, tell: Teller) -> str:
         server.upload(package.name, package.content)
         runtime["working_dir"] = f"gcs://{package.name}"
         metadata |= {"commit": package.commit, "dirty": str(package.dirty), "package": package.sha}
-        tell.say(
-            "package",
-            f"{package.num_files} files, {len(package.content) / 2**20:.1f} MiB zipped, commit {package.commit[:8]}{'+' * package.dirty}",
-        )
+        size, commit = len(package.content) / 2**20, package.commit[:8] + "+" * package.dirty
+        text = f"{package.num_files} files, {size:.1f} MiB zipped, commit {commit}"
+        tell({"event": "package", "text": text})
     # of all that decides what runs, so that another job of this id is told from the same one
     metadata["order"] = hashlib.sha256(
         json.dumps([order.entrypoint, runtime, order.gpus], sort_keys=True).encode()
@@ -110,24 +95,25 @@ def submit(server: JobServer, order: Order, tell: Teller) -> str:
         return job_id
     request = {"entrypoint": order.entrypoint, "submission_id": job_id, "runtime_env": runtime, "metadata": metadata}
     server.submit({**request, **({"entrypoint_num_gpus": order.gpus} if order.gpus else {})})
-    tell.say("submitted", f"job {job_id}: {order.entrypoint}", id=job_id)
+    tell({"event": "submitted", "text": f"job {job_id}: {order.entrypoint}", "id": job_id})
     return job_id
 
 
-def _submitted_before(server: JobServer, job_id: str, order: str, tell: Teller) -> bool:
+def _submitted_before(server: JobServer, job_id: str, order: str, tell: Tell) -> bool:
     try:
-        found = server.job(job_id)
+        job = server.job(job_id)
     except NoJob:
         return False
-    if (found.get("metadata") or {}).get("order") != order:
+    if (job.get("metadata") or {}).get("order") != order:
         raise UserError(
-            f'job "{job_id}" exists with another command or package ({found["status"]}); choose another --id, or raypft submit attach {job_id}'
+            f'job "{job_id}" exists with another command or package ({job["status"]}); '
+            f"choose another --id, or raypft submit attach {job_id}"
         )
-    tell.say("attached", f"job {job_id} was submitted before, {found['status']}", id=job_id)
+    tell({"event": "attached", "text": f"job {job_id} was submitted before, {job['status']}", "id": job_id})
     return True
 
 
-def follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: Literal["stop", "detach"] = "stop") -> int:
+def follow(server: JobServer, job_id: str, tell: Tell, on_interrupt: Literal["stop", "detach"] = "stop") -> int:
     """Show a job's output until it ends, and return its exit code. Ctrl-C or SIGTERM stops the job, a second one leaves it.
 
     Raises:
@@ -137,7 +123,7 @@ def follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: Literal["
     return asyncio.run(_follow(server, job_id, tell, on_interrupt))
 
 
-async def _follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: str) -> int:
+async def _follow(server: JobServer, job_id: str, tell: Tell, on_interrupt: str) -> int:
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
@@ -149,9 +135,8 @@ async def _follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: st
         if watched.done():
             return told(watched.result(), tell, asked.is_set())
         pressed.result()
-        tell.say(
-            "left", f"job {job_id} goes on; raypft submit attach {job_id} --address {server.address.url}", id=job_id
-        )
+        text = f"job {job_id} goes on; raypft submit attach {job_id} --address {server.address.url}"
+        tell({"event": "left", "text": text, "id": job_id})
         return STOPPED_HERE
     finally:
         watched.cancel()
@@ -159,14 +144,14 @@ async def _follow(server: JobServer, job_id: str, tell: Teller, on_interrupt: st
 
 
 async def _pressed(
-    server: JobServer, job_id: str, tell: Teller, signals: asyncio.Queue[int], asked: asyncio.Event, on_interrupt: str
+    server: JobServer, job_id: str, tell: Tell, signals: asyncio.Queue[int], asked: asyncio.Event, on_interrupt: str
 ) -> None:
     """Ends when the job is to be left: at the second signal; the first stops the job."""
     await signals.get()
     if on_interrupt == "detach":
         return
     asked.set()
-    tell.say("stopping", f"stopping job {job_id}; once more leaves it as it is", id=job_id)
+    tell({"event": "stopping", "text": f"stopping job {job_id}; once more leaves it as it is", "id": job_id})
     stopping = asyncio.create_task(stop(server, job_id))
     again = asyncio.create_task(signals.get())
     await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,7 +160,7 @@ async def _pressed(
     await again
 
 
-async def _watch(server: JobServer, job_id: str, tell: Teller) -> dict[str, Any]:
+async def _watch(server: JobServer, job_id: str, tell: Tell) -> dict[str, Any]:
     """Shows output as it comes; the job as it ended."""
     noted = asyncio.create_task(_note_pending(server, job_id, tell))
     shown, last_seen = 0, time.monotonic()
@@ -184,7 +169,7 @@ async def _watch(server: JobServer, job_id: str, tell: Teller) -> dict[str, Any]
             position = 0
             try:
                 async for text in server.tail(job_id):  # from the first byte each time
-                    tell.log(text[max(0, shown - position) :])
+                    tell({"event": "log", "text": text[max(0, shown - position) :]})
                     position += len(text)
                     shown, last_seen = max(shown, position), time.monotonic()
                 job = await asyncio.to_thread(server.job, job_id)
@@ -195,22 +180,20 @@ async def _watch(server: JobServer, job_id: str, tell: Teller) -> dict[str, Any]
                 if time.monotonic() - last_seen > RECONNECT_SECONDS:
                     where = f"raypft submit attach {job_id} --address {server.address.url}"
                     raise Lost(
-                        f"job {job_id}: no answer from {server.address.url} for {RECONNECT_SECONDS} s ({error}); when it is back: {where}"
+                        f"job {job_id}: no answer from {server.address.url} for {RECONNECT_SECONDS} s ({error}); "
+                        f"when it is back: {where}"
                     ) from None
             await asyncio.sleep(0.3)
     finally:
         noted.cancel()
 
 
-async def _note_pending(server: JobServer, job_id: str, tell: Teller) -> None:
+async def _note_pending(server: JobServer, job_id: str, tell: Tell) -> None:
     await asyncio.sleep(20)
     job = await asyncio.to_thread(server.job, job_id)
     if job["status"] == "PENDING":
-        tell.say(
-            "pending",
-            f"job {job_id} has not started: {' '.join((job.get('message') or 'no reason given').split())}",
-            id=job_id,
-        )
+        reason = " ".join((job.get("message") or "no reason given").split())
+        tell({"event": "pending", "text": f"job {job_id} has not started: {reason}", "id": job_id})
 
 
 async def stop(server: JobServer, job_id: str) -> None:
@@ -241,7 +224,7 @@ async def _status_after(server: JobServer, job_id: str, seconds: float, beside: 
     return status
 
 
-def told(job: dict[str, Any], tell: Teller, asked: bool = False) -> int:
+def told(job: dict[str, Any], tell: Tell, asked: bool = False) -> int:
     """The exit code of a job that ended, and a line about it.
 
     Args:
@@ -258,11 +241,6 @@ def told(job: dict[str, Any], tell: Teller, asked: bool = False) -> int:
         code = code or BY_ERROR.get(error or "", 1)
         code = 128 - code if code < 0 else code
     reason = f": {' '.join((job.get('message') or '').split())[:300]}" if error in BY_ERROR and not never_ran else ""
-    tell.say(
-        "ended",
-        f"job {job_id} {'CANCELLED' if never_ran else status}, exit code {code}{reason}",
-        id=job_id,
-        status=status,
-        code=code,
-    )
+    text = f"job {job_id} {'CANCELLED' if never_ran else status}, exit code {code}{reason}"
+    tell({"event": "ended", "text": text, "id": job_id, "status": status, "code": code})
     return code

@@ -1,12 +1,14 @@
-"""Tables as LaTeX (booktabs) and CSV."""
+"""Tables as LaTeX (booktabs) and CSV; durations as text."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from raypft.report.table import Table
+if TYPE_CHECKING:
+    from raypft.report.table import Table
 
 ESCAPES = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: "\\" + c for c in "&%$#_{}"
@@ -46,3 +48,10 @@ def csv_text(rows: Iterable[Sequence[str]]) -> str:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `5 min`, `3.2 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -17,7 +17,8 @@ from raypft.campaigns.campaign import flat
 from raypft.campaigns.load import FOLDER, campaign_names, load_campaign
 from raypft.campaigns.search_space import Dimension
 from raypft.campaigns.state import CampaignState
-from raypft.cli.progress import CampaignTeller, duration
+from raypft.cli.progress import CampaignProgress
+from raypft.report.formats import duration
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.executor import LocalExecutor
@@ -435,14 +436,14 @@ def test_a_campaign_is_told_in_plain_lines_json_or_a_live_view(capsys):
     }
     for is_terminal in (False, True):
         out = io.StringIO()
-        with CampaignTeller(Console(file=out, force_terminal=is_terminal, width=100), as_json=False) as tell:
+        with CampaignProgress(Console(file=out, force_terminal=is_terminal, width=100), as_json=False) as tell:
             for event in said.values():
                 tell({**event, **STATE})
         shown = out.getvalue()
         assert all(line in shown for line, event in said.items() if not is_terminal or event["event"] != "trial")
         assert ("seeds done 1/2" in shown) == is_terminal
         assert ("GCN sst2: dev 81.25" in shown) == is_terminal
-    with CampaignTeller(Console(file=io.StringIO()), as_json=True) as tell:
+    with CampaignProgress(Console(file=io.StringIO()), as_json=True) as tell:
         tell(EVENT)
     assert json.loads(capsys.readouterr().out) == EVENT
     assert duration(3.2 * 3600) == "3.2 h"

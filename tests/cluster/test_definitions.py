@@ -11,7 +11,7 @@ import yaml
 from raypft.cli import app, main
 from raypft.cluster.check.validate import launcher_lines, manifest_lines, validate
 from raypft.cluster.definition import KINDS, load
-from raypft.cluster.render import targets as render
+from raypft.cluster.render.targets import rendered
 from raypft.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "cluster"
@@ -50,9 +50,7 @@ def test_a_rendered_file_is_valid(path):
 def test_rendered_files_are_what_the_definitions_give():
     made = {}
     for name in DEFINITIONS:
-        made |= {
-            f"{name}.{target}.yaml": text for target, text in render.rendered(load(FOLDER / f"{name}.yaml")).items()
-        }
+        made |= {f"{name}.{target}.yaml": text for target, text in rendered(load(FOLDER / f"{name}.yaml")).items()}
     assert made == {path.name: path.read_text() for path in RENDERED}
 
 
@@ -351,7 +349,7 @@ def test_files_that_are_no_definitions_are_refused(tmp_path):
     with pytest.raises(
         UserError, match='target "rayjop": nothing of that name for kind kubernetes; did you mean "rayjob"'
     ):
-        render.rendered(load(FOLDER / "kubernetes.yaml"), "rayjop")
+        rendered(load(FOLDER / "kubernetes.yaml"), "rayjop")
 
 
 def test_the_command_tells_every_mistake_and_exits_with_2(tmp_path, capsys):

@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from raypft.cli import app, main
+from raypft.cli.progress import JobProgress
 from raypft.cluster import nodes, submit, up
-from raypft.cluster.check import fit as check
+from raypft.cluster.check import preflight
 from raypft.cluster.client import Address, JobServer, Lost, Unreachable, find_address, find_token
 from raypft.cluster.definition import load
 from raypft.cluster.feasible import asked_for, refuse_impossible
@@ -148,7 +149,7 @@ def ended(status: str, error: str | None = None, code: int | None = None, messag
     ],
 )
 def test_the_table_of_exit_codes(job, asked, code, capsys):
-    assert submit.told(job, submit.Teller(), asked) == code
+    assert submit.told(job, JobProgress(as_json=False), asked) == code
     assert f"exit code {code}" in capsys.readouterr().err
     assert f"| {code} |" in (FOLDER / "README.md").read_text() or code == 7
 
@@ -200,6 +201,24 @@ def test_an_impossible_job_is_refused_at_once_with_code_75(capsys):
     words[-1] = "resources.gpus_per_worker=1"
     main(lambda: app(["cluster", "check", str(FOLDER / "fake.yaml"), "--offline", *words], standalone_mode=False))
     assert capsys.readouterr().out == "profit: fits, 1 at a time: 3 of {CPU: 0.5}, {CPU: 1, GPU: 1}, {CPU: 1}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate", str(FOLDER / "aws.yaml")],
+        ["check", str(FOLDER / "aws.yaml"), "--offline"],
+        ["check", str(FOLDER / "aws.yaml"), "--offline", "profit", "task=xnli", "resources.workers=8"],
+        ["check", str(FOLDER / "aws.yaml"), "--offline", "tune", "quickstart", "resources.workers=2"],
+    ],
+    ids=["validate", "check", "check a job", "check a campaign"],
+)
+def test_what_is_known_of_files_alone_loads_no_torch(words):
+    code = "import sys; from raypft.cli import app; print(app(['cluster', *sys.argv[1:]], standalone_mode=False));"
+    code += "print('loaded', sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded []"
 
 
 @pytest.mark.parametrize("verb", ["up", "down"])
@@ -273,7 +292,7 @@ def test_a_server_that_goes_away_is_waited_for_and_then_told_with_the_way_back(m
         Lost,
         match=r"job j: no answer from http://x for 0.5 s .closed with code 1006.; when it is back: raypft submit attach j",
     ) as found:
-        submit.follow(Silent(), "j", submit.Teller())  # type: ignore[arg-type]
+        submit.follow(Silent(), "j", JobProgress(as_json=False))  # type: ignore[arg-type]
     assert found.value.code == 74
     assert capsys.readouterr().out == "half a line\n"  # once, though read from the beginning each time
 
@@ -320,20 +339,20 @@ OURS = {"ray": "2.60.0", "python": sys.version.split()[0], "node": "a" * 56}
 )
 def test_what_check_refuses(server, line, code):
     with pytest.raises(UserError, match=line) as found:
-        list(check.running(server, load(FOLDER / "fake.yaml"), 5))
+        list(preflight.server_lines(server, load(FOLDER / "fake.yaml"), 5))
     assert found.value.code == code
 
 
 def test_a_check_that_never_ends_is_stopped(monkeypatch):
     server, stopped = fake_server({}, status="RUNNING"), []
-    monkeypatch.setattr(check, "PROBE_SECONDS", -6)
+    monkeypatch.setattr(preflight, "PROBE_SECONDS", -6)
 
     async def stop(server, name):
         stopped.append(name)
 
-    monkeypatch.setattr(check, "stop", stop)
+    monkeypatch.setattr(preflight, "stop", stop)
     with pytest.raises(UserError, match="the check did not end within -1 s; raypft submit logs check-"):
-        list(check.running(server, load(FOLDER / "fake.yaml"), 5))
+        list(preflight.server_lines(server, load(FOLDER / "fake.yaml"), 5))
     assert len(stopped) == 1
 
 

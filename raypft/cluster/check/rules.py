@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -166,8 +166,12 @@ def job(definition: Any) -> Iterator[Complaint]:
 RULES: tuple[Rule, ...] = (limits, gpus, spot, idle, storage, versions, secrets, onprem, network, job)
 
 
-def complaints(definition: Definition) -> list[str]:
-    """Every broken rule as `key: found …; expected …`."""
-    return [
-        f"{key}: found {found!r}; expected {expected}" for rule in RULES for key, found, expected in rule(definition)
-    ]
+def complaints(definition: Definition) -> Iterator[Complaint]:
+    """Every broken rule."""
+    for rule in RULES:
+        yield from rule(definition)
+
+
+def complaint_lines(complaints: Iterable[Complaint]) -> list[str]:
+    """Each as `key: found …; expected …`."""
+    return [f"{key}: found {value!r}; expected {expected}" for key, value, expected in complaints]

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from raypft.cluster.check import lint
-from raypft.cluster.check.rules import Complaint, complaints
+from raypft.cluster.check.rules import Complaint, complaint_lines, complaints
 from raypft.cluster.check.schema import manifest_schemas, schema_lines
+from raypft.cluster.check.security import clusters, launcher_complaints, manifest_complaints
 from raypft.cluster.definition import make, read_yaml
-from raypft.cluster.render import targets as render
+from raypft.cluster.render.targets import rendered
 from raypft.errors import UserError, nearest
 
 
@@ -33,12 +33,12 @@ def validate(path: Path) -> list[str]:
         definition = make(values, str(path))
     except UserError as error:
         return [str(error)]
-    own = [f"{path}: {line}" for line in complaints(definition)]
-    return own or [
-        f"{path} -> {target}: {line}"
-        for target, text in render.rendered(definition).items()
-        for line in text_lines(text)
-    ]
+    lines = [f"{path}: {line}" for line in complaint_lines(complaints(definition))]
+    if lines:
+        return lines
+    for target, text in rendered(definition).items():
+        lines += [f"{path} -> {target}: {line}" for line in text_lines(text)]
+    return lines
 
 
 def text_lines(text: str) -> list[str]:
@@ -54,7 +54,7 @@ def manifest_lines(values: dict[str, Any]) -> list[str]:
     if kind not in schemas:
         return [f"kind: found {kind!r}; {nearest(str(kind), schemas)}"]
     lines = schema_lines(schemas[kind], values)
-    return lines or _told([*_operator(values), *lint.manifest_complaints(values)])
+    return lines or complaint_lines([*_operator(values), *manifest_complaints(values)])
 
 
 def launcher_lines(config: dict[str, Any]) -> list[str]:
@@ -70,12 +70,8 @@ def launcher_lines(config: dict[str, Any]) -> list[str]:
             validate_config(prepare_config(copy.deepcopy(config)))
         except Exception as error:  # Ray raises many kinds; its line is the answer
             return [" ".join(str(error).split("\n\n")[0].split())]
-    security = [] if config["provider"]["type"] == "external" else lint.launcher_complaints(config)
-    return _told([*_launcher(config), *security])
-
-
-def _told(found: list[Complaint]) -> list[str]:
-    return [f"{key}: found {value!r}; expected {expected}" for key, value, expected in found]
+    security = [] if config["provider"]["type"] == "external" else launcher_complaints(config)
+    return complaint_lines([*_launcher(config), *security])
 
 
 def _launcher_schema() -> dict[str, Any]:
@@ -113,7 +109,7 @@ def _operator(values: dict[str, Any]) -> Iterator[Complaint]:
             "shutdownAfterJobFinishes: true beside it, else it does nothing",
         )
     queued = "kueue.x-k8s.io/queue-name" in values["metadata"].get("labels", {})
-    for key, cluster in lint.clusters(values):
+    for key, cluster in clusters(values):
         scaled = cluster.get("enableInTreeAutoscaling", False)
         if queued and scaled:
             yield f"{key}.enableInTreeAutoscaling", True, "false under Kueue, which takes quota for the declared size"

@@ -9,25 +9,24 @@ from typing import Any
 import yaml
 
 from raypft.cluster.definition import Definition
-from raypft.cluster.render import kuberay as render_kuberay
-from raypft.cluster.render import launcher as render_launcher
+from raypft.cluster.render import kuberay, launcher
 from raypft.errors import UserError, nearest
 
-LAUNCHED = {"ray-up": render_launcher.launcher}
+LAUNCHED = {"ray-up": launcher.launcher}
 TARGETS: dict[str, dict[str, Callable[[Any], dict[str, Any]]]] = {
     "local": {},
-    "fake": {"autoscaler": render_launcher.fake},
+    "fake": {"autoscaler": launcher.fake},
     "aws": LAUNCHED,
     "gcp": LAUNCHED,
     "azure": LAUNCHED,
     "onprem": LAUNCHED,
     "kubernetes": {
-        "rayjob": render_kuberay.rayjob,
-        "raycluster": render_kuberay.raycluster,
-        "raycronjob": render_kuberay.raycronjob,
-        "kueue": render_kuberay.kueue,
-        "pvc": render_kuberay.pvc,
-        "networkpolicy": render_kuberay.networkpolicy,
+        "rayjob": kuberay.rayjob,
+        "raycluster": kuberay.raycluster,
+        "raycronjob": kuberay.raycronjob,
+        "kueue": kuberay.kueue,
+        "pvc": kuberay.pvc,
+        "networkpolicy": kuberay.networkpolicy,
     },
 }
 """Kind of a definition to what can be made of it."""

@@ -13,7 +13,7 @@ from typing import Any
 from raypft.campaigns.campaign import Campaign, TableCell
 from raypft.campaigns.load import check_jobs
 from raypft.campaigns.state import CampaignState, Configuration
-from raypft.cli.progress import duration
+from raypft.report.formats import duration
 from raypft.config.job import Resources
 from raypft.config.load import resources_of
 from raypft.errors import UserError

@@ -27,7 +27,7 @@ class NoStorage(UserError):
     code = 73
 
 
-def fitting(words: list[str], definition: Any, where: str) -> Iterator[str]:
+def fit_lines(words: list[str], definition: Any, where: str) -> Iterator[str]:
     """A line for each job that fits the definition, and how many at once.
 
     Raises:
@@ -44,7 +44,7 @@ def fitting(words: list[str], definition: Any, where: str) -> Iterator[str]:
         )
 
 
-def running(server: JobServer, definition: Any, timeout: int) -> Iterator[str]:
+def server_lines(server: JobServer, definition: Any, timeout: int) -> Iterator[str]:
     """A line for each thing that is right on a running cluster: token, versions, storage.
 
     Raises:

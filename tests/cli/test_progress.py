@@ -1,0 +1,64 @@
+"""What is told of a run and of a submitted job, as text and as JSON lines; a campaign's is in campaigns/test_campaign.py."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from raypft.cli.progress import JobProgress, RunProgress
+
+RUN = [
+    {"event": "start", "run": "a", "seed": 0, "trainable": 12345, "epochs": 3, "notes": ["no dev rows"]},
+    {"event": "step", "run": "a", "seed": 0, "epoch": 1, "step": 2, "steps": 5, "loss": 0.5},
+    {"event": "epoch", "run": "a", "seed": 0, "epoch": 1, "loss": 0.25, "dev": 50.0},
+    {"event": "resume", "run": "b", "seed": 1, "epochs": 3, "epoch": 1, "step": 4},
+    {"event": "result", "run": "a", "seed": 0, "mean": 3.0},
+    {"event": "reuse", "run": "b", "seed": 2},
+    {"event": "stall", "text": "nothing heard"},
+]
+LINES = [
+    "profit seed 0: 12,345 trainable parameters, up to 3 epochs",
+    "profit seed 0: no dev rows",
+    "profit seed 0: epoch 1, step 2 of 5, loss 0.5000",
+    "profit seed 0: epoch 1, loss 0.2500, dev 50.0",
+    "sp seed 1: goes on at epoch 2, step 5 from its last state",
+    "profit seed 0: test 3.00",
+    "sp seed 2: finished before, reused",
+    "nothing heard",
+]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_run_is_told_in_lines_or_with_bars_a_seed(is_terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=is_terminal, width=100)
+    with RunProgress(console, as_json=False, labels={"a": "profit", "b": "sp"}) as tell:
+        for event in RUN:
+            tell(event)
+    if not is_terminal:
+        assert out.getvalue().splitlines() == LINES
+    else:
+        assert "1/3" in out.getvalue()
+        assert LINES[3] not in out.getvalue(), "a bar moves instead"
+
+
+def test_as_json_every_event_of_a_run_is_a_line(capsys):
+    with RunProgress(Console(), as_json=True, labels={}) as tell:
+        for event in RUN:
+            tell(event)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == RUN
+
+
+def test_a_jobs_output_goes_to_stdout_and_what_happens_to_it_to_stderr(capsys):
+    events = [{"event": "submitted", "text": "job j", "id": "j"}, {"event": "log", "text": "half a "}]
+    with JobProgress(as_json=False) as tell:
+        for event in events:
+            tell(event)
+    assert capsys.readouterr() == ("half a ", "raypft: job j\n")
+    tell = JobProgress(as_json=True)
+    for event in events:
+        tell(event)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == events
