@@ -60,12 +60,13 @@ def run(
 ) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
     from raypft.config.load import load_job  # noqa: PLC0415
-    from raypft.runs import run as runs  # noqa: PLC0415  (torch is loaded only where it is needed)
+    from raypft.runs.prepare import prepare  # noqa: PLC0415  (torch is loaded only where it is needed)
     from raypft.runs.table import run_table  # noqa: PLC0415
+    from raypft.scale.run import run_jobs  # noqa: PLC0415
 
     names, overrides = split_words(words)
     jobs = [load_job(name, overrides) for name in names]
-    prepared = [runs.prepare(job) for job in jobs]
+    prepared = [prepare(job) for job in jobs]
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
         line = (
@@ -73,18 +74,15 @@ def run(
         )
         console.print(line, highlight=False, soft_wrap=True)
     with RunProgress(console, as_json, labels) as tell:
-        results = runs.run(prepared, tell, fresh)
+        results = run_jobs(prepared, tell, fresh)
     folders = [ready.folder for ready in prepared]
-    for folder, of_job in zip(folders, results, strict=True) if as_json else ():
-        for result in of_job:
-            print(
-                json.dumps(
-                    {"event": "finished", "folder": str(folder), **{k: v for k, v in result.items() if k != "losses"}}
-                ),
-                flush=True,
-            )
     if not as_json:
         print_table(run_table(folders))
+        return
+    for folder, of_job in zip(folders, results, strict=True):
+        for result in of_job:
+            result.pop("losses")
+            print(json.dumps({"event": "finished", "folder": str(folder), **result}), flush=True)
 
 
 Campaigns = Annotated[
@@ -96,13 +94,6 @@ Campaigns = Annotated[
 ]
 
 
-def read_campaign(words: list[str]) -> Any:
-    """The campaign that the words name."""
-    from raypft.campaigns.load import load_campaign, words_of  # noqa: PLC0415
-
-    return load_campaign(*words_of(words))
-
-
 @app.command()
 def tune(
     words: Campaigns,
@@ -110,10 +101,11 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Then its tables."""
+    from raypft.campaigns.load import load_campaign, words_of  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
     from raypft.scale.tune.run import run_campaign  # noqa: PLC0415  (ray is loaded only where it is used)
 
-    campaign = read_campaign(words)
+    campaign = load_campaign(*words_of(words))
     if not as_json:
         console.print(
             f"[bold]{campaign.name}[/] {campaign.about}\nin {campaign.folder}", highlight=False, soft_wrap=True
@@ -130,9 +122,11 @@ def tune(
 @app.command()
 def plan(words: Campaigns, as_json: Json = False) -> None:
     """What a campaign would run and need, before anything starts; exit code 0 or 2."""
+    from raypft.campaigns.load import open_campaign, words_of  # noqa: PLC0415
     from raypft.scale.tune.plan import planned  # noqa: PLC0415
 
-    print_found(planned(read_campaign(words)), as_json)
+    campaign, where = open_campaign(*words_of(words))
+    print_found(planned(campaign, where), as_json)
 
 
 @app.command()
@@ -163,11 +157,12 @@ def report(
 
 def report_campaign(folder: Path, as_json: bool) -> None:
     """Write a campaign's tables from its finished cells and print them."""
-    from raypft.campaigns.state import Book, reopened  # noqa: PLC0415
+    from raypft.campaigns.state import CampaignState, reopened  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
 
     campaign = reopened(folder)
-    table = write_tables(campaign, Book(campaign, lambda line: print(line, file=sys.stderr)).rows(), folder)
+    state = CampaignState(campaign, lambda line: print(line, file=sys.stderr))
+    table = write_tables(campaign, state.rows(), folder)
     if as_json:
         print(json.dumps({"folder": str(folder), "table": str(table)}))
     else:
@@ -199,12 +194,12 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
     from raypft.config.load import load_job  # noqa: PLC0415
-    from raypft.runs import run as runs  # noqa: PLC0415
     from raypft.runs.inspect import checked  # noqa: PLC0415
+    from raypft.runs.prepare import prepare  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:
-        print_found(checked(runs.prepare(load_job(name, overrides))), as_json)
+        print_found(checked(prepare(load_job(name, overrides))), as_json)
 
 
 @app.command()
@@ -215,12 +210,12 @@ def show(
 ) -> None:
     """One row traced: rendered prompt, tokens with marks, label words and their ids, scores."""
     from raypft.config.load import load_job  # noqa: PLC0415
-    from raypft.runs import run as runs  # noqa: PLC0415
     from raypft.runs.inspect import traced  # noqa: PLC0415
+    from raypft.runs.prepare import prepare  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:
-        print_found(traced(runs.prepare(load_job(name, overrides)), row), as_json)
+        print_found(traced(prepare(load_job(name, overrides)), row), as_json)
 
 
 @app.command(name="list")

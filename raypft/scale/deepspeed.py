@@ -54,9 +54,7 @@ class DeepSpeedStepper(Stepper):
             and precision starts from them.
     """
 
-    def __init__(
-        self, job: Job, learner: Learner, device: str, state: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, job: Job, learner: Learner, device: str, state: dict[str, Any] | None = None) -> None:
         self.learner, self.device = learner.to(device), device
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.stage = job.zero.stage

@@ -18,9 +18,9 @@ from raypft.campaigns.load import FOLDER, campaign_names, load_campaign
 from raypft.campaigns.search_space import Dimension
 from raypft.campaigns.state import CampaignState
 from raypft.cli.progress import CampaignProgress
-from raypft.report.formats import duration
 from raypft.config.load import load_job
 from raypft.errors import UserError
+from raypft.report.formats import duration
 from raypft.runs.executor import LocalExecutor
 from raypft.runs.prepare import prepare
 from raypft.runs.run import conclude

@@ -13,10 +13,10 @@ from typing import Any
 from raypft.campaigns.campaign import Campaign, TableCell
 from raypft.campaigns.load import check_jobs
 from raypft.campaigns.state import CampaignState, Configuration
-from raypft.report.formats import duration
 from raypft.config.job import Resources
 from raypft.config.load import resources_of
 from raypft.errors import UserError
+from raypft.report.formats import duration
 from raypft.scale.resources import Shape, trials_at_once
 from raypft.scale.tune.trackers import tracker
 from raypft.storage import is_remote

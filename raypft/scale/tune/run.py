@@ -50,7 +50,12 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
 
 
 def _tune(
-    campaign: Campaign, state: CampaignState, searches: list[TableCellSearch], busy: set[str], tell: Tell, watch: list[Any]
+    campaign: Campaign,
+    state: CampaignState,
+    searches: list[TableCellSearch],
+    busy: set[str],
+    tell: Tell,
+    watch: list[Any],
 ) -> None:
     """One Tune experiment over all searches."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}

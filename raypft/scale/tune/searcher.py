@@ -112,7 +112,13 @@ class CampaignSearcher(Searcher):
             "lanes": self.lanes,
         }
         table_cell = configuration.table_cell
-        return {"row": table_cell.row, "task": table_cell.task, **table_cell.axes, **configuration.values, "work": json.dumps(work)}
+        return {
+            "row": table_cell.row,
+            "task": table_cell.task,
+            **table_cell.axes,
+            **configuration.values,
+            "work": json.dumps(work),
+        }
 
     def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether the search's stopper ends the trial after this seed."""

@@ -40,7 +40,11 @@ class TableCellSearch:
         self.begun = len(tried)
         self.seeds = len(tried[0].keys) if tried else len(table_cell.resolved(self.example).job.seeds)
         adaptive = table_cell.listed() is None
-        self.tpe = Tpe(table_cell.search, int(table_cell.study[:7], 16) + len(tried)) if adaptive and table_cell.search else None
+        self.tpe = (
+            Tpe(table_cell.search, int(table_cell.study[:7], 16) + len(tried))
+            if adaptive and table_cell.search
+            else None
+        )
         stopper = STOPPERS[self.config.scheduler] if self.config else None
         self.stopper = stopper(self.seeds) if stopper else None
         for configuration in tried:
