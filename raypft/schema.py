@@ -37,7 +37,7 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
 def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
     """A campaign asks for the same few files thousands of times; `changed` makes an edited file another one."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -49,20 +49,20 @@ def check_job(resolved: ResolvedJob, family: str | None = None) -> None:
     """
     job, task, method, readout = resolved.job, resolved.task, resolved.method, resolved.readout
     named, reads = job.method["name"], job.readout["name"]
-    has_slot = "<slot>" in resolved.pattern.text
-    instead = _instead(method, family, task.kind, has_slot)
+    kind, has_slot = task.kind.name, "<slot>" in resolved.pattern.text
+    instead = _instead(method, family, kind, has_slot)
     if job.zero.stage > method.max_zero_stage:
         limit = method.max_zero_stage
         raise UserError(f"zero.stage: found {job.zero.stage}; method {named} works up to stage {limit}")
     if family is not None and family not in method.families:
         raise UserError(f"method: {named} works with {_and(method.families)} models; {job.backbone} is {family}")
-    if task.kind not in method.kinds:
-        other = _other_method(family, task.kind)
+    if kind not in method.kinds:
+        other = _other_method(family, kind)
         raise UserError(
-            f"method: {named} works with tasks of kind {_and(method.kinds)}; {task.name} is {task.kind}; {other}"
+            f"method: {named} works with tasks of kind {_and(method.kinds)}; {task.name} is {kind}; {other}"
         )
-    if task.kind not in readout.kinds:
-        raise UserError(f"readout: {reads} does not answer tasks of kind {task.kind} ({task.name}); {instead}")
+    if kind not in readout.kinds:
+        raise UserError(f"readout: {reads} does not answer tasks of kind {kind} ({task.name}); {instead}")
     if family is not None and family not in readout.families:
         raise UserError(
             f"readout: {reads} works with {_and(readout.families)} models; {job.backbone} is {family}; {instead}"

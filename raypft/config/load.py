@@ -117,13 +117,25 @@ def make_job(values: dict[str, Any], where: str = "job") -> ResolvedJob:
 
 
 def resolve(job: Job, where: str = "job") -> ResolvedJob:
-    """Look up the names of a valid job: task, pattern, method, readout, protocol; and whether they go together.
+    """Look up the names of a valid job, and whether what they name goes together.
 
     Raises:
         UserError: the first thing that does not fit, with what would.
     """
+    from raypft.config.compatibility import check_job  # noqa: PLC0415  (reads the classes, which need torch)
+
+    resolved = look_up(job, where)
+    check_job(resolved)
+    return resolved
+
+
+def look_up(job: Job, where: str = "job") -> ResolvedJob:
+    """Look up the names of a valid job: task, pattern, method, readout, protocol.
+
+    Raises:
+        UserError: an unknown name, a key that a method or readout does not have, a language that the task does not have.
+    """
     # the classes need torch, which reading values does not
-    from raypft.config.compatibility import check_job  # noqa: PLC0415
     from raypft.config.resolved import ResolvedJob  # noqa: PLC0415
     from raypft.methods import METHODS  # noqa: PLC0415
     from raypft.readouts import READOUTS  # noqa: PLC0415
@@ -139,7 +151,7 @@ def resolve(job: Job, where: str = "job") -> ResolvedJob:
         "method": {"name": job.method["name"], **method_config.model_dump(exclude_defaults=True)},
         "readout": {"name": job.readout["name"], **readout_config.model_dump(exclude_defaults=True)},
     }
-    resolved = ResolvedJob(
+    return ResolvedJob(
         job=job.model_copy(update=named),
         task=task,
         pattern=pattern,
@@ -149,8 +161,6 @@ def resolve(job: Job, where: str = "job") -> ResolvedJob:
         readout_config=readout_config,
         protocol=rule,
     )
-    check_job(resolved)
-    return resolved
 
 
 def _part(catalogue: Catalogue, values: dict[str, Any], where: str) -> tuple[Any, Any]:

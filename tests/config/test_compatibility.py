@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cases
@@ -15,13 +16,15 @@ import yaml
 
 from raypft.batch import collate
 from raypft.cli import main
-from raypft.config.compatibility import FAMILIES, KINDS, MARKERS, MARKUP, check_job, matrix, readouts_for, rendered
+from raypft.config.compatibility import FAMILIES, MARKERS, MARKUP, check_job, matrix, readouts_for, rendered
 from raypft.config.job import Job
-from raypft.config.load import load_job
+from raypft.config.load import load_job, look_up
+from raypft.config.resolved import ResolvedJob
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.runs.scores import by_row
+from raypft.tasks.kinds import KINDS
 from raypft.training.encode import Encoder
 from raypft.training.stepper import Learner
 
@@ -76,12 +79,12 @@ def folder(tmp_path_factory):
     return place
 
 
-def job(folder: Path, method: str, family: str, readout: str, kind: str, stage: int = 0) -> Job:
+def job(folder: Path, method: str, family: str, readout: str, kind: str, stage: int = 0) -> ResolvedJob:
     soft = "soft" in METHODS.load(method).marks
     slot = kind in ("choice", "tags") and (
         READOUTS.load(readout).needs_slot or "demo_label" in METHODS.load(method).marks
     )
-    return Job(
+    made = Job(
         task=f"{folder}/{kind}.yaml",
         pattern=f"{family}-{soft}-{slot}",
         backbone="tiny",
@@ -91,10 +94,11 @@ def job(folder: Path, method: str, family: str, readout: str, kind: str, stage: 
         zero={"stage": stage},
         demos=1,
     )
+    return look_up(made)
 
 
 def allowed(method: str, family: str, readout: str, kind: str) -> bool:
-    return readout in readouts_for(method, family, kind)
+    return readout in readouts_for(METHODS.load(method), family, kind)
 
 
 def test_every_axis_is_used():
@@ -109,14 +113,14 @@ def test_what_goes_together_trains_and_answers(combination, folder):
     made = job(folder, *combination)
     check_job(made, family)
     backbone = tiny.backbone(tiny.FAMILIES[family][0])
-    made = made.model_copy(update={"method": {"name": method, **cases.config_of(method, backbone).model_dump()}})
+    made = replace(made, method_config=cases.config_of(method, backbone))
     row = {"id": "0", "language": "en", **ROWS[kind]}
     demos = (
         pa.Table.from_pylist([{**row, "label": label} for label in WORDS])
         if kind == "choice" and family == "causal"
         else None
     )
-    encoder = Encoder.of(made, backbone, demos)
+    encoder = Encoder.of(made, backbone.text, demos)
     learner = Learner(
         METHODS.load(method)(cases.config_of(method, backbone), backbone),
         encoder.readout(encoder.readout_config, encoder.task, encoder.pattern, backbone),
@@ -145,7 +149,7 @@ def test_what_does_not_is_refused_with_what_works(combination, folder):
     for name in re.findall(r"use readout=(.*)$", line)[0].split(" or ") if "use readout=" in line else []:
         assert allowed(method, family, name, kind)
     for name in re.findall(r"use method=(.*)$", line)[0].split(" or ") if "use method=" in line else []:
-        assert readouts_for(name, family, kind)
+        assert readouts_for(METHODS.load(name), family, kind)
 
 
 LINES = {
@@ -217,7 +221,7 @@ def test_every_stage_of_the_matrix_is_allowed(folder):
         cls = METHODS.load(name)
         kind = "choice"
         for stage in range(4):
-            made = job(folder, name, cls.families[0], readouts_for(name, cls.families[0], kind)[0], kind, stage)
+            made = job(folder, name, cls.families[0], readouts_for(cls, cls.families[0], kind)[0], kind, stage)
             if stage <= cls.max_zero_stage:
                 check_job(made, cls.families[0])
             else:

@@ -10,7 +10,8 @@ from sklearn.metrics import f1_score
 
 from raypft.errors import UserError
 from raypft.tasks.load import load_task, task_names
-from raypft.tasks.metrics import METRICS, OF_KIND, metric
+from raypft.tasks.kinds import KINDS
+from raypft.tasks.metrics import METRICS, metric
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 
@@ -39,22 +40,22 @@ PERFECT = {
 }
 
 
-@pytest.mark.parametrize("kind", OF_KIND)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_right_scores_100_in_every_metric_of_a_kind(kind):
     gold = PERFECT[kind]
-    for name in OF_KIND[kind]:
+    for name in KINDS[kind].metrics:
         assert score(name, gold, [texts[-1] for texts in gold] if kind == "span" else gold) == 100, name
 
 
 def test_every_metric_belongs_to_a_kind_and_every_task_names_those_of_its_kind():
-    assert set(METRICS) == set().union(*OF_KIND.values())
+    assert set(METRICS) == set().union(*(kind.metrics for kind in KINDS.values()))
     for name in task_names():
-        assert set(load_task(name).metrics) <= set(OF_KIND[load_task(name).kind])
+        assert set(load_task(name).metrics) <= set(load_task(name).kind.metrics)
 
 
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(UserError) as caught:
-        metric("entity_f", OF_KIND["tags"])
+        metric("entity_f", KINDS["tags"].metrics)
     assert str(caught.value).startswith(
         'metric: "entity_f" is unknown; did you mean "entity_f1"? known: entity_f1, token_accuracy'
     )
@@ -102,7 +103,7 @@ def test_a_tagger_that_says_o_only_scores_by_the_formulas_of_the_fact_sheet():
     gold = [["O"] * 8 + ["B-PER", "I-PER", "I-PER"], ["B-LOC", "I-LOC", "B-ORG", "I-ORG"]]
     p = 8 / 15
     answers = [["O"] * len(tags) for tags in gold]
-    scores = {name: score(name, gold, answers) for name in OF_KIND["tags"]}
+    scores = {name: score(name, gold, answers) for name in KINDS["tags"].metrics}
     assert scores == {
         "entity_f1": 0,
         "token_accuracy": pytest.approx(100 * p),

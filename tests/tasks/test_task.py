@@ -78,7 +78,7 @@ SOURCE_KEYS = (
     "columns, config, files, format, gated, hub, labels, language_before, languages, revision, split_languages, splits"
 )
 PATTERN_KEYS = "by_language, demo_separator, mode, source, text, verbalizer"
-TASK_KEYS = "about, fields, kind, label, languages, metric, metrics, name, patterns, sources"
+TASK_KEYS = "about, fields, kind, label, languages, metric, metrics, name, patterns, pivot, sources"
 ERRORS = {
     "unknown key": (
         "metric:",

@@ -109,6 +109,9 @@ class Kind:
     reads_labels: bool = True
     field_type: pa.DataType = pa.string()
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def answered_at(self) -> str | None:
         """The field that a pattern must show, since answers are read at it; None where <slot> says so."""
