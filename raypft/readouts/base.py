@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch, Encoded
 from raypft.tasks.task import Pattern, Task
 
@@ -57,7 +58,7 @@ class BaseReadout(nn.Module, ABC):
         self.task = task
 
     @staticmethod
-    def prepare(config: Any, prompt: Encoded, backbone: Backbone) -> Encoded:
+    def prepare(config: Any, prompt: Encoded, text: PromptTokenizer) -> Encoded:
         """A prompt with what this readout needs beside: targets of a decoder, say. Called once, while encoding."""
         return prompt
 

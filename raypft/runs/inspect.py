@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 
 from raypft.backbones.aliases import ALIASES
-from raypft.backbones.base import Backbone
 from raypft.backbones.load import load_backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Encoded, collate
 from raypft.config.compatibility import matrix
 from raypft.config.job import Job, part_config, recipe_names, recipe_source
@@ -33,7 +33,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     job, skeleton = prepared.job, prepared.skeleton
     seed = job.seeds[0]
     sample, manifest = prepared.samples[seed], prepared.manifests[seed]
-    encoder = Encoder.of(job, skeleton, sample.demos)
+    encoder = Encoder.of(job, skeleton.text, sample.demos)
     lengths = sorted(len(prompt.ids) for row in sample.test.slice(0, LOOKED_AT).to_pylist() for prompt in encoder(row))
     prompts = round(prompts_an_epoch(sample, encoder, LOOKED_AT))
     steps = -(-prompts // job.train.batch_size) * job.train.epochs
@@ -68,10 +68,10 @@ def label_words(job: Job, encoder: Encoder) -> list[str]:
     if not readout.needs_slot:
         return []
     lines = []
-    tokenizer = encoder.backbone.tokenizer
+    tokenizer = encoder.text.tokenizer
     for language in ["", *encoder.pattern.by_language]:
         wording = encoder.pattern.wording(language)
-        columns = label_columns(encoder.backbone, encoder.task, wording, getattr(config, "mode", None), "verbalizer")
+        columns = label_columns(encoder.text, encoder.task, wording, getattr(config, "mode", None), "verbalizer")
         shown = ", ".join(
             f"{name} = {(wording.verbalizer or {})[name]} {tokenizer.convert_ids_to_tokens(own)} {own}"
             for name, own in zip(encoder.task.label.names, columns, strict=True)
@@ -92,7 +92,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
     row = find_row(sample.test, key)
     backbone = load_backbone(job.backbone, job.train.dropout)
     learner = build_learner(job, backbone, seed).eval()
-    encoder = Encoder.of(job, backbone, sample.demos)
+    encoder = Encoder.of(job, backbone.text, sample.demos)
     prompts, queries = encoder(row), encoder.queries(row)
     batch = collate(prompts, 0, [learner.method.columns(prompt) for prompt in prompts])
     with torch.no_grad():
@@ -104,7 +104,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
         "prompt:",
         *["  " + line for line in readable(queries[0]).split("\n")],
         f"tokens ({len(prompts[0].ids)}):",
-        "  " + " ".join(marked_tokens(backbone, prompts[0])),
+        "  " + " ".join(marked_tokens(backbone.text, prompts[0])),
         *label_words(job, encoder),
         "probabilities before training: "
         + ", ".join(f"{name} {p:.3f}" for name, p in zip(encoder.task.label.names, scores, strict=True))
@@ -115,7 +115,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
     return {
         "key": prompts[0].key,
         "prompts": [readable(query) for query in queries],
-        "tokens": backbone.tokenizer.convert_ids_to_tokens(prompts[0].ids),
+        "tokens": backbone.text.tokenizer.convert_ids_to_tokens(prompts[0].ids),
         "marks": prompts[0].marks,
         "answer": answer,
         "scores": scores,
@@ -123,7 +123,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
     }
 
 
-def marked_tokens(backbone: Backbone, prompt: Encoded) -> list[str]:
+def marked_tokens(text: PromptTokenizer, prompt: Encoded) -> list[str]:
     """The tokens of a prompt, those with a mark as [mark:token]; the slots of a decoder are not among them."""
     at = {
         position: mark
@@ -131,7 +131,7 @@ def marked_tokens(backbone: Backbone, prompt: Encoded) -> list[str]:
         for position in positions
         if not (mark == "slot" and prompt.target)
     }
-    tokens = backbone.tokenizer.convert_ids_to_tokens(prompt.ids)
+    tokens = text.tokenizer.convert_ids_to_tokens(prompt.ids)
     return [f"[{at[i]}:{token}]" if i in at else token for i, token in enumerate(tokens)]
 
 

@@ -92,7 +92,7 @@ def load_trained(folder: Path, seed: int | None = None) -> Trained:
             demos = pa_parquet.read_table(file)
     learner = build_learner(job, backbone, seed).eval()
     _put(learner, own / "trained.safetensors")
-    return Trained(job, seed, folder, results, learner, Encoder.of(job, backbone, demos))
+    return Trained(job, seed, folder, results, learner, Encoder.of(job, backbone.text, demos))
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def prepare(job: Job, shelf: Shelf | None = None) -> Prepared:
     prepared.skeleton.reset()
     for sample in {id(sample): sample for sample in prepared.samples.values()}.values():
         first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
-        encode_sample(job, prepared.skeleton, first)
+        encode_sample(job, prepared.skeleton.text, first)
     return prepared
 
 
@@ -304,9 +304,9 @@ class Here:
             note(event)
             tell({"run": name, **event})
 
-        prompts, flow = encode_sample(cell.job, self.backbone, cell.sample), None
+        prompts, flow = encode_sample(cell.job, self.backbone.text, cell.sample), None
         if cell.sample.stream is not None and cell.job.data.stream is not None:
-            flow = stream.Local(cell.sample.stream, cell.job.data.stream, Encoder.of(cell.job, self.backbone))
+            flow = stream.Local(cell.sample.stream, cell.job.data.stream, Encoder.of(cell.job, self.backbone.text))
         result = run_cell(
             cell.job, cell.seed, prompts, self.backbone, cell.folder, cell.facts, tell=both, test=cell.test, flow=flow
         )

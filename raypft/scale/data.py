@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import ray
 
-from raypft.backbones.load import load_skeleton
+from raypft.backbones.load import load_text
 from raypft.batch import Encoded
 from raypft.config.job import Job, part_config
 from raypft.data import sources
@@ -44,7 +44,7 @@ BESIDE = pa.schema([("file", pa.string()), ("role", pa.string()), ("number", pa.
 def _encoder(job: str, demos: str) -> Encoder:
     """One encoder per job in each process of Ray Data, however many batches it gets."""
     made = Job(**json.loads(job))
-    return Encoder.of(made, load_skeleton(made.backbone), pa.Table.from_pylist(json.loads(demos)))
+    return Encoder.of(made, load_text(made.backbone), pa.Table.from_pylist(json.loads(demos)))
 
 
 def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table:
@@ -176,7 +176,7 @@ def _reader(job: str, path: str) -> tuple[stream.Reader, Encoder]:
         load_task(made.task), made.data.source, made.data.root and absolute(made.data.root), made.shots
     )
     index = stream.Index.load(origin, path_of(path).read_text())
-    return stream.Reader(index, made.data.stream), Encoder.of(made, load_skeleton(made.backbone))
+    return stream.Reader(index, made.data.stream), Encoder.of(made, load_text(made.backbone))
 
 
 class OnRay:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Encoded, Passage
 from raypft.config.compatibility import MARKUP, check_job
 from raypft.config.job import Job, part_config
@@ -30,7 +31,7 @@ class Encoder:
 
     task: Task
     pattern: Pattern
-    backbone: Backbone
+    text: PromptTokenizer
     soft_tokens: int
     max_tokens: int
     readout: type[BaseReadout]
@@ -38,7 +39,7 @@ class Encoder:
     demos: tuple[Demonstration, ...] = ()
 
     @classmethod
-    def of(cls, job: Job, backbone: Backbone, demos: pa.Table | None = None) -> Encoder:
+    def of(cls, job: Job, text: PromptTokenizer, demos: pa.Table | None = None) -> Encoder:
         """The encoder of a job, with a cell's demonstrations."""
         task = load_task(job.task)
         _, config = part_config(job.method, "method")
@@ -47,7 +48,7 @@ class Encoder:
         return cls(
             task,
             task.pattern(job.pattern),
-            backbone,
+            text,
             config.soft_tokens,
             job.train.max_tokens,
             *part_config(job.readout, "readout"),
@@ -81,10 +82,10 @@ class Encoder:
         language = str(row["language"])
         wording = wordings.index(language) if language in wordings else 0
         parts = [replace(part, wording=wording, part=number) for number, part in enumerate(parts)]
-        return [self.readout.prepare(self.readout_config, part, self.backbone) for part in parts]
+        return [self.readout.prepare(self.readout_config, part, self.text) for part in parts]
 
     def _encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
-        return self.backbone.encode(
+        return self.text.encode(
             query, f"{row['language']}/{row['id']}", str(row["language"]), max_tokens or self.max_tokens
         )
 
@@ -116,7 +117,7 @@ class Encoder:
         """Sentences too long for one prompt are cut between words, as XTREME's preprocessing does."""
 
         def size(word: str, blank: str) -> int:
-            return max(1, len(self.backbone.tokenize(blank + word)))
+            return max(1, len(self.text.tokenize(blank + word)))
 
         query = self._render({**row, self.task.words: words[:1]})
         # a part's first word stands after the pattern's own blank, if it has one
@@ -139,7 +140,7 @@ class Encoder:
         query, context = self._render(row), row[self.task.fields["context"]]
         at = next(i for i, piece in enumerate(query.pieces) if piece.mark == "passage")
         lead = len(query.pieces[at].text) - len(query.pieces[at].text.lstrip()) - (len(context) - len(context.lstrip()))
-        ids, starts, ends = self.backbone.offsets(query.pieces[at].text)
+        ids, starts, ends = self.text.offsets(query.pieces[at].text)
         starts, ends = [max(0, start - lead) for start in starts], [max(0, end - lead) for end in ends]
 
         def framed(tokens: Sequence[int]) -> Encoded:
@@ -205,7 +206,7 @@ def check_fit(job: Job, backbone: Backbone) -> None:
         )
     if job.demos and "<demos>" not in pattern.text:
         raise UserError(f"demos: found {job.demos}; pattern {job.pattern} of {task.name} has no <demos>")
-    if job.demos and backbone.family != "causal":
+    if job.demos and not backbone.text.takes_demos:
         raise UserError(
             f"demos: {job.backbone} is a {backbone.family} model and takes no demonstrations; set demos=0 or use a causal backbone"
         )
@@ -234,9 +235,9 @@ def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[st
     return found
 
 
-def encode_sample(job: Job, backbone: Backbone, sample: Sample) -> dict[str, list[Encoded]]:
+def encode_sample(job: Job, text: PromptTokenizer, sample: Sample) -> dict[str, list[Encoded]]:
     """Role to encoded prompts, in this process."""
-    encoder = Encoder.of(job, backbone, sample.demos)
+    encoder = Encoder.of(job, text, sample.demos)
     return {
         role: [prompt for row in table.to_pylist() for prompt in encoder(row)]
         for role in ROLES

@@ -115,7 +115,7 @@ def test_what_goes_together_trains_and_answers(combination, folder):
         if kind == "choice" and family == "causal"
         else None
     )
-    encoder = Encoder.of(made, backbone, demos)
+    encoder = Encoder.of(made, backbone.text, demos)
     learner = Learner(
         method_class(method)(cases.config_of(method, backbone), backbone),
         encoder.readout(encoder.readout_config, encoder.task, encoder.pattern, backbone),

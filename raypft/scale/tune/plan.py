@@ -124,7 +124,7 @@ def _sizes(prepared: Prepared) -> tuple[float, float, float]:
     """Training prompts of a cell; bytes of weights, gradients and Adam's moments in fp32; bytes that are kept."""
     job, skeleton = prepared.job, prepared.skeleton
     sample = prepared.samples[job.seeds[0]]
-    prompts = prompts_an_epoch(sample, Encoder.of(job, skeleton, sample.demos), LOOKED_AT)
+    prompts = prompts_an_epoch(sample, Encoder.of(job, skeleton.text, sample.demos), LOOKED_AT)
     method, config = part_config(job.method, "method")
     skeleton.reset()
     with torch.device("meta"):
