@@ -131,10 +131,10 @@ def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbali
         Demonstration({"text": "a bad film"}, "negative", "en"),
         Demonstration({"text": "great film"}, "positive", "en"),
     ]
-    demos = demos if backbone.family == "causal" else []
+    demos = demos if backbone.text.takes_demos else []
     prompts = [
         replace(
-            backbone.encode(
+            backbone.text.encode(
                 render(kind, pattern, {"text": text}, "en", config.soft_tokens, demos), key=f"en/{i}", language="en"
             ),
             gold=[gold],

@@ -1,4 +1,4 @@
-"""A pretrained model with its tokenizer: from a query to tokens with marks, from a batch to the states at its slots.
+"""The model side of a backbone: from a batch to the states at its slots, and the heads that read them.
 
 Methods touch it through the seams of `seams.py` only; families (masked, causal, seq2seq) are subclasses.
 """
@@ -6,7 +6,6 @@ Methods touch it through the seams of `seams.py` only; families (masked, causal,
 from __future__ import annotations
 
 import contextlib
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -16,10 +15,9 @@ from torch.nn import functional
 
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.seams import Seams
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
-from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.tasks.query import Piece, Query
 
 
 class ColumnLinear(nn.Linear):
@@ -46,67 +44,40 @@ class _Below(nn.Module):
 
 
 class Backbone(Seams, ABC):
-    """One pretrained model with its tokenizer.
+    """One pretrained model, and its text side beside.
 
     Args:
         model: a transformers model with a language-model head.
-        tokenizer: its tokenizer.
-        source: the folder or hub id it was read from, None for a model made in memory; heads read their weights there.
-        revision: what identifies the weights (hub commit or content hash).
+        text: what makes its prompts; None where the model is only run.
     """
 
     family: str
-    _anchor: str = ""
-    """What every text is tokenized after, where a tokenizer would put a blank before it; its tokens are dropped again."""
-    _anchor_size: int = 0
+    text: PromptTokenizer
+    """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
     decoder: ColumnLinear
 
-    def __init__(self, model: nn.Module, tokenizer, source: str | None = None, revision: str = "in memory") -> None:
+    def __init__(self, model: nn.Module, text: PromptTokenizer | None = None) -> None:
         model.get_output_embeddings().__class__ = ColumnLinear
         super().__init__(model)
-        self.tokenizer = tokenizer
-        self.source = source
-        self.revision = revision
-        self.frozen_states = FrozenStates(self.lower, 0 if tokenizer is None else self.pad)
+        self.text = text  # type: ignore[assignment]
+        self.frozen_states = FrozenStates(self.lower, self.pad)
 
     @property
     def pad(self) -> int:
-        """The token id that fills batches; 0 where the tokenizer names none, since no one looks there."""
-        return self.tokenizer.pad_token_id or 0
+        """The token id that fills batches; 0 without a text side, since no one looks there."""
+        return 0 if self.text is None else self.text.pad
+
+    @property
+    def source(self) -> str | None:
+        """The folder or hub id the model was read from, None for one made in memory."""
+        return None if self.text is None else self.text.source
+
+    @property
+    def revision(self) -> str:
+        """What identifies the weights (hub commit or content hash)."""
+        return "in memory" if self.text is None else self.text.revision
 
     # what families differ in
-
-    @abstractmethod
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text inside a prompt, without special tokens."""
-
-    def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
-        """Token ids of a text as `tokenize` gives them, and the characters [start, end) of it that each stands for, without the
-        blanks that some tokenizers count to the word after them."""
-        anchored = self._anchor + text
-        found = self.tokenizer(anchored, add_special_tokens=False, return_offsets_mapping=True)
-        ids, spans = found["input_ids"][self._anchor_size :], found["offset_mapping"][self._anchor_size :]
-        if not ids:  # as in `_text_ids`
-            ids, spans = [self.tokenizer.unk_token_id or 0], [(len(self._anchor), len(anchored))]
-        starts = [end - len(anchored[start:end].lstrip()) for start, end in spans]
-        ends = [end for _, end in spans]
-        for i, limit in enumerate([*starts[1:], len(anchored)]):
-            # a normaliser that joins e and its accent gives the place of the e alone
-            while ends[i] < limit and unicodedata.combining(anchored[ends[i]]):
-                ends[i] += 1
-        return ids, [start - len(self._anchor) for start in starts], [end - len(self._anchor) for end in ends]
-
-    @abstractmethod
-    def word_ids(self, word: str, blank: str) -> list[int]:
-        """Token ids of a label word where it stands in a prompt, after `blank`."""
-
-    @abstractmethod
-    def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
-        """Tokens of a query with the position of every mark; its slots have no gold yet.
-
-        Raises:
-            UserError: the prompt does not fit `max_tokens` even with its fields cut to one token.
-        """
 
     @abstractmethod
     def arguments(self, batch: Batch) -> dict:
@@ -124,14 +95,8 @@ class Backbone(Seams, ABC):
 
     def word_head(self, num_labels: int) -> nn.Module:
         """Dropout and a linear layer, [S, H] -> [S, C], as AutoModelForTokenClassification has them."""
-        rate = next(
-            (
-                getattr(self.config, key)
-                for key in ("classifier_dropout", "hidden_dropout_prob")
-                if getattr(self.config, key, None) is not None
-            ),
-            0.1,
-        )
+        rates = [getattr(self.config, key, None) for key in ("classifier_dropout", "hidden_dropout_prob")]
+        rate = next((rate for rate in rates if rate is not None), 0.1)
         linear = nn.Linear(self.hidden, num_labels)
         nn.init.normal_(linear.weight, std=getattr(self.config, "initializer_range", 0.02))
         nn.init.zeros_(linear.bias)
@@ -237,53 +202,3 @@ class Backbone(Seams, ABC):
             yield
         finally:
             self._layer_seams = seams
-
-    # shortening, shared by the families
-
-    def shorten(self, pieces: Sequence[Piece], budget: int, where: str) -> list[list[int]]:
-        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time; a
-        queried word only when no field has more than one token left.
-
-        Raises:
-            UserError: literals and one token per field alone need more than `budget`.
-        """
-        ids = [self._ids(piece) for piece in pieces]
-        total = sum(map(len, ids))
-        while total > budget:
-            fields = [
-                i for piece, i in zip(pieces, ids, strict=True) if piece.field and len(i) > 1 and piece.mark != "word"
-            ]
-            words = [i for piece, i in zip(pieces, ids, strict=True) if piece.mark == "word" and len(i) > 1]
-            if not fields and not words:
-                raise UserError(
-                    f"train.max_tokens: {where} needs {total} tokens for its fixed parts; only {budget} are left; raise max_tokens"
-                )
-            max(fields or words, key=len).pop()
-            total -= 1
-        return ids
-
-    def _ids(self, piece: Piece) -> list[int]:
-        if piece.kind == "tokens":
-            return list(piece.tokens)
-        if piece.kind != "text":
-            return self.special(piece)
-        # a marked piece must have a token to stand at, even where the tokenizer drops all of its characters
-        return self.tokenize(piece.text) or ([self.tokenizer.unk_token_id or 0] if piece.mark else [])
-
-    @abstractmethod
-    def special(self, piece: Piece) -> list[int]:
-        """The token ids of a "slot", "soft" or "sep" piece."""
-
-    def place(
-        self, pieces: Sequence[Piece], ids: Sequence[list[int]], start: int
-    ) -> tuple[list[int], dict[str, list[int]]]:
-        """Join the pieces' tokens; positions of marks count from `start`."""
-        joined: list[int] = []
-        marks: dict[str, list[int]] = {}
-        for piece, own in zip(pieces, ids, strict=True):
-            if piece.mark:
-                count = piece.count if piece.kind == "soft" else 1
-                at = start + len(joined)
-                marks.setdefault(piece.mark, []).extend(range(at, at + count))
-            joined += own
-        return joined, marks

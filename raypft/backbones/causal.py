@@ -6,6 +6,7 @@ from torch import nn
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.masked import sequence_classifier
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.errors import UserError
@@ -15,17 +16,15 @@ DEMO_SHARE = 0.75
 """At most this share of max_tokens goes to the demonstrations, which are cut to it once, the same in every prompt."""
 
 
-class CausalBackbone(Backbone):
-    """A decoder; <slot> must end the pattern and takes no token, <sep> is a line break."""
+class CausalTokenizer(PromptTokenizer):
+    """Demonstrations stand before the query; <slot> must end the pattern and takes no token, <sep> is a line break."""
 
     family = "causal"
-    outputs = (("attn.c_proj", "mlp.c_proj"), ("self_attn.o_proj", "mlp.down_proj"))
+    takes_demos = True
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         self._demos: dict[tuple[tuple[Piece, ...], int], tuple[list[int], dict[str, list[int]]]] = {}
-        if self.tokenizer is None:
-            return
         plain = self.tokenizer("a", return_special_tokens_mask=True)
         special = plain["special_tokens_mask"]
         self._begin = plain["input_ids"][: special.index(0)]
@@ -56,11 +55,12 @@ class CausalBackbone(Backbone):
         demos, marks = self._demo_tokens(query.demos, max_tokens)
         start = len(self._begin) + len(demos)
         where = f"the pattern (row {key})" if key else "the pattern"
-        own, own_marks = self.place(query.pieces, self.shorten(query.pieces, max_tokens - start, where), start)
-        tokens = self._begin + demos + own
+        ids = self.shorten(query.pieces, max_tokens - start, where)
+        asked, asked_marks = self.place(query.pieces, ids, start)
+        tokens = self._begin + demos + asked
         words = [piece for piece in query.pieces if piece.mark == "slot" and piece.kind == "text"]
-        slots = own_marks["slot"] if words else [len(tokens) - 1]
-        marks = {**marks, **own_marks, "slot": slots}
+        slots = asked_marks["slot"] if words else [len(tokens) - 1]
+        marks = {**marks, **asked_marks, "slot": slots}
         return Encoded(
             key, language, tokens, [0] * len(tokens), marks, gold=[-1] * len(slots), demo_tokens=start if demos else 0
         )
@@ -68,12 +68,16 @@ class CausalBackbone(Backbone):
     def _demo_tokens(self, pieces: tuple[Piece, ...], max_tokens: int) -> tuple[list[int], dict[str, list[int]]]:
         if (pieces, max_tokens) not in self._demos:
             budget = int(max_tokens * DEMO_SHARE)
-            self._demos = {
-                (pieces, max_tokens): self.place(
-                    pieces, self.shorten(pieces, budget, "the demonstrations"), len(self._begin)
-                )
-            }
+            ids = self.shorten(pieces, budget, "the demonstrations")
+            self._demos = {(pieces, max_tokens): self.place(pieces, ids, len(self._begin))}
         return self._demos[pieces, max_tokens]
+
+
+class CausalBackbone(Backbone):
+    """A decoder."""
+
+    family = CausalTokenizer.family
+    outputs = (("attn.c_proj", "mlp.c_proj"), ("self_attn.o_proj", "mlp.down_proj"))
 
     def arguments(self, batch: Batch) -> dict:
         return {"use_cache": False}

@@ -53,7 +53,7 @@ def weights(backbone: Backbone) -> dict[str, Tensor]:
 
 def auto_class(backbone: Backbone, head: Head | None) -> str:
     """The transformers class that loads the model with this head, with the language-model head where None."""
-    return (FAMILIES[backbone.family][1] if head is None else HEADS[head[0]]).__name__
+    return (FAMILIES[backbone.family].auto if head is None else HEADS[head[0]]).__name__
 
 
 def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
         # a method may have given the output embedding a weight of its own
         tied = getattr(backbone.config, "tie_word_embeddings", True) and backbone.decoder_is_tied
         config = type(backbone.config).from_dict({**backbone.config.to_dict(), "tie_word_embeddings": tied})
-        model: Any = FAMILIES[backbone.family][1].from_config(config, dtype=torch.float32)
+        model: Any = FAMILIES[backbone.family].auto.from_config(config, dtype=torch.float32)
         model.load_state_dict(values)
     else:
         model = _with_head(backbone, head, labels)
@@ -76,7 +76,7 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
         for name, module in head_modules(model, head).items():
             model.get_submodule(name).load_state_dict(module.state_dict())
     model.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
+    backbone.text.tokenizer.save_pretrained(folder)
 
 
 def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels: Sequence[str] = ()) -> None:
@@ -136,9 +136,13 @@ def _with_head(backbone: Backbone, head: Head, labels: Sequence[str]) -> Any:
     names = (
         {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
     )
-    pad = backbone.config.pad_token_id if backbone.config.pad_token_id is not None else backbone.tokenizer.pad_token_id
     pad = (
-        backbone.tokenizer.eos_token_id if pad is None else pad
+        backbone.config.pad_token_id
+        if backbone.config.pad_token_id is not None
+        else backbone.text.tokenizer.pad_token_id
+    )
+    pad = (
+        backbone.text.tokenizer.eos_token_id if pad is None else pad
     )  # a causal model's head reads the last token that is no padding
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), **names, "pad_token_id": pad})
     return HEADS[head[0]].from_config(config, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -10,19 +11,29 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.causal import CausalBackbone
+from raypft.backbones.causal import CausalBackbone, CausalTokenizer
 from raypft.backbones.fetch import locate, revision
-from raypft.backbones.masked import MaskedBackbone
-from raypft.backbones.seq2seq import Seq2SeqBackbone
+from raypft.backbones.masked import MaskedBackbone, MaskedTokenizer
+from raypft.backbones.seq2seq import Seq2SeqBackbone, Seq2SeqTokenizer
+from raypft.backbones.text import PromptTokenizer
 from raypft.errors import UserError
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
+
+class Family(NamedTuple):
+    """The classes of a family: text side, model side, and what transformers reads the model with."""
+
+    text: type[PromptTokenizer]
+    backbone: type[Backbone]
+    auto: Any
+
+
 FAMILIES = {
-    "masked": (MaskedBackbone, AutoModelForMaskedLM),
-    "causal": (CausalBackbone, AutoModelForCausalLM),
-    "seq2seq": (Seq2SeqBackbone, AutoModelForSeq2SeqLM),
+    "masked": Family(MaskedTokenizer, MaskedBackbone, AutoModelForMaskedLM),
+    "causal": Family(CausalTokenizer, CausalBackbone, AutoModelForCausalLM),
+    "seq2seq": Family(Seq2SeqTokenizer, Seq2SeqBackbone, AutoModelForSeq2SeqLM),
 }
 _TEXT_TO_TEXT = ("t5", "mt5")
 _DROPOUTS = (
@@ -88,28 +99,43 @@ def load_backbone(name: str, dropout: float | None = None) -> Backbone:
         for key in _DROPOUTS:
             if getattr(config, key, None) is not None:
                 setattr(config, key, dropout)
-    backbone_class, auto = FAMILIES[family_of(config)]
-    model = auto.from_pretrained(folder, config=config, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    backbone = backbone_class(model, tokenizer, str(folder), revision(folder))
-    return backbone.eval()
+    family = FAMILIES[family_of(config)]
+    model = family.auto.from_pretrained(folder, config=config, dtype=torch.float32)
+    return family.backbone(model, _text(folder, config)).eval()
 
 
 def load_skeleton(name: str) -> Backbone:
-    """The backbone without weights (meta device): tokenizer, family and shapes, for checking and encoding.
+    """The backbone without weights (meta device): family, shapes and the text side, for checking.
 
     Raises:
         UserError: see `load_backbone`.
     """
     folder = locate(name)
     config = read_config(folder)
-    backbone_class, auto = FAMILIES[family_of(config)]
+    family = FAMILIES[family_of(config)]
     with torch.device("meta"):
-        model = auto.from_config(config)
-    return backbone_class(model, AutoTokenizer.from_pretrained(folder), str(folder), revision(folder)).eval()
+        model = family.auto.from_config(config)
+    return family.backbone(model, _text(folder, config)).eval()
+
+
+def load_text(name: str) -> PromptTokenizer:
+    """The text side alone, for a process that only encodes.
+
+    Raises:
+        UserError: see `load_backbone`.
+    """
+    folder = locate(name)
+    return _text(folder, read_config(folder))
+
+
+def _text(folder: Path, config) -> PromptTokenizer:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return FAMILIES[family_of(config)].text(tokenizer, config, str(folder), revision(folder))
 
 
 def backbone_from_config(config, tokenizer=None) -> Backbone:
-    """A randomly initialised backbone made from a configuration, for tests and (under `torch.device("meta")`) for counting."""
-    backbone_class, auto = FAMILIES[family_of(config)]
-    return backbone_class(auto.from_config(config, dtype=torch.float32), tokenizer).eval()
+    """A randomly initialised backbone made from a configuration, for tests and (under `torch.device("meta")`) for
+    counting; without a tokenizer it has no text side."""
+    family = FAMILIES[family_of(config)]
+    text = None if tokenizer is None else family.text(tokenizer, config)
+    return family.backbone(family.auto.from_config(config, dtype=torch.float32), text).eval()

@@ -7,29 +7,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 
-class MaskedBackbone(Backbone):
-    """A model with a masked-language-model head; pieces after <sep> are the second segment of the pair."""
+class MaskedTokenizer(PromptTokenizer):
+    """<slot> is the mask token; pieces after <sep> are the second segment of the pair."""
 
     family = "masked"
-    outputs = (("attention.output.dense", "output.dense"),)
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
-        # RoBERTa's positions start after its padding id, BERT's at 0
-        padding = [
-            m.padding_idx
-            for name, m in self.model.named_modules()
-            if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)
-        ]
-        self.first_position = padding[0] + 1 if padding and padding[0] is not None else 0
-        if self.tokenizer is None:
-            return
         pair = self.tokenizer("a", "b", return_special_tokens_mask=True)
         special = pair["special_tokens_mask"]
         first, second = (i for i, is_special in enumerate(special) if not is_special)
@@ -66,6 +57,20 @@ class MaskedBackbone(Backbone):
         if split == len(ids):
             segments = [0] * len(tokens)
         return Encoded(key, language, tokens, segments, marks, gold=[-1] * len(marks["slot"]))
+
+
+class MaskedBackbone(Backbone):
+    """A model with a masked-language-model head."""
+
+    family = MaskedTokenizer.family
+    outputs = (("attention.output.dense", "output.dense"),)
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        named = [module for name, module in self.model.named_modules() if name.endswith("position_embeddings")]
+        padding = [module.padding_idx for module in named if isinstance(module, nn.Embedding)]
+        # RoBERTa's positions start after its padding id, BERT's at 0
+        self.first_position = padding[0] + 1 if padding and padding[0] is not None else 0
 
     def arguments(self, batch: Batch) -> dict:
         return {"token_type_ids": batch.segments}

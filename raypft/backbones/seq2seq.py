@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raypft.backbones.attention import find_attention
 from raypft.backbones.base import Backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.errors import UserError
@@ -20,29 +21,14 @@ from raypft.tasks.query import Piece, Query
 SENTINEL = "<extra_id_0>"
 
 
-class ScaledHead(nn.Module):
-    """The output embedding behind the scaling that T5's tied form has."""
-
-    def __init__(self, decoder: nn.Module, scale: float) -> None:
-        super().__init__()
-        self.__dict__["decoder"] = decoder  # a plain reference: it is the model's
-        self.scale = scale
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.decoder(states * self.scale)
-
-
-class Seq2SeqBackbone(Backbone):
-    """An encoder and a decoder; layers are counted in the encoder, <sep> is the end token that T5 puts between two texts."""
+class Seq2SeqTokenizer(PromptTokenizer):
+    """<slot> is the first sentinel; <sep> is the end token that T5 puts between two texts."""
 
     family = "seq2seq"
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
-        scaled = getattr(self.config, "scale_decoder_outputs", False)
-        self.__dict__["_head"] = ScaledHead(self.decoder, self.hidden**-0.5 if scaled else 1.0)
-        if self.tokenizer is not None:
-            self._sentinel = self.tokenizer.convert_tokens_to_ids(SENTINEL)
+        self._sentinel = self.tokenizer.convert_tokens_to_ids(SENTINEL)
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -70,6 +56,39 @@ class Seq2SeqBackbone(Backbone):
             key, language, ids, [0] * len(ids), {**marks, "slot": [len(target) - 1]}, gold=[-1], target=target
         )
 
+    def answer_ids(self, text: str) -> list[int]:
+        """What the decoder should say for a text, its end included."""
+        return [*self.tokenize(text), self.tokenizer.eos_token_id]
+
+    def answer_texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """What the decoder said, up to its end."""
+        end = self.tokenizer.eos_token_id
+        cut = [list(row[: row.index(end)] if end in row else row) for row in ids]
+        return [text.strip() for text in self.tokenizer.batch_decode(cut, skip_special_tokens=True)]
+
+
+class ScaledHead(nn.Module):
+    """The output embedding behind the scaling that T5's tied form has."""
+
+    def __init__(self, decoder: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.__dict__["decoder"] = decoder  # a plain reference: it is the model's
+        self.scale = scale
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.decoder(states * self.scale)
+
+
+class Seq2SeqBackbone(Backbone):
+    """An encoder and a decoder; layers are counted in the encoder."""
+
+    family = Seq2SeqTokenizer.family
+
+    def __init__(self, *arguments, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
+        scaled = getattr(self.config, "scale_decoder_outputs", False)
+        self.__dict__["_head"] = ScaledHead(self.decoder, self.hidden**-0.5 if scaled else 1.0)
+
     def arguments(self, batch: Batch) -> dict:
         return {}
 
@@ -96,13 +115,3 @@ class Seq2SeqBackbone(Backbone):
             input_ids=batch.target, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, use_cache=False
         )
         return decoded.last_hidden_state
-
-    def answer_ids(self, text: str) -> list[int]:
-        """What the decoder should say for a text, its end included."""
-        return [*self.tokenize(text), self.tokenizer.eos_token_id]
-
-    def answer_texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """What the decoder said, up to its end."""
-        end = self.tokenizer.eos_token_id
-        cut = [list(row[: row.index(end)] if end in row else row) for row in ids]
-        return [text.strip() for text in self.tokenizer.batch_decode(cut, skip_special_tokens=True)]

@@ -1,1 +1,132 @@
-from raypft.backbones.base import Backbone as PromptTokenizer  # noqa
+"""The text side of a backbone: from a query to tokens with marks, from tokens back to text. It needs no weights.
+
+Families differ in how they tokenize and lay out a prompt; each has its subclass in its own file.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from raypft.encoded import Encoded
+from raypft.errors import UserError
+from raypft.tasks.query import Piece, Query
+
+
+class PromptTokenizer(ABC):
+    """A model's tokenizer and what its family makes of prompts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        config: the model's transformers configuration.
+        source: the folder or hub id it was read from, None for a model made in memory; heads read their weights there.
+        revision: what identifies the weights (hub commit or content hash).
+    """
+
+    family: str
+    takes_demos: bool = False
+    """Whether a prompt may begin with demonstrations."""
+    _anchor: str = ""
+    """What every text is tokenized after, where a tokenizer would put a blank before it; its tokens are dropped again."""
+    _anchor_size: int = 0
+
+    def __init__(self, tokenizer, config, source: str | None = None, revision: str = "in memory") -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.source = source
+        self.revision = revision
+
+    @property
+    def pad(self) -> int:
+        """The token id that fills batches; 0 where the tokenizer names none, since no one looks there."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the rows of the model's embedding."""
+        return self.config.vocab_size
+
+    # what families differ in
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text inside a prompt, without special tokens."""
+
+    @abstractmethod
+    def word_ids(self, word: str, blank: str) -> list[int]:
+        """Token ids of a label word where it stands in a prompt, after `blank`."""
+
+    @abstractmethod
+    def special(self, piece: Piece) -> list[int]:
+        """The token ids of a "slot", "soft" or "sep" piece."""
+
+    @abstractmethod
+    def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
+        """Tokens of a query with the position of every mark; its slots have no gold yet.
+
+        Raises:
+            UserError: the prompt does not fit `max_tokens` even with its fields cut to one token.
+        """
+
+    # shared by the families
+
+    def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Token ids of a text as `tokenize` gives them, and the characters [start, end) of it that each stands for, without
+        the blanks that some tokenizers count to the word after them."""
+        anchored = self._anchor + text
+        tokenized = self.tokenizer(anchored, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = tokenized["input_ids"][self._anchor_size :], tokenized["offset_mapping"][self._anchor_size :]
+        if not ids:  # as in `_ids`
+            ids, spans = [self.tokenizer.unk_token_id or 0], [(len(self._anchor), len(anchored))]
+        starts = [end - len(anchored[start:end].lstrip()) for start, end in spans]
+        ends = [end for _, end in spans]
+        for i, limit in enumerate([*starts[1:], len(anchored)]):
+            # a normaliser that joins e and its accent gives the place of the e alone
+            while ends[i] < limit and unicodedata.combining(anchored[ends[i]]):
+                ends[i] += 1
+        return ids, [start - len(self._anchor) for start in starts], [end - len(self._anchor) for end in ends]
+
+    def shorten(self, pieces: Sequence[Piece], budget: int, where: str) -> list[list[int]]:
+        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time; a
+        queried word only when no field has more than one token left.
+
+        Raises:
+            UserError: literals and one token per field alone need more than `budget`.
+        """
+        ids = [self._ids(piece) for piece in pieces]
+        total = sum(map(len, ids))
+        while total > budget:
+            longer = [(piece, tokens) for piece, tokens in zip(pieces, ids, strict=True) if len(tokens) > 1]
+            fields = [tokens for piece, tokens in longer if piece.field and piece.mark != "word"]
+            words = [tokens for piece, tokens in longer if piece.mark == "word"]
+            if not fields and not words:
+                raise UserError(
+                    f"train.max_tokens: {where} needs {total} tokens for its fixed parts; only {budget} are left; "
+                    "raise max_tokens"
+                )
+            max(fields or words, key=len).pop()
+            total -= 1
+        return ids
+
+    def place(
+        self, pieces: Sequence[Piece], ids: Sequence[list[int]], start: int
+    ) -> tuple[list[int], dict[str, list[int]]]:
+        """Join the pieces' tokens; positions of marks count from `start`."""
+        joined: list[int] = []
+        marks: dict[str, list[int]] = {}
+        for piece, tokens in zip(pieces, ids, strict=True):
+            if piece.mark:
+                count = piece.count if piece.kind == "soft" else 1
+                at = start + len(joined)
+                marks.setdefault(piece.mark, []).extend(range(at, at + count))
+            joined += tokens
+        return joined, marks
+
+    def _ids(self, piece: Piece) -> list[int]:
+        if piece.kind == "tokens":
+            return list(piece.tokens)
+        if piece.kind != "text":
+            return self.special(piece)
+        # a marked piece must have a token to stand at, even where the tokenizer drops all of its characters
+        return self.tokenize(piece.text) or ([self.tokenizer.unk_token_id or 0] if piece.mark else [])

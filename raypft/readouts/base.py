@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.tasks.task import Pattern, Task
@@ -58,7 +59,7 @@ class BaseReadout(nn.Module, ABC):
         self.task = task
 
     @staticmethod
-    def prepare(config: Any, prompt: Encoded, backbone: Backbone) -> Encoded:
+    def prepare(config: Any, prompt: Encoded, text: PromptTokenizer) -> Encoded:
         """A prompt with what this readout needs beside: targets of a decoder, say. Called once, while encoding."""
         return prompt
 
@@ -118,6 +119,4 @@ def slots_of(batch: Batch) -> list[slice]:
     """The slots of each prompt."""
     sizes = batch.slots[:, 0].bincount(minlength=len(batch.names)).tolist()
     return [slice(end - size, end) for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
-
-
 Readout = BaseReadout

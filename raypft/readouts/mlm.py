@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.errors import UserError
@@ -34,7 +35,7 @@ class Config(base.Config):
     share: float = Field(default=0.15, gt=0, le=1)
 
 
-def masked(prompt: Encoded, draw: str, share: float, backbone: Backbone) -> Encoded:
+def masked(prompt: Encoded, draw: str, share: float, text: PromptTokenizer) -> Encoded:
     """The prompt with tokens chosen by `draw` masked; an earlier draw is undone first.
 
     Raises:
@@ -43,7 +44,7 @@ def masked(prompt: Encoded, draw: str, share: float, backbone: Backbone) -> Enco
     ids = list(prompt.ids)
     for position, token in zip(prompt.marks["slot"], prompt.gold, strict=True):
         ids[position] = token if token >= 0 else ids[position]
-    special = set(backbone.tokenizer.all_special_ids)
+    special = set(text.tokenizer.all_special_ids)
     usable = [position for position, token in enumerate(ids) if token not in special]
     if not usable:
         raise UserError(f"data: row {prompt.key} has no known token that could be masked; leave it out")
@@ -55,10 +56,10 @@ def masked(prompt: Encoded, draw: str, share: float, backbone: Backbone) -> Enco
     ]
     gold = [ids[position] for position in chosen]
     fates = torch.rand(len(chosen), generator=generator).tolist()
-    others = torch.randint(backbone.config.vocab_size, (len(chosen),), generator=generator).tolist()
+    others = torch.randint(text.vocab_size, (len(chosen),), generator=generator).tolist()
     for position, fate, other in zip(chosen, fates, others, strict=True):
         if fate < MASK + RANDOM:
-            ids[position] = backbone.tokenizer.mask_token_id if fate < MASK else other
+            ids[position] = text.tokenizer.mask_token_id if fate < MASK else other
     return replace(prompt, ids=ids, marks={**prompt.marks, "slot": chosen}, gold=gold)
 
 
@@ -76,11 +77,11 @@ class Readout(base.BaseReadout):
         self.__dict__["backbone"] = backbone  # its parameters belong to the method
 
     @staticmethod
-    def prepare(config: Any, prompt: Encoded, backbone: Backbone) -> Encoded:
-        return masked(prompt, "held out", config.share, backbone)
+    def prepare(config: Any, prompt: Encoded, text: PromptTokenizer) -> Encoded:
+        return masked(prompt, "held out", config.share, text)
 
     def redraw(self, prompt: Encoded, seed: int, epoch: int) -> Encoded:
-        return masked(prompt, f"{seed}/{epoch}", self.share, self.backbone)
+        return masked(prompt, f"{seed}/{epoch}", self.share, self.backbone.text)
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.backbone.vocabulary_scores(states)  # [S, V]

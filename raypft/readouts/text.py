@@ -57,11 +57,11 @@ class Readout(base.BaseReadout):
             )
 
     @staticmethod
-    def prepare(config: Config, prompt: Encoded, backbone: Any) -> Encoded:
+    def prepare(config: Config, prompt: Encoded, text: Any) -> Encoded:
         start = prompt.target[:1]
-        ids = backbone.answer_ids(WORD_SEPARATOR.join(prompt.answers))
+        ids = text.answer_ids(WORD_SEPARATOR.join(prompt.answers))
         if config.pad_to is not None:
-            ids = (ids + [backbone.tokenizer.pad_token_id] * config.pad_to)[: config.pad_to]
+            ids = (ids + [text.tokenizer.pad_token_id] * config.pad_to)[: config.pad_to]
         return replace(
             prompt, marks={**prompt.marks, "slot": list(range(len(ids)))}, gold=ids, target=[*start, *ids[:-1]]
         )
@@ -80,9 +80,9 @@ class Readout(base.BaseReadout):
             states = method(replace(batch, target=said, slots=at))
             best, token = self.backbone.vocabulary_scores(states).float().softmax(-1).max(-1)
             chance = torch.where(ended, chance, chance * best)
-            ended |= token == self.backbone.tokenizer.eos_token_id
+            ended |= token == self.backbone.text.tokenizer.eos_token_id
             said = torch.cat([said, token.unsqueeze(1)], dim=1)
-        texts = self.backbone.answer_texts(said[:, 1:].tolist())  # type: ignore[operator]
+        texts = self.backbone.text.answer_texts(said[:, 1:].tolist())  # type: ignore[operator]
         return [Answer(name, text, [p]) for name, text, p in zip(batch.names, texts, chance.tolist(), strict=True)]
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:

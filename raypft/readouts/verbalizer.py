@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.errors import UserError
 from raypft.readouts import base
@@ -22,35 +23,37 @@ class Config(base.Config):
     mode: Mode | None = None
 
 
-def word_columns(backbone: Backbone, word: str, mode: Mode, blank: str, where: str) -> list[int]:
+def word_columns(text: PromptTokenizer, word: str, mode: Mode, blank: str, where: str) -> list[int]:
     """The vocabulary columns of one label word.
 
     Raises:
         UserError: the word splits, or is unknown, and the mode does not say what to do then.
     """
     if mode == "raw_piece":
-        found = backbone.tokenizer.get_vocab().get(word)
+        found = text.tokenizer.get_vocab().get(word)
         if found is None:
             raise UserError(
                 f'{where}: "{word}" is no piece of the vocabulary (mode raw_piece); use readout.mode=word_initial'
             )
         return [found]
-    ids = backbone.word_ids(word, blank)
-    if backbone.tokenizer.unk_token_id in ids and backbone.tokenizer.unk_token_id is not None:
+    ids = text.word_ids(word, blank)
+    if text.tokenizer.unk_token_id in ids and text.tokenizer.unk_token_id is not None:
         raise UserError(f'{where}: "{word}" holds a piece unknown to this vocabulary; choose another word')
     if mode == "first_piece":
         return ids[:1]
     if mode == "last_piece":
         return ids[-1:]
     if mode in ("word_initial", "mean") and len(ids) != 1:
-        pieces = backbone.tokenizer.convert_ids_to_tokens(ids)
+        pieces = text.tokenizer.convert_ids_to_tokens(ids)
         raise UserError(
             f'{where}: "{word}" is {len(ids)} tokens for this backbone {pieces}; choose one token or set mode: first_piece'
         )
     return ids
 
 
-def label_columns(backbone: Backbone, task: Task, wording: Wording, mode: Mode | None, where: str) -> list[list[int]]:
+def label_columns(
+    text: PromptTokenizer, task: Task, wording: Wording, mode: Mode | None, where: str
+) -> list[list[int]]:
     """The vocabulary columns of each label, in label order.
 
     Raises:
@@ -64,7 +67,7 @@ def label_columns(backbone: Backbone, task: Task, wording: Wording, mode: Mode |
         words = [words] if isinstance(words, str) else words
         if len(words) > 1 and mode != "mean":
             raise UserError(f"{where}.{name}: found {len(words)} words; expected one, or mode: mean")
-        columns.append([c for word in words for c in word_columns(backbone, word, mode, blank, f"{where}.{name}")])
+        columns.append([c for word in words for c in word_columns(text, word, mode, blank, f"{where}.{name}")])
     for i, own in enumerate(columns):
         for j in range(i):
             if sorted(own) == sorted(columns[j]):
@@ -85,7 +88,7 @@ class Readout(base.BaseReadout):
         wordings = []
         for language in ["", *pattern.by_language]:
             where = f"task {task.name}: verbalizer" + (f" ({language})" if language else "")
-            wordings.append(label_columns(backbone, task, pattern.wording(language), config.mode, where))
+            wordings.append(label_columns(backbone.text, task, pattern.wording(language), config.mode, where))
         used = sorted({column for wording in wordings for own in wording for column in own})
         share = torch.zeros(len(wordings), len(used), len(task.label.names))
         for i, wording in enumerate(wordings):

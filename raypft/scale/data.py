@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import ray
 
-from raypft.backbones.load import load_skeleton
+from raypft.backbones.load import load_text
 from raypft.config.job import Job
 from raypft.config.load import resolve
 from raypft.data import streaming
@@ -44,7 +44,7 @@ BESIDE = pa.schema([("file", pa.string()), ("role", pa.string()), ("number", pa.
 def _encoder(job: str, demos: str) -> Encoder:
     """One encoder per job in each process of Ray Data, however many batches it gets."""
     resolved = resolve(Job(**json.loads(job)))
-    text = load_skeleton(resolved.job.backbone).text
+    text = load_text(resolved.job.backbone)
     return Encoder.of(resolved, text, pa.Table.from_pylist(json.loads(demos)))
 
 
@@ -194,7 +194,7 @@ def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], cou
 def _reader(job: str, path: str) -> tuple[streaming.Reader, Encoder]:
     """One for each job in a process of Ray Data, so that row groups are read once where steps follow each other."""
     resolved = resolve(Job(**json.loads(job)))
-    mix, text = resolved.job.data.stream, load_skeleton(resolved.job.backbone).text
+    mix, text = resolved.job.data.stream, load_text(resolved.job.backbone)
     assert mix is not None
     root = resolved.origin.root
     origin = replace(resolved.origin, root=root and absolute(root))

@@ -435,7 +435,7 @@ def test_gguf_is_converted_once_to_the_same_model(tmp_path, monkeypatch):
     ids = torch.tensor([[5, 9, 11, 30]])
     for backbone in (first, again):
         assert backbone.dtype == torch.float32
-        assert backbone.tokenize("abA") == [plain.config.vocab_size - 1, 0]
+        assert backbone.text.tokenize("abA") == [plain.config.vocab_size - 1, 0]
         with torch.no_grad():
             assert torch.allclose(backbone.model(ids).logits, plain(ids).logits, atol=1e-5)
     assert first.revision == again.revision
@@ -540,7 +540,7 @@ def text(words: str, **keywords) -> Piece:
 
 
 def words(backbone, ids: list[int]) -> list[str]:
-    return backbone.tokenizer.convert_ids_to_tokens(ids)
+    return backbone.text.tokenizer.convert_ids_to_tokens(ids)
 
 
 def test_masked_pair_layout():
@@ -549,15 +549,15 @@ def test_masked_pair_layout():
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's
     backbone = backbone_from_config(tiny.config("bert"), tokenizer)
     query = Query((), (text("the film"), Piece("sep"), Piece("slot", mark="slot"), text(" fine")))
-    made = backbone.encode(query)
-    plain = backbone.tokenizer("the film", "<mask> fine")
+    made = backbone.text.encode(query)
+    plain = backbone.text.tokenizer("the film", "<mask> fine")
     assert words(backbone, made.ids) == ["<s>", "the", "film", "</s>", "</s>", "<mask>", "fine", "</s>"]
     assert made.ids == plain["input_ids"]
     assert made.marks["slot"] == [5]
     assert made.segments == plain["token_type_ids"]
     assert made.segments[4:6] == [0, 1]
-    single = backbone.encode(Query((), (text("the film"),)))
-    assert single.ids == backbone.tokenizer("the film")["input_ids"]
+    single = backbone.text.encode(Query((), (text("the film"),)))
+    assert single.ids == backbone.text.tokenizer("the film")["input_ids"]
     assert single.segments == [0] * 4
     assert single.marks["slot"] == [0], "without <slot> a head reads the first token"
 
@@ -576,7 +576,9 @@ def test_causal_layout(template, begin):
     """The tokenizer's begin tokens once, demonstrations, line breaks for <sep>; never an end token; the last token answers."""
     backbone = backbone_from_config(tiny.config("llama"), begun(template))
     demos = (text("good film :"), text(" Positive", mark="demo_label"), text("\n"))
-    made = backbone.encode(Query(demos, (text("bad film"), Piece("sep"), text("it :"), Piece("slot", mark="slot"))))
+    made = backbone.text.encode(
+        Query(demos, (text("bad film"), Piece("sep"), text("it :"), Piece("slot", mark="slot")))
+    )
     expected = [*begin, "good", "film", ":", "Positive", "\n", "bad", "film", "\n", "it", ":"]
     assert words(backbone, made.ids) == expected
     assert made.marks == {"demo_label": [expected.index("Positive")], "slot": [len(expected) - 1]}
@@ -591,9 +593,9 @@ def test_no_blank_is_added_where_a_tokenizer_begins_every_text_with_one():
     backbone = backbone_from_config(
         tiny.config("llama"), PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>")
     )
-    assert words(backbone, backbone.tokenize("a b")) == ["a", "▁b"]
-    assert words(backbone, backbone.tokenize(" a b")) == ["▁a", "▁b"]
-    assert words(backbone, backbone.word_ids("a", " ")) == ["▁a"]
+    assert words(backbone, backbone.text.tokenize("a b")) == ["a", "▁b"]
+    assert words(backbone, backbone.text.tokenize(" a b")) == ["▁a", "▁b"]
+    assert words(backbone, backbone.text.word_ids("a", " ")) == ["▁a"]
 
 
 def test_only_fields_are_cut_the_longest_first():
@@ -606,16 +608,16 @@ def test_only_fields_are_cut_the_longest_first():
         text(" it"),
         Piece("slot", mark="slot"),
     )
-    made = backbone.encode(Query((), pieces), max_tokens=9)
+    made = backbone.text.encode(Query((), pieces), max_tokens=9)
     assert words(backbone, made.ids) == ["<s>", "six", "seven", "was", "one", "two", "it", "<mask>", "</s>"]
     with pytest.raises(UserError, match="max_tokens"):
-        backbone.encode(Query((), pieces), max_tokens=6)
+        backbone.text.encode(Query((), pieces), max_tokens=6)
 
 
 def test_patterns_that_a_family_cannot_read_are_refused():
     """A causal model has no text after <slot>; a masked one no demonstrations."""
     slot = Piece("slot", mark="slot")
     with pytest.raises(UserError, match="must be the last part"):
-        tiny.backbone("gpt2").encode(Query((), (text("it was"), slot, text(" ."))))
+        tiny.backbone("gpt2").text.encode(Query((), (text("it was"), slot, text(" ."))))
     with pytest.raises(UserError, match="takes no demonstrations"):
-        tiny.backbone("bert").encode(Query((text("good film"),), (text("it was"), slot)))
+        tiny.backbone("bert").text.encode(Query((text("good film"),), (text("it was"), slot)))

@@ -45,7 +45,7 @@ def written(
 
 
 def tokens(backbone, ids) -> list[str]:
-    return backbone.tokenizer.convert_ids_to_tokens(ids)
+    return backbone.text.tokenizer.convert_ids_to_tokens(ids)
 
 
 # the same numbers as transformers
@@ -58,9 +58,10 @@ def test_states_and_scores_equal_transformers(kind, tmp_path):
     have a head of their own."""
     made = tiny.backbone(kind)
     if kind == "mt5":
-        made.model.lm_head.weight = torch.nn.Parameter(torch.randn_like(made.model.lm_head.weight))
+        shape, generator = made.model.lm_head.weight.shape, torch.Generator().manual_seed(0)
+        made.model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn(shape, generator=generator))
     made.model.save_pretrained(tmp_path)
-    made.tokenizer.save_pretrained(tmp_path)
+    made.text.tokenizer.save_pretrained(tmp_path)
     backbone, plain = load_backbone(str(tmp_path)), AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     assert (backbone.model.lm_head.weight is backbone.model.shared.weight) == (kind == "t5")
     _, prompts = written(backbone, rows=[("a good film", "one two three"), ("bad", "four")], kind="text")
@@ -102,7 +103,7 @@ def test_answers_are_those_of_greedy_generation(kind, longest):
         out = backbone.model.generate(
             input_ids=batch.ids, attention_mask=batch.mask, num_beams=1, do_sample=False, max_new_tokens=longest
         )
-        texts = [text.strip() for text in backbone.tokenizer.batch_decode(out, skip_special_tokens=True)]
+        texts = [text.strip() for text in backbone.text.tokenizer.batch_decode(out, skip_special_tokens=True)]
         assert [answer.value for answer in answers] == texts
         assert all(0 < answer.scores[0] <= 1 for answer in answers)
         lengths |= {[*said, 2].index(2) for said in out[:, 1:].tolist()}
@@ -147,9 +148,9 @@ def test_a_label_word_is_scored_after_the_sentinel():
     readout = reads(reads.Config(), make.task, make.pattern, backbone)
     out = backbone.model(
         input_ids=batch.ids,
-        decoder_input_ids=torch.tensor([backbone.tokenizer.convert_tokens_to_ids(["<pad>", "<extra_id_0>"])]),
+        decoder_input_ids=torch.tensor([backbone.text.tokenizer.convert_tokens_to_ids(["<pad>", "<extra_id_0>"])]),
     )
-    expected = out.logits[0, 1, backbone.tokenizer.convert_tokens_to_ids(list(WORDS.values()))]
+    expected = out.logits[0, 1, backbone.text.tokenizer.convert_tokens_to_ids(list(WORDS.values()))]
     torch.testing.assert_close(readout.scores(backbone(batch), batch)[0], expected, rtol=0, atol=1e-5)
 
 
@@ -163,7 +164,7 @@ def test_prompts_are_cut_with_their_end_token_counted():
 def test_demonstrations_are_refused():
     backbone = tiny.backbone("t5")
     with pytest.raises(UserError, match="takes no demonstrations"):
-        backbone.encode(Query((Piece("text", "a"),), (Piece("text", "b"),)))
+        backbone.text.encode(Query((Piece("text", "a"),), (Piece("text", "b"),)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,7 +241,7 @@ def said(prompts, *texts: str) -> list[Answer]:
 def test_label_words_stand_for_labels():
     backbone = tiny.backbone("t5")
     readout, prompts = written(backbone, asks="{text} <slot> .")
-    assert [backbone.answer_texts([prompt.gold])[0] for prompt in prompts] == ["good", "bad"]
+    assert [backbone.text.answer_texts([prompt.gold])[0] for prompt in prompts] == ["good", "bad"]
     assert [readout.gold([prompt]) for prompt in prompts] == ["THING", "DOING"]
     assert readout.gather(prompts[:1], said(prompts[:1], "bad")) == ("DOING", [0.5])
     assert readout.gather(prompts[:1], said(prompts[:1], "nonsense")) == ("nonsense", [0.5])
@@ -266,7 +267,7 @@ def test_a_word_stands_for_its_label_in_its_own_language():
         ("de", "DOING", "no"),
     ):
         prompts = make({"id": "1", "language": language, "text": "a film", "label": label})
-        assert backbone.answer_texts([prompts[0].gold]) == [word]
+        assert backbone.text.answer_texts([prompts[0].gold]) == [word]
         assert readout.gold(prompts) == readout.gather(prompts, said(prompts, word))[0] == label
 
 
@@ -297,7 +298,7 @@ def test_a_sentence_is_answered_as_tags_beside_words(text, expected):
     prompts = make(row(["the", "film", "$$"], ["THING", "DOING", "THING"]))
     readout = Readout(Config(), make.task, make.pattern, backbone)
     assert len(prompts) == 1
-    assert prompts[0].gold == backbone.answer_ids("THING: the $$ DOING: film $$ THING: $$")
+    assert prompts[0].gold == backbone.text.answer_ids("THING: the $$ DOING: film $$ THING: $$")
     assert readout.gold(prompts) == ["THING", "DOING", "THING"]
     assert readout.gather(prompts, said(prompts, text)) == (expected, [0.5])
 

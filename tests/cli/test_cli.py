@@ -56,7 +56,7 @@ def place(tmp_path):
     for kind in ("bert", "llama"):
         made = tiny.backbone(kind, dropout=0.1 if kind == "bert" else 0.0)
         made.model.save_pretrained(tmp_path / kind)
-        made.tokenizer.save_pretrained(tmp_path / kind)
+        made.text.tokenizer.save_pretrained(tmp_path / kind)
     return tmp_path
 
 

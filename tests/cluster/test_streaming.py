@@ -61,7 +61,7 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
         "dev.rows=none",
     )
     prepared = prepare(load_job(name, overrides))
-    index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton)
+    index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton.text)
     tracemalloc.start()
     held = [prompt for row in [index.head().to_pylist()[0]] * 500 for prompt in encoder(row)]
     whole = tracemalloc.get_traced_memory()[0] / len(held) * index.rows / 1e6

@@ -231,7 +231,7 @@ def test_a_model_and_rows_are_known_by_their_fingerprints_not_by_their_names():
 
 def test_rewording_a_pattern_makes_other_cells(tmp_path):
     tiny_model = tiny.backbone("gpt2")
-    for part in (tiny_model.model, tiny_model.tokenizer):
+    for part in (tiny_model.model, tiny_model.text.tokenizer):
         part.save_pretrained(tmp_path / "model")
     wording = (FOLDER / "sentiment.yaml").read_text(encoding="utf-8")
     keys = set()

@@ -115,8 +115,8 @@ def test_edges_come_from_marks(paths):
         Demonstration({"text": "a bad film"}, "negative", "en"),
         Demonstration({"text": "great film it is"}, "positive", "en"),
     ]
-    made = backbone.encode(render(task, pattern, {"text": "it was : Positive"}, "en", demos=demos))
-    tokens = backbone.tokenizer.convert_ids_to_tokens(made.ids)
+    made = backbone.text.encode(render(task, pattern, {"text": "it was : Positive"}, "en", demos=demos))
+    tokens = backbone.text.tokenizer.convert_ids_to_tokens(made.ids)
     first, second = tokens.index("Negative"), tokens.index("Positive")
     assert made.marks["demo_label"] == [first, second]
     assert tokens.count("Positive") == 2

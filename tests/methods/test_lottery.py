@@ -370,7 +370,7 @@ def test_ticket_must_be_given_and_be_there(tmp_path):
 def test_a_jobs_cells_are_those_of_its_ticket(tmp_path):
     """Another search at the same path makes other cells; checking a job leaves its model's skeleton as it was."""
     backbone = tiny.backbone("xlmr")
-    for part in (backbone.model, backbone.tokenizer):
+    for part in (backbone.model, backbone.text.tokenizer):
         part.save_pretrained(tmp_path / "model")
     overrides = [
         f"backbone={tmp_path}/model",

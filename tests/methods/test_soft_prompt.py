@@ -109,11 +109,11 @@ def test_positions_are_recorded_while_rendering(kind):
         patterns={"p": pattern},
     )
     made = [
-        backbone.encode(render(task, pattern, {"text": words}, "en", soft_length=3))
+        backbone.text.encode(render(task, pattern, {"text": words}, "en", soft_length=3))
         for words in ("good film", "it was one good film")
     ]
     for own in made:
-        dot = backbone.tokenizer.convert_ids_to_tokens(own.ids).index(".")
+        dot = backbone.text.tokenizer.convert_ids_to_tokens(own.ids).index(".")
         assert own.marks["soft"] == [dot + 1, dot + 2, dot + 3]
         assert own.marks["slot"] == [dot + 4 if backbone.family == "masked" else dot + 3]
     assert collate(made, 1).soft.tolist() == [own.marks["soft"] for own in made]

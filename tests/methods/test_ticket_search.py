@@ -44,7 +44,7 @@ def text(size: int, key: str = "en/0", seed: int = 0) -> Encoded:
 def test_masking_follows_the_rule():
     """15 % chosen; of these 80 % mask, 10 % random, 10 % kept; special tokens never; gold and slots name what stood there."""
     backbone, prompt = tiny.backbone("bert"), text(20_000)
-    found = mlm.masked(prompt, "1/0", 0.15, backbone)
+    found = mlm.masked(prompt, "1/0", 0.15, backbone.text)
     slots = found.marks["slot"]
     assert len(slots) / 20_000 == pytest.approx(0.15, abs=0.01)
     assert found.gold == [prompt.ids[position] for position in slots]
@@ -62,22 +62,22 @@ def test_masking_follows_the_rule():
 def test_masking_is_a_function_of_seed_epoch_and_row():
     """A drawn prompt drawn again gives what the text itself gives: earlier masks leave no trace."""
     backbone = tiny.backbone("bert")
-    first, again = (mlm.masked(text(50), draw_, 0.15, backbone) for draw_ in ("1/0", "1/0"))
+    first, again = (mlm.masked(text(50), draw_, 0.15, backbone.text) for draw_ in ("1/0", "1/0"))
     assert first == again
     others = [
-        mlm.masked(text(50), "1/1", 0.15, backbone),
-        mlm.masked(text(50), "2/0", 0.15, backbone),
-        mlm.masked(text(50, "en/1"), "1/0", 0.15, backbone),
+        mlm.masked(text(50), "1/1", 0.15, backbone.text),
+        mlm.masked(text(50), "2/0", 0.15, backbone.text),
+        mlm.masked(text(50, "en/1"), "1/0", 0.15, backbone.text),
     ]
     assert all(other.marks != first.marks for other in others)
-    assert mlm.masked(first, "1/1", 0.15, backbone) == others[0]
+    assert mlm.masked(first, "1/1", 0.15, backbone.text) == others[0]
 
 
 def test_a_short_text_has_one_slot_and_an_empty_one_is_refused():
     backbone = tiny.backbone("bert")
-    assert all(len(mlm.masked(text(1), f"{i}/0", 0.15, backbone).marks["slot"]) == 1 for i in range(30))
+    assert all(len(mlm.masked(text(1), f"{i}/0", 0.15, backbone.text).marks["slot"]) == 1 for i in range(30))
     with pytest.raises(UserError, match=r"^data: row en/0 has no known token that could be masked; leave it out$"):
-        mlm.masked(text(0), "1/0", 0.15, backbone)
+        mlm.masked(text(0), "1/0", 0.15, backbone.text)
 
 
 # the readout
@@ -93,7 +93,7 @@ def learner(backbone, **config) -> Learner:
 
 
 def prompts(backbone) -> list[Encoded]:
-    return [mlm.masked(text(size, f"en/{size}", size), "held out", 0.3, backbone) for size in (12, 5, 30, 9, 21)]
+    return [mlm.masked(text(size, f"en/{size}", size), "held out", 0.3, backbone.text) for size in (12, 5, 30, 9, 21)]
 
 
 def test_loss_is_the_cross_entropy_of_what_stood_there_over_the_vocabulary():
@@ -237,7 +237,7 @@ def test_stage_three_is_refused(tmp_path):
 def search(place, *overrides: str):
     """A search on ten short texts with a model saved at `place`."""
     backbone = tiny.backbone("xlmr")
-    for part in (backbone.model, backbone.tokenizer):
+    for part in (backbone.model, backbone.text.tokenizer):
         part.save_pretrained(place / "model")
     (place / "mlmtext").mkdir(exist_ok=True)
     rows = [

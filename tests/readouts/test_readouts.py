@@ -82,7 +82,7 @@ def readout(
 
 def columns(made: Readout, backbone) -> list[list[str]]:
     """The pieces of each label, of the base wording."""
-    return [backbone.tokenizer.convert_ids_to_tokens(own) for own in made.wordings[0]]
+    return [backbone.text.tokenizer.convert_ids_to_tokens(own) for own in made.wordings[0]]
 
 
 def batch(size: int, gold: list[int] | None = None, wording: list[int] | None = None, weight: float = 1.0):
@@ -186,7 +186,7 @@ def test_scores_are_means_over_words_of_each_rows_language():
         by_language={"de": {"verbalizer": {"yes": "ja", "no": ["nein", "bad", "a"]}}},
     )
     states = torch.randn(3, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
-    full, of = backbone.vocabulary_scores(states), backbone.tokenizer.convert_tokens_to_ids
+    full, of = backbone.vocabulary_scores(states), backbone.text.tokenizer.convert_tokens_to_ids
     english = [(full[:, of("good")] + full[:, of("great")]) / 2, full[:, of("bad")]]
     german = [full[:, of("ja")], (full[:, of("nein")] + full[:, of("bad")] + full[:, of("a")]) / 3]
     scores = made.scores(states, batch(3, wording=[0, 1, 0]))

@@ -273,7 +273,7 @@ def place(tmp_path_factory):
     for kind in ("xlmr", "llama", "t5"):
         made = tiny.backbone(kind)
         made.model.save_pretrained(folder / kind)
-        made.tokenizer.save_pretrained(folder / kind)
+        made.text.tokenizer.save_pretrained(folder / kind)
     return folder
 
 

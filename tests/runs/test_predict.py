@@ -110,7 +110,7 @@ def place(tmp_path_factory) -> Path:
     for model in ("bert", "xlmr", "gpt2", "llama", "t5"):
         made = tiny.backbone(model, dropout=0.1)
         made.model.save_pretrained(folder / model)
-        made.tokenizer.save_pretrained(folder / model)
+        made.text.tokenizer.save_pretrained(folder / model)
     return folder
 
 
@@ -490,7 +490,9 @@ def test_a_language_model_folder_gives_the_same_logits(name, place, tmp_path):
     ]
     alone = auto.from_pretrained(folder).eval()
     assert f"{auto.__name__}.from_pretrained(FOLDER)" in (folder / "README.md").read_text()
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == trained.learner.method.backbone.tokenizer.get_vocab()
+    assert (
+        AutoTokenizer.from_pretrained(folder).get_vocab() == trained.learner.method.backbone.text.tokenizer.get_vocab()
+    )
     assert not (folder / "method").exists()
     for inputs, scores, marks in scored(trained):
         if model == "t5":

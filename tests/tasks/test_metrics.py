@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from raypft.errors import UserError
-from raypft.tasks.load import load_task, task_names
 from raypft.tasks.kinds import KINDS
+from raypft.tasks.load import load_task, task_names
 from raypft.tasks.metrics import METRICS, metric
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]

@@ -47,7 +47,7 @@ def task(kind: str, asks: str, **fields) -> Task:
 
 def encoder(task: Task, backbone, readout: str, max_tokens: int = 64, **options) -> Encoder:
     reads = READOUTS.load(readout)
-    return Encoder(task, task.pattern("p"), backbone, 0, max_tokens, reads, reads.Config(**options))
+    return Encoder(task, task.pattern("p"), backbone.text, 0, max_tokens, reads, reads.Config(**options))
 
 
 def tags(text: str, backbone, max_tokens: int = 64, readout: str = "head") -> Encoder:
@@ -74,7 +74,7 @@ def asked(question: str, context: str, *answers: str) -> dict:
 
 
 def read(backbone, prompt) -> list[str]:
-    return backbone.tokenizer.convert_ids_to_tokens(prompt.ids)
+    return backbone.text.tokenizer.convert_ids_to_tokens(prompt.ids)
 
 
 # one prompt a word
@@ -186,10 +186,10 @@ def byte_level():
 def test_parts_are_full_where_a_word_is_longer_without_its_blank():
     """ "xab" is two tokens, " xab" three: a part's first word stands without a blank, and no token is lost or wasted."""
     backbone = byte_level()
-    assert [len(backbone.tokenize(text)) for text in ("xab", " xab")] == [2, 3]
+    assert [len(backbone.text.tokenize(text)) for text in ("xab", " xab")] == [2, 3]
     made = tags("{tokens}", backbone, 8)(row(["xab"] * 5))
     assert [len(part.ids) for part in made] == [8, 5]
-    assert "".join(backbone.tokenizer.decode(part.ids) + " " for part in made).split() == ["xab"] * 5
+    assert "".join(backbone.text.tokenizer.decode(part.ids) + " " for part in made).split() == ["xab"] * 5
 
 
 # windows of a passage
@@ -265,8 +265,8 @@ def test_offsets_belong_to_the_tokens_of_the_same_text(kind):
     backbone = real(kind, [part for passage in PASSAGES for part in passage])
     for _, context, _ in PASSAGES:
         for text in (context, f" {context}"):
-            ids, starts, ends = backbone.offsets(text)
-            assert ids == backbone.tokenize(text)
+            ids, starts, ends = backbone.text.offsets(text)
+            assert ids == backbone.text.tokenize(text)
             assert all(not text[start:end][:1].isspace() for start, end in zip(starts, ends))
             covered = {i for start, end in zip(starts, ends) for i in range(start, end)}
             assert covered >= {i for i, character in enumerate(text) if not character.isspace()}
