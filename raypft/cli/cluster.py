@@ -1,4 +1,4 @@
-"""The verbs `raypft cluster …` and `raypft submit …`: options in, lines out; what they do is in the files beside this one."""
+"""The verbs `raypft cluster …` and `raypft submit …`: options in, lines out; what they do is in raypft/cluster/."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def up(file: File) -> None:
     definition = load(file)
     server = start(definition)
     print(
-        f"{definition.name} is up at {server.address.url}, Ray {server.ray_version}; raypft submit --cluster {file} -- VERB; raypft cluster down {file}"
+        f"{definition.name} is up at {server.address.url}, Ray {server.ray_version}; "
+        f"raypft submit --cluster {file} -- VERB; raypft cluster down {file}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is told while something runs, a run, a campaign or a submitted job: JSON lines with --json, else text for a person.
+"""What is told while a run, a campaign or a submitted job goes on: JSON lines with --json, else text for a person.
 
 On a terminal runs have bars and campaigns a live view.
 """

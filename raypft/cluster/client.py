@@ -1,7 +1,7 @@
-"""A client of Ray's job server over its REST interface: where it is, which token opens it, and one line for whatever fails.
+"""A client of Ray's job server over its REST interface: where it is, which token opens it, one line for whatever fails.
 
-Ray's own client takes the address from the environment over the one it is given, waits for ever for a silent server, and tells
-failures as tracebacks.
+Ray's own client takes the address from the environment over the one it is given, waits for ever for a silent server,
+and tells failures as tracebacks.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class JobServer:
         where = urlsplit(address.url)
         if token and where.scheme == "http" and where.hostname not in LOOPBACK and not insecure:
             raise UserError(
-                f"address {address.url} ({address.source}): the token would travel unencrypted; use https, a tunnel to 127.0.0.1 "
-                "(ray dashboard, kubectl port-forward, ssh -L), or --insecure"
+                f"address {address.url} ({address.source}): the token would travel unencrypted; "
+                "use https, a tunnel to 127.0.0.1 (ray dashboard, kubectl port-forward, ssh -L), or --insecure"
             )
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.ray_version = self.ask("GET", "/api/version")["ray_version"]
@@ -133,7 +133,8 @@ class JobServer:
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise Unreachable(
-                f"no job server at {self.address.url} ({self.address.source}): {reason}; is the head up? raypft cluster status"
+                f"no job server at {self.address.url} ({self.address.source}): {reason}; "
+                "is the head up? raypft cluster status"
             ) from None
         try:
             return json.loads(text)
@@ -142,9 +143,10 @@ class JobServer:
 
     def _refused(self, status: int, text: str) -> UserError:
         if status in (401, 403):
-            found = "no token" if not self.headers else "a wrong token"
+            token = "no token" if not self.headers else "a wrong token"
             return Denied(
-                f"{self.address.url} answers {status}: {found} ({self.token_source}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+                f"{self.address.url} answers {status}: {token} ({self.token_source}); "
+                "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
             )
         lines = [line for line in text.strip().splitlines() if line.strip()] or ["no reason given"]
         return Refused(f"{self.address.url} answers {status}: {lines[-1].strip()}", status)
@@ -157,7 +159,8 @@ class JobServer:
         """
         if self.ray_version != version("ray"):
             raise UserError(
-                f"{self.address.url} runs Ray {self.ray_version}, here is {version('ray')}; install raypft with the cluster's version"
+                f"{self.address.url} runs Ray {self.ray_version}, here is {version('ray')}; "
+                "install raypft with the cluster's version"
             )
 
     def job(self, job_id: str) -> dict[str, Any]:
@@ -175,8 +178,8 @@ class JobServer:
 
     def jobs(self) -> list[dict[str, Any]]:
         """All submitted jobs, oldest first."""
-        found = [job for job in self.ask("GET", "/api/jobs/") if job.get("submission_id")]
-        return sorted(found, key=lambda job: job.get("start_time") or 0)
+        submitted = [job for job in self.ask("GET", "/api/jobs/") if job.get("submission_id")]
+        return sorted(submitted, key=lambda job: job.get("start_time") or 0)
 
     def submit(self, request: dict[str, Any]) -> str:
         """Submit a job; its id."""

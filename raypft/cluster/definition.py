@@ -1,7 +1,7 @@
 """A cluster definition: one YAML that says which machines there are, where results go and who may enter.
 
-`load("cluster/aws.yaml")` reads one; its `kind` decides which keys it may have. Everything else (files for `ray up`, KubeRay
-manifests, feasibility of a job) is computed from it. This file imports no Ray, so reading and rendering need none.
+`load("cluster/aws.yaml")` reads one; its `kind` decides which keys it may have. Everything else (files for `ray up`,
+KubeRay manifests, feasibility of a job) is computed from it. This file imports no Ray: reading and rendering need none.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ def refuse_impossible(words: Sequence[str], file: Path) -> None:
     """Refuse a `run` or `tune` command of which a part fits no cluster of the definition; other verbs are let through.
 
     Raises:
-        Infeasible: with what is missing and what would fit. UserError: the job's resources or the definition are not valid.
+        Infeasible: with what is missing and what would fit.
+        UserError: the job's resources or the definition are not valid.
     """
     if words and words[0] in ("run", "tune"):
         shapes = shapes_of(load(file).pools)
@@ -25,9 +26,12 @@ def refuse_impossible(words: Sequence[str], file: Path) -> None:
 
 
 def asked_for(words: Sequence[str], shapes: Sequence[Shape]) -> Iterator[tuple[str, list[Bundle]]]:
-    """What the jobs of `[run] RECIPE... key=value...` or the trials of `tune CAMPAIGN key=value...` ask for at once, by name.
+    """What jobs or trials ask for at once, by name: of `[run] RECIPE... key=value...` or `tune CAMPAIGN key=value...`.
 
     Equal trials of a campaign come once.
+
+    Args:
+        shapes: of the cluster, whose CPUs they share.
 
     Raises:
         UserError: the jobs or the campaign are not valid.

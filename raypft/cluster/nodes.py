@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from raypft.cluster.client import find_token
@@ -41,39 +42,43 @@ def _type_name(ray_name: str) -> str:
     return "head" if ray_name.startswith("node_") or ray_name == HEAD_TYPE else ray_name
 
 
-def status_lines(found: Any, shapes: list[Shape], where: str) -> list[str]:
+def status_lines(cluster: Any, shapes: list[Shape], where: str) -> list[str]:
     """Nodes, launches and what waits, each waiting shape with the reason."""
     lines = [
         f"{node.node_id or node.instance_id} {_type_name(node.ray_node_type_name)} {state}"
-        for state, nodes in _by_state(found)
-        for node in nodes
+        for state, node in _nodes(cluster)
     ]
-    lines += [f"starting: {launch.count} x {launch.ray_node_type_name}" for launch in found.pending_launches]
+    lines += [f"starting: {launch.count} x {launch.ray_node_type_name}" for launch in cluster.pending_launches]
     lines += [
         f"failed to start: {launch.count} x {launch.ray_node_type_name}: {launch.details}"
-        for launch in found.failed_launches
+        for launch in cluster.failed_launches
     ]
-    for bundle, count in waiting(found):
+    for bundle, count in waiting(cluster):
         reason = impossible([bundle], shapes, where) if shapes else None
-        lines.append(
-            f"waiting: {count} x {bundle_text(bundle)}: {'never: ' + reason if reason else 'for nodes to come or to be free'}"
-        )
+        why = f"never: {reason}" if reason else "for nodes to come or to be free"
+        lines.append(f"waiting: {count} x {bundle_text(bundle)}: {why}")
     return lines
 
 
-def _by_state(found: Any) -> list[tuple[str, Any]]:
-    return [("busy", found.active_nodes), ("idle", found.idle_nodes), ("joining", found.pending_nodes)]
+def _nodes(cluster: Any) -> Iterator[tuple[str, Any]]:
+    """State and node of every node."""
+    states = {"busy": cluster.active_nodes, "idle": cluster.idle_nodes, "joining": cluster.pending_nodes}
+    for state, nodes in states.items():
+        for node in nodes:
+            yield state, node
 
 
-def waiting(found: Any) -> list[tuple[dict[str, float], int]]:
+def waiting(cluster: Any) -> list[tuple[dict[str, float], int]]:
     """Bundles that are not placed, and how often each is asked for."""
-    demands = found.resource_demands
-    groups = [*demands.ray_task_actor_demand, *demands.placement_group_demand]
-    return [(dict(by.bundle), by.count) for demand in groups for by in demand.bundles_by_count]
+    demands = cluster.resource_demands
+    bundles: list[tuple[dict[str, float], int]] = []
+    for demand in (*demands.ray_task_actor_demand, *demands.placement_group_demand):
+        bundles += [(dict(asked.bundle), asked.count) for asked in demand.bundles_by_count]
+    return bundles
 
 
 def drain(address: str, node: str, seconds: int) -> str:
-    """Tell a node that it will go: work on it may save itself until the deadline. What a cloud's notice of a spot machine does.
+    """Tell a node that it will go, as a cloud tells a spot machine: work on it may save itself until the deadline.
 
     Args:
         node: the beginning of a node's id.
@@ -81,8 +86,7 @@ def drain(address: str, node: str, seconds: int) -> str:
     Raises:
         UserError: no such node, or several.
     """
-    found = cluster_status(address)
-    ids = [n.node_id for _, nodes in _by_state(found) for n in nodes if n.node_id]
+    ids = [one.node_id for _, one in _nodes(cluster_status(address)) if one.node_id]
     chosen = [one for one in ids if one.startswith(node)]
     if len(chosen) != 1:
         raise UserError(f'node "{node}": {len(chosen)} nodes begin so; {nearest(node, ids)}')

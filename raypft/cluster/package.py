@@ -77,7 +77,8 @@ def pack(folder: Path) -> Package:
         largest = sorted(sizes, key=lambda path: -sizes[path])[:10]
         shown = ", ".join(f"{path.relative_to(folder)} {sizes[path] / 2**20:.1f}" for path in largest)
         raise UserError(
-            f"package: {folder} holds {total / 2**20:.0f} MiB, the job server takes {LIMIT // 2**20}; largest, in MiB: {shown}; "
+            f"package: {folder} holds {total / 2**20:.0f} MiB, the job server takes {LIMIT // 2**20}; "
+            f"largest, in MiB: {shown}; "
             "name them in .gitignore, or put the tree where nodes can read it and give --package-uri"
         )
     buffer = io.BytesIO()

@@ -20,7 +20,7 @@ class Process(NamedTuple):
 
 def processes() -> dict[int, Process]:
     """All processes but zombies."""
-    found = {}
+    running = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             # the name in brackets may hold anything
@@ -29,8 +29,8 @@ def processes() -> dict[int, Process]:
             continue
         if fields[0] != "Z":
             pid = int(path.parent.name)
-            found[pid] = Process(pid, int(fields[1]), int(fields[3]), int(fields[19]))
-    return found
+            running[pid] = Process(pid, int(fields[1]), int(fields[3]), int(fields[19]))
+    return running
 
 
 def started_by(leader: int, born: int) -> list[Process]:
@@ -50,26 +50,26 @@ def started_by(leader: int, born: int) -> list[Process]:
 
 def end(leader: int, born: int, patience: float = 15.0) -> int:
     """End what was started: SIGTERM to the first, SIGKILL to what is left; how many there were."""
-    found = started_by(leader, born)
-    if leader in {process.pid for process in found}:
+    started = started_by(leader, born)
+    if leader in {process.pid for process in started}:
         os.kill(leader, signal.SIGTERM)
-    first = [process for process in found if process.pid == leader]
-    for group, seconds in ((first, patience), (found, 2.0)):
+    first = [process for process in started if process.pid == leader]
+    for group, seconds in ((first, patience), (started, 2.0)):
         until = time.monotonic() + seconds
         while alive(group) and time.monotonic() < until:
             time.sleep(0.1)
-    for process in alive(found):
+    for process in alive(started):
         try:
             os.kill(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
     until = time.monotonic() + 5
-    while alive(found) and time.monotonic() < until:
+    while alive(started) and time.monotonic() < until:
         time.sleep(0.05)
-    return len(found)
+    return len(started)
 
 
-def alive(found: list[Process]) -> list[Process]:
+def alive(given: list[Process]) -> list[Process]:
     """Those that still run."""
     now = processes()
-    return [process for process in found if process.pid in now and now[process.pid].born == process.born]
+    return [process for process in given if process.pid in now and now[process.pid].born == process.born]

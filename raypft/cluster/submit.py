@@ -1,7 +1,8 @@
 """`raypft submit`: a command as a job of a cluster, its output here, its exit code ours.
 
-Exit codes: what the command exits with; 130 stopped or left from here, 143 stopped by someone else, 69 no server, 74 server lost, 75 nodes never
-came, 77 token, 78 the job's environment could not be made. Ray's own command line returns 1 for all of them and leaves a job running on Ctrl-C.
+Exit codes: what the command exits with; 130 stopped or left from here, 143 stopped by someone else, 69 no server, 74
+server lost, 75 nodes never came, 77 token, 78 the job's environment could not be made. Ray's own command line returns 1
+for all of them and leaves a job running on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ BY_ERROR = {
 }
 RECONNECT_SECONDS = 60
 PENDING_SECONDS = 6
-"""A job that was asked to stop and is still pending after this waits for resources; then its supervisor must be ended."""
+"""A job that was asked to stop and is still pending then waits for resources: its supervisor must be ended."""
 STOP_SECONDS = 60
 CANCEL = """
 import ray, sys
 ray.init(log_to_driver=False)
-ray.kill(ray.get_actor("_ray_internal_job_actor_" + sys.argv[1], namespace="SUPERVISOR_ACTOR_RAY_NAMESPACE"), no_restart=True)
+supervisor = "_ray_internal_job_actor_" + sys.argv[1]
+ray.kill(ray.get_actor(supervisor, namespace="SUPERVISOR_ACTOR_RAY_NAMESPACE"), no_restart=True)
 """
 
 
@@ -114,7 +116,7 @@ def _submitted_before(server: JobServer, job_id: str, order: str, tell: Tell) ->
 
 
 def follow(server: JobServer, job_id: str, tell: Tell, on_interrupt: Literal["stop", "detach"] = "stop") -> int:
-    """Show a job's output until it ends, and return its exit code. Ctrl-C or SIGTERM stops the job, a second one leaves it.
+    """Show a job's output until it ends; its exit code. Ctrl-C or SIGTERM stops the job, a second one leaves it.
 
     Raises:
         UserError: no such job. Lost: the server is gone for a minute.

@@ -1,6 +1,7 @@
 """Clusters on this machine: start one from a definition, say how it is, end it and nothing else.
 
-What was started is written to a state file; only what it names is ever ended. Ray's own `ray stop` ends every Ray of the machine.
+What was started is written to a state file; only what it names is ever ended. Ray's own `ray stop` ends every Ray
+of the machine.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def _check_ports(definition: Any) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 raise UserError(
-                    f"cluster up: {key} of {definition.name}: port {port} is in use here; choose another (dashboard_port takes three)"
+                    f"cluster up: {key} of {definition.name}: port {port} is in use here; "
+                    "choose another (dashboard_port takes three)"
                 ) from None
 
 
@@ -160,19 +162,16 @@ def _ready(definition: Any, started: subprocess.Popen[bytes], log: Path) -> JobS
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until:
         if started.poll() is not None:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise UserError(
-                f"cluster up: the head of {definition.name} ended with {started.returncode}: {lines[-1] if lines else 'no output'}"
-            )
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
+            raise UserError(f"cluster up: the head of {definition.name} ended with {started.returncode}: {lines[-1]}")
         try:
             server = JobServer(find_address(f"http://127.0.0.1:{definition.dashboard_port}"))
             server.jobs()
             return server
         except Unreachable:
             time.sleep(0.3)
-    raise UserError(
-        f"cluster up: {definition.name} took no jobs within {READY_SECONDS} s; its log: {log.read_text(errors='replace')[-300:]!r}"
-    )
+    last = log.read_text(errors="replace")[-300:]
+    raise UserError(f"cluster up: {definition.name} took no jobs within {READY_SECONDS} s; its log: {last!r}")
 
 
 def down(definition: Any) -> int:

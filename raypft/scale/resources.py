@@ -1,7 +1,7 @@
 """What workers, reader, encoder and trial take of a cluster, and whether its nodes, at their largest, can ever hold it.
 
-Ray lets an impossible request wait for ever and says the same of one that only waits its turn. Pure arithmetic: bundles of
-resources against shapes of nodes.
+Ray lets an impossible request wait for ever and says the same of one that only waits its turn. Pure arithmetic: bundles
+of resources against shapes of nodes.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def settled(resources: Resources, logical: float) -> Resources:
 
 
 def job_bundles(resources: Resources, logical: float) -> list[Bundle]:
-    """What a job takes at once: its workers, and the reader and encoder that feed them. Empty where it runs without Ray.
+    """What a job takes at once: its workers, and the reader and encoder that feed them. Empty without workers.
 
     Args:
         logical: CPUs there are, or can be; they may be too few.

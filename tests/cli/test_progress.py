@@ -1,4 +1,4 @@
-"""What is told of a run and of a submitted job, as text and as JSON lines; a campaign's is in campaigns/test_campaign.py."""
+"""What is told of a run and of a submitted job, as text and as JSON lines; a campaign's: campaigns/test_campaign.py."""
 
 from __future__ import annotations
 

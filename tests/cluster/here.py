@@ -1,4 +1,4 @@
-"""A cluster of our own for tests: its own home, ports and state, started and ended through raypft's own commands."""
+"""Commands as a user runs them: here, or in a fresh home with a cluster of its own ports and state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
+
+from raypft.cli import app, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +29,13 @@ def free_port() -> int:
             except (OSError, OverflowError):
                 continue
             return port
+
+
+def exit_code(*words: str) -> int:
+    """Exit code of a command that runs in this process."""
+    with pytest.raises(SystemExit) as left:
+        main(lambda: app(list(words)))
+    return int(left.value.code or 0)
 
 
 class Here:

@@ -1,5 +1,6 @@
-"""Hosts of our own on one machine: each is a network namespace with an address, a disk folder and a Ray node; a bridge joins them,
-and a host can be killed, cut off or told that it goes.
+"""Hosts of our own on one machine: each is a network namespace with an address, a disk folder and a Ray node.
+
+A bridge joins them, and a host can be killed, cut off or told that it goes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def not_permitted() -> str | None:
 
 
 class Hosts:
-    """A bridge and the hosts at it; the first is the head of the Ray cluster, with CPUs for driver, reader and encoder alone."""
+    """A bridge and the hosts at it; the first is the Ray cluster's head, with CPUs for driver, reader and encoder."""
 
     def __init__(self) -> None:
         self.mark, self.net = f"rp{os.getpid()}", f"10.77.{os.getpid() % 250}"
@@ -94,7 +95,7 @@ class Hosts:
             if name == "head"
             else ["--address", self.env["RAY_ADDRESS"]]
         )
-        own = [
+        node = [
             "--node-ip-address",
             address,
             "--num-cpus",
@@ -106,7 +107,16 @@ class Hosts:
             *more,
         ]
         env = {key: value for key, value in self.env.items() if key != "RAY_ADDRESS"}
-        words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *where, *own]
+        words = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            *where,
+            *node,
+        ]
         self.started.append(self._begin(name, words, env, subprocess.DEVNULL))
 
     def address(self, name: str) -> str:
@@ -140,19 +150,21 @@ class Hosts:
 
     def processes(self, name: str) -> dict[int, str]:
         """Processes of a host and their titles."""
-        found = {}
+        titles = {}
         for process in map(int, ip("netns", "pids", f"{self.mark}{name}").split()):
             try:
-                found[process] = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+                titles[process] = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
-        return found
+        return titles
 
     def of_workers(self) -> list[str]:
         """Hosts with a Train worker."""
-        return [
-            name for name in self.names if any("RayTrainWorker" in title for title in self.processes(name).values())
-        ]
+        return [name for name in self.names if self.runs(name, "RayTrainWorker")]
+
+    def runs(self, name: str, title: str) -> bool:
+        """Whether a host has a process of such a title."""
+        return any(title in running for running in self.processes(name).values())
 
     def kill(self, name: str) -> None:
         """kill -9 of everything on a host."""

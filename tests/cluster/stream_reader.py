@@ -1,4 +1,4 @@
-"""Reads a stream on every node of a cluster but the head, as workers do, and tells what each saw; run by test_streaming.
+"""Reads a stream on every node of a cluster but the head, as workers do, and tells what each saw: for test_streaming.
 
 Arguments: address, job as JSON, index file, rows of an epoch, batch size, file to write.
 """

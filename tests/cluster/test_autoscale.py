@@ -33,7 +33,15 @@ def hold():
             return list(told)
 print("noticed", *ray.get(hold.remote()))
 """
-FOUR_GPUS = "import ray, time\nray.init(log_to_driver=False)\n@ray.remote(num_gpus=4)\ndef never(): pass\nnever.remote()\nprint('ready')\ntime.sleep(300)"
+FOUR_GPUS = """
+import ray, time
+ray.init(log_to_driver=False)
+@ray.remote(num_gpus=4)
+def never(): pass
+never.remote()
+print("ready")
+time.sleep(300)
+"""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Shipped cluster definitions are valid, what is rendered from them is checked in, and every mistake in one is one line."""
+"""Shipped cluster definitions are valid, what is rendered of them is checked in, every mistake in one is one line."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ MUTATIONS = [
 def test_a_mistake_in_a_definition_is_one_line(name, key, value, line, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(changed(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), key, value)))
-    found = validate(path)
-    assert any(line in one for one in found), found
-    assert all(one.startswith(str(path)) and "\n" not in one for one in found)
+    lines = validate(path)
+    assert any(line in one for one in lines), lines
+    assert all(one.startswith(str(path)) and "\n" not in one for one in lines)
 
 
 def test_a_pod_template_with_a_mistake_is_named():
@@ -183,8 +183,8 @@ def test_a_pod_template_with_a_mistake_is_named():
         ("apiVersion", "ray.io/v1alpha1", "apiVersion: found 'ray.io/v1alpha1'; expected ray.io/v1"),
         ("kind", "RayJop", "kind: found 'RayJop'; did you mean \"RayJob\"?"),
     ]:
-        found = manifest_lines(changed(values, key, value))
-        assert [one for one in found if one.startswith(line)], (line, found)
+        lines = manifest_lines(changed(values, key, value))
+        assert [one for one in lines if one.startswith(line)], (line, lines)
 
 
 WORKER = "spec.rayClusterSpec.workerGroupSpecs.1"
@@ -237,8 +237,8 @@ BAD_JOBS = [
 )
 def test_a_manifest_that_lets_strangers_in_or_cannot_work_is_refused(key, value, line):
     values = yaml.safe_load((FOLDER / "rendered/kubernetes.rayjob.yaml").read_text())
-    found = manifest_lines(changed(values, key, value))
-    assert [one for one in found if line in one], found
+    lines = manifest_lines(changed(values, key, value))
+    assert [one for one in lines if line in one], lines
 
 
 def start(word: str) -> list[str]:
@@ -294,8 +294,8 @@ BAD_LAUNCHERS = [
 )
 def test_a_launcher_file_that_lets_strangers_in_or_cannot_work_is_refused(key, value, line):
     values = yaml.safe_load((FOLDER / "rendered/aws.ray-up.yaml").read_text())
-    found = launcher_lines(changed(values, key, value))
-    assert [one for one in found if line in one], found
+    lines = launcher_lines(changed(values, key, value))
+    assert [one for one in lines if line in one], lines
 
 
 def test_rays_reader_of_kuberay_sees_the_pools_as_defined():

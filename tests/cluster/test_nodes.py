@@ -1,4 +1,4 @@
-"""A real job on two hosts: one is killed, cut off, or told to go; it ends with the numbers of a run that nothing happened to.
+"""A real job on two hosts: one is killed, cut off, or told to go; the numbers are those of a run at rest.
 
 Times to recovery are printed (-s). Two cases run by default; RAYPFT_ALL_NODES=1 adds the others.
 """
@@ -71,11 +71,10 @@ class Run:
 
     def events(self) -> list[dict]:
         """What the workers have told so far."""
-        return [
-            json.loads(line)
-            for path in self.folder.glob("*/seed-0/events.jsonl")
-            for line in path.read_text().splitlines()
-        ]
+        told: list[dict] = []
+        for path in self.folder.glob("*/seed-0/events.jsonl"):
+            told += map(json.loads, path.read_text().splitlines())
+        return told
 
     def until(self, done, what: str, seconds: float = 240) -> float:
         """Wait for something; how long it took."""
@@ -102,9 +101,9 @@ class Run:
         out, err = self.process.communicate(timeout=300)
         assert self.process.returncode == 0, (out, err)
         (path,) = self.folder.glob("*/seed-0/result.json")
-        found = json.loads(path.read_text())
-        assert found["losses"][-1] == pytest.approx(self.expected["losses"][-1], rel=1e-4)
-        assert found["scores"] == self.expected["scores"]
+        result = json.loads(path.read_text())
+        assert result["losses"][-1] == pytest.approx(self.expected["losses"][-1], rel=1e-4)
+        assert result["scores"] == self.expected["scores"]
 
 
 @pytest.mark.parametrize("blow", ["kill", pytest.param("cut", marks=more)])

@@ -1,6 +1,7 @@
-"""A stream on two hosts: six languages, ten times the rows that a reader may hold; each row once, flat memory, the mix, no starvation.
+"""A stream on two hosts: six languages, ten times the rows that a reader may hold.
 
-RAYPFT_ALL_NODES=1 runs it; what it measured is printed (-s).
+Each row comes once, memory stays flat, the mix is kept, no worker starves. RAYPFT_ALL_NODES=1 runs it; what it measured
+is printed (-s).
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
     prepared = prepare(load_job(name, overrides))
     index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton.text)
     tracemalloc.start()
-    held = [prompt for row in [index.head().to_pylist()[0]] * 500 for prompt in encoder(row)]
-    whole = tracemalloc.get_traced_memory()[0] / len(held) * index.rows / 1e6
+    row = index.head().to_pylist()[0]
+    held = [list(encoder(row)) for _ in range(500)]
+    whole = tracemalloc.get_traced_memory()[0] / sum(map(len, held)) * index.rows / 1e6
     tracemalloc.stop()
     limit = whole / 10
     for part in (place / "index.json", place / "read.json"):
@@ -85,22 +87,26 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
     process = hosts._begin("head", command, hosts.env, -1)
     out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, (out, err)
-    found = json.loads((place / "read.json").read_text())
-    read = [line.split() for path in place.glob("read.json.keys-*") for line in path.read_text().splitlines()]
+    readers = json.loads((place / "read.json").read_text())
+    read: list[list[str]] = []
+    for path in place.glob("read.json.keys-*"):
+        read += map(str.split, path.read_text().splitlines())
     keys, mixes = Counter(key for _, key in read), Counter((int(step) // 16, key.split("/")[0]) for step, key in read)
     assert (len(keys), set(keys.values())) == (index.rows, {1})
     for window in range(index.rows // 1024):  # 16 steps of 64 rows
         assert all(abs(mixes[window, name] - 1024 * size / index.rows) <= len(SIZES) for name, size in SIZES.items())
-    assert len({reader["node"] for reader in found}) == 2
-    for reader in found:
+    assert len({reader["node"] for reader in readers}) == 2
+    for reader in readers:
         memory, waited = reader["memory"], sorted(reader["waits"][1:])
         settled = memory[len(memory) // 5 :]
         growth = max(settled) - settled[0]
         starved = sum(waited) / (sum(waited) + 0.05 * len(waited))
+        tenths = [round(memory[len(memory) * i // 10]) for i in range(10)]
         print(
-            f"{reader['node']}: {reader['rows']} rows; memory in tenths {[round(memory[len(memory) * i // 10]) for i in range(10)]} MB, "
+            f"{reader['node']}: {reader['rows']} rows; memory in tenths {tenths} MB, "
             f"grows by {growth:.1f} of {limit:.0f} MB after a fifth (all rows: {whole:.0f} MB); "
-            f"first rows after {reader['waits'][0]:.1f} s, then waits median {statistics.median(waited) * 1000:.1f} ms, longest {waited[-1]:.1f} s, "
+            f"first rows after {reader['waits'][0]:.1f} s, "
+            f"then waits median {statistics.median(waited) * 1000:.1f} ms, longest {waited[-1]:.1f} s, "
             f"{starved:.0%} of the time at 50 ms a step"
         )
         assert growth < limit
@@ -109,7 +115,7 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
 
 @more
 def test_a_streamed_job_goes_on_where_a_lost_host_left_it(hosts, place):  # noqa: F811
-    """In the middle of an epoch; the losses are those of a run in one process. Rows are read on the host with the label alone."""
+    """In the middle of an epoch; losses are those of a run in one process. Only the host with the label reads rows."""
     write(place, {name: size // 100 for name, size in SIZES.items()})
     streamed = [
         f"train.languages=[{','.join(SIZES)}]",
@@ -125,9 +131,7 @@ def test_a_streamed_job_goes_on_where_a_lost_host_left_it(hosts, place):  # noqa
     run, readers = Run(hosts, place, *streamed, "train.save_every=7", label="pool=cpu-data"), set[str]()
 
     def reached(done) -> bool:
-        readers.update(
-            name for name in hosts.names if any("read_steps" in title for title in hosts.processes(name).values())
-        )
+        readers.update(name for name in hosts.names if hosts.runs(name, "read_steps"))
         return done()
 
     run.until(lambda: reached(lambda: list(run.folder.glob("*/seed-0/state.pt"))), "state")

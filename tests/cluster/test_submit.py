@@ -1,4 +1,4 @@
-"""`raypft submit` against a real head: exit codes, Ctrl-C, attaching, pending jobs, tokens; one line for what goes wrong."""
+"""`raypft submit` against a real head: exit codes, Ctrl-C, attaching, pending jobs, tokens; a line for each fault."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def here(tmp_path_factory):
 
 def commands() -> list[str]:
     """The command lines of all processes."""
-    found = []
+    lines = []
     for pid in processes():
         try:
             with open(f"/proc/{pid}/cmdline") as file:
-                found.append(file.read())
+                lines.append(file.read())
         except OSError:
             continue
-    return found
+    return lines
 
 
 def python(code: str) -> list[str]:
@@ -57,7 +57,7 @@ def test_the_exit_code_is_the_jobs_own(here):
         ended = dict(
             zip(jobs, pool.map(lambda words: here.submit("--env", "COLOUR=blue", *words), jobs.values()), strict=True)
         )
-    assert {wanted: found[0] for wanted, found in ended.items()} == {0: 0, 7: 7, 137: 137}
+    assert {wanted: answer[0] for wanted, answer in ended.items()} == {0: 0, 7: 7, 137: 137}
     assert "env blue 60\n" in ended[0][1]
     assert "seven\n" in ended[7][1]
     assert "FAILED, exit code 7" in ended[7][2]
@@ -103,7 +103,14 @@ def test_the_folder_goes_along_and_a_raypft_verb_runs(here):
     assert events[-1] == {**events[-1], "event": "ended", "status": "SUCCEEDED", "code": 0}
 
 
-GENTLE = "import signal, sys, time\ndef end(*_):\n    print('saved'); sys.exit(0)\nsignal.signal(signal.SIGTERM, end)\nprint('ready')\nwhile True: time.sleep(0.1)"
+GENTLE = """
+import signal, sys, time
+def end(*_):
+    print('saved'); sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print('ready')
+while True: time.sleep(0.1)
+"""
 
 
 def started(here: Here, *words: str) -> subprocess.Popen:

@@ -53,26 +53,24 @@ def server_lines(server: JobServer, definition: Any, timeout: int) -> Iterator[s
     yield f"{server.address.url}: reached, token {server.token_source if server.headers else 'not asked for'}"
     if not server.headers:
         raise UserError(
-            f"{server.address.url}: found a job server that asks for no token; anyone who reaches it runs code there; start it with RAY_AUTH_MODE=token"
+            f"{server.address.url}: found a job server that asks for no token; "
+            "anyone who reaches it runs code there; start it with RAY_AUTH_MODE=token"
         )
     server.check_version()
     storage = definition.storage if "://" in definition.storage else str(Path(definition.storage).absolute())
-    found = _probe(server, storage, timeout)
-    if "error" in found:
-        refusal = Infeasible if found.get("code") == Infeasible.code else NoStorage
-        raise refusal(
-            f"storage {storage}: a worker can't write there: {found['error']}"
-            if refusal is NoStorage
-            else f"{definition.name}: {found['error']}"
-        )
+    answer = _probe(server, storage, timeout)
+    if answer.get("code") == Infeasible.code:
+        raise Infeasible(f"{definition.name}: {answer['error']}")
+    if "error" in answer:
+        raise NoStorage(f"storage {storage}: a worker can't write there: {answer['error']}")
     for role in ("driver", "worker"):
-        theirs, ours = found[role]["python"].rsplit(".", 1)[0], platform.python_version().rsplit(".", 1)[0]
+        theirs, ours = answer[role]["python"].rsplit(".", 1)[0], platform.python_version().rsplit(".", 1)[0]
         if theirs != ours:
             raise UserError(f"{server.address.url}: the {role} runs Python {theirs}, here is {ours}; use one version")
-        yield f"{role}: Ray {found[role]['ray']}, Python {found[role]['python']}, node {found[role]['node'][:12]}"
+        yield f"{role}: Ray {answer[role]['ray']}, Python {answer[role]['python']}, node {answer[role]['node'][:12]}"
     alone = (
         " (driver and worker are one node: that others see it is not shown)"
-        if found["driver"]["node"] == found["worker"]["node"]
+        if answer["driver"]["node"] == answer["worker"]["node"]
         else ""
     )
     yield f"storage {storage}: a worker wrote, the driver read{alone}"
@@ -87,7 +85,8 @@ def _probe(server: JobServer, storage: str, timeout: int) -> dict[str, Any]:
         while (job := server.job(name))["status"] not in ENDED:
             if time.monotonic() > until:
                 raise UserError(
-                    f"{server.address.url}: the check did not end within {timeout + PROBE_SECONDS} s; raypft submit logs {name}"
+                    f"{server.address.url}: the check did not end within {timeout + PROBE_SECONDS} s; "
+                    f"raypft submit logs {name}"
                 )
             time.sleep(0.3)
     except BaseException:
@@ -97,6 +96,5 @@ def _probe(server: JobServer, storage: str, timeout: int) -> dict[str, Any]:
     try:
         return json.loads(lines[-1])
     except (IndexError, json.JSONDecodeError):
-        raise UserError(
-            f"{server.address.url}: the check ended {job['status']}: {' '.join((job.get('message') or '').split())[-300:]}"
-        ) from None
+        message = " ".join((job.get("message") or "").split())[-300:]
+        raise UserError(f"{server.address.url}: the check ended {job['status']}: {message}") from None

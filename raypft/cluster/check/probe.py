@@ -1,6 +1,6 @@
-"""Runs as a job on a cluster, which need not have raypft: what each node runs, and whether a worker's file reaches the driver.
+"""A job for a cluster, which need not have raypft: what each node runs, and whether a worker's file reaches the driver.
 
-The storage's URI or folder is the first argument, seconds to wait for a worker node the second; the last line printed is JSON.
+Arguments: the storage's URI or folder, and the seconds to wait for a worker node. The last line printed is JSON.
 """
 
 import json

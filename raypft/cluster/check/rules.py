@@ -1,4 +1,4 @@
-"""What a definition must keep to beyond the types of its keys; each rule is a function from a definition to complaints."""
+"""What a definition must keep to beyond the types of its keys; a rule is a function from a definition to complaints."""
 
 from __future__ import annotations
 
@@ -79,21 +79,21 @@ def idle(definition: Any) -> Iterator[Complaint]:
 
 def storage(definition: Any) -> Iterator[Complaint]:
     """Results lie where every node finds them and outlive the machines."""
-    found = definition.storage
+    folder = definition.storage
     if definition.kind in ON_THIS_MACHINE:
         return
-    if definition.kind == "kubernetes" and found.startswith("/"):
-        if not (found + "/").startswith(definition.claim.mount + "/"):
+    if definition.kind == "kubernetes" and folder.startswith("/"):
+        if not (folder + "/").startswith(definition.claim.mount + "/"):
             yield (
                 "storage",
-                found,
+                folder,
                 f"a folder below claim.mount, {definition.claim.mount}, or a URI such as s3://bucket/folder",
             )
-    elif definition.kind == "onprem" and found.startswith("/"):
-        if found.startswith(("/tmp", "/var/tmp", "/home", "/root")):
-            yield "storage", found, "a folder that all machines mount, or a URI such as s3://bucket/folder"
-    elif not REMOTE.match(found):
-        yield "storage", found, "a URI such as s3://bucket/folder: each machine has a disk of its own"
+    elif definition.kind == "onprem" and folder.startswith("/"):
+        if folder.startswith(("/tmp", "/var/tmp", "/home", "/root")):
+            yield "storage", folder, "a folder that all machines mount, or a URI such as s3://bucket/folder"
+    elif not REMOTE.match(folder):
+        yield "storage", folder, "a URI such as s3://bucket/folder: each machine has a disk of its own"
 
 
 def versions(definition: Any) -> Iterator[Complaint]:

@@ -1,4 +1,4 @@
-"""Checks of values against a JSON Schema, told as raypft tells them; the Kubernetes part is in manifests.schema.yaml."""
+"""Values against a JSON Schema, misfits told as raypft tells them; that of Kubernetes is manifests.schema.yaml."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ SCHEMA = Path(__file__).parent / "manifests.schema.yaml"
 
 def schema_lines(schema: dict[str, Any], values: Any) -> list[str]:
     """Every misfit as `key: found …; expected …`."""
-    found = jsonschema.Draft202012Validator(schema).iter_errors(values)
-    return [_line(error) for error in sorted(found, key=lambda error: [str(part) for part in error.absolute_path])]
+    misfits = jsonschema.Draft202012Validator(schema).iter_errors(values)
+    return [_line(error) for error in sorted(misfits, key=_path)]
+
+
+def _path(error: Any) -> list[str]:
+    return [str(part) for part in error.absolute_path]
 
 
 def _line(error: Any) -> str:
-    key = ".".join(str(part) for part in error.absolute_path)
+    key = ".".join(_path(error))
     rule, value = error.validator, error.validator_value
     if rule == "additionalProperties" and value is False:
         known = error.schema.get("properties", {})

@@ -1,4 +1,4 @@
-"""`raypft cluster validate`: everything that can be wrong with a definition, a launcher file or a manifest, found without a cluster."""
+"""`raypft cluster validate`: what is wrong with a definition, a launcher file or a manifest, without a cluster."""
 
 from __future__ import annotations
 
@@ -134,8 +134,10 @@ def _group(key: str, group: dict[str, Any]) -> Iterator[Complaint]:
             f"between minReplicas {group['minReplicas']} and maxReplicas {group['maxReplicas']}",
         )
     spec = group["template"]["spec"]
-    mounts = {mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
-    for name in sorted(mounts - {volume["name"] for volume in spec.get("volumes", [])}):
+    mounted: set[str] = set()
+    for container in spec["containers"]:
+        mounted |= {mount["name"] for mount in container.get("volumeMounts", [])}
+    for name in sorted(mounted - {volume["name"] for volume in spec.get("volumes", [])}):
         yield f"{key}.template.spec.volumes", None, f"a volume {name}, which is mounted"
     gpu = any("nvidia.com/gpu" in container["resources"].get("limits", {}) for container in spec["containers"])
     memory = any(volume.get("emptyDir", {}).get("medium") == "Memory" for volume in spec.get("volumes", []))

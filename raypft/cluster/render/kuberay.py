@@ -1,4 +1,4 @@
-"""Manifests for Kubernetes: RayCluster, RayJob, RayCronJob (KubeRay 1.7), the Kueue variant, the volume claim, the network policy."""
+"""Manifests for Kubernetes: RayCluster, RayJob, RayCronJob (KubeRay 1.7), Kueue, volume claim, network policy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def raycronjob(definition: Kubernetes) -> dict[str, Any]:
 
 
 def kueue(definition: Kubernetes) -> dict[str, Any]:
-    """The job with all its nodes at once, admitted by Kueue; of a fixed size, since Kueue's quota is taken for the declared one."""
+    """The job with all its nodes at once, admitted by Kueue; of a fixed size: quota is for the declared one."""
     meta = _meta(definition)
     meta["labels"] = {**meta["labels"], "kueue.x-k8s.io/queue-name": definition.queue}
     return {

@@ -1,4 +1,4 @@
-"""The files that Ray's own launcher and autoscaler read: `ray up` for clouds and machines of one's own, and the fake autoscaler's."""
+"""The files that Ray's own launcher (`ray up`, for clouds and machines of one's own) and its fake autoscaler read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STOP_SECONDS = 60
 
 
 def pools_text(definition: Any) -> str:
-    """The pools and the storage as one line of JSON, for $RAYPFT_CLUSTER: a job reads there which nodes may still come."""
+    """Pools and storage as one line of JSON, for $RAYPFT_CLUSTER: a job reads there which nodes may still come."""
     pools = {
         name: {
             "cpu": p.cpu,
@@ -198,7 +198,10 @@ NODES = {"aws": _aws_node, "gcp": _gcp_node, "azure": _azure_node}
 
 
 def fake(definition: Any) -> dict[str, Any]:
-    """The autoscaler's file for nodes that are processes of this machine; an external provider has no defaults, so every key stands here."""
+    """The autoscaler's file for nodes that are processes of this machine.
+
+    An external provider has no defaults, so every key stands here.
+    """
     store = num_bytes(definition.object_store)
     lists = (
         "cluster_synced_files",
