@@ -1,4 +1,4 @@
-"""What `raypft plan` says of a campaign before anything starts: trials, cells, steps, hours, memory, disk, and what is missing."""
+"""What `raypft plan` says of a campaign: trials, cells, steps, hours, memory, disk, and what is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Part:
-    """Configurations that cost the same: how many, cells done and to do, steps of a cell, bytes in memory and on disk."""
+    """Configurations that cost the same.
+
+    How many trials, cells done and to do, optimizer steps of a cell, bytes in memory and on disk.
+    """
 
     job: Job
     trials: int
@@ -67,12 +70,8 @@ def planned(campaign: Campaign) -> dict[str, Any]:
         lacks[line] = None
     todo = [part for part in parts if part.todo]
     timed = all(part.kind in speeds and part.steps >= 0 for part in todo)
-    seconds = (
-        sum(part.todo * max(part.steps, 1) * speeds[part.kind][0] / speeds[part.kind][1] for part in todo)
-        if timed
-        else None
-    )
-    found = {
+    seconds = sum(_seconds(part, *speeds[part.kind]) for part in todo) if timed else None
+    plan = {
         "folder": str(campaign.folder),
         "trials": sum(part.trials for part in parts),
         "done": sum(part.done for part in parts),
@@ -83,7 +82,12 @@ def planned(campaign: Campaign) -> dict[str, Any]:
         "disk_gib": sum(part.todo * part.disk for part in parts) / GIB,
         "lacks": list(lacks),
     }
-    return {**found, "lines": _lines(campaign, found)}
+    return {**plan, "lines": _lines(campaign, plan)}
+
+
+def _seconds(part: Part, seconds: float, steps: float) -> float:
+    """What is to do of a part takes so long, where so many steps took so many seconds."""
+    return part.todo * max(part.steps, 1) * seconds / steps
 
 
 def _parts(place: Place, book: Book, speeds: dict[tuple[str, str], list[float]]) -> Iterator[Part]:
@@ -98,9 +102,9 @@ def _parts(place: Place, book: Book, speeds: dict[tuple[str, str], list[float]])
         steps = _steps(configuration.job, prompts)
         for seed in finished:
             result = book.result(configuration, seed) or {}
-            own = speeds[configuration.job.backbone, configuration.job.method["name"]]
-            own[0] += result["seconds"]
-            own[1] += max(len(result["losses"]), 1)
+            speed = speeds[configuration.job.backbone, configuration.job.method["name"]]
+            speed[0] += result["seconds"]
+            speed[1] += max(len(result["losses"]), 1)
         todo = 0 if pruned else len(configuration.keys) - len(finished)
         yield Part(configuration.job, 1, len(configuration.keys) - todo, todo, steps, memory, disk)
     more = (search.trials or 0) - len(tried) if search and place.listed() is None else 0
@@ -162,12 +166,14 @@ def _missing(campaign: Campaign, parts: list[Part], shapes: list[Shape]) -> Iter
         together = at_once([part.job for part in parts if part.todo], shapes)
     except UserError as error:
         yield str(error)
-    need = together * max(
-        (part.memory * max(1, part.job.resources.workers) for part in parts if part.todo), default=0.0
-    )
+    needs = [part.memory * max(1, part.job.resources.workers) for part in parts if part.todo]
+    need = together * max(needs, default=0.0)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not os.environ.get("RAY_ADDRESS") and need > memory:
-        yield f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights and optimizer state; this machine has {memory / GIB:.1f}"
+        yield (
+            f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights and optimizer state; "
+            f"this machine has {memory / GIB:.1f}"
+        )
     if is_remote(campaign.folder):
         return
     disk, free = sum(part.todo * part.disk for part in parts), shutil.disk_usage(_existing(campaign.folder)).free
@@ -179,29 +185,26 @@ def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.absolute().parent)
 
 
-def _lines(campaign: Campaign, found: dict[str, Any]) -> list[str]:
-    hours = (
-        "unknown, no cell of some of its kinds is finished yet"
-        if found["hours"] is None
-        else f"{duration(3600 * found['hours'])}, trials one after the other"
-    )
-    budget = (
-        f"search: {campaign.search.searcher}, {campaign.search.scheduler} over seeds, the same trials for every row and task"
-        if campaign.search
-        else None
-    )
-    size = (
-        "unknown, nothing could be read"
-        if not found["memory_gib"]
-        else f"at least {found['memory_gib']:.2f} GiB a worker"
-    )
-    return [
+def _lines(campaign: Campaign, plan: dict[str, Any]) -> list[str]:
+    hours = "unknown, no cell of some of its kinds is finished yet"
+    if plan["hours"] is not None:
+        hours = f"{duration(3600 * plan['hours'])}, trials one after the other"
+    steps = "unknown" if plan["steps"] is None else format(plan["steps"], ",")
+    size = "unknown, nothing could be read"
+    if plan["memory_gib"]:
+        size = f"at least {plan['memory_gib']:.2f} GiB a worker"
+    lines = [
         f"{campaign.name}: {campaign.about}",
-        f"trials: {found['trials']}; cells: {found['done']} done, {found['todo']} to do",
-        *([budget] if budget else []),
-        f"optimizer steps to do: {'unknown' if found['steps'] is None else format(found['steps'], ',')}; expected time: {hours}",
+        f"trials: {plan['trials']}; cells: {plan['done']} done, {plan['todo']} to do",
+    ]
+    if campaign.search:
+        way = f"{campaign.search.searcher}, {campaign.search.scheduler} over seeds"
+        lines.append(f"search: {way}, the same trials for every row and task")
+    return [
+        *lines,
+        f"optimizer steps to do: {steps}; expected time: {hours}",
         f"memory: {size} (weights, gradients, Adam in fp32; activations not counted)",
-        f"disk: {found['disk_gib']:.2f} GiB of trained parameters",
-        *[f"lacks: {line}" for line in found["lacks"]],
+        f"disk: {plan['disk_gib']:.2f} GiB of trained parameters",
+        *[f"lacks: {line}" for line in plan["lacks"]],
         f"results go to {campaign.folder}",
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class TableCellSearch:
     """A place of the table under way: what is still to run there, and what of it is chosen and tested.
 
-    `config` is the campaign's search where one fills the place, else None: then its one configuration is run and tested.
+    `config` is the campaign's search where one fills the place; None where its one configuration is run and tested.
 
     Args:
         busy: names of the configurations at work anywhere in the campaign.
