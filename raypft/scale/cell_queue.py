@@ -72,8 +72,11 @@ class CellQueue:
         return started
 
     async def _count_failure(self) -> None:
-        """The running cell was given up: by a failure, or since a node left or came. Only those in a row count that brought
-        no new state, so that a cell whose nodes come and go ends, and one that kills its workers does too."""
+        """The running cell was given up: by a failure, or since a node left or came.
+
+        Only those in a row count that brought no new state, so that a cell whose nodes come and go ends, and one that
+        kills its workers does too.
+        """
         cell = self.cells[self.num_finished] if self.running else None
         if cell is None:
             return

@@ -1,7 +1,7 @@
 """Ray Data: chosen rows -> encoded prompts -> one Arrow file per sample, read back by every worker from shared storage.
 
-Encoding ends before the worker group starts, so that readers and workers never wait for each other's CPUs; only streamed rows are
-read while workers train (`RayFlow`), by tasks that are short.
+Encoding ends before the worker group starts, so that readers and workers never wait for each other's CPUs; only
+streamed rows are read while workers train (`RayFlow`), by tasks that are short.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table
     Args:
         files: name of an encoded file to the job and demonstrations that encode its rows, as JSON.
     """
-    records = [
-        {**to_record(prompt), **{key: row[key] for key in BESIDE.names}}
-        for row in batch.to_pylist()
-        for prompt in _encoder(*files[row["file"]])(json.loads(row["row"]))
-    ]
+    records: list[dict[str, Any]] = []
+    for row in batch.to_pylist():
+        beside = {key: row[key] for key in BESIDE.names}
+        prompts = _encoder(*files[row["file"]])(json.loads(row["row"]))
+        records += [{**to_record(prompt), **beside} for prompt in prompts]
     return pa.Table.from_pylist(records, schema=pa.schema([*RECORD, *BESIDE]))
 
 
@@ -145,13 +145,10 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     )
     encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
     for name, (path, _) in missing.items():
-        own = (
-            encoded.filter(pa.compute.equal(encoded["file"], name))
-            .sort_by([("number", "ascending"), ("part", "ascending")])
-            .drop_columns("file")
-        )
-        with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, own.schema) as writer:
-            writer.write_table(own)
+        prompts = encoded.filter(pa.compute.equal(encoded["file"], name)).drop_columns("file")
+        prompts = prompts.sort_by([("number", "ascending"), ("part", "ascending")])
+        with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, prompts.schema) as writer:
+            writer.write_table(prompts)
     rows.unlink(missing_ok=True)
 
 
@@ -163,13 +160,19 @@ def _where(job: Job) -> dict[str, Any]:
 
 def _rows(name: str, sample: Sample) -> pa.Table:
     """A sample's rows as JSON, since tasks differ in columns, with the file they go to, their role and their number."""
-    found = [(role, row) for role in ROLES if (table := getattr(sample, role)) is not None for row in table.to_pylist()]
+    roles: list[str] = []
+    rows: list[str] = []
+    for role in ROLES:
+        table = getattr(sample, role)
+        if table is not None:
+            roles += [role] * len(table)
+            rows += [json.dumps(row) for row in table.to_pylist()]
     return pa.table(
         {
-            "file": pa.array([name] * len(found), pa.string()),
-            "role": pa.array([role for role, _ in found], pa.string()),
-            "number": pa.array(range(len(found)), pa.int64()),
-            "row": pa.array([json.dumps(row) for _, row in found], pa.string()),
+            "file": pa.array([name] * len(rows), pa.string()),
+            "role": pa.array(roles, pa.string()),
+            "number": pa.array(range(len(rows)), pa.int64()),
+            "row": pa.array(rows, pa.string()),
         }
     )
 
@@ -181,13 +184,13 @@ def _demos(sample: Sample) -> list[dict]:
 def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], count: int) -> Iterator[pa.Table]:
     """Of each step in `batch` and those after it, `count` in all, a rank's rows, read and encoded, `step` beside."""
     reader, encoder = _reader(job, index)
+    schema = pa.schema([*RECORD, ("step", pa.int64())])
     for first in batch["step"].to_pylist():
-        for number, prompts in enumerate(steps(reader, encoder, Share(**{**share, "step": first}), count), start=first):
+        read = steps(reader, encoder, Share(**{**share, "step": first}), count)
+        for number, prompts in enumerate(read, start=first):
             if prompts:
-                yield pa.Table.from_pylist(
-                    [{**to_record(prompt), "step": number} for prompt in prompts],
-                    schema=pa.schema([*RECORD, ("step", pa.int64())]),
-                )
+                records = [{**to_record(prompt), "step": number} for prompt in prompts]
+                yield pa.Table.from_pylist(records, schema=schema)
 
 
 @functools.lru_cache(maxsize=4)
@@ -215,7 +218,7 @@ class RayFlow:
             yield from self._part(share, range(first, min(steps, first + each * TASKS)), each)
 
     def _part(self, share: Share, steps: range, each: int) -> Iterator[list[Encoded]]:
-        """The prompts of some steps; a task reads `each` steps and ends, so that ranks never wait for each other's CPUs."""
+        """The prompts of some steps; a task reads `each` steps and ends: ranks never wait for each other's CPUs."""
         asked = {"job": json.dumps(self.job.model_dump()), "index": self.index, "share": vars(share), "count": each}
         begins = [{"step": step} for step in steps[::each]]
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -234,17 +237,17 @@ class RayFlow:
         context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
             object_store_memory=IN_FLIGHT
         )
-        step, own = steps.start, list[Encoded]()
+        step, prompts = steps.start, list[Encoded]()
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for record in table.to_pylist():
                 number = record.pop("step")
                 while step < number:
-                    yield own
-                    step, own = step + 1, []
-                own.append(from_record(record))
+                    yield prompts
+                    step, prompts = step + 1, []
+                prompts.append(from_record(record))
         for _ in range(step, steps.stop):
-            yield own
-            own = []
+            yield prompts
+            prompts = []
 
 
 def read_encoded(path: Path) -> dict[str, list[Encoded]]:

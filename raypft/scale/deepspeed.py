@@ -30,7 +30,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DrainNotice:
-    """Whether Ray drains this process's node (a spot notice, `raypft cluster drain`); asked now and then, told ever after."""
+    """Whether Ray drains this process's node (a spot notice, `raypft cluster drain`); asked now and then."""
 
     def __init__(self) -> None:
         self.asked_at, self.seen = 0.0, False
@@ -46,8 +46,8 @@ class DrainNotice:
 class DeepSpeedStepper(Stepper):
     """Steps through a DeepSpeed engine; a process group must exist.
 
-    Without trainable parameters the engine only partitions (stage 3) or is left out (other stages, which have nothing to
-    partition then).
+    Without trainable parameters the engine only partitions (stage 3) or is left out (other stages, which then have
+    nothing to partition).
 
     Args:
         state: an `optimizer_state` to go on from; the parameter values are in the learner already, so that every stage
@@ -118,12 +118,12 @@ class DeepSpeedStepper(Stepper):
     def optimizer_state(self) -> dict[str, Any]:
         if self.stage == 0:
             return adam_state(self.engine.optimizer, self.parameters)
-        moments = {
-            name: {key: safe_get_full_optimizer_state(p, key).detach().cpu().clone() for key in MOMENTS}
-            for name, p in self.parameters.items()
-        }
-        steps = [int(own["step"]) for own in self._inner().state.values()]
+        moments = {name: self._moments(parameter) for name, parameter in self.parameters.items()}
+        steps = [int(entry["step"]) for entry in self._inner().state.values()]
         return {"step": max(steps, default=0), "moments": moments}
+
+    def _moments(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+        return {key: safe_get_full_optimizer_state(parameter, key).detach().cpu().clone() for key in MOMENTS}
 
     def _inner(self) -> torch.optim.Optimizer:
         """The torch optimizer that ZeRO wraps."""
@@ -138,13 +138,10 @@ class DeepSpeedStepper(Stepper):
             return
         # the flat Adam state exists only after a first step; make it, and let stages 1 and 2 map the parameters into it
         wrapper, inner = self.engine.optimizer, self._inner()
-        for flat in (
-            wrapper.fp32_partitioned_groups_flat if self.stage == 3 else wrapper.single_partition_of_fp32_groups
-        ):
-            inner.state[flat] = {
-                "step": torch.tensor(float(state["step"])),
-                **{key: torch.zeros_like(flat) for key in MOMENTS},
-            }
+        groups = wrapper.fp32_partitioned_groups_flat if self.stage == 3 else wrapper.single_partition_of_fp32_groups
+        for flat in groups:
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            inner.state[flat] = {"step": torch.tensor(float(state["step"])), **zeros}
         if self.stage < 3:
             wrapper._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.parameters.items():

@@ -1,4 +1,4 @@
-"""The process group of Ray Train workers, set up as Ray's own `TorchConfig` does, by a controller that loads no torch."""
+"""The process group of Ray Train workers, as Ray's own `TorchConfig` sets it up, but by a controller without torch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from raypft.storage import absolute, path_of
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray for the time of a command: a running cluster is joined ($RAY_ADDRESS), else one is started here and ended after."""
+    """Ray for the time of a command: joins a running cluster ($RAY_ADDRESS), else starts one here and ends it after."""
     started = False
     if not ray.is_initialized():
         threads = str(max(1, (os.cpu_count() or 1) // 2))
@@ -77,7 +77,10 @@ def check_label(job: Job) -> None:
 
 
 def check_storage(storage: str) -> None:
-    """Raise a UserError where another node does not see what this process writes there: its workers' results would be lost."""
+    """Raise a UserError where another node does not see what this process writes there.
+
+    Its workers' results would be lost.
+    """
     here = ray.get_runtime_context().get_node_id()
     others = {
         node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here
@@ -90,13 +93,14 @@ def check_storage(storage: str) -> None:
     marker.write_bytes(b"")
     looks = [_miss.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=True)) for name in others]
     try:
-        found = dict(zip(others.values(), ray.get([look.remote(str(marker)) for look in looks]), strict=True))
+        misses = ray.get([look.remote(str(marker)) for look in looks])
     finally:
         marker.unlink()
-    for node, missed in found.items():
-        if missed is not None:
+    for node, miss in zip(others.values(), misses, strict=True):
+        if miss is not None:
             raise UserError(
-                f"storage: node {node} does not see {folder}{missed}; give a folder that all nodes mount, or a URI such as s3://bucket/folder"
+                f"storage: node {node} does not see {folder}{miss}; "
+                "give a folder that all nodes mount, or a URI such as s3://bucket/folder"
             )
 
 

@@ -1,8 +1,8 @@
 """A Ray Train worker group that takes one cell after another and outlives the trials that bring them.
 
-Starting a group takes longer than a few-shot cell. The workers ask the group's queue, an actor, for the next cell and wait
-there, never in a collective. Where a worker dies Ray Train starts the group again, which asks the queue where it stood; failures
-are counted there, by cell.
+Starting a group takes longer than a few-shot cell. The workers ask the group's queue, an actor, for the next cell and
+wait there, never in a collective. Where a worker dies Ray Train starts the group again, which asks the queue where it
+stood; failures are counted there, by cell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs on Ray Train workers with DeepSpeed: every stage gives the numbers of the plain run; a killed worker changes nothing."""
+"""Jobs on Ray Train workers: every ZeRO stage gives the numbers of the plain run; a killed worker changes nothing."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def run(place: Path, *more: str, recipe: str = "profit", model: str = "bert") ->
 def test_two_workers_give_the_numbers_of_the_plain_run(stage, place, session):  # noqa: F811
     """Two seeds in one worker group; 24 rows in steps of 5 leave unequal shares."""
     plain, _ = run(place, f"storage={place}/plain")
-    found, events = run(place, "resources.workers=2", f"zero.stage={stage}", f"storage={place}/ray")
-    for one, other in zip(plain, found, strict=True):
+    results, events = run(place, "resources.workers=2", f"zero.stage={stage}", f"storage={place}/ray")
+    for one, other in zip(plain, results, strict=True):
         assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
         assert other["scores"] == one["scores"]
         assert other["cell"] == one["cell"]
@@ -71,11 +71,11 @@ def test_a_causal_method_on_stage_three(recipe, more, place, session):  # noqa: 
     """Cached states, graph layer and a model with nothing to train, partitioned."""
     common = ["pattern=shown", "demos=1", "seeds=1", "train.epochs=2", "train.optimizer=adamw", *more]
     plain, _ = run(place, *common, f"storage={place}/plain", recipe=recipe, model="llama")
-    found, _ = run(
+    results, _ = run(
         place, *common, "resources.workers=2", "zero.stage=3", f"storage={place}/ray", recipe=recipe, model="llama"
     )
-    assert found[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
-    assert found[0]["scores"] == plain[0]["scores"]
+    assert results[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
+    assert results[0]["scores"] == plain[0]["scores"]
 
 
 def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
@@ -95,26 +95,21 @@ def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not killed:
             if list(place.glob("broken/*/seed-0/state.pt")):
-                out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-                mine = [
-                    int(line.split()[0])
-                    for line in out.splitlines()
-                    if "RayTrainWorker" in line and is_ours(int(line.split()[0]))
-                ]
-                if mine:
-                    os.kill(mine[-1], signal.SIGKILL)
-                    killed.append(mine[-1])
+                workers = ours("RayTrainWorker")
+                if workers:
+                    os.kill(workers[-1], signal.SIGKILL)
+                    killed.append(workers[-1])
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill)
     thread.start()
-    found, events = run(place, *common, f"storage={place}/broken")
+    results, events = run(place, *common, f"storage={place}/broken")
     thread.join()
     assert killed, "no worker was killed"
     assert [event for event in events if event["event"] == "resume"], "the run did not go on from a state"
-    assert found[0]["losses"] == pytest.approx(whole[0]["losses"], rel=1e-6)
-    assert found[0]["scores"] == whole[0]["scores"]
-    assert found[0]["best_epoch"] == whole[0]["best_epoch"]
+    assert results[0]["losses"] == pytest.approx(whole[0]["losses"], rel=1e-6)
+    assert results[0]["scores"] == whole[0]["scores"]
+    assert results[0]["best_epoch"] == whole[0]["best_epoch"]
 
 
 def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811

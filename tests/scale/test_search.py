@@ -53,10 +53,9 @@ def test_tpe_fed_from_a_ledger_suggests_as_if_it_had_run_on():
             100.0 if lr > 10**-2 else 10.0,
         )
     assert len(search.known) == 40
-    found = [search.suggest(str(i))["train.lr"] for i in range(8)]
-    assert (
-        statistics.median(found) > 10**-2 > statistics.median([control.suggest(str(i))["train.lr"] for i in range(8)])
-    )
+    suggested = [search.suggest(str(i))["train.lr"] for i in range(8)]
+    unfed = [control.suggest(str(i))["train.lr"] for i in range(8)]
+    assert statistics.median(suggested) > 10**-2 > statistics.median(unfed)
 
 
 def test_tpe_leaves_out_what_a_changed_space_no_longer_holds():
@@ -130,7 +129,8 @@ def test_trials_at_once_leave_room_for_workers_encoder_and_reader():
     [
         (
             ["resources.cpus_per_worker=3"],
-            r"this cluster: the job needs \{CPU: 3\} on one node; the largest is node \{CPU: 2\} x 1; ask for at most 2 CPU",
+            r"this cluster: the job needs \{CPU: 3\} on one node; "
+            r"the largest is node \{CPU: 2\} x 1; ask for at most 2 CPU",
         ),
         (["resources.workers=2", "resources.cpus_per_worker=1"], "Ray has 1.9; use at most 0.2"),
         (["resources.gpus_per_worker=1"], r"this cluster: the job needs \{CPU: 1, GPU: 1\} on one node"),

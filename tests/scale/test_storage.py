@@ -1,4 +1,4 @@
-"""Runs and campaigns in an S3-compatible store: killed, they go on from it, on any machine, with the numbers of an undisturbed one."""
+"""Runs and campaigns in an S3-compatible store: killed, they go on from it, on any machine, with the same numbers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def bucket():
         yield uri
 
 
-def wait_for(found, seconds: float = 120) -> None:
+def wait_for(happened, seconds: float = 120) -> None:
     """Until something is there."""
     deadline = time.monotonic() + seconds
-    while not found():
+    while not happened():
         assert time.monotonic() < deadline, "nothing came"
         time.sleep(0.05)
 
@@ -98,7 +98,7 @@ def test_what_cant_be_written_is_one_line(place, bucket, monkeypatch, capsys):  
 
 
 def test_a_killed_run_goes_on_elsewhere_from_the_bucket(place, bucket, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """kill -9; another process, which has nothing but the bucket, says from where it goes on and gives the same losses bit for bit."""
+    """kill -9; a process that has nothing but the bucket goes on from there and gives the same losses, bit for bit."""
     more = ["seeds=1", "train.epochs=40", "train.save_every=1", "train.batch_size=4"]
     assert call(monkeypatch, "run", *words(place, *more, f"storage={place}/whole")) == 0
     storage = f"{bucket}/killed"
@@ -121,15 +121,14 @@ def test_a_killed_run_goes_on_elsewhere_from_the_bucket(place, bucket, tmp_path,
     assert "| MAJ |" in capsys.readouterr().out
     assert call(monkeypatch, "predict", str(folder), "--text", "the film was great") == 0
     assert '"p(positive)": 0.' in capsys.readouterr().out
-    assert not any(path.is_file() for home in homes for path in home.rglob("*.json")), (
-        "something was kept beside the bucket"
-    )
+    for home in homes:
+        assert not any(path.is_file() for path in home.rglob("*.json")), "something was kept beside the bucket"
 
 
 @pytest.mark.cluster
 @pytest.mark.ray
 def test_workers_killed_and_a_campaign_resumed_from_the_bucket(place, bucket, monkeypatch):  # noqa: F811
-    """Ray Train workers keep state, events and encoded rows in the bucket; a campaign its ledger: its second run runs nothing twice."""
+    """Workers keep state, events and encoded rows in the bucket, a campaign its ledger: its second run runs nothing."""
     folder = tempfile.mkdtemp(prefix="rp-", dir="/tmp")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -177,17 +176,13 @@ def _trained(place: Path, storage: str, workers: int) -> list[float]:  # noqa: F
     def end_one() -> None:
         wait_for(lambda: list(path_of(storage).glob("*/seed-0/state.pt")))
         out = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        mine = [
-            int(line.split()[0])
-            for line in out.splitlines()
-            if "RayTrainWorker" in line and below(int(line.split()[0]), os.getpid())
-        ]
-        os.kill(mine[-1], signal.SIGKILL)
-        killed.append(mine[-1])
+        workers = [int(line.split()[0]) for line in out.splitlines() if "RayTrainWorker" in line]
+        killed.append([worker for worker in workers if below(worker, os.getpid())][-1])
+        os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=end_one, daemon=True)
     if workers:
         thread.start()
-    (found,) = run_jobs([prepare(load_job(name, overrides))], events.append)
+    (results,) = run_jobs([prepare(load_job(name, overrides))], events.append)
     assert bool(killed) == bool(workers) == bool([event for event in events if event["event"] == "resume"])
-    return found[0]["losses"]
+    return results[0]["losses"]

@@ -28,14 +28,14 @@ def test_two_workers_give_the_losses_of_one_process(mix, place, session):  # noq
         "train.patience=null",
     ]
     plain, _ = run(place, *more, f"storage={place}/plain")
-    found, _ = run(place, *more, "resources.workers=2", f"storage={place}/ray")
-    assert found[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
-    assert found[0]["scores"] == plain[0]["scores"]
-    assert found[0]["cell"] == plain[0]["cell"]
+    results, _ = run(place, *more, "resources.workers=2", f"storage={place}/ray")
+    assert results[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
+    assert results[0]["scores"] == plain[0]["scores"]
+    assert results[0]["cell"] == plain[0]["cell"]
 
 
 def test_what_ray_data_meets_is_one_line_and_an_epoch_may_be_over(place, session):  # noqa: F811
-    """A row with a label outside the set ends the run at once; a flow that begins at the end of an epoch gives nothing."""
+    """A row with a label outside the set ends the run at once; a flow that begins at an epoch's end gives nothing."""
     write_rows(place, {"en": 70}, 16, together=True)
     table = pa_parquet.read_table(place / "train.parquet")
     labels = pa.array([*table["label"].to_pylist()[:-1], "great"])

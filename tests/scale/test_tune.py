@@ -1,4 +1,4 @@
-"""Campaigns on Ray Tune: killed and resumed they end with the bytes of an uninterrupted run; nothing finished runs twice."""
+"""Campaigns on Ray Tune: killed and resumed they end with the bytes of an uninterrupted run; no cell runs twice."""
 
 from __future__ import annotations
 
@@ -86,11 +86,8 @@ def write(place: Path, name: str, rows: dict, search: dict | None = None, **defa
 
 def results(folder: Path) -> dict[str, int]:
     """Results and withheld ones below a folder, with the time they were written."""
-    return {
-        str(path): path.stat().st_mtime_ns
-        for name in ("result", "searched")
-        for path in folder.glob(f"*/seed-*/{name}.json")
-    }
+    paths = [*folder.glob("*/seed-*/result.json"), *folder.glob("*/seed-*/searched.json")]
+    return {str(path): path.stat().st_mtime_ns for path in paths}
 
 
 def lines(folder: Path) -> int:
@@ -157,7 +154,8 @@ def test_a_tpe_campaign_runs_no_cell_twice_and_knows_every_past_result(place, se
     before = with_test(place / "tpe")
     rows = run_campaign(load_campaign(path), lambda event: None)
     known = {values["train.lr"]: value for values, value in searches[-1].tpe.known}
-    assert known == pytest.approx({lr: mean_dev(rows, lr) for lr in {row["axes"]["train.lr"] for row in rows}})
+    rates = {row["axes"]["train.lr"] for row in rows}
+    assert known == pytest.approx({lr: mean_dev(rows, lr) for lr in rates})
     assert tried < set(known)
     assert len(known) == 5
     assert before.items() <= with_test(place / "tpe").items()
@@ -180,20 +178,20 @@ def test_failed_cells_are_told_the_others_go_on_and_an_extension_runs_only_what_
     rows = {"Bad": {"recipe": "profit", "set": {"train.lr": 1e30}}, "Good": {"recipe": "profit"}}
     path = write(place, "failing", rows)
     events: list[dict] = []
-    found = run_campaign(load_campaign(path), events.append)
-    assert [(row["row"], row["status"]) for row in found] == [
+    cells = run_campaign(load_campaign(path), events.append)
+    assert [(row["row"], row["status"]) for row in cells] == [
         ("Bad", "failed"),
         ("Bad", "failed"),
         ("Good", "finished"),
         ("Good", "finished"),
     ]
-    assert all(row["reason"].startswith("train: the loss is") for row in found[:2])
+    assert all(row["reason"].startswith("train: the loss is") for row in cells[:2])
     assert [event["reason"] for event in events if event.get("status") == "failed"] == [
-        row["reason"] for row in found[:2]
+        row["reason"] for row in cells[:2]
     ]
-    assert all("scores" in row["result"] for row in found[2:])
+    assert all("scores" in row["result"] for row in cells[2:])
     before, events[:] = results(place / "failing"), []
-    found = run_campaign(
+    cells = run_campaign(
         load_campaign(
             write(
                 place,
@@ -204,13 +202,13 @@ def test_failed_cells_are_told_the_others_go_on_and_an_extension_runs_only_what_
         ),
         events.append,
     )
-    assert [row["status"] for row in found] == ["finished"] * 6
+    assert [row["status"] for row in cells] == ["finished"] * 6
     assert sorted(event["seed"] for event in events if event["event"] == "cell") == [0, 1, 2, 2]
     assert {p: t for p, t in results(place / "failing").items() if p in before} == before
     ledger = load_campaign(path).folder / FILE
     ledger.write_bytes(b"{rubbish\n" + ledger.read_bytes()[:-30])
     events.clear()
-    assert run_campaign(load_campaign(path), events.append) == found, (
+    assert run_campaign(load_campaign(path), events.append) == cells, (
         "a corrupt line costs nothing: the results are there"
     )
     (note,) = events
@@ -223,27 +221,27 @@ def test_a_search_prunes_between_seeds_and_tests_only_the_chosen(place, session)
     search = {"space": {"train.lr": [0.003, 1e-9]}, "scheduler": "racing"}
     one = {"resources.cpus_per_worker": 2, "seeds": [0, 1, 2], "train.epochs": 30, "train.patience": None}
     path = write(place, "racing", {"Searched": {"recipe": "profit"}}, search, **one)
-    found = run_campaign(load_campaign(path), lambda event: None)
-    states = {(row["axes"]["train.lr"], row["seed"]): row["status"] for row in found}
+    cells = run_campaign(load_campaign(path), lambda event: None)
+    states = {(row["axes"]["train.lr"], row["seed"]): row["status"] for row in cells}
     assert [states[0.003, seed] for seed in (0, 1, 2)] == ["finished"] * 3
     assert states[1e-9, 2] == "pruned"
-    assert found[-1]["reason"].startswith("racing: ")
-    assert [("scores" in row["result"]) for row in found if row["result"]] == [True] * 3 + [False] * 2
+    assert cells[-1]["reason"].startswith("racing: ")
+    assert [("scores" in row["result"]) for row in cells if row["result"]] == [True] * 3 + [False] * 2
     entries = [entry for entry in Ledger(load_campaign(path).folder) if entry.get("tested")]
     assert len(entries) == 3, "every test read is in the ledger"
-    assert run_campaign(load_campaign(path), lambda event: pytest.fail(f"ran again: {event}")) == found
+    assert run_campaign(load_campaign(path), lambda event: pytest.fail(f"ran again: {event}")) == cells
 
 
 def test_a_trial_with_workers_runs_and_stops_without_deadlock_on_two_cpus(place, session):  # noqa: F811
     """Encoder, reader, worker and trial fit 2 CPUs; the bad configuration is stopped while its group is at work."""
     search = {"space": {"train.lr": [0.003, 1e-9]}, "scheduler": "racing"}
     group = {"resources.workers": 1, "seeds": [0, 1, 2], "train.epochs": 20, "train.patience": None}
-    found = run_campaign(
+    cells = run_campaign(
         load_campaign(write(place, "workers", {"Searched": {"recipe": "profit"}}, search, **group)), lambda event: None
     )
-    assert [row["status"] for row in found] == ["finished"] * 5 + ["pruned"]
-    assert all(row["result"]["workers"] == 1 for row in found[:5])
-    assert [("scores" in row["result"]) for row in found[:5]] == [True] * 3 + [False] * 2
+    assert [row["status"] for row in cells] == ["finished"] * 5 + ["pruned"]
+    assert all(row["result"]["workers"] == 1 for row in cells[:5])
+    assert [("scores" in row["result"]) for row in cells[:5]] == [True] * 3 + [False] * 2
     assert ray.available_resources()["CPU"] == pytest.approx(2, abs=0.01) or wait_free()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from contextlib import closing
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_cli import place, words  # noqa: F401  (a fixture)
-from test_ray import is_ours
+from test_ray import ours
 from test_tune import drive, session, write  # noqa: F401  (a fixture)
 
 from raypft.config.load import load_job
@@ -37,21 +36,18 @@ def cell(place: Path, storage: str, *more: str, recipe: str = "profit") -> Cell:
         f"storage={place}/{storage}",
     ]
     name, *overrides = words(place, *common, *more, recipe=recipe)
-    (found,) = prepare(load_job(name, overrides)).cells()
-    encode_on_ray([found])
-    return found
+    (made,) = prepare(load_job(name, overrides)).cells()
+    encode_on_ray([made])
+    return made
 
 
 def result(of: Cell) -> dict:
     return json.loads((of.folder / "result.json").read_text())
 
 
-def ours(words_: str) -> list[int]:
-    """Processes of this test's Ray whose title has these words, the newest last."""
-    out = subprocess.run(
-        ["ps", "-eo", "pid,args", "--sort=start_time"], capture_output=True, text=True, check=True
-    ).stdout
-    return [int(line.split()[0]) for line in out.splitlines() if words_ in line and is_ours(int(line.split()[0]))]
+def ended(of: Cell) -> float:
+    """When a cell told its result."""
+    return json.loads((of.folder / "events.jsonl").read_text().splitlines()[-1])["time"]
 
 
 def attempts(storage: Path) -> int:
@@ -78,12 +74,7 @@ def test_cells_of_a_worker_group_know_nothing_of_each_other(place, session):  # 
         executor.run(last, print)
         assert not (bad.folder / "result.json").exists()
         assert all("scores" in result(one) for one in (after, last))
-        began = [
-            json.loads(line)["time"]
-            for one in (first, other)
-            for line in (one.folder / "events.jsonl").read_text().splitlines()
-        ]
-        assert began[3] < began[-1]
+        assert ended(first) < ended(other)
     assert attempts(place / "a") == 1, "the worker group was given up"
 
 
@@ -114,12 +105,12 @@ def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # no
 def test_a_campaign_has_the_same_numbers_with_lanes_and_without(place, session):  # noqa: F811
     rows = {"Slow": {"recipe": "profit"}, "Fast": {"recipe": "profit", "set": {"train.lr": 0.01}}}
     group = {"resources.workers": 1, "seeds": [0]}
-    found = {}
+    scores = {}
     for lanes in (True, False):
         path = Path(write(place, f"lanes-{lanes}", rows, **group))
         path.write_text(path.read_text() + f"lanes: {str(lanes).lower()}\n")
-        found[lanes] = drive(str(path))
-    assert found[True] == found[False]
+        scores[lanes] = drive(str(path))
+    assert scores[True] == scores[False]
     assert (attempts(place / "lanes-True"), attempts(place / "lanes-False")) == (1, 2)
 
 

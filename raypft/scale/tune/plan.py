@@ -1,4 +1,4 @@
-"""What `raypft plan` says of a campaign before anything starts: trials, cells, steps, hours, memory, disk, and what is missing."""
+"""What `raypft plan` says of a campaign: trials, cells, steps, hours, memory, disk, and what is missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class Part:
-    """Configurations that cost the same: how many, cells done and to do, steps of a cell, bytes in memory and on disk."""
+    """Configurations that cost the same.
+
+    How many trials, cells done and to do, optimizer steps of a cell, bytes in memory and on disk.
+    """
 
     kind: Kind
     resources: Resources

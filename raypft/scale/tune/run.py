@@ -1,5 +1,6 @@
-"""Ray Tune around campaigns: one trial is one configuration, its seeds one after the other; Tune sees the mean on dev over the
-seeds done, epochs go to the run store.
+"""Ray Tune around campaigns: one trial is one configuration, its seeds one after the other.
+
+Tune sees the mean on dev over the seeds done, epochs go to the run store.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Searches under Ray Tune: what is tried next (lists, Optuna's TPE) and which configuration is stopped between its seeds.
+"""What a search tries next (Optuna's TPE) and which configuration it stops between its seeds.
 
-Both are fed from the ledger, in the order configurations began (table_cell_search.py); there is no other state to restore.
+Both are fed from the ledger, in the order configurations began (table_cell_search.py): no other state is to restore.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Asha:
     """Ray's ASHA over seeds: after 1, 2, 4, ... seeds the better half goes on."""
 
     def __init__(self, num_seeds: int) -> None:
-        self.own = AsyncHyperBandScheduler(
+        self.scheduler = AsyncHyperBandScheduler(
             time_attr="seeds_done",
             metric="dev",
             mode="max",
@@ -41,19 +41,22 @@ class Asha:
         Args:
             name: of the configuration; devs: dev score of each seed done, in order.
         """
+        controller: Any = None
         trial: Any = SimpleNamespace(trial_id=name)
-        if name not in self.own._trial_info:
-            self.own.on_trial_add(None, trial)  # pyright: ignore[reportArgumentType]
+        if name not in self.scheduler._trial_info:
+            self.scheduler.on_trial_add(controller, trial)
         result = {"seeds_done": len(devs), "dev": statistics.fmean(devs)}
-        stopped = self.own.on_trial_result(None, trial, result) == TrialScheduler.STOP  # pyright: ignore[reportArgumentType]
-        return f"asha: in the lower half after {len(devs)} seed{'s' * (len(devs) > 1)}" if stopped else None
+        decision = self.scheduler.on_trial_result(controller, trial, result)
+        if decision != TrialScheduler.STOP:
+            return None
+        return f"asha: in the lower half after {len(devs)} seed{'s' * (len(devs) > 1)}"
 
 
 class Racing:
-    """Seed racing: a configuration ends when the best one is better on the seeds they share, by more than chance allows.
+    """Seed racing: a configuration ends when the best one is better on the seeds they share by more than chance allows.
 
-    The 95 % confidence interval is that of the mean difference per seed to the configuration with the best mean among those
-    with at least as many seeds; it needs two seeds.
+    The 95 % confidence interval is that of the mean difference per seed to the configuration with the best mean among
+    those with at least as many seeds; it needs two seeds.
     """
 
     def __init__(self, num_seeds: int) -> None:
@@ -67,7 +70,7 @@ class Racing:
         if count < 2 or not others:
             return None
         best = max(others, key=statistics.fmean)
-        ahead = [theirs - own for theirs, own in zip(best, devs, strict=False)]
+        ahead = [theirs - ours for theirs, ours in zip(best, devs, strict=False)]
         margin = T95[min(count - 1, len(T95)) - 1] * statistics.stdev(ahead) / math.sqrt(count)
         mean = statistics.fmean(ahead)
         return f"racing: {mean:.1f} ± {margin:.1f} behind the best after {count} seeds" if mean > margin else None
@@ -90,27 +93,28 @@ class Tpe:
         logging.set_verbosity(logging.ERROR)
         self.space = {key: distribution(dimension) for key, dimension in search.space.items()}
         self.lists = {key for key, dimension in search.space.items() if dimension.values is not None}
-        self.own = OptunaSearch(space=dict(self.space), metric="dev", mode="max", sampler=TPESampler(seed=seed))
+        self.sampler = OptunaSearch(space=dict(self.space), metric="dev", mode="max", sampler=TPESampler(seed=seed))
 
     def suggest(self, trial: str) -> dict[str, Any]:
         """The next values to try."""
-        found = self.own.suggest(trial) or {}
-        return {key: json.loads(found[key]) if key in self.lists else found[key] for key in self.space}
+        suggested = self.sampler.suggest(trial) or {}
+        return {key: json.loads(suggested[key]) if key in self.lists else suggested[key] for key in self.space}
 
     def learn(self, trial: str, dev: float | None) -> None:
         """What came of a suggestion; None where it failed."""
-        self.own.on_trial_complete(trial, None if dev is None else {"dev": dev}, error=dev is None)
+        self.sampler.on_trial_complete(trial, None if dev is None else {"dev": dev}, error=dev is None)
 
     def remember(self, values: dict[str, Any], dev: float | None) -> None:
         """What came of values tried before; those outside of the space tell nothing."""
         named = {key: json.dumps(values.get(key)) if key in self.lists else values.get(key) for key in self.space}
         if all(_fits(self.space[key], value) for key, value in named.items()):
-            self.own.add_evaluated_point(named, 0.0 if dev is None else dev, error=dev is None)
+            self.sampler.add_evaluated_point(named, 0.0 if dev is None else dev, error=dev is None)
 
     @property
     def known(self) -> list[tuple[dict[str, Any], float | None]]:
         """Every finished trial the sampler can draw on: values and score."""
-        return [(trial.params, trial.value) for trial in self.own._ot_study.trials if trial.state.is_finished()]  # pyright: ignore[reportOptionalMemberAccess]
+        study: Any = self.sampler._ot_study
+        return [(trial.params, trial.value) for trial in study.trials if trial.state.is_finished()]
 
 
 def _fits(space: Any, value: Any) -> bool:
@@ -127,9 +131,7 @@ def distribution(dimension: Dimension) -> Any:
     if dimension.values is not None:
         return distributions.CategoricalDistribution([json.dumps(value) for value in dimension.values])
     if dimension.range is not None:
-        low, high, *step = dimension.range
-        return distributions.IntDistribution(
-            low, low + (high - low) // (step or [1])[0] * (step or [1])[0], step=(step or [1])[0]
-        )
+        low, high, step = (*dimension.range, 1)[:3]
+        return distributions.IntDistribution(low, low + (high - low) // step * step, step=step)
     low, high = dimension.uniform or dimension.log or (0.0, 1.0)
     return distributions.FloatDistribution(low, high, log=dimension.log is not None)

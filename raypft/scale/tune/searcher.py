@@ -1,4 +1,4 @@
-"""What Ray Tune asks while a campaign runs: which configuration is tried next, and whether a trial goes on after a seed.
+"""What Ray Tune asks in a campaign: which configuration is tried next, and whether a trial goes on after a seed.
 
 The ledger is written here, by the driver alone; results are in the run folders.
 """

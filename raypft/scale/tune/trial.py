@@ -1,5 +1,7 @@
-"""A Ray Tune trial: one configuration, a step for each of its seeds. Without workers its cells run in the trial's own process,
-with workers in a worker group. Its executor goes on to the next trial with the backbone loaded.
+"""A Ray Tune trial: one configuration, a step for each of its seeds.
+
+Without workers its cells run in the trial's own process, with workers in a worker group. Its executor goes on to the
+next trial with the backbone loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ LOCK_SECONDS = 300
 
 
 class Trial(tune.Trainable):
-    """Runs what `CampaignSearcher` packed: the job, the keys of the cells to run by seed, the dev scores of those done before."""
+    """Runs what `CampaignSearcher` packed: the job, the keys of its cells to run by seed, dev scores of the others."""
 
     def setup(self, config: dict[str, Any]) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
