@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from raypft.config.job import Train
-from raypft.training import loop as train
+from raypft.training import checkpoint
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit, learning_rate
 from raypft.training.stepper import TorchStepper
@@ -15,7 +15,7 @@ from raypft.training.stepper import TorchStepper
 
 def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
     """Steps are told beside epochs, but not the last one of an epoch, which the epoch's own event tells."""
-    monkeypatch.setattr(train, "TELL_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "TELL_SECONDS", -1)
     cell = cases.cell("full", tiny.backbone("bert"))
     settings = cases.SETTINGS.model_copy(update={"epochs": 2, "batch_size": 2})
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
@@ -37,7 +37,7 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
 @pytest.mark.parametrize("save_every", [None, 100])
 def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch):
     """After every step from the notice on while that costs less than half of the time, whatever the settings say."""
-    monkeypatch.setattr(train, "DISK", 1e15)
+    monkeypatch.setattr(checkpoint, "DISK", 1e15)
     cell = cases.cell("full", tiny.backbone("bert"))
     settings = cases.SETTINGS.model_copy(update={"epochs": 3, "batch_size": 2, "save_every": save_every})
     notices = iter([False, False, False, True, True, True, False, False, False])
