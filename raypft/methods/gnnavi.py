@@ -82,7 +82,7 @@ class Method(base.BaseMethod):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         layer = config.layer if config.layer is not None else max(1, backbone.num_layers // 8 * 7)
-        backbone.check_layer(layer)
+        backbone.check_layer(layer, "method.layer")
         self.graph = GraphLayer(config, backbone.hidden)
         backbone.on_layer(layer, self.graph)
         self.constant_below = layer

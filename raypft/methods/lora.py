@@ -37,7 +37,8 @@ class Method(base.BaseMethod):
                 "lora_alpha": config.alpha,
                 "lora_dropout": config.dropout,
                 "target_modules": config.targets,
-            }
+            },
+            "method.targets",
         )
         self.dropouts = [layer.lora_dropout for layer in injected]
         # in + out of every target, read now: ZeRO-3 takes the shapes away

@@ -58,7 +58,7 @@ class Method(base.BaseMethod):
         self.prompt = soft_prompt.PromptEncoder(config.length, backbone.hidden, config.encoder)
         backbone.on_embed(self.prompt)
         infos = parameter_infos(backbone)
-        layers = segment_layers(config.segment, backbone.num_layers)
+        layers = segment_layers(config.segment, backbone.num_layers, "method.segment")
         inside = [name for name in ticket.names if config.segment == "all" or infos[name].layer in layers]
         self.cut = cut(ticket, config.ratio, config.scope, inside)
         self.whole = sum(p.numel() for p in backbone.model.parameters())

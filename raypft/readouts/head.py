@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
+from raypft.errors import UserError
 from raypft.readouts.base import BaseReadout, Config
 from raypft.tasks.task import Pattern, Task
 
@@ -20,7 +21,12 @@ class Readout(BaseReadout):
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         make = backbone.word_head if task.kind == "tags" else backbone.head
-        self.head = make(len(task.label.names))
+        head = make(len(task.label.names))
+        if head is None:
+            raise UserError(
+                f"readout: {backbone.family} models have no classification head; use readout=verbalizer or readout=text"
+            )
+        self.head = head
 
     def exported_head(self) -> tuple[str, nn.Module] | None:
         return "token" if self.task.kind == "tags" else "sequence", self.head

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.text import PromptTokenizer
+from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Encoded, Passage
 from raypft.config.compatibility import MARKUP, check_job
 from raypft.config.job import Job, part_config
@@ -23,6 +23,8 @@ ROLES = ("train", "dev", "test")
 UNLIMITED = 1 << 30
 ENCODING = 1
 """Raised when a change alters prompts or their tokens; part of the cell key."""
+KEY_OF = {"length": "train.max_tokens", "slot": "pattern", "demonstrations": "demos"}
+"""What may be wrong with a prompt to the key that mends it."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ class Encoder:
         return [self.readout.prepare(self.readout_config, part, self.text) for part in parts]
 
     def _encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
-        return self.text.encode(
-            query, f"{row['language']}/{row['id']}", str(row["language"]), max_tokens or self.max_tokens
-        )
+        name, language = f"{row['language']}/{row['id']}", str(row["language"])
+        try:
+            return self.text.encode(query, name, language, max_tokens or self.max_tokens)
+        except PromptError as error:
+            raise UserError(f"{KEY_OF[error.about]}: {error}") from None
 
     def _tagged(self, row: Mapping[str, Any]) -> list[Encoded]:
         words = row[self.task.words]

@@ -224,9 +224,8 @@ def test_decide_answers_by_key():
     assert torch.allclose(torch.tensor([answer[2] for answer in answers]), probabilities)
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_head_scores_every_label_and_trains(kind):
-    """One score per label name, and a pattern without <slot> will do."""
+def head(kind: str):
+    """The head of a task with three labels, whose pattern has no <slot>."""
     task = Task(
         name="t",
         about="",
@@ -239,7 +238,20 @@ def test_head_scores_every_label_and_trains(kind):
         patterns={},
     )
     reads = readout_class("head")
-    made = reads(reads.Config(), task, Pattern(text="{text}", source="test"), tiny.backbone(kind))
+    return reads(reads.Config(), task, Pattern(text="{text}", source="test"), tiny.backbone(kind))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_head_scores_every_label_and_trains(kind):
+    """One score per label name, and a pattern without <slot> will do."""
+    made = head(kind)
     assert not made.needs_slot
     assert made.scores(torch.randn(2, tiny.HIDDEN), batch(2)).shape == (2, 3)
     assert all(p.requires_grad for p in made.parameters())
+
+
+def test_a_family_without_a_head_says_what_else_reads():
+    with pytest.raises(
+        UserError, match=r"^readout: seq2seq models have no classification head; use readout=verbalizer"
+    ):
+        head("t5")
