@@ -1,4 +1,5 @@
-"""The method catalogue: `method: gnnavi` is raypft/methods/gnnavi.py, its class `Method`."""
+"""The method catalogue: `method: gnnavi` is raypft/methods/gnnavi.py, whose last line `Method = GNNavi`
+names its class."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import importlib
 from pathlib import Path
 
 from raypft.errors import UserError, nearest
-from raypft.methods.base import BaseMethod
+from raypft.methods.base import Method
 
 FOLDER = Path(__file__).parent
 
@@ -18,7 +19,7 @@ def method_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "base" and path.stem[0] != "_")
 
 
-def method_class(name: str) -> type[BaseMethod]:
+def method_class(name: str) -> type[Method]:
     """The class of the method called `name`.
 
     Raises:

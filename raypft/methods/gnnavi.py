@@ -71,7 +71,7 @@ class GraphLayer(nn.Module):
         return states + out if self.residual else out
 
 
-class Method(base.BaseMethod):
+class GNNavi(base.Method):
     """The graph layer after `layer` blocks; everything else stays frozen and, below the layer, constant."""
 
     Config = Config
@@ -101,3 +101,6 @@ class Method(base.BaseMethod):
     def predicted_parameters(self) -> int:
         h = self.backbone.hidden
         return (2 if self.config.conv == "sage" else 1) * h * h + h
+
+
+Method = GNNavi

@@ -45,7 +45,7 @@ class Config(soft_prompt.PromptConfig):
         return "" if self.ticket is None else open_ticket(self.ticket).digest
 
 
-class Method(base.BaseMethod):
+class LotteryTicket(base.Method):
     """The prompt encoder and the K active entries train."""
 
     Config = Config
@@ -99,3 +99,6 @@ def _ticket_of(config: Config, backbone: Backbone) -> Ticket:
             f"method.ticket: {ticket.path} is of model revision {ticket.revision}; this backbone is {backbone.revision}; search a ticket for it"
         )
     return ticket
+
+
+Method = LotteryTicket

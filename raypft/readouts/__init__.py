@@ -1,4 +1,5 @@
-"""The readout catalogue: `readout: verbalizer` is raypft/readouts/verbalizer.py, its class `Readout`."""
+"""The readout catalogue: `readout: verbalizer` is raypft/readouts/verbalizer.py, whose last line
+`Readout = Verbalizer` names its class."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import importlib
 from pathlib import Path
 
 from raypft.errors import UserError, nearest
-from raypft.readouts.base import BaseReadout
+from raypft.readouts.base import Readout
 
 FOLDER = Path(__file__).parent
 
@@ -18,7 +19,7 @@ def readout_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "base" and path.stem[0] != "_")
 
 
-def readout_class(name: str) -> type[BaseReadout]:
+def readout_class(name: str) -> type[Readout]:
     """The class of the readout called `name`.
 
     Raises:

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
     scores: list[float]
 
 
-class BaseReadout(nn.Module, ABC):
+class Readout(nn.Module, ABC):
     """The interface of a readout, with the behaviour of one label per slot.
 
     Class attributes:

@@ -7,18 +7,18 @@ from torch import Tensor, nn
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.errors import UserError
-from raypft.readouts.base import BaseReadout, Config
+from raypft.readouts import base
 from raypft.tasks.task import Pattern, Task
 
 
-class Readout(BaseReadout):
+class HeadReadout(base.Readout):
     """mBERT's pooler and classifier, RoBERTa's dense, tanh and classifier, a causal model's score layer; of words, dropout and a
     linear layer as AutoModelForTokenClassification has them. All of it trains."""
 
     families = ("masked", "causal")
     needs_slot = False
 
-    def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
+    def __init__(self, config: base.Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         make = backbone.word_head if task.kind == "tags" else backbone.head
         head = make(len(task.label.names))
@@ -33,3 +33,6 @@ class Readout(BaseReadout):
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.head(states)
+
+
+Readout = HeadReadout

@@ -25,7 +25,7 @@ from raypft.batch import Encoded
 from raypft.config.job import Job, Train, part_config
 from raypft.data.sampling import Sample
 from raypft.methods.base import Result
-from raypft.readouts.base import Answer, BaseReadout
+from raypft.readouts.base import Answer, Readout
 from raypft.storage import Log, on_disk, written
 from raypft.tasks.metrics import ENGLISH, metric
 from raypft.tasks.task import Task, load_task
@@ -294,7 +294,7 @@ class RowAnswer:
     scores: list[float]
 
 
-def by_row(readout: BaseReadout, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> list[RowAnswer]:
+def by_row(readout: Readout, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> list[RowAnswer]:
     """The answers to rows out of the answers to their prompts, which stand next to each other."""
     begins = [i for i, prompt in enumerate(prompts) if prompt.part == 0]  # not by key: a row may stand there twice
     found = []

@@ -15,7 +15,7 @@ from raypft.config.compatibility import MARKUP, check_job
 from raypft.config.job import Job, part_config
 from raypft.data.sampling import Sample
 from raypft.errors import UserError
-from raypft.readouts.base import BaseReadout, Config
+from raypft.readouts.base import Config, Readout
 from raypft.tasks.prompts import Demonstration, Piece, Query, first_word, queries, render
 from raypft.tasks.task import Pattern, Task, load_task
 
@@ -36,7 +36,7 @@ class Encoder:
     text: PromptTokenizer
     soft_tokens: int
     max_tokens: int
-    readout: type[BaseReadout]
+    readout: type[Readout]
     readout_config: Config
     demos: tuple[Demonstration, ...] = ()
 

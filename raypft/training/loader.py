@@ -15,7 +15,7 @@ from torch import Tensor
 from raypft.backbones.frozen_states import tokens_of
 from raypft.batch import Batch, Encoded, collate
 from raypft.config.job import Train
-from raypft.methods.base import BaseMethod
+from raypft.methods.base import Method
 
 if TYPE_CHECKING:
     from raypft.training.loop import Stepper
@@ -65,7 +65,7 @@ class Rows:
     def __init__(
         self,
         prompts: Sequence[Encoded],
-        method: BaseMethod,
+        method: Method,
         pad: int,
         lower: Mapping[tuple[int, ...], Tensor] | None = None,
     ) -> None:
@@ -140,7 +140,7 @@ class Streamed:
         filler: any prompt; it keeps a rank without rows in step.
     """
 
-    def __init__(self, flow: Flow, filler: Encoded, method: BaseMethod, pad: int) -> None:
+    def __init__(self, flow: Flow, filler: Encoded, method: Method, pad: int) -> None:
         self.flow, self.filler, self.method, self.pad = flow, filler, method, pad
 
     def steps(self, batch_size: int) -> int:

@@ -23,8 +23,8 @@ from torch import Tensor, distributed, nn
 from raypft.batch import Batch
 from raypft.config.job import Train
 from raypft.errors import UserError
-from raypft.methods.base import BaseMethod
-from raypft.readouts.base import Answer, BaseReadout
+from raypft.methods.base import Method
+from raypft.readouts.base import Answer, Readout
 from raypft.storage import on_disk, written
 from raypft.training.loader import Rows, Streamed, Work, share
 
@@ -32,7 +32,7 @@ from raypft.training.loader import Rows, Streamed, Work, share
 class Learner(nn.Module):
     """A method and a readout: batch -> scores [S, C]."""
 
-    def __init__(self, method: BaseMethod, readout: BaseReadout) -> None:
+    def __init__(self, method: Method, readout: Readout) -> None:
         super().__init__()
         self.method = method
         self.readout = readout

@@ -13,7 +13,7 @@ from raypft.backbones.load import backbone_from_config
 from raypft.batch import Encoded, collate
 from raypft.errors import UserError
 from raypft.readouts import readout_class
-from raypft.readouts.verbalizer import Config, Readout
+from raypft.readouts.verbalizer import Config, Verbalizer
 from raypft.tasks.task import Label, Pattern, Task
 
 SPECIAL = {
@@ -62,7 +62,7 @@ def readout(
     text: str = "{text} <slot>",
     by_language: dict | None = None,
     config: str | None = None,
-) -> Readout:
+) -> Verbalizer:
     """A verbalizer over the labels of `verbalizer`."""
     pattern = Pattern(text=text, verbalizer=verbalizer, mode=mode, by_language=by_language or {}, source="test")
     task = Task(
@@ -76,10 +76,10 @@ def readout(
         sources={},
         patterns={"p": pattern},
     )
-    return Readout(Config(mode=config), task, pattern, backbone)
+    return Verbalizer(Config(mode=config), task, pattern, backbone)
 
 
-def columns(made: Readout, backbone) -> list[list[str]]:
+def columns(made: Verbalizer, backbone) -> list[list[str]]:
     """The pieces of each label, of the base wording."""
     return [backbone.text.tokenizer.convert_ids_to_tokens(own) for own in made.wordings[0]]
 

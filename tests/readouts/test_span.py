@@ -14,7 +14,7 @@ from raypft.batch import Encoded, Passage, collate
 from raypft.config.job import Train
 from raypft.methods import method_class
 from raypft.readouts.base import Answer
-from raypft.readouts.span import Config, Readout
+from raypft.readouts.span import Config, SpanReadout
 from raypft.runs.cell import by_row
 from raypft.tasks.metrics import exact_match
 from raypft.training.loader import Rows
@@ -24,9 +24,9 @@ TEXT = "one two three four"
 PASSAGE = Passage(TEXT, [0, 0, 4, 8, 14], [0, 3, 7, 13, 18])
 
 
-def readout(longest: int = 30) -> Readout:
+def readout(longest: int = 30) -> SpanReadout:
     own = task("span", "{question} <sep> {context}", question="question", context="context")
-    return Readout(Config(longest=longest), own, own.pattern("p"), tiny.backbone("bert"))
+    return SpanReadout(Config(longest=longest), own, own.pattern("p"), tiny.backbone("bert"))
 
 
 def window(part: int, gold: list[int], passage: Passage | None = None, key: str = "en/1") -> Encoded:
@@ -112,7 +112,7 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
     assert len(prompts) > len(rows)
     torch.manual_seed(0)
     full = method_class("full")
-    learner = Learner(full(full.Config(), backbone), Readout(Config(), encoder.task, encoder.pattern, backbone))
+    learner = Learner(full(full.Config(), backbone), SpanReadout(Config(), encoder.task, encoder.pattern, backbone))
     settings = Train(epochs=60, lr=1e-2, batch_size=8, select="last", eval_batch=2)
     stepper, data = TorchStepper(learner, settings), Rows(prompts, learner.method, 1)
 
