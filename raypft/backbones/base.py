@@ -17,7 +17,6 @@ from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.seams import Seams
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
-from raypft.errors import UserError
 
 
 class ColumnLinear(nn.Linear):
@@ -83,15 +82,10 @@ class Backbone(Seams, ABC):
     def arguments(self, batch: Batch) -> dict:
         """What the model's body is called with beside embeddings and mask."""
 
-    def head(self, num_labels: int) -> nn.Module:
-        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's.
-
-        Raises:
-            UserError: the family has none.
-        """
-        raise UserError(
-            f"readout: {self.family} models have no classification head; use readout=verbalizer or readout=text"
-        )
+    def head(self, num_labels: int) -> nn.Module | None:
+        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's; None where
+        it has none."""
+        return None
 
     def word_head(self, num_labels: int) -> nn.Module:
         """Dropout and a linear layer, [S, H] -> [S, C], as AutoModelForTokenClassification has them."""

@@ -6,10 +6,9 @@ from torch import nn
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.masked import sequence_classifier
-from raypft.backbones.text import PromptTokenizer
+from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
-from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 DEMO_SHARE = 0.75
@@ -49,8 +48,8 @@ class CausalTokenizer(PromptTokenizer):
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if any(piece.kind == "slot" for piece in query.pieces[:-1]):
-            raise UserError(
-                "pattern: a causal model reads the answer at the end; <slot> must be the last part of the pattern's text"
+            raise PromptError(
+                "slot", "a causal model reads the answer at the end; <slot> must be the last part of the pattern's text"
             )
         demos, marks = self._demo_tokens(query.demos, max_tokens)
         start = len(self._begin) + len(demos)

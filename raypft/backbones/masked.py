@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.text import PromptTokenizer
+from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
-from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 
@@ -42,8 +41,9 @@ class MaskedTokenizer(PromptTokenizer):
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if query.demos:
-            raise UserError(
-                "demos: a masked model takes no demonstrations; use a causal backbone, or a pattern without <demos>"
+            raise PromptError(
+                "demonstrations",
+                "a masked model takes no demonstrations; use a causal backbone, or a pattern without <demos>",
             )
         budget = max_tokens - len(self._begin) - len(self._end)
         ids = self.shorten(query.pieces, budget, f"the pattern (row {key})" if key else "the pattern")

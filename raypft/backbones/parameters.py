@@ -39,8 +39,11 @@ def parameter_infos(backbone: Backbone) -> dict[str, ParameterInfo]:
     return infos
 
 
-def segment_layers(segment: str, num_layers: int) -> range:
+def segment_layers(segment: str, num_layers: int, key: str = "segment") -> range:
     """The layers of a segment: all, lower, middle, higher (thirds of the model) or FIRST-LAST.
+
+    Args:
+        key: what an error begins with.
 
     Raises:
         UserError: it reaches outside the model.
@@ -53,6 +56,7 @@ def segment_layers(segment: str, num_layers: int) -> range:
     first, last = (int(number) for number in segment.split("-"))
     if not 1 <= first <= last <= num_layers:
         raise UserError(
-            f"method.segment: found {segment}; expected layers FIRST-LAST from 1 to {num_layers}, first not after last, e.g. 1-{num_layers}"
+            f"{key}: found {segment}; expected layers FIRST-LAST from 1 to {num_layers}, first not after last, "
+            f"e.g. 1-{num_layers}"
         )
     return range(first, last + 1)

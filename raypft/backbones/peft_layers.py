@@ -12,11 +12,12 @@ from torch import nn
 from raypft.errors import UserError
 
 
-def inject_layers(model: nn.Module, settings: Mapping[str, Any]) -> list[tuple[nn.Module, str, nn.Module]]:
+def inject_layers(model: nn.Module, settings: Mapping[str, Any], key: str) -> list[tuple[nn.Module, str, nn.Module]]:
     """Let peft replace modules of `model`; what was replaced: parent, attribute, old module.
 
     Args:
         settings: fields of a peft configuration, `peft_type` among them.
+        key: what an error about the modules to replace begins with.
 
     Raises:
         UserError: peft finds no such module, or knows no default for this model type.
@@ -30,9 +31,9 @@ def inject_layers(model: nn.Module, settings: Mapping[str, Any]) -> list[tuple[n
     except ValueError as error:
         vars(model).pop("peft_config", None)
         model_type = model.config.model_type  # type: ignore[union-attr]
-        found = settings.get("target_modules") or f"peft's default for {model_type}"
+        targets = settings.get("target_modules") or f"peft's default for {model_type}"
         raise UserError(
-            f"method.targets: found {found}; expected names of linear layers of this model: {str(error).splitlines()[0]}"
+            f"{key}: found {targets}; expected names of linear layers of this model: {str(error).splitlines()[0]}"
         ) from None
     replaced = []
     for name, old in before.items():

@@ -83,7 +83,7 @@ class Seams(nn.Module):
         Raises:
             UserError: no such layer, or an attention that can't take keys.
         """
-        self.check_layer(layer, len(self.attentions))
+        self.check_layer(layer, last=len(self.attentions))
         take_keys(self.attentions[layer - 1], lambda: module(self._batch))
 
     @property
@@ -108,15 +108,18 @@ class Seams(nn.Module):
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else limit - self.first_position
 
-    def inject(self, settings: Mapping[str, Any]) -> list[nn.Module]:
+    def inject(self, settings: Mapping[str, Any], key: str = "target_modules") -> list[nn.Module]:
         """Let peft put its layers into the model (fields of a peft configuration, `peft_type` among them); the new ones.
+
+        Args:
+            key: what an error about the modules to replace begins with.
 
         Raises:
             UserError: no module matches.
         """
         from raypft.backbones.peft_layers import inject_layers  # noqa: PLC0415  (peft takes seconds to import)
 
-        replaced = inject_layers(self.model, settings)
+        replaced = inject_layers(self.model, settings, key)
         self._wrapped += replaced
         return [getattr(parent, attribute) for parent, attribute, _ in replaced]
 
@@ -136,12 +139,12 @@ class Seams(nn.Module):
             f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; choose another backbone"
         )
 
-    def check_layer(self, layer: int, last: int | None = None) -> None:
-        """Raise a UserError unless 1 <= layer <= L (or another last one)."""
+    def check_layer(self, layer: int, key: str = "layer", last: int | None = None) -> None:
+        """Raise a UserError, whose line begins with `key`, unless 1 <= layer <= L (or another last one)."""
         last = self.num_layers if last is None else last
         if not 1 <= layer <= last:
             raise UserError(
-                f"method.layer: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model"
+                f"{key}: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model"
             )
 
     def open(self, pattern: str) -> list[nn.Parameter]:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from raypft.backbones.attention import find_attention
 from raypft.backbones.base import Backbone
-from raypft.backbones.text import PromptTokenizer
+from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
-from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 SENTINEL = "<extra_id_0>"
@@ -43,8 +42,9 @@ class Seq2SeqTokenizer(PromptTokenizer):
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if query.demos:
-            raise UserError(
-                "demos: a text-to-text model takes no demonstrations; use a causal backbone, or a pattern without <demos>"
+            raise PromptError(
+                "demonstrations",
+                "a text-to-text model takes no demonstrations; use a causal backbone, or a pattern without <demos>",
             )
         where = f"the pattern (row {key})" if key else "the pattern"
         ids, marks = self.place(query.pieces, self.shorten(query.pieces, max_tokens - 1, where), 0)

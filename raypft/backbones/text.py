@@ -14,6 +14,15 @@ from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 
+class PromptError(UserError):
+    """A prompt that a model can't take. `about` says what is wrong with it, so that who knows the key to set can name it:
+    "length", "slot" or "demonstrations"."""
+
+    def __init__(self, about: str, message: str) -> None:
+        super().__init__(message)
+        self.about = about
+
+
 class PromptTokenizer(ABC):
     """A model's tokenizer and what its family makes of prompts.
 
@@ -66,7 +75,8 @@ class PromptTokenizer(ABC):
         """Tokens of a query with the position of every mark; its slots have no gold yet.
 
         Raises:
-            UserError: the prompt does not fit `max_tokens` even with its fields cut to one token.
+            PromptError: the prompt does not fit `max_tokens` even with its fields cut to one token; or it has what this
+                family can't take.
         """
 
     # shared by the families
@@ -92,7 +102,7 @@ class PromptTokenizer(ABC):
         queried word only when no field has more than one token left.
 
         Raises:
-            UserError: literals and one token per field alone need more than `budget`.
+            PromptError: literals and one token per field alone need more than `budget`.
         """
         ids = [self._ids(piece) for piece in pieces]
         total = sum(map(len, ids))
@@ -101,9 +111,9 @@ class PromptTokenizer(ABC):
             fields = [tokens for piece, tokens in longer if piece.field and piece.mark != "word"]
             words = [tokens for piece, tokens in longer if piece.mark == "word"]
             if not fields and not words:
-                raise UserError(
-                    f"train.max_tokens: {where} needs {total} tokens for its fixed parts; only {budget} are left; "
-                    "raise max_tokens"
+                raise PromptError(
+                    "length",
+                    f"{where} needs {total} tokens for its fixed parts; only {budget} are left; raise max_tokens",
                 )
             max(fields or words, key=len).pop()
             total -= 1

@@ -74,7 +74,7 @@ def bottleneck_size(hidden: int, reduction: int) -> int:
     return max(1, hidden // reduction)
 
 
-class Method(base.BaseMethod):
+class Adapter(base.Method):
     """Adapters in every block; only they train."""
 
     Config = Config
@@ -97,3 +97,6 @@ class Method(base.BaseMethod):
     def predicted_parameters(self) -> int:
         hidden, size = self.backbone.hidden, bottleneck_size(self.backbone.hidden, self.config.reduction)
         return len(self.adapters) * (2 * hidden * size + size + hidden)
+
+
+Method = Adapter

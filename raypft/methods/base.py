@@ -1,6 +1,7 @@
 """What a method is: trainable parameters put into a frozen backbone through its seams, and a forward pass to slot states.
 
-To add one, write `raypft/methods/<name>.py` with a class `Method` and a test; the contract suite finds it.
+To add one, write `raypft/methods/<name>.py` with a subclass of `Method`, named to the folder by a last line
+`Method = <its name>`, and a test; the contract suite finds it.
 """
 
 from __future__ import annotations
@@ -46,17 +47,20 @@ class Result:
     metadata: dict[str, str] | None = None
 
 
-class BaseMethod(nn.Module, ABC):
+class Method(nn.Module, ABC):
     """The interface of a method.
 
-    Class attributes:
+    A subclass declares, where it differs from what stands here:
         Config: the YAML keys with their defaults.
         numerics: raised when a change alters results; part of the cell key.
         families, kinds: the backbone families and task kinds it works with.
         trains: False where there is nothing to train (zero epochs).
         max_zero_stage: the highest ZeRO stage it works on.
+        marks: the marks a pattern must put into every prompt for the method to mean anything.
 
-    `constant_below` is the number of blocks whose output never changes while training; their states may be cached.
+    It puts its parameters into the backbone in `__init__`, through seams, and says in `predicted_parameters` how many
+    there are. `constant_below`, set in `__init__`, is the number of blocks whose output never changes while training; their
+    states may be cached. All else has an answer here that a method replaces where it has its own.
     """
 
     Config: type[Config] = Config
@@ -66,7 +70,6 @@ class BaseMethod(nn.Module, ABC):
     trains: bool = True
     max_zero_stage: int = 3
     marks: tuple[str, ...] = ()
-    """The marks a pattern must put into every prompt for this method to mean anything."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class BaseMethod(nn.Module, ABC):
         """Whether weights of the pretrained model train; its dropout is active only then."""
         return any(p.requires_grad for p in self.backbone.parameters())
 
-    def train(self, mode: bool = True) -> BaseMethod:
+    def train(self, mode: bool = True) -> Method:
         super().train(mode)
         self.backbone.train(mode and self.backbone_moves)
         return self
@@ -115,6 +118,3 @@ class BaseMethod(nn.Module, ABC):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name to trainable parameter."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-
-Method = BaseMethod

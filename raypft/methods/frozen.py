@@ -5,13 +5,16 @@ Source: Ma et al. 2023 (ProFiT), rows Direct and MAJ; Brown et al. 2020 for in-c
 
 from __future__ import annotations
 
-from raypft.methods.base import BaseMethod
+from raypft.methods import base
 
 
-class Method(BaseMethod):
+class Frozen(base.Method):
     """Zero epochs; the forward pass of the backbone."""
 
     trains = False
 
     def predicted_parameters(self) -> int:
         return 0
+
+
+Method = Frozen

@@ -6,15 +6,18 @@ Source: Ma et al. 2023 (ProFiT), section 3; Zhao & Schuetze 2021 (FT, DP); Yuan 
 from __future__ import annotations
 
 from raypft.backbones.base import Backbone
-from raypft.methods.base import BaseMethod, Config
+from raypft.methods import base
 
 
-class Method(BaseMethod):
+class FullFineTuning(base.Method):
     """theta <- theta - lr * grad for all of theta, the tied output embedding included."""
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    def __init__(self, config: base.Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         backbone.open("*")
 
     def predicted_parameters(self) -> int:
         return sum(p.numel() for p in self.backbone.model.parameters())
+
+
+Method = FullFineTuning

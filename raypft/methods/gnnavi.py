@@ -72,7 +72,7 @@ class GraphLayer(nn.Module):
         return states + out if self.residual else out
 
 
-class Method(base.BaseMethod):
+class GNNavi(base.Method):
     """The graph layer after `layer` blocks; everything else stays frozen and, below the layer, constant."""
 
     Config = Config
@@ -83,7 +83,7 @@ class Method(base.BaseMethod):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         layer = config.layer if config.layer is not None else max(1, backbone.num_layers // 8 * 7)
-        backbone.check_layer(layer)
+        backbone.check_layer(layer, "method.layer")
         self.graph = GraphLayer(config, backbone.hidden)
         backbone.on_layer(layer, self.graph)
         self.constant_below = layer
@@ -102,3 +102,6 @@ class Method(base.BaseMethod):
     def predicted_parameters(self) -> int:
         h = self.backbone.hidden
         return (2 if self.config.conv == "sage" else 1) * h * h + h
+
+
+Method = GNNavi

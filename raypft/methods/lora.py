@@ -23,7 +23,7 @@ class Config(base.Config):
     targets: list[str] | None = Field(default=None, min_length=1)
 
 
-class Method(base.BaseMethod):
+class LoRA(base.Method):
     """LoRA layers in the backbone; the pretrained weights stay."""
 
     Config = Config
@@ -37,7 +37,8 @@ class Method(base.BaseMethod):
                 "lora_alpha": config.alpha,
                 "lora_dropout": config.dropout,
                 "target_modules": config.targets,
-            }
+            },
+            "method.targets",
         )
         self.dropouts = [layer.lora_dropout for layer in injected]
         # in + out of every target, read now: ZeRO-3 takes the shapes away
@@ -47,7 +48,7 @@ class Method(base.BaseMethod):
     def backbone_moves(self) -> bool:
         return False
 
-    def train(self, mode: bool = True) -> Method:
+    def train(self, mode: bool = True) -> LoRA:
         super().train(mode)
         for dropout in self.dropouts:
             dropout.train(mode)
@@ -55,3 +56,6 @@ class Method(base.BaseMethod):
 
     def predicted_parameters(self) -> int:
         return self.config.rank * sum(self.sizes)
+
+
+Method = LoRA

@@ -45,7 +45,7 @@ class Config(soft_prompt.PromptConfig):
         return "" if self.ticket is None else open_ticket(self.ticket).digest
 
 
-class Method(base.BaseMethod):
+class LotteryTicket(base.Method):
     """The prompt encoder and the K active entries train."""
 
     Config = Config
@@ -58,7 +58,7 @@ class Method(base.BaseMethod):
         self.prompt = soft_prompt.PromptEncoder(config.length, backbone.hidden, config.encoder)
         backbone.on_embed(self.prompt)
         infos = parameter_infos(backbone)
-        layers = segment_layers(config.segment, backbone.num_layers)
+        layers = segment_layers(config.segment, backbone.num_layers, "method.segment")
         inside = [name for name in ticket.names if config.segment == "all" or infos[name].layer in layers]
         self.cut = cut(ticket, config.ratio, config.scope, inside)
         self.whole = sum(p.numel() for p in backbone.model.parameters())
@@ -99,3 +99,6 @@ def _ticket_of(config: Config, backbone: Backbone) -> Ticket:
             f"method.ticket: {ticket.path} is of model revision {ticket.revision}; this backbone is {backbone.revision}; search a ticket for it"
         )
     return ticket
+
+
+Method = LotteryTicket

@@ -79,7 +79,7 @@ class LayerPrefix(nn.Module):
         return table[0], table[1]
 
 
-class Method(base.BaseMethod):
+class Prefix(base.Method):
     """A prefix at every attention of the backbone."""
 
     Config = Config
@@ -106,3 +106,6 @@ class Method(base.BaseMethod):
         if not self.config.mlp:
             return length * width
         return length * self.backbone.hidden + hidden * (self.backbone.hidden + 1) + (hidden + 1) * width
+
+
+Method = Prefix

@@ -71,7 +71,7 @@ def encoder_parameters(length: int, hidden: int, encoder: str) -> int:
     return length * hidden + (lstm + mlp if encoder == "lstm" else 0)
 
 
-class Method(base.BaseMethod):
+class SoftPrompt(base.Method):
     """A prompt encoder behind the word embeddings; the backbone trains too unless told otherwise."""
 
     Config = Config
@@ -90,3 +90,6 @@ class Method(base.BaseMethod):
     def predicted_parameters(self) -> int:
         own = encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
         return own + (sum(p.numel() for p in self.backbone.model.parameters()) if self.config.train_backbone else 0)
+
+
+Method = SoftPrompt

@@ -33,7 +33,7 @@ class Config(base.Config):
     l1: float = Field(default=0.1, ge=0)
 
 
-class Method(base.BaseMethod):
+class TicketSearch(base.Method):
     """Everything trains but normalisations and what the strategy freezes."""
 
     Config = Config
@@ -94,3 +94,6 @@ def _frozen(backbone: Backbone, infos: dict[str, ParameterInfo], strategy: str) 
         output = {id(p) for p in backbone.decoder.parameters() if p is not shared}
         frozen |= {name for name in infos if id(backbone.model.get_parameter(name)) in output}
     return frozen
+
+
+Method = TicketSearch

@@ -37,7 +37,7 @@ class Answer(NamedTuple):
     scores: list[float]
 
 
-class BaseReadout(nn.Module, ABC):
+class Readout(nn.Module, ABC):
     """The interface of a readout, with the behaviour of one label per slot.
 
     Class attributes:
@@ -119,4 +119,3 @@ def slots_of(batch: Batch) -> list[slice]:
     """The slots of each prompt."""
     sizes = batch.slots[:, 0].bincount(minlength=len(batch.names)).tolist()
     return [slice(end - size, end) for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
-Readout = BaseReadout

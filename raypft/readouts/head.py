@@ -6,24 +6,33 @@ from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
-from raypft.readouts.base import BaseReadout, Config
+from raypft.errors import UserError
+from raypft.readouts import base
 from raypft.tasks.task import Pattern, Task
 
 
-class Readout(BaseReadout):
+class HeadReadout(base.Readout):
     """mBERT's pooler and classifier, RoBERTa's dense, tanh and classifier, a causal model's score layer; of words, dropout and a
     linear layer as AutoModelForTokenClassification has them. All of it trains."""
 
     families = ("masked", "causal")
     needs_slot = False
 
-    def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
+    def __init__(self, config: base.Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         make = backbone.word_head if task.kind == "tags" else backbone.head
-        self.head = make(len(task.label.names))
+        head = make(len(task.label.names))
+        if head is None:
+            raise UserError(
+                f"readout: {backbone.family} models have no classification head; use readout=verbalizer or readout=text"
+            )
+        self.head = head
 
     def exported_head(self) -> tuple[str, nn.Module] | None:
         return "token" if self.task.kind == "tags" else "sequence", self.head
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.head(states)
+
+
+Readout = HeadReadout

@@ -63,7 +63,7 @@ def masked(prompt: Encoded, draw: str, share: float, text: PromptTokenizer) -> E
     return replace(prompt, ids=ids, marks={**prompt.marks, "slot": chosen}, gold=gold)
 
 
-class Readout(base.BaseReadout):
+class MaskedLanguageModel(base.Readout):
     """Scores of the language-model head over all V tokens; the answer to a row is a token id a slot."""
 
     Config = Config
@@ -101,3 +101,6 @@ class Readout(base.BaseReadout):
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         return [token for prompt in prompts for token in prompt.gold]
+
+
+Readout = MaskedLanguageModel

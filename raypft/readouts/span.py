@@ -36,7 +36,7 @@ class Config(base.Config):
         return self.window_stride
 
 
-class Readout(base.BaseReadout):
+class SpanReadout(base.Readout):
     """Start and end scores, [S, 2]; the loss of a window is the mean of its two cross-entropies over its slots."""
 
     Config = Config
@@ -92,3 +92,6 @@ class Readout(base.BaseReadout):
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         return prompts[0].answers
+
+
+Readout = SpanReadout

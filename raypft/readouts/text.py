@@ -31,7 +31,7 @@ class Config(base.Config):
     pad_to: int | None = Field(default=None, ge=1)
 
 
-class Readout(base.BaseReadout):
+class TextReadout(base.Readout):
     """Greedy decoding; an answer that is a label's word stands for the label."""
 
     Config = Config
@@ -108,3 +108,6 @@ class Readout(base.BaseReadout):
 def tag_of(text: str) -> str:
     """The tag in "TAG: word"."""
     return text.partition(": ")[0].strip()
+
+
+Readout = TextReadout

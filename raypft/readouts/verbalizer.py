@@ -77,7 +77,7 @@ def label_columns(
     return columns
 
 
-class Readout(base.BaseReadout):
+class Verbalizer(base.Readout):
     """Scores are means over each label's columns of the language-model head, which has no parameters of its own here."""
 
     Config = Config
@@ -104,3 +104,6 @@ class Readout(base.BaseReadout):
         return torch.bmm(each.unsqueeze(1), self.share[batch.wording].to(each.dtype)).squeeze(
             1
         )  # [S, 1, n] x [S, n, C]
+
+
+Readout = Verbalizer

@@ -9,10 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypft.backbones.text import PromptTokenizer
+from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.config.resolved import ResolvedJob
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded, Passage
+from raypft.errors import UserError
 from raypft.readouts.base import Config, Readout
 from raypft.tasks.prompts import first_word, queries, render
 from raypft.tasks.query import Demonstration, Query
@@ -21,6 +22,8 @@ from raypft.tasks.task import Pattern, Task
 ROLES = ("train", "dev", "test")
 ENCODING = 1
 """Raised when a change alters prompts or their tokens; part of the cell key."""
+KEY_OF = {"length": "train.max_tokens", "slot": "pattern", "demonstrations": "demos"}
+"""What may be wrong with a prompt to the key that mends it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,10 @@ class Encoder:
     def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
         """The tokens of a query of this row."""
         key, language = f"{row['language']}/{row['id']}", str(row["language"])
-        return self.text.encode(query, key, language, max_tokens or self.max_tokens)
+        try:
+            return self.text.encode(query, key, language, max_tokens or self.max_tokens)
+        except PromptError as error:
+            raise UserError(f"{KEY_OF[error.about]}: {error}") from None
 
     def value(self, row: Mapping[str, Any], field: str) -> Any:
         return row[self.task.fields[field]]

@@ -15,7 +15,7 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.readouts.text import Config, Readout
+from raypft.readouts.text import Config, TextReadout
 from raypft.runs.scores import by_row
 from raypft.tasks.query import Piece, Query
 from raypft.tasks.task import Wording
@@ -33,7 +33,7 @@ def frozen(backbone):
 
 def written(
     backbone, asks: str = "{text} .", rows=(("a good film", "THING"), ("bad", "DOING")), kind: str = "choice", **options
-) -> tuple[Readout, list]:
+) -> tuple[TextReadout, list]:
     """A text readout, and the prompts of some rows."""
     make = encoder(task(kind, asks, text="text"), backbone, "text", **options)
     prompts = [
@@ -41,7 +41,7 @@ def written(
         for i, (text, label) in enumerate(rows)
         for p in make({"id": str(i), "language": "en", "text": text, "label": label})
     ]
-    return Readout(Config(**options), make.task, make.pattern, backbone), prompts
+    return TextReadout(Config(**options), make.task, make.pattern, backbone), prompts
 
 
 def tokens(backbone, ids) -> list[str]:
@@ -259,7 +259,7 @@ def test_a_word_stands_for_its_label_in_its_own_language():
     )
     own = own.model_copy(update={"patterns": {"p": pattern}, "languages": ["en", "de"]})
     make = encoder(own, backbone, "text")
-    readout = Readout(Config(), own, pattern, backbone)
+    readout = TextReadout(Config(), own, pattern, backbone)
     for language, label, word in (
         ("en", "DOING", "bad"),
         ("de", "THING", "bad"),
@@ -275,7 +275,7 @@ def test_a_word_asked_alone_is_answered_by_its_tag():
     backbone = tiny.backbone("t5")
     make = tags("{tokens} <sep> {token} is", backbone, readout="text")
     prompts = make(row("the film was", ["THING", "DOING", "THING"]))
-    readout = Readout(Config(), make.task, make.pattern, backbone)
+    readout = TextReadout(Config(), make.task, make.pattern, backbone)
     assert readout.gold(prompts) == ["THING", "DOING", "THING"]
     assert readout.gather(prompts, said(prompts, "DOING", "x", "")) == (["DOING", "x", ""], [0.5] * 3)
 
@@ -296,7 +296,7 @@ def test_a_sentence_is_answered_as_tags_beside_words(text, expected):
     backbone = tiny.backbone("t5")
     make = tags("tag : {tokens}", backbone, readout="text")
     prompts = make(row(["the", "film", "$$"], ["THING", "DOING", "THING"]))
-    readout = Readout(Config(), make.task, make.pattern, backbone)
+    readout = TextReadout(Config(), make.task, make.pattern, backbone)
     assert len(prompts) == 1
     assert prompts[0].gold == backbone.text.answer_ids("THING: the $$ DOING: film $$ THING: $$")
     assert readout.gold(prompts) == ["THING", "DOING", "THING"]
@@ -308,7 +308,7 @@ def test_parts_of_a_long_sentence_are_answered_one_after_the_other():
     make = tags("{tokens}", backbone, 4, "text")
     prompts = make(row("the film was good", ["THING", "DOING", "THING", "DOING"]))
     assert [len(prompt.answers) for prompt in prompts] == [3, 1]
-    readout = Readout(Config(), make.task, make.pattern, backbone)
+    readout = TextReadout(Config(), make.task, make.pattern, backbone)
     assert readout.gold(prompts) == ["THING", "DOING", "THING", "DOING"]
     assert readout.gather(prompts, said(prompts, "A: the", "B: good")) == (["A", "", "", "B"], [0.5, 0.5])
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import cases
 import pytest
 import tiny
 
 from raypft.backbones.load import backbone_from_config, load_backbone, load_text
 from raypft.batch import collate
-from raypft.tasks.query import Piece, Query
+from raypft.errors import UserError
+from raypft.readouts import READOUTS
+from raypft.tasks.query import Demonstration, Piece, Query
+from raypft.training.encode import Encoder
 
 QUERY = Query((), (Piece("text", "the film was good", field="a"), Piece("text", " it was"), Piece("slot", mark="slot")))
 
@@ -33,3 +37,27 @@ def test_a_model_runs_without_a_text_side(kind):
     model = backbone_from_config(tiny.config(kind))
     assert model(collate(prompts, model.pad)).shape == (1, tiny.HIDDEN)
     assert (model.source, model.revision) == (None, "in memory")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "max_tokens", "message"),
+    [
+        (
+            "bert",
+            "{text} it was <slot>",
+            5,
+            "train.max_tokens: the pattern (row en/0) needs 4 tokens for its fixed parts",
+        ),
+        ("gpt2", "{text} <slot> .", 128, "pattern: a causal model reads the answer at the end"),
+        ("bert", "<demos>{text} <slot>", 128, "demos: a masked model takes no demonstrations"),
+        ("t5", "<demos>{text} <slot>", 128, "demos: a text-to-text model takes no demonstrations"),
+    ],
+)
+def test_an_error_of_a_prompt_names_the_key_to_set(kind, text, max_tokens, message):
+    task, reads = cases.task(), READOUTS.load("verbalizer")
+    pattern = task.pattern("causal").model_copy(update={"text": text})
+    demos = (Demonstration({"text": "a bad film"}, "negative", "en"),) if "<demos>" in text else ()
+    encoder = Encoder(task, pattern, tiny.backbone(kind).text, 0, max_tokens, reads, reads.Config(), demos)
+    with pytest.raises(UserError) as raised:
+        encoder({"id": 0, "language": "en", "text": "the film was good", "label": "positive"})
+    assert str(raised.value).startswith(message)

@@ -15,12 +15,12 @@ from transformers import BloomConfig
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.errors import UserError
-from raypft.methods.adapter import Config, Method
+from raypft.methods.adapter import Adapter, Config
 
 PLACEMENTS = ["houlsby", "pfeiffer"]
 
 
-def spread_adapters(method: Method) -> None:
+def spread_adapters(method: Adapter) -> None:
     """Adapter weights far from 0."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def spread_adapters(method: Method) -> None:
 def test_parameter_counts_of_the_paper(config, expected, placement):
     """The paper's row is pfeiffer; houlsby has twice as many."""
     with torch.device("meta"):
-        method = Method(Config(placement=placement), backbone_from_config(config))
+        method = Adapter(Config(placement=placement), backbone_from_config(config))
     factor = 2 if placement == "houlsby" else 1
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == factor * expected
 
@@ -48,7 +48,7 @@ def test_formula_by_hand():
         "tanh": torch.tanh,
         "silu": lambda x: x * x.sigmoid(),
     }.items():
-        method = Method(Config(reduction=8, nonlinearity=name), tiny.backbone("gpt2"))
+        method = Adapter(Config(reduction=8, nonlinearity=name), tiny.backbone("gpt2"))
         spread_adapters(method)
         adapter, states = method.adapters[1], torch.randn(2, 3, tiny.HIDDEN)
         assert adapter.down.weight.shape == (4, tiny.HIDDEN)
@@ -78,7 +78,7 @@ def seen_by(module: nn.Module, run: Callable[[], object]) -> tuple[tuple, torch.
 def test_causal_blocks_by_hand(kind, placement):
     """houlsby: x + A(attention), x + A(feed-forward); pfeiffer: A(x + feed-forward)."""
     backbone, plain = pair(kind)
-    method = Method(Config(placement=placement), backbone).eval()
+    method = Adapter(Config(placement=placement), backbone).eval()
     spread_adapters(method)
     batch = collate(prompts(kind)[:1], 1)
     block = (plain.transformer.h if kind == "gpt2" else plain.model.layers)[1]
@@ -100,7 +100,7 @@ def test_causal_blocks_by_hand(kind, placement):
 def test_masked_blocks_by_hand(kind):
     """houlsby: norm(x + A(output)) at attention and feed-forward part."""
     backbone, plain = pair(kind)
-    method = Method(Config(placement="houlsby"), backbone).eval()
+    method = Adapter(Config(placement="houlsby"), backbone).eval()
     spread_adapters(method)
     own, blank = (model.base_model.encoder.layer[1] for model in (backbone.model, plain))
     states, hidden = torch.randn(1, 4, tiny.HIDDEN), torch.randn(1, 4, 64)
@@ -119,7 +119,7 @@ def test_starts_near_identity_and_trains_alone(kind, placement):
     batch = collate(prompts(kind), 1)
     with torch.no_grad():
         before = backbone(batch)
-    method = Method(Config(placement=placement, reduction=2), backbone).eval()
+    method = Adapter(Config(placement=placement, reduction=2), backbone).eval()
     states = method(batch)
     assert 0 < (states - before).norm() < 0.05 * before.norm()
     states[:, 0].sum().backward()
@@ -136,4 +136,4 @@ def test_blocks_of_unknown_names_are_refused():
     with pytest.raises(
         UserError, match=r"the blocks of bloom end in layers of unknown names; expected attn.c_proj and mlp.c_proj"
     ):
-        Method(Config(placement="houlsby"), backbone_from_config(bloom))
+        Adapter(Config(placement="houlsby"), backbone_from_config(bloom))

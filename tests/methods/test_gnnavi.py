@@ -13,7 +13,7 @@ from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError
-from raypft.methods.gnnavi import Config, GraphLayer, Method
+from raypft.methods.gnnavi import Config, GNNavi, GraphLayer
 from raypft.tasks.load import load_task
 from raypft.tasks.prompts import render
 from raypft.tasks.query import Demonstration
@@ -36,9 +36,9 @@ def prompt(key: str, size: int, anchors: list[int]) -> Encoded:
     return Encoded(key, "en", ids, [0] * size, {"demo_label": anchors, "slot": [size - 1]})
 
 
-def method(**config) -> Method:
+def method(**config) -> GNNavi:
     """GNNavi on a tiny GPT-2, with a bias that is not zero."""
-    made = Method(Config(layer=2, **config), tiny.backbone("gpt2")).eval()
+    made = GNNavi(Config(layer=2, **config), tiny.backbone("gpt2")).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in made.graph.parameters():
@@ -121,7 +121,7 @@ def test_edges_come_from_marks(paths):
     assert made.marks["demo_label"] == [first, second]
     assert tokens.count("Positive") == 2
     config = Config(layer=1, **{path: path in paths for path in ("aggregation", "distribution")})
-    edges = Method(config, backbone).columns(made)["edges"]
+    edges = GNNavi(config, backbone).columns(made)["edges"]
     expected = (
         [(token, anchor) for anchor in (first, second) for token in range(anchor)] if "aggregation" in paths else []
     )
@@ -142,7 +142,7 @@ def test_edges_come_from_marks(paths):
 def test_parameter_counts_of_the_paper(model, conv, expected):
     """Fact sheet, section 1.5: predicted and counted, on the real shapes."""
     with torch.device("meta"):
-        made = Method(Config(conv=conv), backbone_from_config(SIZES[model]))
+        made = GNNavi(Config(conv=conv), backbone_from_config(SIZES[model]))
     assert made.predicted_parameters() == expected
     assert sum(p.numel() for p in made.trainable().values()) == expected
 
@@ -151,7 +151,7 @@ def test_parameter_counts_of_the_paper(model, conv, expected):
 def test_default_layer(model, expected):
     """Blocks below the cut: seven eighths, as the official code rounds."""
     with torch.device("meta"):
-        made = Method(Config(), backbone_from_config(SIZES[model]))
+        made = GNNavi(Config(), backbone_from_config(SIZES[model]))
     assert made.constant_below == expected
 
 
@@ -159,4 +159,4 @@ def test_default_layer(model, expected):
 def test_layer_out_of_range_is_refused(layer):
     """The official code would then never apply the layer."""
     with pytest.raises(UserError, match=f"method.layer: found {layer}; expected 1 to 3"):
-        Method(Config(layer=layer), tiny.backbone("gpt2"))
+        GNNavi(Config(layer=layer), tiny.backbone("gpt2"))

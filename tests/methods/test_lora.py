@@ -17,15 +17,15 @@ from raypft.backbones.export import save_peft
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.errors import UserError
-from raypft.methods.full import Method as Full
-from raypft.methods.lora import Config, Method
+from raypft.methods.full import FullFineTuning
+from raypft.methods.lora import Config, LoRA
 
 
-def trained(kind: str, **config) -> tuple[Method, nn.Module]:
+def trained(kind: str, **config) -> tuple[LoRA, nn.Module]:
     """LoRA with both matrices away from their start, and the untouched model."""
     backbone, plain = pair(kind)
     backbone._pristine = backbone.checksum()
-    method = Method(Config(**config), backbone).eval()
+    method = LoRA(Config(**config), backbone).eval()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in method.trainable().values():
@@ -38,7 +38,7 @@ def trained(kind: str, **config) -> tuple[Method, nn.Module]:
 )
 def test_parameter_counts_of_the_paper(config, expected):
     with torch.device("meta"):
-        method = Method(Config(), backbone_from_config(config))
+        method = LoRA(Config(), backbone_from_config(config))
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == expected
 
 
@@ -60,7 +60,7 @@ def test_starts_unchanged_and_trains_alone(kind):
     batch = collate(prompts(kind), 1)
     with torch.no_grad():
         before = backbone(batch)
-    method = Method(Config(), backbone).eval()
+    method = LoRA(Config(), backbone).eval()
     states = method(batch)
     assert torch.equal(states, before)
     states[:, 0].sum().backward()
@@ -83,7 +83,7 @@ def test_reset_takes_it_off(kind):
     assert not torch.allclose(backbone(batch), changed, atol=1e-3)
     assert [name for name, _ in backbone.model.named_modules()] == [name for name, _ in plain.named_modules()]
     assert not hasattr(backbone.model, "peft_config")
-    assert sum(p.numel() for p in Full(Full.Config(), backbone).trainable().values()) == sum(
+    assert sum(p.numel() for p in FullFineTuning(FullFineTuning.Config(), backbone).trainable().values()) == sum(
         p.numel() for p in plain.parameters()
     )
 
@@ -111,7 +111,7 @@ def test_plain_peft_loads_what_was_saved(kind, tmp_path):
 
 def test_only_the_dropout_of_lora_is_active():
     """While training: its own layers drop, the frozen model's do not."""
-    method = Method(Config(dropout=0.5), tiny.backbone("gpt2", dropout=0.5)).train()
+    method = LoRA(Config(dropout=0.5), tiny.backbone("gpt2", dropout=0.5)).train()
     active = {name for name, m in method.named_modules() if isinstance(m, nn.Dropout) and m.training}
     assert active
     assert all("lora_dropout" in name for name in active)
@@ -119,19 +119,19 @@ def test_only_the_dropout_of_lora_is_active():
 
 
 def test_targets_are_checked():
-    method = Method(Config(targets=["mlp.c_fc"]), tiny.backbone("gpt2"))
+    method = LoRA(Config(targets=["mlp.c_fc"]), tiny.backbone("gpt2"))
     assert all(".mlp.c_fc." in name for name in method.trainable())
     backbone = tiny.backbone("gpt2")
     with pytest.raises(
         UserError, match=r"method.targets: found \['q_proj'\]; expected names of linear layers of this model"
     ):
-        Method(Config(targets=["q_proj"]), backbone)
+        LoRA(Config(targets=["q_proj"]), backbone)
     assert not hasattr(backbone.model, "peft_config")
     backbone.reset()
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     unknown = backbone_from_config(CamembertConfig(vocab_size=40, **sizes, architectures=["CamembertForMaskedLM"]))
     with pytest.raises(UserError, match="peft's default for camembert"):
-        Method(Config(), unknown)
+        LoRA(Config(), unknown)
 
 
 def test_nothing_injected_nothing_saved(tmp_path):

@@ -18,7 +18,7 @@ from raypft.config.load import load_job
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import open_ticket
-from raypft.methods.lottery import Method
+from raypft.methods.lottery import LotteryTicket
 from raypft.runs.prepare import prepare
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit
@@ -138,10 +138,10 @@ def test_positions_must_ascend_inside_the_parameter(positions):
 # the method
 
 
-def made(kind: str = "bert", strategy: str = "decoupled", **keys) -> Method:
+def made(kind: str = "bert", strategy: str = "decoupled", **keys) -> LotteryTicket:
     """The method on a tiny model, with a ticket of a search of this strategy."""
     backbone = tiny.backbone(kind)
-    return Method(Method.Config(**{"ticket": cases.ticket(backbone, strategy), **keys}), backbone)
+    return LotteryTicket(LotteryTicket.Config(**{"ticket": cases.ticket(backbone, strategy), **keys}), backbone)
 
 
 def probe(cell: cases.Cell, stepper) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def test_entries_that_did_not_move_are_told(tmp_path):
     moved = {name: torch.zeros_like(p) for name, p in backbone.model.bert.named_parameters(prefix="bert")}
     next(iter(moved.values()))[0] = 1
     cases.save_ticket(tmp_path / "t", moved, backbone.revision, "vanilla", {})
-    method = Method(Method.Config(ticket=str(tmp_path / "t")), backbone)
+    method = LotteryTicket(LotteryTicket.Config(ticket=str(tmp_path / "t")), backbone)
     assert (
         method.notes()[1]
         == f"ticket: {method.cut.size - tiny.HIDDEN:,} active entries did not move in the search; they were taken in the order of the parameters"
@@ -353,7 +353,7 @@ def test_ticket_of_another_model_is_refused():
     backbone = tiny.backbone("bert")
     path = cases.ticket(backbone, revision="0123")
     with pytest.raises(UserError) as caught:
-        Method(Method.Config(ticket=path), backbone)
+        LotteryTicket(LotteryTicket.Config(ticket=path), backbone)
     assert (
         str(caught.value)
         == f"method.ticket: {path} is of model revision 0123; this backbone is in memory; search a ticket for it"
@@ -362,7 +362,7 @@ def test_ticket_of_another_model_is_refused():
 
 def test_ticket_must_be_given_and_be_there(tmp_path):
     with pytest.raises(UserError, match=r"^method.ticket: none is given; run the recipe ticket_search"):
-        Method(Method.Config(), tiny.backbone("bert"))
+        LotteryTicket(LotteryTicket.Config(), tiny.backbone("bert"))
     with pytest.raises(UserError, match=r"^method.ticket: no file or folder .*/nothing; give"):
         made(ticket=str(tmp_path / "nothing"))
 

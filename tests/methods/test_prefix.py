@@ -12,7 +12,7 @@ from transformers import BloomConfig, DynamicCache, GPT2Config, LlamaConfig, XLM
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.errors import UserError
-from raypft.methods.prefix import Config, Method
+from raypft.methods.prefix import Config, Prefix
 
 P = 5
 CAUSAL = [kind for kind in ALL if kind not in tiny.FAMILIES["masked"]]
@@ -20,11 +20,11 @@ CAUSAL = [kind for kind in ALL if kind not in tiny.FAMILIES["masked"]]
 CACHED = [kind for kind in CAUSAL if kind != "gemma2"]
 
 
-def made(kind: str, **config) -> tuple[Method, nn.Module]:
+def made(kind: str, **config) -> tuple[Prefix, nn.Module]:
     """A prefix on a backbone with spread weights, and the untouched model with the same ones."""
     backbone, plain = pair(kind)
     torch.manual_seed(3)
-    return Method(Config(length=P, **config), backbone).eval(), plain
+    return Prefix(Config(length=P, **config), backbone).eval(), plain
 
 
 @pytest.mark.parametrize("kind", CACHED)
@@ -34,7 +34,7 @@ def test_equal_to_past_key_values(kind, attention):
     """A padded batch gives each prompt the states transformers computes after a cache of P positions, grouped heads included."""
     backbone, plain = pair(kind)
     backbone.config._attn_implementation = plain.config._attn_implementation = attention
-    method = Method(Config(length=P), backbone).eval()
+    method = Prefix(Config(length=P), backbone).eval()
     states = method(collate(prompts(kind), 1))
     batch = collate(prompts(kind)[:1], 1)
     for row, prompt in enumerate(prompts(kind)):
@@ -106,7 +106,7 @@ def test_reset_takes_it_off(kind):
         backbone(collate(prompts(kind), 1)),
         backbone.config._attn_implementation,
     )
-    method = Method(Config(length=P), backbone).eval()
+    method = Prefix(Config(length=P), backbone).eval()
     assert not torch.allclose(method(batch), before, atol=1e-2)
     backbone.reset()
     assert torch.equal(backbone(batch), before)
@@ -194,18 +194,18 @@ SIZES = [(GPT2_XL, 40, 6_144_000), (LLAMA_2_7B, 150, 39_321_600), (XLMR_LARGE, 1
 @pytest.mark.parametrize(("config", "length", "expected"), SIZES, ids=["gpt2-xl", "llama-2-7b", "xlmr-large"])
 def test_parameter_counts_of_the_papers(config, length, expected):
     with torch.device("meta"):
-        method = Method(Config(length=length), backbone_from_config(config))
+        method = Prefix(Config(length=length), backbone_from_config(config))
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == expected
 
 
 def test_attention_that_takes_no_keys_is_refused():
     bloom = BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4, architectures=["BloomForCausalLM"])
     with pytest.raises(UserError, match="BloomBlock has no attention that can take keys"):
-        Method(Config(), backbone_from_config(bloom))
+        Prefix(Config(), backbone_from_config(bloom))
     backbone = tiny.backbone("gpt2")
     backbone.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match="gpt2 with flex_attention attention can't take keys"):
-        Method(Config(), backbone)
+        Prefix(Config(), backbone)
 
 
 def test_layers_are_counted_from_one():
@@ -232,6 +232,6 @@ def test_positions_a_text_can_take(kind, expected):
 
 def test_the_first_keys_and_values_are_spread_as_asked():
     backbone, _ = pair("llama")
-    small = Method(Config(length=64, std=0.1), backbone).parts()
+    small = Prefix(Config(length=64, std=0.1), backbone).parts()
     assert float(small["keys"].std()) == pytest.approx(0.1, rel=0.05)
     assert float(small["values"].std()) == pytest.approx(0.1, rel=0.05)

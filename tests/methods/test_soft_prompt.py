@@ -10,7 +10,7 @@ from transformers import XLMRobertaConfig
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.encoded import Encoded
-from raypft.methods.soft_prompt import Config, Method
+from raypft.methods.soft_prompt import Config, SoftPrompt
 from raypft.tasks.prompts import render
 from raypft.tasks.task import Label, Pattern, Source, Task
 
@@ -42,7 +42,7 @@ def one_direction(lstm, inputs: torch.Tensor, suffix: str) -> list[torch.Tensor]
 @torch.no_grad()
 def test_forward_equals_the_formula():
     """MLP(BiLSTM(E)) at the soft positions of every row, all other embeddings untouched."""
-    encoder = Method(Config(length=3), tiny.backbone("xlmr")).prompt
+    encoder = SoftPrompt(Config(length=3), tiny.backbone("xlmr")).prompt
     forward = one_direction(encoder.lstm, encoder.embedding, "")
     backward = one_direction(encoder.lstm, encoder.embedding.flip(0), "_reverse")[::-1]
     first, _, second = encoder.mlp
@@ -62,7 +62,7 @@ def test_forward_equals_the_formula():
 @torch.no_grad()
 def test_without_encoder_the_vectors_are_used_directly():
     """`encoder: none`: P x H parameters."""
-    made = Method(Config(length=3, encoder="none", train_backbone=False), tiny.backbone("xlmr"))
+    made = SoftPrompt(Config(length=3, encoder="none", train_backbone=False), tiny.backbone("xlmr"))
     out = made.prompt(torch.zeros(2, 7, tiny.HIDDEN), collate(prompts(), 1))
     assert torch.equal(out[0, 2:5], made.prompt.embedding)
     assert torch.equal(out[1, 0:3], made.prompt.embedding)
@@ -72,7 +72,7 @@ def test_without_encoder_the_vectors_are_used_directly():
 def test_encoder_size_on_xlmr_base():
     """11,223,552 parameters with four soft tokens, predicted and counted (Zhao & Schuetze's prompt encoder)."""
     with torch.device("meta"):
-        made = Method(
+        made = SoftPrompt(
             Config(train_backbone=False),
             backbone_from_config(XLMRobertaConfig(vocab_size=250002, architectures=["XLMRobertaForMaskedLM"])),
         )
@@ -84,7 +84,7 @@ def test_encoder_size_on_xlmr_base():
 @pytest.mark.parametrize("train_backbone", [True, False])
 def test_what_trains(kind, train_backbone):
     """The encoder always, every part of it gets a gradient; the model only where asked."""
-    made = Method(Config(length=3, train_backbone=train_backbone), tiny.backbone(kind))
+    made = SoftPrompt(Config(length=3, train_backbone=train_backbone), tiny.backbone(kind))
     made(collate(prompts(), 1))[:, 0].sum().backward()  # the sum over a layer norm's output would be constant
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.prompt.parameters())
     reached = {name for name, p in made.named_parameters() if p.grad is not None}

@@ -20,7 +20,7 @@ from raypft.data.sampling import PROTOCOLS, draw
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import FILE, open_ticket
-from raypft.methods.ticket_search import Config, Method
+from raypft.methods.ticket_search import Config, TicketSearch
 from raypft.readouts import mlm
 from raypft.runs.prepare import prepare
 from raypft.scale.run import run_jobs
@@ -88,7 +88,8 @@ def learner(backbone, **config) -> Learner:
     task = load_task("mlmtext")
     backbone.reset()
     return Learner(
-        Method(Config(**config), backbone), mlm.Readout(mlm.Config(), task, task.pattern("vanilla"), backbone)
+        TicketSearch(Config(**config), backbone),
+        mlm.MaskedLanguageModel(mlm.Config(), task, task.pattern("vanilla"), backbone),
     )
 
 
@@ -155,7 +156,7 @@ def test_what_each_strategy_trains(kind, strategy):
         p.numel() for name, p in backbone.model.base_model.embeddings.named_parameters() if "LayerNorm" not in name
     )
     bias = backbone.decoder.bias.numel()
-    method = Method(Config(strategy=strategy), backbone)
+    method = TicketSearch(Config(strategy=strategy), backbone)
     expected = whole - norms - {"decoupled": bias, "vanilla": 0, "freeze_embeddings": embeddings}[strategy]
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == expected
     assert backbone.decoder.weight.requires_grad == (strategy == "vanilla")
@@ -172,7 +173,7 @@ def test_penalty_by_hand(kind):
     """0.1 / N times the distance; its gradient 0.1 / N in the direction of the move, none where nothing moved."""
     backbone = tiny.backbone(kind)
     whole = sum(p.numel() for p in backbone.model.parameters())
-    method = Method(Config(l1=0.1), backbone)
+    method = TicketSearch(Config(l1=0.1), backbone)
     assert float(method.penalty().detach()) == 0
     weight = backbone.model.get_input_embeddings().weight
     with torch.no_grad():
@@ -184,7 +185,7 @@ def test_penalty_by_hand(kind):
     assert float(weight.grad[3, 5]) == pytest.approx(0.1 / whole)
     assert float(weight.grad[4, 1]) == pytest.approx(-0.1 / whole)
     assert weight.grad.count_nonzero() == 2
-    assert Method(Config(l1=0), tiny.backbone(kind)).penalty() is None
+    assert TicketSearch(Config(l1=0), tiny.backbone(kind)).penalty() is None
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr"])

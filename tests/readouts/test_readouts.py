@@ -14,7 +14,7 @@ from raypft.batch import collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import READOUTS
-from raypft.readouts.verbalizer import Config, Readout
+from raypft.readouts.verbalizer import Config, Verbalizer
 from raypft.tasks.task import Label, Pattern, Task
 
 SPECIAL = {
@@ -63,7 +63,7 @@ def readout(
     text: str = "{text} <slot>",
     by_language: dict | None = None,
     config: str | None = None,
-) -> Readout:
+) -> Verbalizer:
     """A verbalizer over the labels of `verbalizer`."""
     pattern = Pattern(text=text, verbalizer=verbalizer, mode=mode, by_language=by_language or {}, source="test")
     task = Task(
@@ -77,10 +77,10 @@ def readout(
         sources={},
         patterns={"p": pattern},
     )
-    return Readout(Config(mode=config), task, pattern, backbone)
+    return Verbalizer(Config(mode=config), task, pattern, backbone)
 
 
-def columns(made: Readout, backbone) -> list[list[str]]:
+def columns(made: Verbalizer, backbone) -> list[list[str]]:
     """The pieces of each label, of the base wording."""
     return [backbone.text.tokenizer.convert_ids_to_tokens(own) for own in made.wordings[0]]
 
@@ -225,9 +225,8 @@ def test_decide_answers_by_key():
     assert torch.allclose(torch.tensor([answer[2] for answer in answers]), probabilities)
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_head_scores_every_label_and_trains(kind):
-    """One score per label name, and a pattern without <slot> will do."""
+def head(kind: str):
+    """The head of a task with three labels, whose pattern has no <slot>."""
     task = Task(
         name="t",
         about="",
@@ -240,7 +239,20 @@ def test_head_scores_every_label_and_trains(kind):
         patterns={},
     )
     reads = READOUTS.load("head")
-    made = reads(reads.Config(), task, Pattern(text="{text}", source="test"), tiny.backbone(kind))
+    return reads(reads.Config(), task, Pattern(text="{text}", source="test"), tiny.backbone(kind))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_head_scores_every_label_and_trains(kind):
+    """One score per label name, and a pattern without <slot> will do."""
+    made = head(kind)
     assert not made.needs_slot
     assert made.scores(torch.randn(2, tiny.HIDDEN), batch(2)).shape == (2, 3)
     assert all(p.requires_grad for p in made.parameters())
+
+
+def test_a_family_without_a_head_says_what_else_reads():
+    with pytest.raises(
+        UserError, match=r"^readout: seq2seq models have no classification head; use readout=verbalizer"
+    ):
+        head("t5")

@@ -13,9 +13,8 @@ from torch.nn import functional
 from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.encoded import Encoded, Passage
-from raypft.methods import METHODS
 from raypft.readouts.base import Answer
-from raypft.readouts.span import Config, Readout
+from raypft.readouts.span import Config, SpanReadout
 from raypft.runs.scores import by_row
 from raypft.tasks.metrics import exact_match
 from raypft.training.loader import PromptDataset
@@ -26,9 +25,9 @@ TEXT = "one two three four"
 PASSAGE = Passage(TEXT, [0, 0, 4, 8, 14], [0, 3, 7, 13, 18])
 
 
-def readout(longest: int = 30) -> Readout:
+def readout(longest: int = 30) -> SpanReadout:
     own = task("span", "{question} <sep> {context}", question="question", context="context")
-    return Readout(Config(longest=longest), own, own.pattern("p"), tiny.backbone("bert"))
+    return SpanReadout(Config(longest=longest), own, own.pattern("p"), tiny.backbone("bert"))
 
 
 def window(part: int, gold: list[int], passage: Passage | None = None, key: str = "en/1") -> Encoded:
@@ -113,8 +112,8 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
     prompts = [prompt for i, row in enumerate(rows) for prompt in encoder({**row, "id": str(i)})]
     assert len(prompts) > len(rows)
     torch.manual_seed(0)
-    full = METHODS.load("full")
-    learner = Learner(full(full.Config(), backbone), Readout(Config(), encoder.task, encoder.pattern, backbone))
+    full = method_class("full")
+    learner = Learner(full(full.Config(), backbone), SpanReadout(Config(), encoder.task, encoder.pattern, backbone))
     settings = Train(epochs=60, lr=1e-2, batch_size=8, select="last", eval_batch=2)
     stepper, data = TorchStepper(learner, settings), PromptDataset(prompts, learner.method, 1)
 
