@@ -37,7 +37,7 @@ TASK_OF = {name: natural(name) for name in recipe_names()}
 
 def job(*overrides: str, recipe: str = "profit") -> Job:
     """A recipe with its natural task and backbone, and overrides."""
-    return load_job(recipe, [*TASK_OF[recipe], *overrides])
+    return load_job(recipe, [*TASK_OF[recipe], *overrides]).job
 
 
 def line_of(*overrides: str, recipe: str = "profit") -> str:

@@ -112,7 +112,7 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
     prompts = [prompt for i, row in enumerate(rows) for prompt in encoder({**row, "id": str(i)})]
     assert len(prompts) > len(rows)
     torch.manual_seed(0)
-    full = method_class("full")
+    full = METHODS.load("full")
     learner = Learner(full(full.Config(), backbone), SpanReadout(Config(), encoder.task, encoder.pattern, backbone))
     settings = Train(epochs=60, lr=1e-2, batch_size=8, select="last", eval_batch=2)
     stepper, data = TorchStepper(learner, settings), PromptDataset(prompts, learner.method, 1)

@@ -95,7 +95,7 @@ def test_rows_of_one_name_keep_their_own_answers():
     frozen = METHODS.load("frozen")
     learner = Learner(frozen(frozen.Config(), backbone), head(own)).eval()
     prompts = [prompt("en/1", [0], ids=9), prompt("en/1", [1], ids=20), prompt("en/2", [1], ids=30)]
-    stepper = TorchStepper(learner, load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla"]).train)
+    stepper = TorchStepper(learner, load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla"]).job.train)
     answers = evaluate(stepper, PromptDataset(prompts, learner.method, 1), 2)
     with torch.no_grad():
         alone = [learner.answer(PromptDataset([p], learner.method, 1).batch([0]))[0] for p in prompts]
