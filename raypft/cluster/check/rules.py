@@ -79,21 +79,21 @@ def idle(definition: Any) -> Iterator[Complaint]:
 
 def storage(definition: Any) -> Iterator[Complaint]:
     """Results lie where every node finds them and outlive the machines."""
-    folder = definition.storage
+    results = definition.storage
     if definition.kind in ON_THIS_MACHINE:
         return
-    if definition.kind == "kubernetes" and folder.startswith("/"):
-        if not (folder + "/").startswith(definition.claim.mount + "/"):
+    if definition.kind == "kubernetes" and results.startswith("/"):
+        if not (results + "/").startswith(definition.claim.mount + "/"):
             yield (
                 "storage",
-                folder,
+                results,
                 f"a folder below claim.mount, {definition.claim.mount}, or a URI such as s3://bucket/folder",
             )
-    elif definition.kind == "onprem" and folder.startswith("/"):
-        if folder.startswith(("/tmp", "/var/tmp", "/home", "/root")):
-            yield "storage", folder, "a folder that all machines mount, or a URI such as s3://bucket/folder"
-    elif not REMOTE.match(folder):
-        yield "storage", folder, "a URI such as s3://bucket/folder: each machine has a disk of its own"
+    elif definition.kind == "onprem" and results.startswith("/"):
+        if results.startswith(("/tmp", "/var/tmp", "/home", "/root")):
+            yield "storage", results, "a folder that all machines mount, or a URI such as s3://bucket/folder"
+    elif not REMOTE.match(results):
+        yield "storage", results, "a URI such as s3://bucket/folder: each machine has a disk of its own"
 
 
 def versions(definition: Any) -> Iterator[Complaint]:

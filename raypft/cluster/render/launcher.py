@@ -196,39 +196,26 @@ def _onprem_provider(definition: Any) -> dict[str, Any]:
 PROVIDERS = {"aws": _aws_provider, "gcp": _gcp_provider, "azure": _azure_provider, "onprem": _onprem_provider}
 NODES = {"aws": _aws_node, "gcp": _gcp_node, "azure": _azure_node}
 
+NO_DEFAULTS = (
+    "cluster_synced_files",
+    "rsync_exclude",
+    "rsync_filter",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+"""Lists that an external provider's file must name, empty ones too."""
+
 
 def fake(definition: Any) -> dict[str, Any]:
     """The autoscaler's file for nodes that are processes of this machine.
 
     An external provider has no defaults, so every key stands here.
     """
-    store = num_bytes(definition.object_store)
-    lists = (
-        "cluster_synced_files",
-        "rsync_exclude",
-        "rsync_filter",
-        "initialization_commands",
-        "setup_commands",
-        "head_setup_commands",
-    )
-    lists += ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
-    types = {
-        name: {
-            "resources": {
-                "CPU": p.cpu,
-                **({"GPU": p.gpu} if p.gpu else {}),
-                "object_store_memory": store,
-                **p.resources,
-            },
-            "node_config": {},
-            "min_workers": p.min,
-            "max_workers": p.max,
-            "idle_timeout_s": p.idle_timeout_s,
-            "priority": p.priority,
-            "labels": p.labels,
-        }
-        for name, p in definition.pools.items()
-    }
+    types = {name: _fake_type(definition, pool) for name, pool in definition.pools.items()}
     return {
         "cluster_name": definition.name,
         "max_workers": sum(pool.max for pool in definition.pools.values()),
@@ -250,5 +237,19 @@ def fake(definition: Any) -> dict[str, Any]:
         "docker": {},
         "file_mounts": {},
         "file_mounts_sync_continuously": False,
-        **{key: [] for key in lists},
+        **{key: [] for key in NO_DEFAULTS},
+    }
+
+
+def _fake_type(definition: Any, pool: Any) -> dict[str, Any]:
+    gpu = {"GPU": pool.gpu} if pool.gpu else {}
+    memory = {"object_store_memory": num_bytes(definition.object_store)}
+    return {
+        "resources": {"CPU": pool.cpu, **gpu, **memory, **pool.resources},
+        "node_config": {},
+        "min_workers": pool.min,
+        "max_workers": pool.max,
+        "idle_timeout_s": pool.idle_timeout_s,
+        "priority": pool.priority,
+        "labels": pool.labels,
     }
