@@ -13,6 +13,7 @@ from torch.nn import functional
 from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.encoded import Encoded, Passage
+from raypft.methods import METHODS
 from raypft.readouts.base import Answer
 from raypft.readouts.span import Config, SpanReadout
 from raypft.runs.scores import by_row

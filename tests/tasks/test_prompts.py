@@ -204,25 +204,15 @@ DEMOS = (
 )
 
 
-<<<<<<< ours
 def query(own: str) -> Query:
     """A query after DEMOS."""
     return Query(DEMOS, (text(own, field=True), text(" :"), slot(" ")))
-=======
-def query(review: str) -> Query:
-    """A query after DEMOS."""
-    return Query(DEMOS, (text(review, field=True), text(" :"), slot(" ")))
->>>>>>> theirs
 
 
 def test_demonstrations_are_cut_once_and_are_the_same_in_every_prompt():
     backbone = tiny.backbone("gpt2")
     short, long = (
-<<<<<<< ours
         backbone.text.encode(query(own), max_tokens=16) for own in ("good", "the film was good . the film was fine .")
-=======
-        backbone.encode(query(review), max_tokens=16) for review in ("good", "the film was good . the film was fine .")
->>>>>>> theirs
     )
     expected = [
         "one",
@@ -245,13 +235,8 @@ def test_demonstrations_are_cut_once_and_are_the_same_in_every_prompt():
 
 def test_marks_of_a_causal_prompt_point_at_the_label_words_and_the_last_token():
     backbone = tiny.backbone("gpt2")
-<<<<<<< ours
     for own, max_tokens in (("good", 64), ("the film was good . the film was fine .", 16)):
         encoded = backbone.text.encode(query(own), max_tokens=max_tokens)
-=======
-    for review, max_tokens in (("good", 64), ("the film was good . the film was fine .", 16)):
-        encoded = backbone.encode(query(review), max_tokens=max_tokens)
->>>>>>> theirs
         assert words(backbone, [encoded.ids[i] for i in encoded.marks["demo_label"]]) == ["Positive", "Negative"]
         assert encoded.marks["slot"] == [len(encoded.ids) - 1]
 
