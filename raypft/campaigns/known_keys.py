@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import raypft
 from raypft.backbones.fetch import locate
 from raypft.data import sources
 from raypft.errors import UserError
@@ -136,6 +134,6 @@ def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
 @functools.cache
 def _code() -> str:
     """Hash over path, size and time of raypft's own files, which say how keys are made."""
-    folder = Path(os.path.dirname(raypft.__file__))
+    folder = Path(__file__).parents[1]
     files = [path for ending in ("*.py", "*.yaml") for path in sorted(folder.rglob(ending))]
     return digest({"files": [_of_file(path) for path in files]})

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from raypft import __version__
+from raypft._version import __version__
 from raypft.cluster.client import ENDED, JobServer, Lost, NoJob, Unreachable
 from raypft.cluster.package import pack
 from raypft.errors import UserError

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from raypft import __version__
+from raypft._version import __version__
 from raypft.backbones.aliases import ALIASES
 from raypft.backbones.export import auto_class, injected, save_model, save_peft
 from raypft.errors import UserError

@@ -90,3 +90,9 @@ class CellQueue:
     async def _notify(self) -> None:
         async with self.changed:
             self.changed.notify_all()
+
+
+def last_line(error: Exception | None) -> str:
+    """What a failure says at its end."""
+    cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    return (str(cause).strip().splitlines() or ["no reason given"])[-1]

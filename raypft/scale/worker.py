@@ -15,9 +15,9 @@ from torch import distributed
 from raypft.errors import UserError
 from raypft.runs.cell import Cell
 from raypft.runs.executor import LoadedBackbone, run_recorded
+from raypft.scale.cell_queue import last_line
 from raypft.scale.data import RayFlow, read_encoded, unpacked
 from raypft.scale.deepspeed import DeepSpeedStepper
-from raypft.scale.worker_group import last_line
 from raypft.storage import path_of
 from raypft.training.stepper import Learner, Stepper
 

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.scale.cell_queue import CellQueue
+from raypft.scale.cell_queue import CellQueue, last_line
 from raypft.scale.process_group import ProcessGroupConfig
 from raypft.storage import absolute, path_of
 
@@ -133,9 +133,3 @@ def work(config: dict[str, Any]) -> None:
     from raypft.scale.worker import run_cells  # noqa: PLC0415  (whoever loads this module needs no torch, the workers do)
 
     run_cells(config["queue"])
-
-
-def last_line(error: Exception | None) -> str:
-    """What a failure says at its end."""
-    cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    return (str(cause).strip().splitlines() or ["no reason given"])[-1]

@@ -31,8 +31,8 @@ def task(text: str, **pattern) -> Task:
 
 def cut(text: str, soft_length: int = 0, demos=(), language: str = "en", row=ROW, **pattern) -> Query:
     """The query of ROW under a pattern's text."""
-    own = task(text, **pattern)
-    return render(own, own.pattern("p"), row, language, soft_length, demos)
+    made = task(text, **pattern)
+    return render(made, made.pattern("p"), row, language, soft_length, demos)
 
 
 def text(value: str, field: bool = False, mark: str | None = None) -> Piece:
@@ -130,8 +130,8 @@ def test_a_demonstration_speaks_its_own_language():
         ("", ""),
     ],
 )
-def test_final_punctuation_of_any_script_is_stripped_but_never_the_whole_text(found, left):
-    assert strip_final_punctuation(found) == left
+def test_final_punctuation_of_any_script_is_stripped_but_never_the_whole_text(given, left):
+    assert strip_final_punctuation(given) == left
 
 
 def test_readable_shows_slot_soft_tokens_and_separator():
@@ -187,9 +187,10 @@ def test_only_fields_are_shortened_the_longest_first_one_token_at_a_time(max_tok
 def test_a_prompt_that_fits_nowhere_is_an_error_that_names_the_row_and_the_need():
     with pytest.raises(
         UserError,
-        match=r"^the pattern \(row en/7\) needs 9 tokens for its fixed parts; only 8 are left; raise max_tokens$",
+        match=r"^train\.max_tokens: the pattern \(row en/7\) needs 9 tokens for its fixed parts; "
+        r"only 8 are left; raise max_tokens$",
     ):
-        tiny.backbone("bert").text.encode(LONG, key="en/7", max_tokens=10)
+        tiny.backbone("bert").encode(LONG, key="en/7", max_tokens=10)
 
 
 DEMOS = (
@@ -204,15 +205,15 @@ DEMOS = (
 )
 
 
-def query(own: str) -> Query:
+def query(review: str) -> Query:
     """A query after DEMOS."""
-    return Query(DEMOS, (text(own, field=True), text(" :"), slot(" ")))
+    return Query(DEMOS, (text(review, field=True), text(" :"), slot(" ")))
 
 
 def test_demonstrations_are_cut_once_and_are_the_same_in_every_prompt():
     backbone = tiny.backbone("gpt2")
     short, long = (
-        backbone.text.encode(query(own), max_tokens=16) for own in ("good", "the film was good . the film was fine .")
+        backbone.text.encode(query(review), max_tokens=16) for review in ("good", "the film was good . the film was fine .")
     )
     expected = [
         "one",
@@ -235,8 +236,8 @@ def test_demonstrations_are_cut_once_and_are_the_same_in_every_prompt():
 
 def test_marks_of_a_causal_prompt_point_at_the_label_words_and_the_last_token():
     backbone = tiny.backbone("gpt2")
-    for own, max_tokens in (("good", 64), ("the film was good . the film was fine .", 16)):
-        encoded = backbone.text.encode(query(own), max_tokens=max_tokens)
+    for review, max_tokens in (("good", 64), ("the film was good . the film was fine .", 16)):
+        encoded = backbone.text.encode(query(review), max_tokens=max_tokens)
         assert words(backbone, [encoded.ids[i] for i in encoded.marks["demo_label"]]) == ["Positive", "Negative"]
         assert encoded.marks["slot"] == [len(encoded.ids) - 1]
 
@@ -244,13 +245,14 @@ def test_marks_of_a_causal_prompt_point_at_the_label_words_and_the_last_token():
 def test_demonstrations_that_fit_nowhere_are_an_error():
     with pytest.raises(
         UserError,
-        match=r"^the demonstrations needs? 8 tokens for (its|their) fixed parts; only 7 are left; raise max_tokens$",
+        match=r"^train\.max_tokens: the demonstrations needs? 8 tokens for (its|their) fixed parts; "
+        r"only 7 are left; raise max_tokens$",
     ):
-        tiny.backbone("gpt2").text.encode(query("good"), max_tokens=10)
+        tiny.backbone("gpt2").encode(query("good"), max_tokens=10)
 
 
 def test_a_causal_pattern_ends_with_its_slot_and_a_masked_model_takes_no_demonstrations():
     with pytest.raises(UserError, match="<slot> must be the last part"):
-        tiny.backbone("gpt2").text.encode(LONG)
+        tiny.backbone("gpt2").encode(LONG)
     with pytest.raises(UserError, match="a masked model takes no demonstrations"):
-        tiny.backbone("bert").text.encode(query("good"))
+        tiny.backbone("bert").encode(query("good"))
