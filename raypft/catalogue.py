@@ -1,7 +1,7 @@
 """A folder is a registry: `method: gnnavi` is raypft/methods/gnnavi.py. A user's own file or module does as well.
 
-`method: path/to/bitfit.py` and `method: my_package.bitfit` name a file or an importable module that keeps the same rule as the
-files of the folder: what is used has one agreed name in it, the folder's hook.
+`method: path/to/bitfit.py` and `method: my_package.bitfit` name a file or an importable module that keeps the same rule
+as the files of the folder: what is used has one agreed name in it, the folder's hook.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from raypft.errors import UserError, nearest
 class Catalogue:
     """The plug-ins of a folder.
 
-    part: the YAML key that names one of them, for messages; package: the folder as a module; hook: what a plug-in's file calls
-    that which is used.
+    part: the YAML key that names one of them, for messages; package: the folder as a module; hook: what a plug-in's
+    file calls that which is used.
     """
 
     part: str
@@ -48,7 +48,8 @@ class Catalogue:
         """What a plug-in offers, by its name, path or module.
 
         Raises:
-            UserError: nothing of that name (the nearest is named); no such file or module; it can't be imported; it lacks the hook.
+            UserError: nothing of that name (the nearest is named); no such file or module; it can't be imported; it
+            lacks the hook.
         """
         if name in self.names():
             return getattr(importlib.import_module(f"{self.package}.{name}"), self.hook)
@@ -57,7 +58,8 @@ class Catalogue:
         return load_own(self.part, name, self.hook)
 
     def own_hash(self, name: str) -> str:
-        """Hash of a user's own file, 16 hex digits; empty for a shipped plug-in, whose `numerics` says when numbers change."""
+        """Hash of a user's own file, 16 hex digits; empty for a shipped plug-in, whose `numerics` says when numbers
+        change."""
         return "" if name in self.names() else own_hash(self.part, name)
 
     def about(self, name: str) -> str:
@@ -65,7 +67,8 @@ class Catalogue:
         return (ast.get_docstring(_syntax(self.folder / f"{name}.py")) or "").partition("\n")[0]
 
     def declared(self, name: str, attribute: str) -> Any:
-        """A class attribute that a shipped plug-in gives as a literal, read without running it; None where it gives none."""
+        """A class attribute that a shipped plug-in gives as a literal, read without running it; None where it gives
+        none."""
         for node in _syntax(self.folder / f"{name}.py").body:
             for statement in node.body if isinstance(node, ast.ClassDef) else []:
                 target = (

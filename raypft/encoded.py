@@ -21,9 +21,9 @@ class Encoded:
     ids, segments: [T]; marks: mark name to token positions recorded while rendering ("slot", "soft", "demo_label");
     gold: one entry a slot, what the readout makes of it is its own: a label's index, a token id, flags; -1 if unknown;
     wording: index of the verbalizer the prompt's language uses; demo_tokens: how many tokens at the start are
-    demonstrations (the same in every prompt of a run); target: what a decoder reads, [U], slots are then positions in it;
-    answers: the right answer as text, one a word that is tagged, all that are right of a span; passage: what a span is
-    read from.
+    demonstrations (the same in every prompt of a run); target: what a decoder reads, [U], slots are then positions in
+    it; answers: the right answer as text, one a word that is tagged, all that are right of a span; passage: what a span
+    is read from.
     """
 
     key: str

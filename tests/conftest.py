@@ -1,4 +1,5 @@
-"""Shared set-up of the tests: their helper modules, one thread, quiet libraries, no hub; tests marked `cluster` run only with -m cluster."""
+"""Shared set-up of the tests: their helper modules, one thread, quiet libraries, no hub; tests marked `cluster` run
+only with -m cluster."""
 
 import os
 import sys

@@ -1,7 +1,8 @@
-"""A campaign is one table or one search of a paper: rows x tasks x further axes x seeds, and the paper's numbers beside.
+"""A campaign is one table or one search of a paper: rows x tasks x further axes x seeds, and the paper's numbers
+beside.
 
-Its file becomes cells of the table; a table cell is one configuration (a job), or a search whose best configuration on dev
-stands there. Keys of jobs are dotted (`train.lr`) or nested, wherever job keys stand.
+Its file becomes cells of the table; a table cell is one configuration (a job), or a search whose best configuration on
+dev stands there. Keys of jobs are dotted (`train.lr`) or nested, wherever job keys stand.
 """
 
 from __future__ import annotations

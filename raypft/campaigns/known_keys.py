@@ -1,7 +1,9 @@
-"""Keys of cells that were worked out before, so that what is finished is recognised without making a job, which loads torch.
+"""Keys of cells that were worked out before, so that what is finished is recognised without making a job, which loads
+torch.
 
-A configuration's keys are kept under a hash of all they follow from: the job's values, raypft's own files, and size and time of
-every file that the values name (data, model, task, ticket, a user's own plug-ins). What is read from a hub is not kept.
+A configuration's keys are kept under a hash of all they follow from: the job's values, raypft's own files, and size and
+time of every file that the values name (data, model, task, ticket, a user's own plug-ins). What is read from a hub is
+not kept.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Stamp = list[Any]
 
 @dataclass(frozen=True)
 class Known:
-    """What a configuration's values came to: the key of the job without its seeds, its run's folder, cell keys by seed."""
+    """What a configuration's values came to: the key of the job without its seeds, its run's folder, cell keys by
+    seed."""
 
     name: str
     run: str
@@ -50,7 +53,8 @@ class KnownKeys:
                 continue
 
     def inputs(self, values: Mapping[str, Any]) -> str | None:
-        """Hash of all that the keys of a job with these values follow from; None where that can't be told from files."""
+        """Hash of all that the keys of a job with these values follow from; None where that can't be told from
+        files."""
         try:
             named = [self._once(f"{key} {value}", key, value, values) for key, value in _named_files(values)]
         except (UserError, OSError, KeyError, TypeError, AttributeError):  # making the job says what is wrong

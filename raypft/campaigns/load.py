@@ -1,4 +1,5 @@
-"""From a campaign's file, a scale and overrides to a Campaign; and all that can be wrong with one before anything runs."""
+"""From a campaign's file, a scale and overrides to a Campaign; and all that can be wrong with one before anything
+runs."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ def load_campaign(
 
 
 def words_of(words: Sequence[str]) -> tuple[str, list[str], str | None, str | None]:
-    """The words of a command as `load_campaign` takes them: `scale=` and `tracker=` are the campaign's own, other overrides
-    go into its defaults.
+    """The words of a command as `load_campaign` takes them: `scale=` and `tracker=` are the campaign's own, other
+    overrides go into its defaults.
 
     Raises:
         UserError: no name, or more than one.

@@ -1,7 +1,7 @@
 """What a campaign knows of its cells: their keys, which are finished and where, and the rows of its table.
 
-A cell is finished where the ledger says so and its folder agrees, or where any run folder of the storage holds a result with
-its key: nothing finished is run again, whoever ran it.
+A cell is finished where the ledger says so and its folder agrees, or where any run folder of the storage holds a result
+with its key: nothing finished is run again, whoever ran it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The command line: run, tune, plan, show, check, list, report, predict, export, submit, cluster.
 
-Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`: cluster/README.md.
+Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
+cluster/README.md.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     names = [word for word in words if "=" not in word]
     if not names:
         raise UserError(
-            "job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; see raypft list recipes"
+            "job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; "
+            "see raypft list recipes"
         )
     return names, [word for word in words if "=" in word]
 
@@ -139,7 +141,8 @@ def report(
     ],
     as_json: Json = False,
 ) -> None:
-    """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from what is finished."""
+    """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from
+    what is finished."""
     from raypft.runs.table import run_table  # noqa: PLC0415
 
     if (folders[0] / "campaign.yaml").is_file():

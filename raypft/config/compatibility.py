@@ -42,7 +42,8 @@ def readouts_for(
 
 
 def check_job(resolved: ResolvedJob, family: str | None = None) -> None:
-    """Whether a job's method, readout, task kind and ZeRO stage go together, and with the model family once it is known.
+    """Whether a job's method, readout, task kind and ZeRO stage go together, and with the model family once it is
+    known.
 
     Raises:
         UserError: the first thing that does not, and what works instead.
@@ -80,7 +81,8 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
     """What a job and its backbone must agree on, known without weights.
 
     Raises:
-        UserError: method, family, readout and kind (check_job), pattern and readout, marks, demonstrations, positions or layer
+        UserError: method, family, readout and kind (check_job), pattern and readout, marks, demonstrations, positions
+        or layer
             do not fit together; label words.
     """
     job, task, pattern, method = resolved.job, resolved.task, resolved.pattern, resolved.method

@@ -1,7 +1,7 @@
 """A Job is one configuration; run with one seed it is a cell. Strict models of what a job file may say.
 
-A field that is marked PROVENANCE says where or how a job is computed; all others are scientific: they decide numbers and make
-the cell key.
+A field that is marked PROVENANCE says where or how a job is computed; all others are scientific: they decide numbers
+and make the cell key.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Data(Strict):
     root: Annotated[str | None, PROVENANCE] = None
     stream: Mix | None = Field(
         default=None,
-        description="read train rows as they are needed, from Parquet files, languages mixed so: proportional, uniform or a temperature",
+        description="read train rows as they are needed, from Parquet files, "
+        "languages mixed so: proportional, uniform or a temperature",
     )
 
 
@@ -165,7 +166,8 @@ class Job(Strict):
         return {key: value for key, value in values.items() if value != {}}
 
     def key(self, **more: Any) -> str:
-        """Hash of the scientific keys and what else is given (seed, data and backbone fingerprints, numerics): 16 hex digits."""
+        """Hash of the scientific keys and what else is given (seed, data and backbone fingerprints, numerics): 16
+        hex digits."""
         return digest({**self.scientific(), **more})
 
     def dump(self) -> str:

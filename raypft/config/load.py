@@ -1,6 +1,7 @@
 """From a recipe or job file with overrides to a ResolvedJob: `load_job("profit", ["task=xnli", "shots=16"])`.
 
-Values are read (`read_values`), validated (`job.Job`) and resolved: names become tasks, classes and their configurations, once.
+Values are read (`read_values`), validated (`job.Job`) and resolved: names become tasks, classes and their
+configurations, once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def load_job(name: str, overrides: list[str] | None = None) -> ResolvedJob:
         overrides: `key=value`, keys dotted, such as train.lr=1e-4.
 
     Raises:
-        UserError: unknown recipe (nearest named), missing file, key or value that does not fit (where, found, expected).
+        UserError: unknown recipe (nearest named), missing file, key or value that does not fit (where, found,
+        expected).
     """
     return make_job(*read_values(name, overrides))
 
@@ -133,7 +135,8 @@ def look_up(job: Job, where: str = "job") -> ResolvedJob:
     """Look up the names of a valid job: task, pattern, method, readout, protocol.
 
     Raises:
-        UserError: an unknown name, a key that a method or readout does not have, a language that the task does not have.
+        UserError: an unknown name, a key that a method or readout does not have, a language that the task does not
+        have.
     """
     # the classes need torch, which reading values does not
     from raypft.config.resolved import ResolvedJob  # noqa: PLC0415
@@ -197,7 +200,8 @@ def _check_engine(job: Job) -> None:
     zero, precision, resources = job.zero, job.train.precision, job.resources
     if (resources.min_workers or 0) > resources.workers:
         raise UserError(
-            f"resources.min_workers: found {resources.min_workers} with workers {resources.workers}; expected at most as many"
+            f"resources.min_workers: found {resources.min_workers} with workers {resources.workers}; "
+            "expected at most as many"
         )
     if resources.workers == 0 and resources.data_label:
         raise UserError(
@@ -211,11 +215,13 @@ def _check_engine(job: Job) -> None:
         )
     if resources.workers == 0 and precision == "fp16":
         raise UserError(
-            "train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more (DeepSpeed scales the loss)"
+            "train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more "
+            "(DeepSpeed scales the loss)"
         )
     if resources.workers and precision != "fp32" and zero.stage == 0:
         raise UserError(
-            f"zero.stage: found 0 with train.precision {precision}; its state can't be saved whole; use zero.stage=1, 2 or 3"
+            f"zero.stage: found 0 with train.precision {precision}; its state can't be saved whole; "
+            "use zero.stage=1, 2 or 3"
         )
     if zero.offload and zero.stage == 0:
         raise UserError(

@@ -17,7 +17,8 @@ from raypft.tasks.task import Pattern, Task
 
 @dataclass(frozen=True, eq=False)
 class ResolvedJob:
-    """A valid job: its task and pattern, the classes of its method and readout with their configurations, its protocol."""
+    """A valid job: its task and pattern, the classes of its method and readout with their configurations, its
+    protocol."""
 
     job: Job
     task: Task

@@ -1,4 +1,5 @@
-"""One cell: a job with one seed, from encoded prompts to a result on disk. The same code runs in this process and in a Ray worker."""
+"""One cell: a job with one seed, from encoded prompts to a result on disk. The same code runs in this process and in
+a Ray worker."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ Prompts = Mapping[str, Sequence[Encoded]]
 class Cell:
     """A job with one seed: its folder, what its result says about its inputs (cell key, manifest hash, ...), its rows.
 
-    test: False withholds the test: a search tests only what it has chosen; sample: None where the rows are encoded already.
+    test: False withholds the test: a search tests only what it has chosen; sample: None where the rows are encoded
+    already.
     """
 
     resolved: ResolvedJob
@@ -77,8 +79,8 @@ def local_engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> 
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: dense gradients of an embedding are some 100 MB each, and giving them back to the kernel
-    and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py)."""
+    """Let glibc keep freed memory: dense gradients of an embedding are some 100 MB each, and giving them back to the
+    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py)."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
@@ -101,10 +103,11 @@ def run_cell(
     tell: Tell = lambda event: None,
     flow: Flow | None = None,
 ) -> dict[str, Any]:
-    """Train, select, test once, and write result.json, predictions.parquet and trained.safetensors into the cell's folder.
+    """Train, select, test once, and write result.json, predictions.parquet and trained.safetensors into the cell's
+    folder.
 
-    Goes on from its state.pt where there is one, and tells from where. A cell whose test is withheld writes searched.json; the
-    same cell with its test then tests what was trained.
+    Goes on from its state.pt where there is one, and tells from where. A cell whose test is withheld writes
+    searched.json; the same cell with its test then tests what was trained.
 
     Args:
         flow: where train rows are streamed; `prompts` then has the first of each language.
@@ -224,7 +227,8 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[Ro
 def loaders(
     job: Job, learner: Learner, stepper: Stepper, prompts: Prompts, flow: Flow | None
 ) -> tuple[PromptDataset | Streamed, PromptDataset | None]:
-    """The rows of train and dev; in memory with cached states where the method's lower blocks are constant and they fit."""
+    """The rows of train and dev; in memory with cached states where the method's lower blocks are constant and they
+    fit."""
     method, backbone = learner.method, learner.method.backbone
     dev = PromptDataset(prompts.get("dev", []), method, backbone.pad)
     if flow is not None:

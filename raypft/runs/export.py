@@ -1,8 +1,8 @@
 """A finished run as a folder that others load: what was trained, and a model card.
 
 What a method did to the backbone says what is written: peft's layers become an adapter of peft; changed weights a model
-folder of transformers; what a method has beside the backbone parts.safetensors and config.json, in the subfolder `method`
-where the folder is a model's. A trained head goes where transformers or peft have it, else to the parts.
+folder of transformers; what a method has beside the backbone parts.safetensors and config.json, in the subfolder
+`method` where the folder is a model's. A trained head goes where transformers or peft have it, else to the parts.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
     """The model card, README.md.
 
     Args:
-        kind: "model", "adapter" or "parts"; auto: the transformers class of the whole model; parts: file and name to shape.
+        kind: "model", "adapter" or "parts"; auto: the transformers class of the whole model; parts: file and name to
+        shape.
     """
     job, task, result = trained.job, trained.task, trained.result
     pattern = trained.encoder.pattern
@@ -115,7 +116,8 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
     if job.demos:
         asked.append(f"- {job.demos} demonstrations a class before every row: demos.parquet of the run")
     held = ["", "Parts:", "", *(f"- `{name}` {list(shape)}" for name, shape in parts.items())] if parts else []
-    sizes = result["sizes"]
+    sizes, settings = result["sizes"], job.train.model_dump(exclude={"languages"})
+    training = [f"{key} {value}" for key, value in settings.items() if value is not None]
     return "\n".join(
         [
             "---",
@@ -143,9 +145,11 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             "## Training",
             "",
             f"- recipe {job.recipe}" + (f": {job.source}" if job.source else ""),
-            f"- method {without_folders(job.method)}, {result['trainable']:,} trainable parameters; readout {job.readout}",
-            f"- protocol {job.protocol}, shots {job.shots or 'all'}: {sizes['train']} train and {sizes['dev']} dev rows; seed {trained.seed}",
-            f"- {', '.join(f'{key} {value}' for key, value in job.train.model_dump(exclude={'languages'}).items() if value is not None)}; epoch {result['best_epoch']} kept",
+            f"- method {without_folders(job.method)}, {result['trainable']:,} trainable parameters; "
+            f"readout {job.readout}",
+            f"- protocol {job.protocol}, shots {job.shots or 'all'}: {sizes['train']} train and {sizes['dev']} dev rows; "
+            f"seed {trained.seed}",
+            f"- {', '.join(training)}; epoch {result['best_epoch']} kept",
             f"- base model revision {result['backbone']}, rows {result['manifest']}, cell {result['cell']}",
             "",
             "## Licence",
@@ -199,8 +203,7 @@ def results_table(trained: Trained) -> list[str]:
     for language, score in own["scores"].items():
         over = mean_std([result["scores"][language] for result in trained.results if language in result["scores"]])
         majority = own["majority"].get(language)
-        rows.append(
-            f"| {language} | {score:.1f} | {over} | {'' if majority is None else f'{majority:.1f}'} | {own['rows'][language]} |"
-        )
+        largest = "" if majority is None else f"{majority:.1f}"
+        rows.append(f"| {language} | {score:.1f} | {over} | {largest} | {own['rows'][language]} |")
     rows.append(f"| mean | {own['mean']:.1f} | {mean_std([result['mean'] for result in trained.results])} | | |")
     return [*rows, "", "Mean ± sample standard deviation over seeds."]

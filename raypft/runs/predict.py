@@ -76,8 +76,8 @@ class Trained:
         """The answers to rows, in their order.
 
         Args:
-            rows: texts, where the task has one field; mappings or a table with the task's columns. Labels are not looked at.
-            language: of rows that do not say theirs; the training language by default.
+            rows: texts, where the task has one field; mappings or a table with the task's columns. Labels are not
+            looked at. language: of rows that do not say theirs; the training language by default.
 
         Returns:
             id, language, answer, and p(label) from 0 to 1 where each label has one, scores elsewhere.
@@ -92,7 +92,8 @@ def load_trained(folder: Path | str, seed: int | None = None) -> Trained:
     """A finished seed of a run, the first where None.
 
     Raises:
-        UserError: the folder is no run; the seed is not finished; model, task, method or artefact are not those of the run;
+        UserError: the folder is no run; the seed is not finished; model, task, method or artefact are not those of the
+        run;
             the run kept no trained parameters or its demonstrations are missing.
     """
     folder = path_of(str(folder))

@@ -1,4 +1,5 @@
-"""All that can be known of a job before compute is spent: its samples, its cells' keys, whether everything fits together."""
+"""All that can be known of a job before compute is spent: its samples, its cells' keys, whether everything fits
+together."""
 
 from __future__ import annotations
 

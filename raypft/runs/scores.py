@@ -17,7 +17,8 @@ from raypft.tasks.task import Task
 
 @dataclass(frozen=True)
 class RowAnswer:
-    """The answer to a row beside what was right: a label name, a tag a word, or a text (gold is then a list of texts)."""
+    """The answer to a row beside what was right: a label name, a tag a word, or a text (gold is then a list of
+    texts)."""
 
     key: str
     language: str
@@ -62,7 +63,8 @@ def mean_score(task: Task, rows: Sequence[RowAnswer]) -> float:
 
 
 def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:
-    """The task's metrics per language, the means of the first one with and without the pivot language, and the majority class."""
+    """The task's metrics per language, the means of the first one with and without the pivot language, and the
+    majority class."""
     scores = scores_by_language(task, task.metric, rows)
     others = [value for language, value in scores.items() if language != task.pivot_language]
     return {
@@ -93,7 +95,8 @@ def majority(task: Task, rows: Sequence[RowAnswer]) -> list[RowAnswer]:
 
 
 def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
-    """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) where a row has one each, scores elsewhere."""
+    """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) where a row has one each,
+    scores elsewhere."""
     columns: dict[str, list[Any]] = {
         "id": [row.key.split("/", 1)[1] for row in rows],
         "language": [row.language for row in rows],

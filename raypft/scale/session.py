@@ -62,7 +62,8 @@ def check_resources(job: Job) -> None:
 
 
 def check_label(job: Job) -> None:
-    """Raise a UserError where no node has, or will have, the label of those that read rows: Ray Data would wait for ever."""
+    """Raise a UserError where no node has, or will have, the label of those that read rows: Ray Data would wait for
+    ever."""
     label = job.resources.data_label
     nodes = [shape.labels for shape in shapes_here() or ()] or [node["Labels"] for node in ray.nodes() if node["Alive"]]
     known: set[str] = set()

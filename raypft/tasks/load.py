@@ -1,4 +1,5 @@
-"""The task catalogue: `load_task("xnli")` reads raypft/tasks/xnli.yaml, a path the user's own file; and what a task must be."""
+"""The task catalogue: `load_task("xnli")` reads raypft/tasks/xnli.yaml, a path the user's own file; and what a task
+must be."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def load_task(name: str) -> Task:
     """Read a task by name or from a path.
 
     Raises:
-        UserError: no such task or file; a key, type, pattern or verbalizer that does not fit (file, key, found, expected).
+        UserError: no such task or file; a key, type, pattern or verbalizer that does not fit (file, key, found,
+        expected).
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -105,7 +107,8 @@ def _check_source(task: Task, name: str, source: Source, where: str) -> None:
         for placeholder in re.findall(r"{(.*?)}", file):
             if placeholder not in ("language", "shots"):
                 raise UserError(
-                    f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; expected {{language}} or {{shots}}"
+                    f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; "
+                    "expected {language} or {shots}"
                 )
     if (source.hub is None) == (source.files is None):
         raise UserError(f"{where}: sources.{name}: give exactly one of hub and files")
@@ -141,7 +144,8 @@ def _check_wording(task: Task, wording: Wording, where: str) -> None:
     left = MARKUP.sub("", text)
     if re.search(r"[{}]|<\w+>", left):
         raise UserError(
-            f'{where}.text: markup not understood in "{text}"; known: {{field}} {{field|strip}} <slot> <soft> <sep> <demos>'
+            f'{where}.text: markup not understood in "{text}"; '
+            "known: {field} {field|strip} <slot> <soft> <sep> <demos>"
         )
     if text.count("<slot>") > 1:
         raise UserError(f"{where}.text: found {text.count('<slot>')} <slot>; expected at most one")

@@ -174,8 +174,8 @@ def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
     """The metric's id with its version, and its function (gold, answers, language="en") -> percent.
 
     Args:
-        name: of a metric here, or a user's own file or module with a function `metric`; its version is then a hash of the file.
-        known: the names to choose from, such as a task kind's.
+        name: of a metric here, or a user's own file or module with a function `metric`; its version is then a hash of
+        the file. known: the names to choose from, such as a task kind's.
 
     Raises:
         UserError: unknown name (the nearest is named), or the user's file can't be used.

@@ -12,9 +12,9 @@ Row = Mapping[str, object]
 class Piece:
     """One part of a prompt.
 
-    kind: "text", "slot", "soft", "sep" or "tokens" (already cut into `tokens`); mark: the name under which the position of
-    its first token is recorded; field: its text is a field's, the only text that may be shortened; count: number of soft
-    tokens.
+    kind: "text", "slot", "soft", "sep" or "tokens" (already cut into `tokens`); mark: the name under which the position
+    of its first token is recorded; field: its text is a field's, the only text that may be shortened; count: number of
+    soft tokens.
     """
 
     kind: str

@@ -45,7 +45,8 @@ KindByName = Annotated[
 
 
 class Label(Strict):
-    """The column that holds the label and the label names, in the order of the score columns; only choice and tags have names."""
+    """The column that holds the label and the label names, in the order of the score columns; only choice and tags
+    have names."""
 
     column: str = "label"
     names: list[str] = []
@@ -115,7 +116,8 @@ class Task(Strict):
     name: str
     about: str
     kind: KindByName
-    """choice: one of the label names; tags: one a word; span: a piece of the field context; text: free; mlm: nothing."""
+    """choice: one of the label names; tags: one a word; span: a piece of the field context; text: free; mlm:
+    nothing."""
     fields: dict[str, str]
     """Field name as patterns use it, to column."""
     label: Label = Label()

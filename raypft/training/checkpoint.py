@@ -55,8 +55,8 @@ class TrainState:
 
 
 class StateWriter:
-    """Keeps TrainState as often as the settings say, or as often as costs under a tenth of the time; under half of it, and at once,
-    when a node goes away."""
+    """Keeps TrainState as often as the settings say, or as often as costs under a tenth of the time; under half of
+    it, and at once, when a node goes away."""
 
     def __init__(self, stepper: Stepper, settings: Train, save: Callable[[TrainState], None] | None) -> None:
         self.stepper, self.every, self.save = stepper, settings.save_every, save

@@ -1,7 +1,7 @@
 """The loop: `fit` trains a learner, `evaluate` asks it. No ray and no deepspeed here.
 
-The weights of a whole optimizer step are counted over all workers before its first backward; local loss x world size / global
-weight then gives the same gradient for any split over workers and micro-batches.
+The weights of a whole optimizer step are counted over all workers before its first backward; local loss x world size /
+global weight then gives the same gradient for any split over workers and micro-batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ TELL_SECONDS = 30
 
 
 def learning_rate(settings: Train, step: int, total: int) -> float:
-    """The rate of optimizer step `step` (from 0) out of `total`: linear warm-up, then constant, linear to 0, or 0.95 an epoch."""
+    """The rate of optimizer step `step` (from 0) out of `total`: linear warm-up, then constant, linear to 0, or 0.95
+    an epoch."""
     warmup = int(settings.warmup * total)
     if step < warmup:
         return settings.lr * (step + 1) / warmup

@@ -1,4 +1,5 @@
-"""Campaign files: what they expand to, what they refuse; which cells a campaign counts as finished; the withheld test."""
+"""Campaign files: what they expand to, what they refuse; which cells a campaign counts as finished; the withheld
+test."""
 
 from __future__ import annotations
 

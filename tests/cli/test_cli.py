@@ -1,4 +1,5 @@
-"""The command line as a user meets it: errors are one line with exit code 2 and nothing is half-written; runs, reuse, resume."""
+"""The command line as a user meets it: errors are one line with exit code 2 and nothing is half-written; runs,
+reuse, resume."""
 
 from __future__ import annotations
 
@@ -302,7 +303,8 @@ def test_show_check_list_and_report(place, monkeypatch, capsys):
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(place, monkeypatch):
-    """kill -9 of the whole process after some steps; started again it says from where and gives the uninterrupted losses."""
+    """kill -9 of the whole process after some steps; started again it says from where and gives the uninterrupted
+    losses."""
     command = ["seeds=1", "train.epochs=40", "train.save_every=1", "train.batch_size=4"]
     whole = words(place, *command, f"storage={place}/whole")
     assert call(monkeypatch, "run", *whole) == 0

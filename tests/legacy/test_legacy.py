@@ -1,4 +1,5 @@
-"""Folders written before the package was rearranged are reused, gone on with and computed again, bit for bit (README.md beside this)."""
+"""Folders written before the package was rearranged are reused, gone on with and computed again, bit for bit
+(README.md beside this)."""
 
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ FOLDER = Path(__file__).parent / "folder"
 COMMON = "task=review.yaml data.root=data protocol=fixed seeds=2 train.languages=[en]"
 SEARCH = "ticket_search-words-all-bert-917e76aa"
 RUNS = {
-    "sp-review-all-bert-b17ca040": f"sp {COMMON} backbone=models/bert train.epochs=3 train.lr=1e-3 train.batch_size=4 train.max_tokens=32",
+    "sp-review-all-bert-b17ca040": (
+        f"sp {COMMON} backbone=models/bert train.epochs=3 train.lr=1e-3 train.batch_size=4 train.max_tokens=32"
+    ),
     "gnnavi_gcn-review-4shot-llama-3c84aff0": (
-        f"gnnavi_gcn {COMMON} backbone=models/llama shots=4 train.epochs=3 train.lr=1e-2 train.batch_size=4 train.max_tokens=64"
+        f"gnnavi_gcn {COMMON} backbone=models/llama shots=4 "
+        "train.epochs=3 train.lr=1e-2 train.batch_size=4 train.max_tokens=64"
     ),
     "vanilla_mt5-review-all-mt5-b99fbc0d": (
         f"vanilla_mt5 {COMMON} backbone=models/mt5 pattern=asked readout.longest=3 "
@@ -102,7 +106,10 @@ def test_numbers_are_the_stored_ones_bit_for_bit(run, folder, monkeypatch, capsy
 
 
 def test_a_run_stopped_before_goes_on_to_the_numbers_of_one_left_alone(folder, monkeypatch, capsys):
-    words = f"sp {COMMON} seeds=1 backbone=models/bert train.epochs=4 train.lr=2e-3 train.batch_size=4 train.max_tokens=32 train.save_every=3"
+    words = (
+        f"sp {COMMON} seeds=1 backbone=models/bert train.epochs=4 train.lr=2e-3 "
+        "train.batch_size=4 train.max_tokens=32 train.save_every=3"
+    )
     out = call(monkeypatch, capsys, "run", *words.split())
     assert "goes on at epoch 2, step 3" in out
     result = json.loads((folder / "runs" / STOPPED / "seed-0" / "result.json").read_text())

@@ -1,4 +1,5 @@
-"""A cell: answers of prompts become answers of rows, metrics and tables; what does not fit is refused; tags and spans end to end."""
+"""A cell: answers of prompts become answers of rows, metrics and tables; what does not fit is refused; tags and
+spans end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A finished run answers its own test rows as its predictions say, for every method; exported folders give the same logits alone."""
+"""A finished run answers its own test rows as its predictions say, for every method; exported folders give the same
+logits alone."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def byte_level():
 
 
 def test_parts_are_full_where_a_word_is_longer_without_its_blank():
-    """ "xab" is two tokens, " xab" three: a part's first word stands without a blank, and no token is lost or wasted."""
+    """"xab" is two tokens, " xab" three: a part's first word stands without a blank, and no token is lost or wasted."""
     backbone = byte_level()
     assert [len(backbone.text.tokenize(text)) for text in ("xab", " xab")] == [2, 3]
     made = tags("{tokens}", backbone, 8)(row(["xab"] * 5))
@@ -196,7 +196,8 @@ def test_parts_are_full_where_a_word_is_longer_without_its_blank():
 
 
 def real(kind: str, texts: list[str]):
-    """A model with a tokenizer trained on the texts: WordPiece as BERT's, Unigram as XLM-R's and Llama-2's, byte-level BPE as GPT-2's."""
+    """A model with a tokenizer trained on the texts: WordPiece as BERT's, Unigram as XLM-R's and Llama-2's,
+    byte-level BPE as GPT-2's."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     if kind == "bert":
         inner = Tokenizer(models.WordPiece(unk_token="<unk>"))
@@ -241,7 +242,8 @@ PASSAGES = [
 
 
 def marked(window) -> str | None:
-    """The characters from the slot flagged as start to the one flagged as end; None where no answer is in the window."""
+    """The characters from the slot flagged as start to the one flagged as end; None where no answer is in the
+    window."""
     first, last = (next(i for i, gold in enumerate(window.gold) if gold & flag) for flag in (1, 2))
     return window.passage.text[window.passage.starts[first] : window.passage.ends[last]] if first else None
 

@@ -21,8 +21,8 @@ HIDDEN = {"-1", "", "None", "NS", "?", "_"}
 class ReadRows:
     """What of a table is read before its labels.
 
-    where: the file or data set, for messages; ids: as the table calls its rows; fields: field to one value a row; names: the
-    task's label names; ours: their label value, as text, to our label name.
+    where: the file or data set, for messages; ids: as the table calls its rows; fields: field to one value a row;
+    names: the task's label names; ours: their label value, as text, to our label name.
     """
 
     where: str
@@ -92,10 +92,11 @@ class Kind:
     """The interface of a task kind, with the behaviour of one text a row.
 
     Class attributes:
-        name: as YAML calls it; metrics: the names whose gold and answers have its form; fields: those its rows must have;
-        only_fields: it has no others; has_labels: there is a label set; one_label: a row has one label of the set, so that
-        rows are drawn, demonstrated and scored by class; answers_words: an answer is a tag a word; passage: the field that an
-        answer is a piece of; reads_labels: rows have a column of labels; label_type: of that column.
+        name: as YAML calls it; metrics: the names whose gold and answers have its form; fields: those its rows must
+        have; only_fields: it has no others; has_labels: there is a label set; one_label: a row has one label of the
+        set, so that rows are drawn, demonstrated and scored by class; answers_words: an answer is a tag a word;
+        passage: the field that an answer is a piece of; reads_labels: rows have a column of labels; label_type: of that
+        column.
     """
 
     name: str

@@ -38,8 +38,8 @@ class Span(base.Kind):
     def prompts(self, encoder: base.RowEncoder, row: Mapping[str, Any]) -> list[Encoded]:
         """Windows; slot 0 is the prompt's first token, which stands for "no answer here".
 
-        At most half of a window goes to the question, the same part of it in all. Gold of a slot: 1 where the answer starts
-        + 2 where it ends.
+        At most half of a window goes to the question, the same part of it in all. Gold of a slot: 1 where the answer
+        starts + 2 where it ends.
         """
         query, context = encoder.render(row), encoder.value(row, CONTEXT)
         at = next(i for i, piece in enumerate(query.pieces) if piece.mark == "passage")
