@@ -31,8 +31,9 @@ class Encoded:
     ids, segments: [T]; marks: mark name to token positions recorded while rendering ("slot", "soft", "demo_label");
     gold: one entry a slot, what the readout makes of it is its own: a label's index, a token id, flags; -1 if unknown;
     wording: index of the verbalizer the prompt's language uses; demo_tokens: how many tokens at the start are
-    demonstrations (the same in every prompt of a run); target: what a decoder reads, [U], slots are then positions in it;
-    answers: the right answer as text, one a word that is tagged, all that are right of a span; passage: what a span is read from.
+    demonstrations (the same in every prompt of a run); target: what a decoder reads, [U], slots are then positions in
+    it; answers: the right answer as text, one a word that is tagged, all that are right of a span; passage: what a span
+    is read from.
     """
 
     key: str
@@ -58,9 +59,9 @@ class Encoded:
 class Batch:
     """Prompts ready for a model; `slots[s] = (prompt, token)` names where answer s is read, those of a prompt in a row.
 
-    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a row that only fills a rank);
-    soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower: [B, T, H] states below a method's cut,
-    if cached; extra: a method's own columns, one entry per prompt.
+    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a
+    row that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower:
+    [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry per prompt.
     """
 
     names: list[str]

@@ -181,4 +181,5 @@ def _task_line(name: str) -> str:
 def _first_line(module: str) -> str:
     import importlib  # noqa: PLC0415
 
-    return (importlib.import_module(module).__doc__ or "").strip().splitlines()[0]
+    paragraph = (importlib.import_module(module).__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split())
