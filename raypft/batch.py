@@ -21,9 +21,9 @@ from raypft.encoded import Encoded
 class Batch:
     """Prompts ready for a model; `slots[s] = (prompt, token)` names where answer s is read, those of a prompt in a row.
 
-    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a row that only fills a rank);
-    soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower: [B, T, H] states below a method's cut,
-    if cached; extra: a method's own columns, one entry per prompt.
+    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a
+    row that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower:
+    [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry per prompt.
     """
 
     names: list[str]

@@ -63,8 +63,9 @@ class Catalogue:
         return "" if name in self.names() else own_hash(self.part, name)
 
     def about(self, name: str) -> str:
-        """The first line of a shipped plug-in's docstring, read without running it."""
-        return (ast.get_docstring(_syntax(self.folder / f"{name}.py")) or "").partition("\n")[0]
+        """The first paragraph of a shipped plug-in's docstring as one line, read without running it."""
+        text = ast.get_docstring(_syntax(self.folder / f"{name}.py")) or ""
+        return " ".join(text.partition("\n\n")[0].split())
 
     def declared(self, name: str, attribute: str) -> Any:
         """A class attribute that a shipped plug-in gives as a literal, read without running it; None where it gives

@@ -1,4 +1,5 @@
-"""A tiny task, and a cell of every method of the catalogue on every kind of tiny model: a new method file is covered without a list."""
+"""A tiny task, and a cell of every method of the catalogue on every kind of tiny model: a new method file is covered
+without a list."""
 
 from __future__ import annotations
 
@@ -71,13 +72,11 @@ class Cell:
 
 def supported() -> list[tuple[str, str]]:
     """Every (method, kind of tiny model) that goes together."""
-    return [
-        (name, kind)
-        for name in METHODS.names()
-        for family, kinds in tiny.FAMILIES.items()
-        for kind in kinds
-        if family in METHODS.load(name).families
-    ]
+    pairs = []
+    for name in method_names():
+        for family in method_class(name).families:
+            pairs += [(name, kind) for kind in tiny.FAMILIES[family]]
+    return pairs
 
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raypft-tests-")
@@ -91,7 +90,8 @@ def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str,
 
 
 def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:
-    """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same model."""
+    """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same
+    model."""
     path = Path(FOLDER.name) / type(backbone.model).__name__ / f"{strategy}-{revision}.safetensors"
     if not path.is_file():
         generator = torch.Generator().manual_seed(1)

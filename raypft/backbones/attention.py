@@ -1,8 +1,9 @@
 """Attention with keys and values put before a layer's own, the same way for every family.
 
-transformers looks attention functions up by name. `take_keys` selects a name under which its own function (SDPA or eager)
-is wrapped: the wrapper asks the attention module for keys and values, puts them first and opens the mask for them. Only the
-module's own projections see positions, so rotary embeddings, grouped heads and sliding windows need no care here.
+transformers looks attention functions up by name. `take_keys` selects a name under which its own function (SDPA or
+eager) is wrapped: the wrapper asks the attention module for keys and values, puts them first and opens the mask for
+them. Only the module's own projections see positions, so rotary embeddings, grouped heads and sliding windows need no
+care here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
     home = sys.modules[type(attention).__module__]
     if kind not in KINDS or not hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
         raise UserError(
-            f"backbone: {config.model_type} with {kind} attention can't take keys of a method; expected a model with sdpa or eager attention"
+            f"backbone: {config.model_type} with {kind} attention can't take keys of a method; "
+            "expected a model with sdpa or eager attention"
         )
     config._attn_implementation = PREFIX + kind
     attention.__dict__[GIVES_KEYS] = give

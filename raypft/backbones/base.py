@@ -83,8 +83,8 @@ class Backbone(Seams, ABC):
         """What the model's body is called with beside embeddings and mask."""
 
     def head(self, num_labels: int) -> nn.Module | None:
-        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's; None where
-        it has none."""
+        """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's; None
+        where it has none."""
         return None
 
     def word_head(self, num_labels: int) -> nn.Module:
@@ -127,7 +127,8 @@ class Backbone(Seams, ABC):
 
     @torch.no_grad()
     def lower(self, batch: Batch, layer: int, after: int = 0) -> Tensor:
-        """The states after `layer` blocks, [B, T, H], in eval mode and before any layer seam; the blocks above are not run.
+        """The states after `layer` blocks, [B, T, H], in eval mode and before any layer seam; the blocks above are not
+        run.
 
         Args:
             after: how many blocks stand behind `batch.lower`, and are not run either; 0 where it is None.

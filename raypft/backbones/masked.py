@@ -102,7 +102,8 @@ class ClassificationHead(nn.Module):
 
 
 def sequence_classifier(backbone: Backbone, num_labels: int) -> nn.Module:
-    """The family's AutoModelForSequenceClassification, read where the backbone was read; what is not stored there is new."""
+    """The family's AutoModelForSequenceClassification, read where the backbone was read; what is not stored there is
+    new."""
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), "num_labels": num_labels})
     if backbone.source is None:
         return AutoModelForSequenceClassification.from_config(config)

@@ -12,8 +12,8 @@ THIRDS = ("lower", "middle", "higher")
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """layer: number of the block, from 1, None outside the blocks; in_body: not in the head; is_norm: of a normalisation
-    layer."""
+    """layer: number of the block, from 1, None outside the blocks; in_body: not in the head; is_norm: of a
+    normalisation layer."""
 
     layer: int | None
     in_body: bool
@@ -21,13 +21,14 @@ class ParameterInfo:
 
 
 def parameter_infos(backbone: Backbone) -> dict[str, ParameterInfo]:
-    """Name of every parameter of the model, once each, to its place in it; one that body and head share goes by its body's
-    name."""
+    """Name of every parameter of the model, once each, to its place in it; one that body and head share goes by its
+    body's name."""
     model, blocks = backbone.model, backbone._blocks
     start = next(name for name, module in model.named_modules() if module is blocks) + "."
     body = f"{model.base_model_prefix}."
     norms = {name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
-    # body first: XLM-R registers its head before the body, and named_parameters would call the embedding by the head's name
+    # body first: XLM-R registers its head before the body, and named_parameters would call the embedding by the head's
+    # name
     named = sorted(model.named_parameters(remove_duplicate=False), key=lambda pair: not pair[0].startswith(body))
     infos, seen = {}, set()
     for name, parameter in named:

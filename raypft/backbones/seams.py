@@ -1,16 +1,17 @@
 """The only places where a method may touch a pretrained model, and the way back.
 
 A backbone arrives frozen. Methods reach it through seams: `on_embed` (after the word embeddings), `on_layer` (after a
-number of blocks), `on_keys` (before a layer's keys and values), `wrap` (replace linear layers), `inject` (peft's layers),
-`open` (unfreeze), `sparse` (train only some entries), `untie` (an output embedding of its own). Seams take modules, not
-closures, so that ZeRO-3 gathers their parameters. `reset` undoes every seam and proves by checksum that the weights are the
-pristine ones.
+number of blocks), `on_keys` (before a layer's keys and values), `wrap` (replace linear layers), `inject` (peft's
+layers), `open` (unfreeze), `sparse` (train only some entries), `untie` (an output embedding of its own). Seams take
+modules, not closures, so that ZeRO-3 gathers their parameters. `reset` undoes every seam and proves by checksum that
+the weights are the pristine ones.
 A layer is always a number of blocks below the cut, from 1 to L.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +33,8 @@ class Seams(nn.Module):
     """
 
     outputs: tuple[tuple[str, str], ...] = ()
-    """Names, inside a block, of the linear layers that end its attention and its feed-forward part; one pair a model type."""
+    """Names, inside a block, of the linear layers that end its attention and its feed-forward part; one pair a model
+    type."""
     first_position: int = 0
     """The id of the first token's position."""
     decoder: nn.Linear
@@ -76,7 +78,8 @@ class Seams(nn.Module):
         self._layer_seams.setdefault(layer, []).append(module)
 
     def on_keys(self, layer: int, module: nn.Module) -> None:
-        """Put `module(batch) -> (keys, values) [B or 1, A, P, D]` before the keys and values of attention `layer`, 1 to L.
+        """Put `module(batch) -> (keys, values) [B or 1, A, P, D]` before the keys and values of attention `layer`,
+        1 to L.
 
         One module an attention; A and D are `key_shape`. Every token sees all P.
 
@@ -109,7 +112,8 @@ class Seams(nn.Module):
         return None if limit is None else limit - self.first_position
 
     def inject(self, settings: Mapping[str, Any], key: str = "target_modules") -> list[nn.Module]:
-        """Let peft put its layers into the model (fields of a peft configuration, `peft_type` among them); the new ones.
+        """Let peft put its layers into the model (fields of a peft configuration, `peft_type` among them); the new
+        ones.
 
         Args:
             key: what an error about the modules to replace begins with.
@@ -131,12 +135,13 @@ class Seams(nn.Module):
         """
         names = {block: name for name, block in self.model.named_modules()}
         for pair in self.outputs:
-            found = [(f"{names[block]}.{pair[0]}", f"{names[block]}.{pair[1]}") for block in self._blocks]
-            if all(name in names.values() for both in found for name in both):
-                return found
+            pairs = [(f"{names[block]}.{pair[0]}", f"{names[block]}.{pair[1]}") for block in self._blocks]
+            if set(itertools.chain.from_iterable(pairs)) <= set(names.values()):
+                return pairs
         expected = ", ".join(" and ".join(pair) for pair in self.outputs)
         raise UserError(
-            f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; choose another backbone"
+            f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; "
+            "choose another backbone"
         )
 
     def check_layer(self, layer: int, key: str = "layer", last: int | None = None) -> None:
@@ -155,16 +160,14 @@ class Seams(nn.Module):
         """
         named = self.model.named_parameters(remove_duplicate=False)
         matching = {p: name for name, p in named if fnmatch.fnmatchcase(name, pattern)}
-        found = [(name, p) for p, name in matching.items()]
-        if not found:
-            raise UserError(
-                f'open("{pattern}"): no parameter of the model has such a name; e.g. {next(self.model.named_parameters())[0]}'
-            )
-        for name, parameter in found:
+        if not matching:
+            known = next(self.model.named_parameters())[0]
+            raise UserError(f'open("{pattern}"): no parameter of the model has such a name; e.g. {known}')
+        for parameter, name in matching.items():
             if not parameter.is_meta:
                 self._opened.setdefault(name, parameter.detach().clone())
             parameter.requires_grad_(True)
-        return [parameter for _, parameter in found]
+        return list(matching)
 
     def wrap(self, pattern: str, make: Callable[[nn.Module], nn.Module]) -> list[nn.Module]:
         """Replace the modules whose name matches a glob pattern by `make(module)`, and return the new ones.
@@ -172,13 +175,12 @@ class Seams(nn.Module):
         Raises:
             UserError: no module matches.
         """
-        found = [name for name, _ in self.model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
-        if not found:
-            raise UserError(
-                f'wrap("{pattern}"): no module of the model has such a name; e.g. {[n for n, _ in self.model.named_modules()][-1]}'
-            )
+        names = [name for name, _ in self.model.named_modules()]
+        matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not matching:
+            raise UserError(f'wrap("{pattern}"): no module of the model has such a name; e.g. {names[-1]}')
         made = []
-        for name in found:
+        for name in matching:
             parent_name, _, attribute = name.rpartition(".")
             parent = self.model.get_submodule(parent_name)
             old = getattr(parent, attribute)
@@ -300,7 +302,8 @@ class Seams(nn.Module):
             if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
                 return module
         raise UserError(
-            f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; this model shape is not supported"
+            f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; "
+            "this model shape is not supported"
         )
 
     def _after_block(self, layer: int):

@@ -1,7 +1,8 @@
 """Text-to-text models (T5, mT5): the encoder reads the prompt, the answer is read in the decoder.
 
-With <slot> the prompt holds the first sentinel and the decoder is asked what stands there: its slot is the position of the
-sentinel, whose next token is the word. Without <slot> the decoder is asked from its start; a readout gives it targets.
+With <slot> the prompt holds the first sentinel and the decoder is asked what stands there: its slot is the position of
+the sentinel, whose next token is the word. Without <slot> the decoder is asked from its start; a readout gives it
+targets.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Seq2SeqBackbone(Backbone):
     @property
     def attentions(self) -> list[nn.Module]:
         """The encoder's self-attentions, then the decoder's."""
-        return [find_attention(block) for stack in (self.model.encoder, self.model.decoder) for block in stack.block]
+        blocks = [*self.model.encoder.block, *self.model.decoder.block]
+        return [find_attention(block) for block in blocks]
 
     @property
     def key_shape(self) -> tuple[int, int]:

@@ -17,7 +17,8 @@ class _Written(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, base: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
-        # through .data: a second use in the same step writes the same numbers, which autograd must not take for a change
+        # through .data: a second use in the same step writes the same numbers, which autograd must not take for a
+        # change
         base.data.view(-1).index_copy_(0, index.long(), values)
         return base.data
 
@@ -28,7 +29,8 @@ class _Written(torch.autograd.Function):
 
 
 class Sparse(nn.Module):
-    """Stands where a parameter stood, in every module that shares it; called, it gives the weight with the values in place.
+    """Stands where a parameter stood, in every module that shares it; called, it gives the weight with the values in
+    place.
 
     The frozen weight is a buffer: ZeRO-3 replicates it on every worker.
 
@@ -50,18 +52,18 @@ class Sparse(nn.Module):
 
     def forward(self) -> Tensor:
         """() -> the weight, in its own shape."""
-        if (
-            self.base.dtype != self.values.dtype
-        ):  # DeepSpeed casts parameters to half precision and, on stage 3, leaves buffers
+        # DeepSpeed casts parameters to half precision and, on stage 3, leaves buffers
+        if self.base.dtype != self.values.dtype:
             self.base = self.base.to(self.values.dtype)
         return _Written.apply(self.values, self.base, self.index)  # type: ignore[return-value]
 
     def stand_in(self, model: nn.Module) -> None:
-        """Take the parameter's place in every module that has it: tied uses share the values, and add up in their gradient."""
+        """Take the parameter's place in every module that has it: tied uses share the values, and add up in their
+        gradient."""
         weight = self.parameter[0]
-        self.owners = [
-            (module, name) for module in model.modules() for name, own in module._parameters.items() if own is weight
-        ]
+        for module in model.modules():
+            names = [name for name, parameter in module._parameters.items() if parameter is weight]
+            self.owners += [(module, name) for name in names]
         for module, name in self.owners:
             module._parameters[name] = None  # the entry stays, and with it the order of the parameters
             module._modules[name] = self

@@ -15,8 +15,8 @@ from raypft.tasks.query import Piece, Query
 
 
 class PromptError(UserError):
-    """A prompt that a model can't take. `about` says what is wrong with it, so that who knows the key to set can name it:
-    "length", "slot" or "demonstrations"."""
+    """A prompt that a model can't take. `about` says what is wrong with it, so that who knows the key to set can name
+    it: "length", "slot" or "demonstrations"."""
 
     def __init__(self, about: str, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,8 @@ class PromptTokenizer(ABC):
     takes_demos: bool = False
     """Whether a prompt may begin with demonstrations."""
     _anchor: str = ""
-    """What every text is tokenized after, where a tokenizer would put a blank before it; its tokens are dropped again."""
+    """What every text is tokenized after, where a tokenizer would put a blank before it; its tokens are dropped
+    again."""
     _anchor_size: int = 0
 
     def __init__(self, tokenizer, config, source: str | None = None, revision: str = "in memory") -> None:
@@ -82,8 +83,8 @@ class PromptTokenizer(ABC):
     # shared by the families
 
     def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
-        """Token ids of a text as `tokenize` gives them, and the characters [start, end) of it that each stands for, without
-        the blanks that some tokenizers count to the word after them."""
+        """Token ids of a text as `tokenize` gives them, and the characters [start, end) of it that each stands for,
+        without the blanks that some tokenizers count to the word after them."""
         anchored = self._anchor + text
         tokenized = self.tokenizer(anchored, add_special_tokens=False, return_offsets_mapping=True)
         ids, spans = tokenized["input_ids"][self._anchor_size :], tokenized["offset_mapping"][self._anchor_size :]
@@ -98,8 +99,8 @@ class PromptTokenizer(ABC):
         return ids, [start - len(self._anchor) for start in starts], [end - len(self._anchor) for end in ends]
 
     def shorten(self, pieces: Sequence[Piece], budget: int, where: str) -> list[list[int]]:
-        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time; a
-        queried word only when no field has more than one token left.
+        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time;
+        a queried word only when no field has more than one token left.
 
         Raises:
             PromptError: literals and one token per field alone need more than `budget`.

@@ -1,8 +1,8 @@
 """Lottery tickets: what a search stores, and the entries cut from it.
 
-A search stores trained minus pretrained values of every candidate parameter, once. A ticket is the K candidates that moved
-most, |trained - pretrained|, K = round(ratio * candidates): exact, equal sizes in the order of the parameters. It is found
-by counting over the bits of the absolute values, chunk by chunk: no sort, and no memory beyond the answer.
+A search stores trained minus pretrained values of every candidate parameter, once. A ticket is the K candidates that
+moved most, |trained - pretrained|, K = round(ratio * candidates): exact, equal sizes in the order of the parameters. It
+is found by counting over the bits of the absolute values, chunk by chunk: no sort, and no memory beyond the answer.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def metadata(
     for name, value in differences.items():
         digest.update(name.encode())
         digest.update(value.contiguous().view(-1).numpy())
-    own = {
+    facts = {
         "names": list(differences),
         "revision": revision,
         "strategy": strategy,
         "settings": dict(settings),
         "digest": digest.hexdigest()[:16],
     }
-    return {"ticket": json.dumps(own)}
+    return {"ticket": json.dumps(facts)}
 
 
 def find_ticket(where: str) -> Path:
@@ -100,12 +100,12 @@ def find_ticket(where: str) -> Path:
         raise UserError(
             f"method.ticket: no file or folder {path}; give a {FILE} or the folder of a finished ticket_search run"
         )
-    found = sorted(path.glob(FILE)) or sorted(path.glob(f"seed-*/{FILE}"))
-    if not found:
+    tickets = sorted(path.glob(FILE)) or sorted(path.glob(f"seed-*/{FILE}"))
+    if not tickets:
         raise UserError(f"method.ticket: {path} holds no {FILE}; expected the folder of a finished ticket_search run")
-    if len(found) > 1:
-        raise UserError(f"method.ticket: {path} holds {len(found)} tickets; choose one, e.g. {found[0]}")
-    return found[0]
+    if len(tickets) > 1:
+        raise UserError(f"method.ticket: {path} holds {len(tickets)} tickets; choose one, e.g. {tickets[0]}")
+    return tickets[0]
 
 
 def open_ticket(where: str) -> Ticket:
@@ -114,14 +114,14 @@ def open_ticket(where: str) -> Ticket:
     Raises:
         UserError: see `find_ticket`; or the file is none.
     """
-    found = find_ticket(where)
-    path = lasting(found)
+    file = find_ticket(where)
+    path = lasting(file)
     try:
         with safe_open(path, "pt") as stream:
-            own = json.loads((stream.metadata() or {})["ticket"])
+            facts = json.loads((stream.metadata() or {})["ticket"])
     except (SafetensorError, KeyError):
-        raise UserError(f"method.ticket: {found} is no ticket; expected the {FILE} that ticket_search writes") from None
-    return Ticket(path, tuple(own["names"]), own["revision"], own["strategy"], own["settings"], own["digest"])
+        raise UserError(f"method.ticket: {file} is no ticket; expected the {FILE} that ticket_search writes") from None
+    return Ticket(path, tuple(facts["names"]), facts["revision"], facts["strategy"], facts["settings"], facts["digest"])
 
 
 def cut(ticket: Ticket, ratio: float, scope: str = "global", names: Sequence[str] | None = None) -> Cut:
@@ -131,7 +131,8 @@ def cut(ticket: Ticket, ratio: float, scope: str = "global", names: Sequence[str
 
     Args:
         ratio: share of the candidates that are active, in (0, 1].
-        scope: "global": the K largest of all candidates; "per_tensor": the K_i = round(ratio * n_i) largest of each parameter.
+        scope: "global": the K largest of all candidates; "per_tensor": the K_i = round(ratio * n_i) largest of each
+            parameter.
         names: the parameters whose entries are candidates; None: all.
 
     Raises:
@@ -148,17 +149,19 @@ def _cut(path: Path, digest: str, ratio: float, scope: str, names: tuple[str, ..
     indices: dict[str, Tensor] = {}
     pool = zeros = 0
     for group in groups:
-        size, own_zeros = _select(ticket, group, ratio, indices)
-        pool, zeros = pool + size, zeros + own_zeros
+        size, unmoved = _select(ticket, group, ratio, indices)
+        pool, zeros = pool + size, zeros + unmoved
     if not indices:
         raise UserError(
-            f"method.ratio: {ratio} of {pool:,} candidates ({scope}) leaves not one active entry; raise it, or widen method.segment"
+            f"method.ratio: {ratio} of {pool:,} candidates ({scope}) leaves not one active entry; "
+            "raise it, or widen method.segment"
         )
     return Cut(indices, pool, zeros)
 
 
 def _select(ticket: Ticket, names: Sequence[str], ratio: float, indices: dict[str, Tensor]) -> tuple[int, int]:
-    """Add the positions of the round(ratio * n) largest entries of these parameters; n, and how many of them are zero."""
+    """Add the positions of the round(ratio * n) largest entries of these parameters; n, and how many of them are
+    zero."""
     # on the CPU even where a meta device is the default: a ticket is cut for real when only shapes are counted
     upper, lower = (torch.zeros(1 << HALF, dtype=torch.long, device="cpu") for _ in range(2))
     for name in names:
@@ -176,15 +179,15 @@ def _select(ticket: Ticket, names: Sequence[str], ratio: float, indices: dict[st
     threshold = high << HALF | low
     zeros = ties if threshold == 0 else 0
     for name in names:
-        found, start = [], 0
+        chosen, start = [], 0
         for bits in ticket.chunks(name):
             keep = bits > threshold
             equal = (bits == threshold).nonzero().view(-1)[:ties]
             keep[equal] = True
             ties -= len(equal)
-            found.append(keep.nonzero().view(-1).add_(start).to(torch.int32 if start < 2**31 - CHUNK else torch.long))
+            chosen.append(keep.nonzero().view(-1).add_(start).to(torch.int32 if start < 2**31 - CHUNK else torch.long))
             start += len(bits)
-        positions = torch.cat(found)
+        positions = torch.cat(chosen)
         if len(positions):
             indices[name] = positions
     return pool, zeros

@@ -1,20 +1,21 @@
 """Adapters: small bottlenecks inside a frozen model, one or two a block.
 
-Source: Houlsby et al. 2019, section 2.1; Pfeiffer et al. 2021, as `seq_bn` of the adapters library; Yuan et al. 2024 (GNNavi),
-row Adapter (pfeiffer, reduction 16, ReLU).
-Formula: x <- x + U f(D x + c) + b, D in R^{r x H}, U in R^{H x r}, r = H / reduction; weights start near 0, so the model
-starts almost unchanged. x is
+Source: Houlsby et al. 2019, section 2.1; Pfeiffer et al. 2021, as `seq_bn` of the adapters library; Yuan et al. 2024
+(GNNavi), row Adapter (pfeiffer, reduction 16, ReLU).
+Formula: x <- x + U f(D x + c) + b, D in R^{r x H}, U in R^{H x r}, r = H / reduction; weights start near 0, so the
+model starts almost unchanged. x is
     houlsby:  the output of a block's attention and of its feed-forward part, each before its residual connection;
     pfeiffer: the output of the whole block (the feed-forward part's with the residual stream).
 Parameters: L (2 H r + r + H), twice that for houlsby.
 
-Differs: where a layer norm ends the block (BERT, XLM-R), seq_bn applies it once more to the sum; ours does not. Houlsby also
-trains the layer norms; ours keeps them frozen. GNNavi's Llama row trained a new language-model head; ours keeps the
-pretrained one.
+Differs: where a layer norm ends the block (BERT, XLM-R), seq_bn applies it once more to the sum; ours does not. Houlsby
+also trains the layer norms; ours keeps them frozen. GNNavi's Llama row trained a new language-model head; ours keeps
+the pretrained one.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 from pydantic import Field
@@ -90,7 +91,7 @@ class Adapter(base.Method):
             for layer, adapter in enumerate(self.adapters, start=1):
                 backbone.on_layer(layer, adapter)
             return
-        names = [name for pair in backbone.output_names() for name in pair]
+        names = itertools.chain.from_iterable(backbone.output_names())
         for name, adapter in zip(names, self.adapters, strict=True):
             backbone.wrap(name, lambda linear, adapter=adapter: Followed(linear, adapter))
 

@@ -1,4 +1,5 @@
-"""What a method is: trainable parameters put into a frozen backbone through its seams, and a forward pass to slot states.
+"""What a method is: trainable parameters put into a frozen backbone through its seams, and a forward pass to slot
+states.
 
 To add one, write `raypft/methods/<name>.py` with a subclass of `Method`, named to the folder by a last line
 `Method = <its name>`, and a test; the contract suite finds it.
@@ -40,7 +41,8 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Result:
-    """What is kept of a training: the file in the cell's folder, its tensors by name, and what the file says about them."""
+    """What is kept of a training: the file in the cell's folder, its tensors by name, and what the file says about
+    them."""
 
     file: str
     tensors: dict[str, Tensor]
@@ -59,8 +61,8 @@ class Method(nn.Module, ABC):
         marks: the marks a pattern must put into every prompt for the method to mean anything.
 
     It puts its parameters into the backbone in `__init__`, through seams, and says in `predicted_parameters` how many
-    there are. `constant_below`, set in `__init__`, is the number of blocks whose output never changes while training; their
-    states may be cached. All else has an answer here that a method replaces where it has its own.
+    there are. `constant_below`, set in `__init__`, is the number of blocks whose output never changes while training;
+    their states may be cached. All else has an answer here that a method replaces where it has its own.
     """
 
     Config: type[Config] = Config

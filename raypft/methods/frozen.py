@@ -1,6 +1,8 @@
-"""Nothing trains: prompting the pretrained model as it is (Direct, majority vote), in-context learning with demonstrations.
+"""Nothing trains: prompting the pretrained model as it is (Direct, majority vote), in-context learning with
+demonstrations.
 
-Source: Ma et al. 2023 (ProFiT), rows Direct and MAJ; Brown et al. 2020 for in-context learning; Yuan et al. 2024, row ICL.
+Source: Ma et al. 2023 (ProFiT), rows Direct and MAJ; Brown et al. 2020 for in-context learning; Yuan et al. 2024,
+row ICL.
 """
 
 from __future__ import annotations

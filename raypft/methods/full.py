@@ -1,4 +1,5 @@
-"""Every weight of the pretrained model trains: vanilla fine-tuning, ProFiT, DP, FPFT, told apart by pattern and readout.
+"""Every weight of the pretrained model trains: vanilla fine-tuning, ProFiT, DP, FPFT, told apart by pattern and
+readout.
 
 Source: Ma et al. 2023 (ProFiT), section 3; Zhao & Schuetze 2021 (FT, DP); Yuan et al. 2024 (FPFT).
 """

@@ -1,16 +1,17 @@
 """GNNavi: one graph layer inside a frozen causal model; only the layer trains.
 
-Source: Yuan et al. 2024 (GNNavi), sections on the GNN layer and experimental set-up; formulas and defaults of the official code.
-Nodes are the tokens. Edges: aggregation, every earlier token i < p to each label word p of the demonstrations; distribution,
-each p to the last token t. Both go through one layer in a single pass, whose output replaces the states of all tokens.
+Source: Yuan et al. 2024 (GNNavi), sections on the GNN layer and experimental set-up; formulas and defaults of the
+official code. Nodes are the tokens. Edges: aggregation, every earlier token i < p to each label word p of the
+demonstrations; distribution, each p to the last token t. Both go through one layer in a single pass, whose output
+replaces the states of all tokens.
 
     gcn:  out_i = b + sum_{j in N(i) + i} W x_j / sqrt(deg_i deg_j),  deg_i = 1 + in-degree(i)     (norm: sym)
           out_i = b + mean_{j in N(i) + i} W x_j                                                   (norm: mean)
     sage: out_i = W_l mean_{j in N(i)} x_j + b + W_r x_i
 
 Differs: label words are found by marks recorded while rendering, where the official code searches the tokens and also
-catches look-alikes in the query; any batch size works. `norm`, `activation`, `residual` follow the official code by default
-(the slides show a mean and an activation).
+catches look-alikes in the query; any batch size works. `norm`, `activation`, `residual` follow the official code by
+default (the slides show a mean and an activation).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn
 
 
 class Config(base.Config):
-    """layer: blocks below the cut, by default L // 8 * 7; conv, norm (gcn only), activation, residual; paths to keep."""
+    """layer: blocks below the cut, by default L // 8 * 7; conv, norm (gcn only), activation, residual; paths to
+    keep."""
 
     layer: int | None = None
     conv: Literal["gcn", "sage"] = "gcn"

@@ -1,9 +1,10 @@
 """LoRA: a trained matrix of low rank beside frozen linear layers, by peft's own layers.
 
 Source: Hu et al. 2022, section 4.1; defaults: Yuan et al. 2024 (GNNavi), row LoRA.
-Formula: y = W x + (alpha / r) B A dropout(x), A in R^{r x in}, B in R^{out x r}; B starts at 0, so the model starts unchanged.
-Differs: `targets` are peft's default for the model type (GPT-2: the fused query, key, value; most others: query and value);
-dropout of the frozen model is off, only LoRA's own is active.
+Formula: y = W x + (alpha / r) B A dropout(x), A in R^{r x in}, B in R^{out x r}; B starts at 0, so the model starts
+unchanged.
+Differs: `targets` are peft's default for the model type (GPT-2: the fused query, key, value; most others: query and
+value); dropout of the frozen model is off, only LoRA's own is active.
 """
 
 from __future__ import annotations

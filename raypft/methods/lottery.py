@@ -1,12 +1,13 @@
 """Lottery Ticket Prompt-learning (LTP): a soft prompt and the backbone entries that a language-model search moved most.
 
 Source: Lottery Ticket Prompt-learning (arXiv 2404.01242), sections 3.1 (selection) and 3.2 (prompt and sparse tuning).
-Formula: active = the K entries with the largest |theta_searched - theta|, K = round(ratio * candidates), over all layers
-(scope: global) or inside every tensor (per_tensor); theta and every other entry stay pretrained; the prompt encoder is that of
-`soft_prompt`. The search is `ticket_search`.
-Differs: the ratio is a share of the candidates (what the search trained, restricted to the segment), where the paper's "of the
-original parameters" exceeds a four-layer segment; entries are trained as a flat vector of values, so none but these can move.
-After a decoupled search the output embedding keeps a frozen copy, else a ticket entry would also change the label words' scores.
+Formula: active = the K entries with the largest |theta_searched - theta|, K = round(ratio * candidates), over all
+layers (scope: global) or inside every tensor (per_tensor); theta and every other entry stay pretrained; the prompt
+encoder is that of `soft_prompt`. The search is `ticket_search`.
+Differs: the ratio is a share of the candidates (what the search trained, restricted to the segment), where the paper's
+"of the original parameters" exceeds a four-layer segment; entries are trained as a flat vector of values, so none but
+these can move. After a decoupled search the output embedding keeps a frozen copy, else a ticket entry would also change
+the label words' scores.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from raypft.methods._tickets import Ticket, cut, open_ticket
 
 
 class Config(soft_prompt.PromptConfig):
-    """ticket: a search's file or finished run; ratio: share of the candidates that train; scope, segment: which compete."""
+    """ticket: a search's file or finished run; ratio: share of the candidates that train; scope, segment: which
+    compete."""
 
     ticket: str | None = Field(default=None, description="the search's ticket.safetensors, or the folder of its run")
     ratio: float = Field(default=0.2, gt=0, le=1, description="active share of the candidates")
@@ -68,13 +70,13 @@ class LotteryTicket(base.Method):
             backbone.sparse(name, indices)
 
     def notes(self) -> list[str]:
-        found = self.cut
-        lines = [
-            f"ticket: {found.size:,} of {found.pool:,} candidate entries train, {100 * found.size / self.whole:.1f} % of the model's {self.whole:,}"
-        ]
-        if found.zeros:
+        active, pool, zeros = self.cut.size, self.cut.pool, self.cut.zeros
+        share = f"{100 * active / self.whole:.1f} % of the model's {self.whole:,}"
+        lines = [f"ticket: {active:,} of {pool:,} candidate entries train, {share}"]
+        if zeros:
             lines.append(
-                f"ticket: {found.zeros:,} active entries did not move in the search; they were taken in the order of the parameters"
+                f"ticket: {zeros:,} active entries did not move in the search; "
+                "they were taken in the order of the parameters"
             )
         return lines
 
@@ -91,12 +93,14 @@ class LotteryTicket(base.Method):
 def _ticket_of(config: Config, backbone: Backbone) -> Ticket:
     if config.ticket is None:
         raise UserError(
-            "method.ticket: none is given; run the recipe ticket_search on this backbone and set method.ticket to the folder of its run"
+            "method.ticket: none is given; "
+            "run the recipe ticket_search on this backbone and set method.ticket to the folder of its run"
         )
     ticket = open_ticket(config.ticket)
     if ticket.revision != backbone.revision:
         raise UserError(
-            f"method.ticket: {ticket.path} is of model revision {ticket.revision}; this backbone is {backbone.revision}; search a ticket for it"
+            f"method.ticket: {ticket.path} is of model revision {ticket.revision}; "
+            f"this backbone is {backbone.revision}; search a ticket for it"
         )
     return ticket
 

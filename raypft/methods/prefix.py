@@ -1,14 +1,15 @@
 """Prefix: trained keys and values before those of every layer; the model stays frozen (prefix and deep prompt tuning).
 
-Source: Li & Liang 2021, prefix tuning, with `mlp`; Liu et al. 2022 (P-tuning v2) and Tu et al. 2022 (deep prompt tuning of
-multilingual models), without; Yuan et al. 2024 (GNNavi), row Prefix.
-Formula: attention of layer l = softmax(Q [K_l; K]^T / sqrt(D)) [V_l; V], every token sees all of K_l, V_l in R^{A x P x D}.
+Source: Li & Liang 2021, prefix tuning, with `mlp`; Liu et al. 2022 (P-tuning v2) and Tu et al. 2022 (deep prompt tuning
+of multilingual models), without; Yuan et al. 2024 (GNNavi), row Prefix.
+Formula: attention of layer l = softmax(Q [K_l; K]^T / sqrt(D)) [V_l; V], every token sees all of
+K_l, V_l in R^{A x P x D}.
 
     mlp false: K_l, V_l are trained, drawn from N(0, std²)                                  2 L P A D parameters
-    mlp true:  (K_l, V_l)_i = W_l tanh(U e_i + c) + b_l, e_i in R^H, U in R^{M x H}         P H + M H + M + (M + 1) 2 L A D
+    mlp true:  (K_l, V_l)_i = W_l tanh(U e_i + c) + b_l, e_i in R^H, U in R^{M x H}      P H + M H + M + (M + 1) 2 L A D
 
-Differs: dropout of the frozen model is off while the prefix trains. `shift_positions: false` lets the text's positions start
-where they would without a prefix; the official codes shift them by P.
+Differs: dropout of the frozen model is off while the prefix trains. `shift_positions: false` lets the text's positions
+start where they would without a prefix; the official codes shift them by P.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from raypft.methods import base
 
 
 class Config(base.Config):
-    """length: P; mlp: reparameterise; hidden: its size M; dropout: on keys and values; shift_positions: text starts at P; std: of
-    the first keys and values without mlp (1 in the official codes; where the model's own are much smaller it drowns them)."""
+    """length: P; mlp: reparameterise; hidden: its size M; dropout: on keys and values; shift_positions: text starts at
+    P; std: of the first keys and values without mlp (1 in the official codes; where the model's own are much smaller it
+    drowns them)."""
 
     length: int = Field(default=16, ge=1)
     mlp: bool = False

@@ -1,8 +1,9 @@
 """Soft prompts: trained vectors in place of the embeddings of the pattern's <soft> tokens (SP, MP).
 
-Source: Zhao & Schuetze 2021 (SP, MP), prompt encoder as in their P-tuning code; Lottery Ticket Prompt-learning, section 3.2.
-Formula: e = MLP(BiLSTM(E)), E in R^{P x H}; BiLSTM H -> 2H (one layer), MLP 2H -> H, ReLU, H -> H. e stands at the P soft
-positions of every prompt; the encoder sees the prompt only, so e is the same for all rows of a step.
+Source: Zhao & Schuetze 2021 (SP, MP), prompt encoder as in their P-tuning code; Lottery Ticket Prompt-learning,
+section 3.2.
+Formula: e = MLP(BiLSTM(E)), E in R^{P x H}; BiLSTM H -> 2H (one layer), MLP 2H -> H, ReLU, H -> H. e stands at the P
+soft positions of every prompt; the encoder sees the prompt only, so e is the same for all rows of a step.
 Differs: none known; `encoder: none` (E used directly) and `train_backbone: false` are ours.
 """
 
@@ -88,8 +89,10 @@ class SoftPrompt(base.Method):
         return {"prompt": self.prompt.vectors()}
 
     def predicted_parameters(self) -> int:
-        own = encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
-        return own + (sum(p.numel() for p in self.backbone.model.parameters()) if self.config.train_backbone else 0)
+        encoder = encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
+        if not self.config.train_backbone:
+            return encoder
+        return encoder + sum(p.numel() for p in self.backbone.model.parameters())
 
 
 Method = SoftPrompt

@@ -1,16 +1,18 @@
-"""The search for a lottery ticket: masked-language-model training that stays near the pretrained values; `lottery` cuts from it.
+"""The search for a lottery ticket: masked-language-model training that stays near the pretrained values; `lottery` cuts
+from it.
 
-Source: Lottery Ticket Prompt-learning (arXiv 2404.01242), section 3.1; Ansell et al. 2022 (LT-SFT), whose selection it reuses.
-Formula: loss = mean over masked tokens of the cross-entropy + (l1 / N) sum |theta_i - theta_i^0|, the penalty once per optimizer
-step, N = parameters of the pretrained model. Layer normalisations are frozen. What is kept: theta - theta^0 of every trained
-parameter of the body, the candidates of the ticket.
+Source: Lottery Ticket Prompt-learning (arXiv 2404.01242), section 3.1; Ansell et al. 2022 (LT-SFT), whose selection it
+reuses.
+Formula: loss = mean over masked tokens of the cross-entropy + (l1 / N) sum |theta_i - theta_i^0|, the penalty once per
+optimizer step, N = parameters of the pretrained model. Layer normalisations are frozen. What is kept: theta - theta^0
+of every trained parameter of the body, the candidates of the ticket.
 
     decoupled:         the output embedding is a frozen copy, the input embedding trains on its own
     vanilla:           input and output embedding stay tied and train
     freeze_embeddings: only the layers (and the head) train
 
-Differs: the head's normalisation is frozen like the others (their name filter misses it in RoBERTa models); N leaves the copied
-output embedding out.
+Differs: the head's normalisation is frozen like the others (their name filter misses it in RoBERTa models); N leaves
+the copied output embedding out.
 """
 
 from __future__ import annotations

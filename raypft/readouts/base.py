@@ -64,12 +64,13 @@ class Readout(nn.Module, ABC):
         return prompt
 
     def redraw(self, prompt: Encoded, seed: int, epoch: int) -> Encoded:
-        """The prompt as an epoch of training sees it, of the same length; must depend on nothing but prompt, seed and epoch."""
+        """The prompt as an epoch of training sees it, of the same length; must depend on nothing but prompt, seed and
+        epoch."""
         return prompt
 
     def exported_head(self) -> tuple[str, nn.Module] | None:
-        """What transformers' model with such a head reads ("sequence", "token" or "question") and the trained module; None
-        where the language-model head answers."""
+        """What transformers' model with such a head reads ("sequence", "token" or "question") and the trained module;
+        None where the language-model head answers."""
         return None
 
     @abstractmethod
@@ -90,25 +91,23 @@ class Readout(nn.Module, ABC):
         return self.decide(self.scores(method(batch), batch), batch)
 
     def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
-        """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a row's label, that of
-        the chosen tag for each word."""
+        """One answer per prompt: the label index of each of its slots; scores are the probabilities [C] of a row's
+        label, that of the chosen tag for each word."""
         probabilities = scores.float().softmax(-1)
         best, chosen = probabilities.max(-1)
         answers = []
-        for name, own in zip(batch.names, slots_of(batch), strict=True):
-            shown = best[own] if self.task.kind == "tags" else probabilities[own].flatten()
-            answers.append(Answer(name, chosen[own].tolist(), shown.tolist()))
+        for name, slots in zip(batch.names, slots_of(batch), strict=True):
+            shown = best[slots] if self.task.kind == "tags" else probabilities[slots].flatten()
+            answers.append(Answer(name, chosen[slots].tolist(), shown.tolist()))
         return answers
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
         """The answer to a row out of the answers to its prompts: a label name, or a tag a word; and its scores."""
-        return self._named([i for answer in answers for i in answer.value]), [
-            score for answer in answers for score in answer.scores
-        ]
+        return self._named(values_of(answers)), scores_of(answers)
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         """What `gather` should have given."""
-        return self._named([i for prompt in prompts for i in prompt.gold])
+        return self._named(list(itertools.chain.from_iterable(prompt.gold for prompt in prompts)))
 
     def _named(self, indices: Sequence[int]) -> Any:
         names = [self.task.label.names[i] if i >= 0 else None for i in indices]
@@ -119,3 +118,13 @@ def slots_of(batch: Batch) -> list[slice]:
     """The slots of each prompt."""
     sizes = batch.slots[:, 0].bincount(minlength=len(batch.names)).tolist()
     return [slice(end - size, end) for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
+
+
+def values_of(answers: Sequence[Answer]) -> list[Any]:
+    """The values of answers that have one each slot, joined."""
+    return list(itertools.chain.from_iterable(answer.value for answer in answers))
+
+
+def scores_of(answers: Sequence[Answer]) -> list[float]:
+    """The scores of all answers, joined."""
+    return list(itertools.chain.from_iterable(answer.scores for answer in answers))

@@ -1,4 +1,5 @@
-"""The family's own head, newly initialised where the checkpoint has none (vanilla fine-tuning): for a row, or for each word."""
+"""The family's own head, newly initialised where the checkpoint has none (vanilla fine-tuning): for a row, or for each
+word."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from raypft.tasks.task import Pattern, Task
 
 
 class HeadReadout(base.Readout):
-    """mBERT's pooler and classifier, RoBERTa's dense, tanh and classifier, a causal model's score layer; of words, dropout and a
-    linear layer as AutoModelForTokenClassification has them. All of it trains."""
+    """mBERT's pooler and classifier, RoBERTa's dense, tanh and classifier, a causal model's score layer; of words,
+    dropout and a linear layer as AutoModelForTokenClassification has them. All of it trains."""
 
     families = ("masked", "causal")
     needs_slot = False

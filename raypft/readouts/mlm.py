@@ -1,14 +1,16 @@
-"""Masked-language modelling: every masked token is a slot, its gold the token that stood there; scores over the vocabulary.
+"""Masked-language modelling: every masked token is a slot, its gold the token that stood there; scores over the
+vocabulary.
 
-Source: Devlin et al. 2019, section 3.1: a share of the tokens is chosen; of these 80 % become the mask token, 10 % a random
-token, 10 % stay. Loss: mean cross-entropy per chosen token.
-Differs: each token is chosen on its own (the collator of Hugging Face does so too), but at least one a prompt. Training draws
-anew in every epoch, by (seed, epoch, row); what is held out keeps one draw.
+Source: Devlin et al. 2019, section 3.1: a share of the tokens is chosen; of these 80 % become the mask token, 10 % a
+random token, 10 % stay. Loss: mean cross-entropy per chosen token.
+Differs: each token is chosen on its own (the collator of Hugging Face does so too), but at least one a prompt. Training
+draws anew in every epoch, by (seed, epoch, row); what is held out keeps one draw.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -90,17 +92,15 @@ class MaskedLanguageModel(base.Readout):
         """The likeliest token of each slot, and its probability."""
         best, chosen = scores.float().softmax(-1).max(-1)
         return [
-            base.Answer(name, chosen[own].tolist(), best[own].tolist())
-            for name, own in zip(batch.names, base.slots_of(batch), strict=True)
+            base.Answer(name, chosen[slots].tolist(), best[slots].tolist())
+            for name, slots in zip(batch.names, base.slots_of(batch), strict=True)
         ]
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[base.Answer]) -> tuple[Any, list[float]]:
-        return [token for answer in answers for token in answer.value], [
-            score for answer in answers for score in answer.scores
-        ]
+        return base.values_of(answers), base.scores_of(answers)
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
-        return [token for prompt in prompts for token in prompt.gold]
+        return list(itertools.chain.from_iterable(prompt.gold for prompt in prompts))
 
 
 Readout = MaskedLanguageModel

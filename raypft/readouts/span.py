@@ -1,7 +1,8 @@
-"""Extractive question answering: every passage token is a slot, a linear layer scores it as start and as end of the answer.
+"""Extractive question answering: every passage token is a slot, a linear layer scores it as start and as end of the
+answer.
 
-Source: Devlin et al. 2019, section 4.2; XTREME's run_squad. Windows that do not hold the answer train towards their first
-token; the best start and end of all windows of a passage, at most `longest` tokens apart, make the answer.
+Source: Devlin et al. 2019, section 4.2; XTREME's run_squad. Windows that do not hold the answer train towards their
+first token; the best start and end of all windows of a passage, at most `longest` tokens apart, make the answer.
 """
 
 from __future__ import annotations
@@ -62,21 +63,19 @@ class SpanReadout(base.Readout):
 
     def loss(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         total, weights = scores.new_zeros((), dtype=torch.float32), scores.new_zeros((), dtype=torch.float32)
-        for own in slots_of(batch):
-            gold, weight = batch.gold[own], batch.weight[own][0]
+        for slots in slots_of(batch):
+            gold, weight = batch.gold[slots], batch.weight[slots][0]
             for column, flag in enumerate((START, END)):
                 at = (gold & flag).argmax()  # the first slot where no answer is marked
-                total = (
-                    total
-                    + weight * functional.cross_entropy(scores[own, column].float().unsqueeze(0), at.unsqueeze(0)) / 2
-                )
+                loss = functional.cross_entropy(scores[slots, column].float().unsqueeze(0), at.unsqueeze(0))
+                total = total + weight * loss / 2
             weights = weights + weight
         return total, weights
 
     def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
         answers = []
-        for name, own in zip(batch.names, slots_of(batch), strict=True):
-            start, end = scores[own].float()[1:].unbind(-1)
+        for name, slots in zip(batch.names, slots_of(batch), strict=True):
+            start, end = scores[slots].float()[1:].unbind(-1)
             size = len(start)
             both = start.unsqueeze(1) + end.unsqueeze(0)  # [size, size]
             allowed = torch.ones(size, size, dtype=torch.bool, device=both.device).triu().tril(self.longest - 1)

@@ -1,7 +1,9 @@
-"""Text-to-text: the decoder writes the answer; every target position is a slot, its scores are over the whole vocabulary.
+"""Text-to-text: the decoder writes the answer; every target position is a slot, its scores are over the whole
+vocabulary.
 
-Source: Raffel et al. 2020; Ma et al. 2024 (ToPro), mT5: the target of a word's prompt is its tag, cut or padded to 5 tokens, and
-padding is trained on (`pad_to: 5`). A sentence asked as a whole (no {token}) is answered "TAG: word $$ TAG: word".
+Source: Raffel et al. 2020; Ma et al. 2024 (ToPro), mT5: the target of a word's prompt is its tag, cut or padded to 5
+tokens, and padding is trained on (`pad_to: 5`). A sentence asked as a whole (no {token}) is answered
+"TAG: word $$ TAG: word".
 Differs: answers are decoded greedily; ToPro's UDPOS rows use 3 beams.
 """
 
@@ -43,18 +45,14 @@ class TextReadout(base.Readout):
         super().__init__(config, task, pattern, backbone)
         self.longest = config.longest
         self.__dict__["backbone"] = backbone  # its parameters belong to the method
-        self.asks_words = "{token}" in pattern.text
+        self.asks_sentences = task.kind == "tags" and "{token}" not in pattern.text
         self.labels: list[dict[str, str]] = []
         """Label word to label, one map a wording: a word may stand for another label in another language."""
         for language in ["", *pattern.by_language]:
-            verbalizer = pattern.wording(language).verbalizer or {}
-            self.labels.append(
-                {
-                    word: label
-                    for label, words in verbalizer.items()
-                    for word in ([words] if isinstance(words, str) else words)
-                }
-            )
+            labels: dict[str, str] = {}
+            for label, words in (pattern.wording(language).verbalizer or {}).items():
+                labels |= dict.fromkeys([words] if isinstance(words, str) else words, label)
+            self.labels.append(labels)
 
     @staticmethod
     def prepare(config: Config, prompt: Encoded, text: Any) -> Encoded:
@@ -86,19 +84,20 @@ class TextReadout(base.Readout):
         return [Answer(name, text, [p]) for name, text, p in zip(batch.names, texts, chance.tolist(), strict=True)]
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
-        scores = [score for answer in answers for score in answer.scores]
-        found = []
+        said = []
         for prompt, answer in zip(prompts, answers, strict=True):
             texts = [answer.value]
-            if self.task.kind == "tags" and not self.asks_words:
+            if self.asks_sentences:
                 size = len(prompt.answers)
                 texts = ([tag_of(part) for part in answer.value.split(WORD_SEPARATOR.strip())] + [""] * size)[:size]
-            found += [self._label(prompt, text) for text in texts]
-        return found if self.task.kind == "tags" else found[0], scores
+            said += [self._label(prompt, text) for text in texts]
+        return said if self.task.kind == "tags" else said[0], base.scores_of(answers)
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
-        whole = self.task.kind == "tags" and not self.asks_words
-        labels = [self._label(prompt, tag_of(text) if whole else text) for prompt in prompts for text in prompt.answers]
+        labels = []
+        for prompt in prompts:
+            texts = map(tag_of, prompt.answers) if self.asks_sentences else prompt.answers
+            labels += [self._label(prompt, text) for text in texts]
         return labels if self.task.kind == "tags" else labels[0]
 
     def _label(self, prompt: Encoded, text: str) -> str:

@@ -1,10 +1,12 @@
 """Label words: the score of a label is the vocabulary score of its word at the slot; only those columns are computed.
 
-Source: Schick & Schuetze 2021 (PET); Ma et al. 2023 (ProFiT), section 3: s(y) = mean over words w of v(y) of logit[slot, w],
-softmax over the labels.
+Source: Schick & Schuetze 2021 (PET); Ma et al. 2023 (ProFiT), section 3: s(y) = mean over words w of v(y) of
+logit[slot, w], softmax over the labels.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from raypft.tasks.task import Mode, Pattern, Task, Wording
 
 
 class Config(base.Config):
-    """mode: replaces the pattern's way of looking label words up (`raw_piece` is what ProFiT's and ToPro's code does)."""
+    """mode: replaces the pattern's way of looking label words up (`raw_piece` is what ProFiT's and ToPro's code
+    does)."""
 
     mode: Mode | None = None
 
@@ -30,12 +33,12 @@ def word_columns(text: PromptTokenizer, word: str, mode: Mode, blank: str, where
         UserError: the word splits, or is unknown, and the mode does not say what to do then.
     """
     if mode == "raw_piece":
-        found = text.tokenizer.get_vocab().get(word)
-        if found is None:
+        column = text.tokenizer.get_vocab().get(word)
+        if column is None:
             raise UserError(
                 f'{where}: "{word}" is no piece of the vocabulary (mode raw_piece); use readout.mode=word_initial'
             )
-        return [found]
+        return [column]
     ids = text.word_ids(word, blank)
     if text.tokenizer.unk_token_id in ids and text.tokenizer.unk_token_id is not None:
         raise UserError(f'{where}: "{word}" holds a piece unknown to this vocabulary; choose another word')
@@ -46,7 +49,8 @@ def word_columns(text: PromptTokenizer, word: str, mode: Mode, blank: str, where
     if mode in ("word_initial", "mean") and len(ids) != 1:
         pieces = text.tokenizer.convert_ids_to_tokens(ids)
         raise UserError(
-            f'{where}: "{word}" is {len(ids)} tokens for this backbone {pieces}; choose one token or set mode: first_piece'
+            f'{where}: "{word}" is {len(ids)} tokens for this backbone {pieces}; '
+            "choose one token or set mode: first_piece"
         )
     return ids
 
@@ -67,18 +71,21 @@ def label_columns(
         words = [words] if isinstance(words, str) else words
         if len(words) > 1 and mode != "mean":
             raise UserError(f"{where}.{name}: found {len(words)} words; expected one, or mode: mean")
-        columns.append([c for word in words for c in word_columns(text, word, mode, blank, f"{where}.{name}")])
-    for i, own in enumerate(columns):
+        each = [word_columns(text, word, mode, blank, f"{where}.{name}") for word in words]
+        columns.append(list(itertools.chain.from_iterable(each)))
+    for i, of_label in enumerate(columns):
         for j in range(i):
-            if sorted(own) == sorted(columns[j]):
+            if sorted(of_label) == sorted(columns[j]):
                 raise UserError(
-                    f"{where}: {task.label.names[j]} and {task.label.names[i]} have the same token {own}; choose other words"
+                    f"{where}: {task.label.names[j]} and {task.label.names[i]} have the same token {of_label}; "
+                    "choose other words"
                 )
     return columns
 
 
 class Verbalizer(base.Readout):
-    """Scores are means over each label's columns of the language-model head, which has no parameters of its own here."""
+    """Scores are means over each label's columns of the language-model head, which has no parameters of its own
+    here."""
 
     Config = Config
 
@@ -89,21 +96,20 @@ class Verbalizer(base.Readout):
         for language in ["", *pattern.by_language]:
             where = f"task {task.name}: verbalizer" + (f" ({language})" if language else "")
             wordings.append(label_columns(backbone.text, task, pattern.wording(language), config.mode, where))
-        used = sorted({column for wording in wordings for own in wording for column in own})
+        used = sorted(set(itertools.chain.from_iterable(itertools.chain.from_iterable(wordings))))
         share = torch.zeros(len(wordings), len(used), len(task.label.names))
         for i, wording in enumerate(wordings):
-            for label, own in enumerate(wording):
-                for column in own:
-                    share[i, used.index(column), label] += 1 / len(own)
+            for label, columns in enumerate(wording):
+                for column in columns:
+                    share[i, used.index(column), label] += 1 / len(columns)
         self.register_buffer("used", torch.tensor(used), persistent=False)
         self.register_buffer("share", share, persistent=False)
         self.wordings = wordings
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         each = self.backbone.vocabulary_scores(states, self.used)  # [S, n], n columns used by any language
-        return torch.bmm(each.unsqueeze(1), self.share[batch.wording].to(each.dtype)).squeeze(
-            1
-        )  # [S, 1, n] x [S, n, C]
+        share = self.share[batch.wording].to(each.dtype)
+        return torch.bmm(each.unsqueeze(1), share).squeeze(1)  # [S, 1, n] x [S, n, C]
 
 
 Readout = Verbalizer

@@ -1,4 +1,5 @@
-"""Backbones: the same numbers as transformers, seams that reach the right states and come off again, prompts laid out in tokens."""
+"""Backbones: the same numbers as transformers, seams that reach the right states and come off again, prompts laid out
+in tokens."""
 
 from __future__ import annotations
 
@@ -163,7 +164,8 @@ def test_lower_states_are_the_hidden_states(kind):
 @pytest.mark.parametrize("kind", ALL)
 @torch.no_grad()
 def test_going_on_from_lower_states_equals_the_whole_pass(kind):
-    """With a seam at the cut and one above it, for every cut; the blocks below are not run, and run again afterwards."""
+    """With a seam at the cut and one above it, for every cut; the blocks below are not run, and run again
+    afterwards."""
     for layer in (1, 2, 3):
         backbone, _ = pair(kind)
         backbone.on_layer(layer, Mix())
@@ -456,7 +458,8 @@ def test_a_model_folder_is_found_without_torch(tmp_path):
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
-    """The hub and pip as a test sets them: `hub` a path or an error, `gguf` what the wheel holds; `calls` what was asked."""
+    """The hub and pip as a test sets them: `hub` a path or an error, `gguf` what the wheel holds; `calls` what was
+    asked."""
     monkeypatch.setenv("RAYPFT_CACHE", str(tmp_path / "cache"))
     state = SimpleNamespace(hub=LocalEntryNotFoundError("offline"), gguf=tmp_path / "tiny.gguf", calls=[])
 
@@ -544,7 +547,8 @@ def words(backbone, ids: list[int]) -> list[str]:
 
 
 def test_masked_pair_layout():
-    """Begin, first text, both separators, second text, end; the segments as the tokenizer counts them, the mask at the slot."""
+    """Begin, first text, both separators, second text, end; the segments as the tokenizer counts them, the mask at the
+    slot."""
     tokenizer = tiny.tokenizer(special=True)
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's
     backbone = backbone_from_config(tiny.config("bert"), tokenizer)
@@ -573,7 +577,8 @@ def begun(template: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize(("template", "begin"), [("<s> $A", ["<s>"]), ("$A", []), ("<s> $A </s>", ["<s>"])])
 def test_causal_layout(template, begin):
-    """The tokenizer's begin tokens once, demonstrations, line breaks for <sep>; never an end token; the last token answers."""
+    """The tokenizer's begin tokens once, demonstrations, line breaks for <sep>; never an end token; the last token
+    answers."""
     backbone = backbone_from_config(tiny.config("llama"), begun(template))
     demos = (text("good film :"), text(" Positive", mark="demo_label"), text("\n"))
     made = backbone.text.encode(

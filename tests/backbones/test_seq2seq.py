@@ -1,4 +1,5 @@
-"""Text-to-text models: scores as transformers gives them, the sentinel, written answers and how they become labels and tags."""
+"""Text-to-text models: scores as transformers gives them, the sentinel, written answers and how they become labels and
+tags."""
 
 from __future__ import annotations
 
@@ -36,11 +37,9 @@ def written(
 ) -> tuple[TextReadout, list]:
     """A text readout, and the prompts of some rows."""
     make = encoder(task(kind, asks, text="text"), backbone, "text", **options)
-    prompts = [
-        p
-        for i, (text, label) in enumerate(rows)
-        for p in make({"id": str(i), "language": "en", "text": text, "label": label})
-    ]
+    prompts = []
+    for i, (text, label) in enumerate(rows):
+        prompts += make({"id": str(i), "language": "en", "text": text, "label": label})
     return TextReadout(Config(**options), make.task, make.pattern, backbone), prompts
 
 
@@ -54,8 +53,8 @@ def tokens(backbone, ids) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_states_and_scores_equal_transformers(kind, tmp_path):
-    """Of prompts and targets of unequal length in one batch, each against its own unpadded pass: T5 ties and scales, mT5's files
-    have a head of their own."""
+    """Of prompts and targets of unequal length in one batch, each against its own unpadded pass: T5 ties and scales,
+    mT5's files have a head of their own."""
     made = tiny.backbone(kind)
     if kind == "mt5":
         shape, generator = made.model.lm_head.weight.shape, torch.Generator().manual_seed(0)
@@ -212,10 +211,8 @@ def test_a_loss_counts_target_tokens_and_batches_do_not_change_it():
     """Padding of the decoder's targets changes no score; padding that pad_to asks for is trained on."""
     backbone = tiny.backbone("mt5")
     readout, prompts = written(backbone, rows=[("a film", "one two three"), ("it is bad", "four")], kind="text")
-    apart = [
-        readout.loss(readout.scores(backbone(batch), batch), batch)
-        for batch in (collate([prompt], 1) for prompt in prompts)
-    ]
+    alone = [collate([prompt], 1) for prompt in prompts]
+    apart = [readout.loss(readout.scores(backbone(batch), batch), batch) for batch in alone]
     batch = collate(prompts, 1)
     assert batch.target.shape == (2, 4)
     loss, weight = readout.loss(readout.scores(backbone(batch), batch), batch)

@@ -1,4 +1,5 @@
-"""A persistent group of processes without Ray: every rank runs the same list of cells under DeepSpeed or plain torch."""
+"""A persistent group of processes without Ray: every rank runs the same list of cells under DeepSpeed or plain
+torch."""
 
 from __future__ import annotations
 

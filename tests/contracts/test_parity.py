@@ -1,6 +1,8 @@
-"""One loss curve for every engine, ZeRO stage and number of workers, for every method: fp32, dropout off, lr 1e-3, ten steps.
+"""One loss curve for every engine, ZeRO stage and number of workers, for every method: fp32, dropout off, lr 1e-3, ten
+steps.
 
-Five rows in steps of four: with two workers the shares are unequal and every second step leaves one worker without rows.
+Five rows in steps of four: with two workers the shares are unequal and every second step leaves one worker without
+rows.
 """
 
 from __future__ import annotations
@@ -27,22 +29,29 @@ def engines(method: str) -> list[str | int]:
     return [engine for engine in ENGINES if engine == "torch" or engine <= METHODS.load(method).max_zero_stage]
 
 
-PLANS = [Case(method, kind, engine) for method, kind in METHODS for engine in engines(method)]
+def on_each_engine(pairs, last: int = 0, **options) -> list[Case]:
+    """A case for each (method, kind) on each engine, or on the `last` ones."""
+    plans = []
+    for method, kind in pairs:
+        plans += [Case(method, kind, engine, **options) for engine in engines(method)[-last:]]
+    return plans
+
+
+PLANS = on_each_engine(METHODS)
 OTHER_WAYS = [
-    Case(method, kind, engine, options=options)
-    for method, options in (("prefix", (("mlp", True),)), ("adapter", (("placement", "houlsby"),)))
-    for kind in ("bert", "gpt2")
-    for engine in ENGINES
+    *on_each_engine([("prefix", "bert"), ("prefix", "gpt2")], options=(("mlp", True),)),
+    *on_each_engine([("adapter", "bert"), ("adapter", "gpt2")], options=(("placement", "houlsby"),)),
 ]
 """Parameters that reach the model in another way than a method's defaults do."""
 STOPPED = [("full", "bert"), ("lottery", "bert"), ("lora", "gpt2"), ("gnnavi", "gpt2")]
-"""Those that differ in where their trained values live: the model's own, entries of them, layers in it, modules beside it."""
+"""Those that differ in where their trained values live: the model's own, entries of them, layers in it, modules beside
+it."""
 EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
     Case("full", "gpt2", 2, offload=True),
-    *[Case(method, kind, stage, precision="bf16") for method, kind in METHODS for stage in engines(method)[-1:]],
-    *[Case(method, kind, engine, epochs=2, keep=True) for method, kind in STOPPED for engine in engines(method)],
+    *on_each_engine(METHODS, last=1, precision="bf16"),
+    *on_each_engine(STOPPED, epochs=2, keep=True),
 ]
 
 

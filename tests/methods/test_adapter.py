@@ -62,7 +62,8 @@ def test_formula_by_hand():
 
 
 def seen_by(module: nn.Module, run: Callable[[], object]) -> tuple[tuple, torch.Tensor]:
-    """The inputs and the output of a module while something runs, the output as it leaves (after a backbone's seams)."""
+    """The inputs and the output of a module while something runs, the output as it leaves (after a backbone's
+    seams)."""
     seen: list = []
     handle = module.register_forward_hook(
         lambda _, inputs, output: seen.append((inputs, output[0] if isinstance(output, tuple) else output))
@@ -113,7 +114,8 @@ def test_masked_blocks_by_hand(kind):
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_starts_near_identity_and_trains_alone(kind, placement):
-    """States move by less than 5 % of their size at first; all adapters and nothing else get gradients; reset takes them off."""
+    """States move by less than 5 % of their size at first; all adapters and nothing else get gradients; reset takes
+    them off."""
     backbone, _ = pair(kind)
     backbone._pristine = backbone.checksum()
     batch = collate(prompts(kind), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from typing import Any
 
 import cases
@@ -173,8 +175,7 @@ def decayed():
     """Ten steps with strong weight decay, on two workers."""
     plans = [
         Case("lottery", kind, engine, weight_decay=0.5, probe=probe)
-        for kind in ("bert", "gpt2")
-        for engine in ("torch", 0, 1, 2, 3)
+        for kind, engine in itertools.product(("bert", "gpt2"), ("torch", 0, 1, 2, 3))
     ]
     found = dict(zip([(plan.kind, plan.engine) for plan in plans], run_group(2, plans), strict=True))
     return found | {
@@ -218,7 +219,8 @@ def test_ratio_is_of_the_candidates_and_exact(ratio):
     assert sum(p.numel() for p in method.backbone.parameters() if p.requires_grad) == method.cut.size
     whole = sum(p.numel() for p in tiny.backbone("bert").model.parameters())
     assert method.notes() == [
-        f"ticket: {method.cut.size:,} of {pool:,} candidate entries train, {100 * method.cut.size / whole:.1f} % of the model's {whole:,}"
+        f"ticket: {method.cut.size:,} of {pool:,} candidate entries train, {100 * method.cut.size / whole:.1f} % of "
+        f"the model's {whole:,}"
     ]
 
 
@@ -229,8 +231,8 @@ def test_entries_that_did_not_move_are_told(tmp_path):
     cases.save_ticket(tmp_path / "t", moved, backbone.revision, "vanilla", {})
     method = LotteryTicket(LotteryTicket.Config(ticket=str(tmp_path / "t")), backbone)
     assert (
-        method.notes()[1]
-        == f"ticket: {method.cut.size - tiny.HIDDEN:,} active entries did not move in the search; they were taken in the order of the parameters"
+        method.notes()[1] == f"ticket: {method.cut.size - tiny.HIDDEN:,} active entries did not move in the search; "
+        "they were taken in the order of the parameters"
     )
 
 
@@ -260,20 +262,19 @@ def test_segment_confines_the_entries(segment, layers, scope):
 )
 def test_thirds_of_the_layers(layers, thirds):
     """Layers 1-4, 5-8, 9-12 of XLM-R base, as the paper has them."""
-    assert [
-        (own[0], own[-1]) for own in (segment_layers(name, layers) for name in ("lower", "middle", "higher"))
-    ] == thirds
+    segments = [segment_layers(name, layers) for name in ("lower", "middle", "higher")]
+    assert [(segment[0], segment[-1]) for segment in segments] == thirds
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_places_cover_the_model(kind):
+def test_parameter_infos_cover_the_model(kind):
     """Every block has as many parameters; head and norms are told apart."""
     infos = parameter_infos(tiny.backbone(kind))
-    per_layer = [[name for name, own in infos.items() if own.layer == layer] for layer in (1, 2, 3)]
-    assert len({len(own) for own in per_layer}) == 1
+    per_layer = Counter(info.layer for info in infos.values())
+    assert per_layer[1] == per_layer[2] == per_layer[3] > 0
     assert infos[EMBEDDING[kind]].layer is None
     assert infos[EMBEDDING[kind]].in_body
-    assert {name.split(".")[0] for name, own in infos.items() if not own.in_body} == {
+    assert {name.split(".")[0] for name, info in infos.items() if not info.in_body} == {
         "bert": {"cls"},
         "xlmr": {"lm_head"},
     }.get(kind, set())
@@ -335,8 +336,8 @@ def test_ratio_outside_its_range_is_refused_at_load(ratio):
 def test_segment_that_is_none_is_refused_at_load(segment):
     found = line_of(f"method.segment='{segment}'")
     assert (
-        found
-        == f"recipes/ltp.yaml: method: segment: found '{segment}'; value error, expected all, lower, middle, higher or FIRST-LAST, e.g. 5-8"
+        found == f"recipes/ltp.yaml: method: segment: found '{segment}'; "
+        "value error, expected all, lower, middle, higher or FIRST-LAST, e.g. 5-8"
     )
 
 
@@ -344,7 +345,8 @@ def test_segment_that_is_none_is_refused_at_load(segment):
 def test_segment_outside_the_model_is_refused(segment):
     with pytest.raises(
         UserError,
-        match=rf"^method.segment: found {segment}; expected layers FIRST-LAST from 1 to 3, first not after last, e.g. 1-3$",
+        match=rf"^method.segment: found {segment}; "
+        rf"expected layers FIRST-LAST from 1 to 3, first not after last, e.g. 1-3$",
     ):
         made(segment=segment)
 

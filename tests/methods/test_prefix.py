@@ -31,7 +31,8 @@ def made(kind: str, **config) -> tuple[Prefix, nn.Module]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_equal_to_past_key_values(kind, attention):
-    """A padded batch gives each prompt the states transformers computes after a cache of P positions, grouped heads included."""
+    """A padded batch gives each prompt the states transformers computes after a cache of P positions, grouped heads
+    included."""
     backbone, plain = pair(kind)
     backbone.config._attn_implementation = plain.config._attn_implementation = attention
     method = Prefix(Config(length=P), backbone).eval()
@@ -216,7 +217,8 @@ def test_layers_are_counted_from_one():
 
 @pytest.mark.parametrize(("kind", "expected"), [("bert", 160), ("xlmr", 158), ("gpt2", 160), ("qwen2", 160)])
 def test_positions_a_text_can_take(kind, expected):
-    """RoBERTa's first two rows of the table are no positions: a text of all positions runs, one token more does not fit."""
+    """RoBERTa's first two rows of the table are no positions: a text of all positions runs, one token more does not
+    fit."""
     backbone = backbone_from_config(OTHERS[kind]) if kind in OTHERS else tiny.backbone(kind)
     assert backbone.num_positions == expected
     if kind in tiny.FAMILIES["masked"]:

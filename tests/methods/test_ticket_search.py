@@ -1,7 +1,9 @@
-"""The search: masking by the rule and by its seed, the penalty by hand, what each strategy trains, and from search to ticket to LTP."""
+"""The search: masking by the rule and by its seed, the penalty by hand, what each strategy trains, and from search to
+ticket to LTP."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 
@@ -42,7 +44,8 @@ def text(size: int, key: str = "en/0", seed: int = 0) -> Encoded:
 
 
 def test_masking_follows_the_rule():
-    """15 % chosen; of these 80 % mask, 10 % random, 10 % kept; special tokens never; gold and slots name what stood there."""
+    """15 % chosen; of these 80 % mask, 10 % random, 10 % kept; special tokens never; gold and slots name what stood
+    there."""
     backbone, prompt = tiny.backbone("bert"), text(20_000)
     found = mlm.masked(prompt, "1/0", 0.15, backbone.text)
     slots = found.marks["slot"]
@@ -104,11 +107,9 @@ def test_loss_is_the_cross_entropy_of_what_stood_there_over_the_vocabulary():
     loss, weight = made.readout.loss(made(batch), batch)
     with torch.no_grad():
         logits = backbone.model(input_ids=batch.ids, attention_mask=batch.mask).logits.log_softmax(-1)
-    by_hand = -sum(
-        logits[row, p, g]
-        for row, prompt in enumerate(own)
-        for p, g in zip(prompt.marks["slot"], prompt.gold, strict=True)
-    )
+    by_hand = torch.zeros(())
+    for row, prompt in enumerate(own):
+        by_hand = by_hand - sum(logits[row, p, g] for p, g in zip(prompt.marks["slot"], prompt.gold, strict=True))
     assert weight == sum(len(prompt.gold) for prompt in own)
     assert torch.allclose(loss, by_hand, rtol=1e-5)
     answers = made.answer(batch)
@@ -146,12 +147,8 @@ def test_what_each_strategy_trains(kind, strategy):
     """Never a normalisation; the embeddings unless frozen, with the output where tied; counts by hand."""
     backbone = tiny.backbone(kind)
     whole = sum(p.numel() for p in backbone.model.parameters())
-    norms = sum(
-        p.numel()
-        for module in backbone.model.modules()
-        if isinstance(module, torch.nn.LayerNorm)
-        for p in module.parameters()
-    )
+    layer_norms = [module for module in backbone.model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    norms = sum(module.weight.numel() + module.bias.numel() for module in layer_norms)
     embeddings = sum(
         p.numel() for name, p in backbone.model.base_model.embeddings.named_parameters() if "LayerNorm" not in name
     )
@@ -241,11 +238,8 @@ def search(place, *overrides: str):
     for part in (backbone.model, backbone.text.tokenizer):
         part.save_pretrained(place / "model")
     (place / "mlmtext").mkdir(exist_ok=True)
-    rows = [
-        {"text": f"the film was {a} and it is {b}", "language": "en"}
-        for a in ("good", "bad", "fine", "great", "terrible")
-        for b in ("one", "two", "three", "four")
-    ]
+    words = itertools.product(("good", "bad", "fine", "great", "terrible"), ("one", "two", "three", "four"))
+    rows = [{"text": f"the film was {a} and it is {b}", "language": "en"} for a, b in words]
     (place / "mlmtext" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = [
         "task=mlmtext",
@@ -259,7 +253,8 @@ def search(place, *overrides: str):
 
 
 def test_a_search_run_gives_the_ticket_that_ltp_trains(tmp_path):
-    """The whole way on disk: the run keeps the ticket only, LTP takes its folder, the ticket's entries are the ones that moved most."""
+    """The whole way on disk: the run keeps the ticket only, LTP takes its folder, the ticket's entries are the ones
+    that moved most."""
     job = search(tmp_path, "train.lr=1e-2", "train.epochs=6")
     prepared = prepare(job)
     ((result,),) = run_jobs([prepared], lambda event: None)
@@ -299,7 +294,8 @@ def test_a_search_run_gives_the_ticket_that_ltp_trains(tmp_path):
     pool = sum(difference.numel() for difference in moved.values())
     prompt = 4 * 32 + 2 * (4 * 32 * 64 + 8 * 32) + (2 * 32 * 32 + 32) + (32 * 32 + 32)
     assert after["trainable"] == after["predicted_method"] == round(0.2 * pool) + prompt
-    assert any(f"of {pool:,} candidate entries train" in note for event in events for note in event.get("notes", []))
+    notes = itertools.chain.from_iterable(event.get("notes", []) for event in events)
+    assert any(f"of {pool:,} candidate entries train" in note for note in notes)
 
 
 def test_what_is_held_out_is_what_is_tested():

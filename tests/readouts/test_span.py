@@ -79,7 +79,8 @@ def test_a_filler_weighs_nothing():
 @pytest.mark.parametrize("longest", [1, 2, 3, 30])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_answer_is_the_best_pair_that_is_allowed(longest, seed):
-    """Start before end, at most `longest` tokens, never the first slot, however well it scores; against trying all pairs."""
+    """Start before end, at most `longest` tokens, never the first slot, however well it scores; against trying all
+    pairs."""
     scores = torch.randn(10, 2, generator=torch.Generator().manual_seed(seed))
     scores[0], scores[6] = 50, 50  # the first slots of both windows
     answers = readout(longest).decide(scores, collate([window(0, [0] * 6), window(1, [0] * 4)], 1))
@@ -110,7 +111,9 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
         asked("Yes", "bad one two three", "bad"),
         asked("No", "seven six five four three two one great fine", "great fine"),
     ]
-    prompts = [prompt for i, row in enumerate(rows) for prompt in encoder({**row, "id": str(i)})]
+    prompts = []
+    for i, row in enumerate(rows):
+        prompts += encoder({**row, "id": str(i)})
     assert len(prompts) > len(rows)
     torch.manual_seed(0)
     full = METHODS.load("full")

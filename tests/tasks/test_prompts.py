@@ -213,7 +213,8 @@ def query(review: str) -> Query:
 def test_demonstrations_are_cut_once_and_are_the_same_in_every_prompt():
     backbone = tiny.backbone("gpt2")
     short, long = (
-        backbone.text.encode(query(review), max_tokens=16) for review in ("good", "the film was good . the film was fine .")
+        backbone.text.encode(query(review), max_tokens=16)
+        for review in ("good", "the film was good . the film was fine .")
     )
     expected = [
         "one",
