@@ -73,8 +73,8 @@ class Cell:
 def supported() -> list[tuple[str, str]]:
     """Every (method, kind of tiny model) that goes together."""
     pairs = []
-    for name in method_names():
-        for family in method_class(name).families:
+    for name in METHODS.names():
+        for family in METHODS.load(name).families:
             pairs += [(name, kind) for kind in tiny.FAMILIES[family]]
     return pairs
 

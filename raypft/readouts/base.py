@@ -97,7 +97,7 @@ class Readout(nn.Module, ABC):
         best, chosen = probabilities.max(-1)
         answers = []
         for name, slots in zip(batch.names, slots_of(batch), strict=True):
-            shown = best[slots] if self.task.kind == "tags" else probabilities[slots].flatten()
+            shown = best[slots] if self.task.kind.answers_words else probabilities[slots].flatten()
             answers.append(Answer(name, chosen[slots].tolist(), shown.tolist()))
         return answers
 
@@ -111,7 +111,7 @@ class Readout(nn.Module, ABC):
 
     def _named(self, indices: Sequence[int]) -> Any:
         names = [self.task.label.names[i] if i >= 0 else None for i in indices]
-        return names if self.task.kind == "tags" else names[0]
+        return names if self.task.kind.answers_words else names[0]
 
 
 def slots_of(batch: Batch) -> list[slice]:

@@ -21,7 +21,7 @@ class HeadReadout(base.Readout):
 
     def __init__(self, config: base.Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
-        make = backbone.word_head if task.kind == "tags" else backbone.head
+        make = backbone.word_head if task.kind.answers_words else backbone.head
         head = make(len(task.label.names))
         if head is None:
             raise UserError(
@@ -30,7 +30,7 @@ class HeadReadout(base.Readout):
         self.head = head
 
     def exported_head(self) -> tuple[str, nn.Module] | None:
-        return "token" if self.task.kind == "tags" else "sequence", self.head
+        return "token" if self.task.kind.answers_words else "sequence", self.head
 
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.head(states)

@@ -45,7 +45,7 @@ class TextReadout(base.Readout):
         super().__init__(config, task, pattern, backbone)
         self.longest = config.longest
         self.__dict__["backbone"] = backbone  # its parameters belong to the method
-        self.asks_sentences = task.kind == "tags" and "{token}" not in pattern.text
+        self.asks_sentences = task.kind.answers_words and "{token}" not in pattern.text
         self.labels: list[dict[str, str]] = []
         """Label word to label, one map a wording: a word may stand for another label in another language."""
         for language in ["", *pattern.by_language]:
@@ -91,14 +91,14 @@ class TextReadout(base.Readout):
                 size = len(prompt.answers)
                 texts = ([tag_of(part) for part in answer.value.split(WORD_SEPARATOR.strip())] + [""] * size)[:size]
             said += [self._label(prompt, text) for text in texts]
-        return said if self.task.kind == "tags" else said[0], base.scores_of(answers)
+        return said if self.task.kind.answers_words else said[0], base.scores_of(answers)
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         labels = []
         for prompt in prompts:
             texts = map(tag_of, prompt.answers) if self.asks_sentences else prompt.answers
             labels += [self._label(prompt, text) for text in texts]
-        return labels if self.task.kind == "tags" else labels[0]
+        return labels if self.task.kind.answers_words else labels[0]
 
     def _label(self, prompt: Encoded, text: str) -> str:
         return self.labels[prompt.wording].get(text, text)

@@ -86,7 +86,7 @@ def test_places_come_row_by_row_with_the_later_settings_over_the_earlier(tmp_pat
         ("ICL", "trec", 1),
     ]
     assert len(places) == 2 * 2 * 2
-    job = next(p for p in places if p.row == "GCN" and p.task == "sst2").job()
+    job = next(p for p in places if p.row == "GCN" and p.task == "sst2").resolved().job
     assert (job.train.lr, job.train.epochs, job.train.optimizer, job.shots, job.seeds, job.method["name"]) == (
         0.5,
         3,
@@ -95,7 +95,7 @@ def test_places_come_row_by_row_with_the_later_settings_over_the_earlier(tmp_pat
         [7],
         "gnnavi",
     )
-    assert next(p for p in places if p.row == "GCN" and p.task == "trec").job().train.lr == 0.01
+    assert next(p for p in places if p.row == "GCN" and p.task == "trec").resolved().job.train.lr == 0.01
 
 
 def test_a_method_given_whole_replaces_the_recipes(tmp_path):
@@ -104,7 +104,7 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
         "B": {"recipe": "gnnavi_gcn", "set": {"method": {"layer": 5}}},
     }
     campaign = load_campaign(write(tmp_path, rows=rows, search=None))
-    first, second = (next(p for p in campaign.table_cells() if p.row == row).job() for row in rows)
+    first, second = (next(p for p in campaign.table_cells() if p.row == row).resolved().job for row in rows)
     assert first.method == {"name": "frozen"}
     assert second.method["layer"] == 5
     assert second.method["name"] == "gnnavi"
@@ -113,7 +113,7 @@ def test_a_method_given_whole_replaces_the_recipes(tmp_path):
 def test_a_column_may_be_a_task_under_another_name(tmp_path):
     settings = {name: {"task": "trec", "train.max_tokens": length} for name, length in (("short", 16), ("long", 64))}
     campaign = load_campaign(write(tmp_path, tasks=settings, scales=None))
-    assert {(at.task, at.job(at.search and {"method.layer": 1}).task) for at in campaign.table_cells()} == {
+    assert {(at.task, at.resolved(at.search and {"method.layer": 1}).job.task) for at in campaign.table_cells()} == {
         ("short", "trec"),
         ("long", "trec"),
     }
@@ -125,7 +125,7 @@ def test_a_scale_is_laid_over_the_file(tmp_path):
     assert list(scaled.tasks) == ["trec"]
     (found,) = scaled.table_cells()
     assert found.listed() == [{"method.layer": 2}]
-    assert (found.job().train.epochs, found.job().train.lr, found.job().seeds) == (1, 0.01, [0])
+    assert (found.resolved().job.train.epochs, found.resolved().job.train.lr, found.resolved().job.seeds) == (1, 0.01, [0])
     assert scaled.folder != whole.folder
     assert scaled.folder.name.startswith("mine-small-")
 
@@ -180,7 +180,7 @@ def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):
     campaign = load_campaign(path, ["storage=there"])
     (ticket,) = campaign.prerequisites()
     (found,) = campaign.table_cells()
-    assert found.job().method["ticket"] == f"there/{ticket.run_name}"
+    assert found.resolved().job.method["ticket"] == f"there/{ticket.job.run_name}"
 
 
 BAD = {
@@ -364,7 +364,7 @@ def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monke
     assert found["steps"] == 6 * 2  # 24 rows in steps of 32, 2 epochs
     assert found["memory_gib"] > 0
     assert any("expected time: unknown" in line for line in found["lines"])
-    plain = next(load_campaign(path).table_cells()).job()
+    plain = next(load_campaign(path).table_cells()).resolved()
     run_jobs([prepare(plain)], lambda event: None)
     found = planned(load_campaign(path))
     assert (found["done"], found["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"

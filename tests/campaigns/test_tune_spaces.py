@@ -80,7 +80,7 @@ def jobs(values):
         for point in itertools.product(*vary.values()):
             axes = dict(zip(vary, point, strict=True))
             settings = [{"task": task}, values.get("defaults", {}), row.get("set", {}), settings_of_task, axes, tried]
-            yield load_job(row["recipe"], list(itertools.chain.from_iterable(map(words, settings))))
+            yield load_job(row["recipe"], list(itertools.chain.from_iterable(map(words, settings)))).job
 
 
 def columns(values, task):
@@ -126,7 +126,7 @@ def test_every_job_of_a_file_is_valid(path, scale):
     assert made
     assert len({job.protocol for job in made}) == 1, "rows of one table must share a protocol"
     for name, row in values.get("before", {}).items():
-        job = load_job(row["recipe"], words(values["defaults"]) + words(row["set"]))
+        job = load_job(row["recipe"], words(values["defaults"]) + words(row["set"])).job
         assert job.seeds == [0], name
 
 
@@ -178,7 +178,7 @@ def test_the_four_searches_are_there():
 
 
 def test_the_engine_loads_every_file():
-    campaign = pytest.importorskip("raypft.campaigns.campaign")
+    campaign = pytest.importorskip("raypft.campaigns.load")
     for path in FILES:
         for scale in [None, *read(path).get("scales", {})]:
             assert list(campaign.load_campaign(path.stem, scale=scale).table_cells())

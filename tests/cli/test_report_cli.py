@@ -24,7 +24,7 @@ def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys)
     book = CampaignState(campaign)
     book.write_campaign()
     assert reopened(campaign.folder) == campaign
-    run_jobs([prepare(next(campaign.table_cells()).job())], lambda event: None)
+    run_jobs([prepare(next(campaign.table_cells()).resolved())], lambda event: None)
     report([campaign.folder])
     text = capsys.readouterr().out
     assert "**accuracy@1**" in text

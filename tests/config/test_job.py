@@ -286,7 +286,7 @@ def test_the_scientific_keys_are_those_that_differ_from_their_defaults():
             "zero": {"stage": 1},
             "resources": {"workers": 1},
         }
-    ).scientific() == {
+    ).job.scientific() == {
         **values,
         "method": {"name": "full"},
         "train": {"epochs": 3},
@@ -307,7 +307,7 @@ def test_a_job_written_out_reads_back_the_same(tmp_path, recipe):
     before = job("shots=2", "storage=elsewhere", "train.lr=1e-4", recipe=recipe)
     path = tmp_path / "job.yaml"
     path.write_text(before.dump(), encoding="utf-8")
-    after = load_job(str(path))
+    after = load_job(str(path)).job
     assert after == before
     assert after.key() == before.key()
 

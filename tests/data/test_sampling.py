@@ -227,4 +227,4 @@ def test_a_protocol_says_whether_each_seed_draws_its_own_sample(rule, drawn):
         "seeds": [0, 1, 42],
     }
     job = make_job(values)
-    assert [job.sample_seed_of(seed) for seed in job.seeds] == drawn
+    assert [job.sample_seed_of(seed) for seed in job.job.seeds] == drawn

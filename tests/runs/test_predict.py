@@ -150,7 +150,7 @@ def job(place: Path, kind: str, model: str, method: str, /, **more):
 def ran(made) -> Path:
     """The folder of a job's finished run."""
     prepared = prepare(made)
-    if not (prepared.folder / f"seed-{made.seeds[-1]}" / "result.json").is_file():
+    if not (prepared.folder / f"seed-{made.job.seeds[-1]}" / "result.json").is_file():
         with torch.enable_grad():
             run_jobs([prepared], lambda event: None)
     return prepared.folder
@@ -497,7 +497,7 @@ def test_a_language_model_folder_gives_the_same_logits(name, place, tmp_path):
     assert not (folder / "method").exists()
     for inputs, scores, marks in scored(trained):
         if model == "t5":
-            inputs["decoder_input_ids"] = torch.tensor([[1, trained.learner.method.backbone._sentinel]])
+            inputs["decoder_input_ids"] = torch.tensor([[1, trained.encoder.text._sentinel]])
         logits = alone(**inputs).logits[0, marks["slot"]]
         same(logits[:, label_columns(trained)], scores)
 

@@ -187,10 +187,10 @@ def test_only_fields_are_shortened_the_longest_first_one_token_at_a_time(max_tok
 def test_a_prompt_that_fits_nowhere_is_an_error_that_names_the_row_and_the_need():
     with pytest.raises(
         UserError,
-        match=r"^train\.max_tokens: the pattern \(row en/7\) needs 9 tokens for its fixed parts; "
+        match=r"^the pattern \(row en/7\) needs 9 tokens for its fixed parts; "
         r"only 8 are left; raise max_tokens$",
     ):
-        tiny.backbone("bert").encode(LONG, key="en/7", max_tokens=10)
+        tiny.backbone("bert").text.encode(LONG, key="en/7", max_tokens=10)
 
 
 DEMOS = (
@@ -246,14 +246,14 @@ def test_marks_of_a_causal_prompt_point_at_the_label_words_and_the_last_token():
 def test_demonstrations_that_fit_nowhere_are_an_error():
     with pytest.raises(
         UserError,
-        match=r"^train\.max_tokens: the demonstrations needs? 8 tokens for (its|their) fixed parts; "
+        match=r"^the demonstrations needs? 8 tokens for (its|their) fixed parts; "
         r"only 7 are left; raise max_tokens$",
     ):
-        tiny.backbone("gpt2").encode(query("good"), max_tokens=10)
+        tiny.backbone("gpt2").text.encode(query("good"), max_tokens=10)
 
 
 def test_a_causal_pattern_ends_with_its_slot_and_a_masked_model_takes_no_demonstrations():
     with pytest.raises(UserError, match="<slot> must be the last part"):
-        tiny.backbone("gpt2").encode(LONG)
+        tiny.backbone("gpt2").text.encode(LONG)
     with pytest.raises(UserError, match="a masked model takes no demonstrations"):
-        tiny.backbone("bert").encode(query("good"))
+        tiny.backbone("bert").text.encode(query("good"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raypft.errors import UserError
+from raypft.tasks.kinds.tags import WORDS
 from raypft.tasks.load import load_task, task_names
 
 GOOD = """
@@ -242,7 +243,7 @@ def load_kind(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_loads_and_has_its_own_metric_alone_unless_it_names_more(load_kind, kind):
     task = load_kind(kind)
-    assert (task.kind, task.metrics) == (kind, [task.metric])
+    assert (task.kind.name, task.metrics) == (kind, [task.metric])
 
 
 def test_the_metrics_of_a_task_begin_with_its_metric(load_kind):
