@@ -61,7 +61,12 @@ def model(folder: Path) -> str:
         "mask_token": "[MASK]",
     }
     PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder / "model")
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     BertForMaskedLM(BertConfig(vocab_size=inner.get_vocab_size(), pad_token_id=1, **size)).save_pretrained(
         folder / "model"
     )

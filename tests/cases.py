@@ -19,6 +19,7 @@ from raypft.methods import METHODS
 from raypft.methods._tickets import metadata
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
+from raypft.tasks.kinds import KINDS
 from raypft.tasks.prompts import render
 from raypft.tasks.query import Demonstration
 from raypft.tasks.task import Label, Pattern, Source, Task
@@ -49,7 +50,7 @@ def task() -> Task:
     return Task(
         name="tiny",
         about="test",
-        kind="choice",
+        kind=KINDS["choice"],
         fields={"text": "text"},
         label=Label(names=["negative", "positive"]),
         languages=["en"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -83,12 +85,14 @@ def tokenizer(special: bool, segments: bool = False, sentinel: bool = False) -> 
     )
 
 
-def config(kind: str, dropout: float = 0.0):
+def config(kind: str, dropout: float = 0.0) -> Any:
     """The configuration of a tiny model: bert, xlmr, gpt2, llama, t5, mt5."""
     vocab = 6 + len(WORDS)
     if kind in ("t5", "mt5"):
         made = T5Config if kind == "t5" else MT5Config
-        gated = {} if kind == "t5" else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+        more: dict[str, Any] = {"decoder_start_token_id": 1}
+        if kind == "mt5":
+            more |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
         return made(
             vocab_size=vocab + 1,
             d_model=HIDDEN,
@@ -99,9 +103,8 @@ def config(kind: str, dropout: float = 0.0):
             dropout_rate=dropout,
             pad_token_id=1,
             eos_token_id=2,
-            decoder_start_token_id=1,
             architectures=["XForConditionalGeneration"],
-            **gated,
+            **more,
         )
     if kind in ("bert", "xlmr"):
         made = BertConfig if kind == "bert" else XLMRobertaConfig

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
     Raises:
         UserError: the model does not look its attention function up by name, or uses another kind than SDPA and eager.
     """
-    config = attention.config  # type: ignore[union-attr]  # an encoder and a decoder have one each
+    config = cast(Any, attention.config)  # an encoder and a decoder have one each
     kind = config._attn_implementation.removeprefix(PREFIX)
     home = sys.modules[type(attention).__module__]
     if kind not in KINDS or not hasattr(home, "ALL_ATTENTION_FUNCTIONS"):

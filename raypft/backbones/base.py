@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.seams import Seams
@@ -27,12 +29,12 @@ class ColumnLinear(nn.Linear):
 
     columns: Tensor | None = None
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[S, H] -> [S, n] for n chosen columns, [S, V] where none are chosen."""
         if self.columns is None:
-            return super().forward(states)
+            return super().forward(input)
         bias = None if self.bias is None else self.bias[self.columns]
-        return functional.linear(states, self.weight[self.columns], bias)
+        return functional.linear(input, self.weight[self.columns], bias)
 
 
 class _Below(nn.Module):
@@ -53,12 +55,11 @@ class Backbone(Seams, ABC):
     family: str
     text: PromptTokenizer
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
-    decoder: ColumnLinear
 
-    def __init__(self, model: nn.Module, text: PromptTokenizer | None = None) -> None:
-        model.get_output_embeddings().__class__ = ColumnLinear
+    def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None) -> None:
+        cast(nn.Module, model.get_output_embeddings()).__class__ = ColumnLinear
         super().__init__(model)
-        self.text = text  # type: ignore[assignment]
+        self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self.lower, self.pad)
 
     @property
@@ -135,7 +136,11 @@ class Backbone(Seams, ABC):
         """
         self.check_layer(layer)
         kept: list[Tensor] = []
-        handle = self._blocks[layer - 1].register_forward_hook(lambda _, __, output: kept.append(output), prepend=True)
+
+        def keep(_block: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            kept.append(output)
+
+        handle = self._blocks[layer - 1].register_forward_hook(keep, prepend=True)
         training, self.training = self.training, False
         self.model.eval()
         try:
@@ -148,11 +153,12 @@ class Backbone(Seams, ABC):
 
     def vocabulary_scores(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
         """[S, H] -> [S, n] scores of the given vocabulary columns [n] (all V where None)."""
-        self.decoder.columns = columns
+        decoder = cast(ColumnLinear, self.decoder)
+        decoder.columns = columns
         try:
             scores = self.language_model_head(states)
         finally:
-            self.decoder.columns = None
+            decoder.columns = None
         cap = getattr(self.config, "final_logit_softcapping", None)
         return scores if cap is None else cap * torch.tanh(scores / cap)
 

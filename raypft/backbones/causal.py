@@ -86,4 +86,4 @@ class CausalBackbone(Backbone):
         return self.decoder
 
     def head(self, num_labels: int) -> nn.Module:
-        return sequence_classifier(self, num_labels).score
+        return sequence_classifier(self, num_labels).get_submodule("score")

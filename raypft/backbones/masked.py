@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.text import PromptError, PromptTokenizer
@@ -77,7 +77,7 @@ class MaskedBackbone(Backbone):
 
     @property
     def language_model_head(self) -> nn.Module:
-        return self.model.cls if hasattr(self.model, "cls") else self.model.lm_head
+        return self.model.get_submodule("cls" if hasattr(self.model, "cls") else "lm_head")
 
     def head(self, num_labels: int) -> nn.Module:
         return ClassificationHead(sequence_classifier(self, num_labels))
@@ -86,12 +86,12 @@ class MaskedBackbone(Backbone):
 class ClassificationHead(nn.Module):
     """BERT's pretrained pooler, dropout and classifier; RoBERTa's dense, tanh and classifier."""
 
-    def __init__(self, classifier_model: nn.Module) -> None:
+    def __init__(self, classifier_model: PreTrainedModel) -> None:
         super().__init__()
-        pooler = getattr(classifier_model.base_model, "pooler", None)
+        pooler: nn.Module | None = getattr(classifier_model.base_model, "pooler", None)
         self.pooler = pooler
-        self.dropout = classifier_model.dropout if pooler is not None else None
-        self.classifier = classifier_model.classifier
+        self.dropout = classifier_model.get_submodule("dropout") if pooler is not None else None
+        self.classifier = classifier_model.get_submodule("classifier")
 
     def forward(self, states: Tensor) -> Tensor:
         """[S, H] -> [S, C]."""
@@ -101,7 +101,7 @@ class ClassificationHead(nn.Module):
         return self.classifier(self.dropout(self.pooler(first)))
 
 
-def sequence_classifier(backbone: Backbone, num_labels: int) -> nn.Module:
+def sequence_classifier(backbone: Backbone, num_labels: int) -> PreTrainedModel:
     """The family's AutoModelForSequenceClassification, read where the backbone was read; what is not stored there is
     new."""
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), "num_labels": num_labels})

@@ -8,11 +8,14 @@ from typing import Any
 
 from peft import get_peft_config, inject_adapter_in_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from raypft.errors import UserError
 
 
-def inject_layers(model: nn.Module, settings: Mapping[str, Any], key: str) -> list[tuple[nn.Module, str, nn.Module]]:
+def inject_layers(
+    model: PreTrainedModel, settings: Mapping[str, Any], key: str
+) -> list[tuple[nn.Module, str, nn.Module]]:
     """Let peft replace modules of `model`; what was replaced: parent, attribute, old module.
 
     Args:
@@ -30,7 +33,7 @@ def inject_layers(model: nn.Module, settings: Mapping[str, Any], key: str) -> li
             inject_adapter_in_model(config, model)
     except ValueError as error:
         vars(model).pop("peft_config", None)
-        model_type = model.config.model_type  # type: ignore[union-attr]
+        model_type = model.config.model_type
         targets = settings.get("target_modules") or f"peft's default for {model_type}"
         raise UserError(
             f"{key}: found {targets}; expected names of linear layers of this model: {str(error).splitlines()[0]}"

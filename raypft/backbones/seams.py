@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from raypft.backbones.attention import find_attention, leave_keys, take_keys
 from raypft.backbones.sparse import Sparse
@@ -37,12 +38,15 @@ class Seams(nn.Module):
     type."""
     first_position: int = 0
     """The id of the first token's position."""
+    model: PreTrainedModel
+    config: Any
+    """The model's; its fields differ with the model type."""
     decoder: nn.Linear
     _blocks: nn.ModuleList
     _sparse: list[Sparse]
     _tied: nn.Parameter | None
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         self.config = model.config

@@ -8,6 +8,7 @@ targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -71,6 +72,8 @@ class Seq2SeqTokenizer(PromptTokenizer):
 class ScaledHead(nn.Module):
     """The output embedding behind the scaling that T5's tied form has."""
 
+    decoder: nn.Module
+
     def __init__(self, decoder: nn.Module, scale: float) -> None:
         super().__init__()
         self.__dict__["decoder"] = decoder  # a plain reference: it is the model's
@@ -84,11 +87,12 @@ class Seq2SeqBackbone(Backbone):
     """An encoder and a decoder; layers are counted in the encoder."""
 
     family = Seq2SeqTokenizer.family
+    _head: ScaledHead
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         scaled = getattr(self.config, "scale_decoder_outputs", False)
-        self.__dict__["_head"] = ScaledHead(self.decoder, self.hidden**-0.5 if scaled else 1.0)
+        vars(self)["_head"] = ScaledHead(self.decoder, self.hidden**-0.5 if scaled else 1.0)
 
     def arguments(self, batch: Batch) -> dict:
         return {}
@@ -96,7 +100,7 @@ class Seq2SeqBackbone(Backbone):
     @property
     def attentions(self) -> list[nn.Module]:
         """The encoder's self-attentions, then the decoder's."""
-        blocks = [*self.model.encoder.block, *self.model.decoder.block]
+        blocks = [*self._blocks_of("encoder"), *self._blocks_of("decoder")]
         return [find_attention(block) for block in blocks]
 
     @property
@@ -108,12 +112,15 @@ class Seq2SeqBackbone(Backbone):
         return self._head
 
     def _find_blocks(self) -> nn.ModuleList:
-        return self.model.encoder.block
+        return self._blocks_of("encoder")
+
+    def _blocks_of(self, side: str) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.model.get_submodule(f"{side}.block"))
 
     def _run(self, states: Tensor, batch: Batch) -> Tensor:
         """The decoder's states, [B, U, H]."""
-        encoded = self.model.encoder(inputs_embeds=states, attention_mask=batch.mask).last_hidden_state
-        decoded = self.model.decoder(
+        encoded = self.model.get_submodule("encoder")(inputs_embeds=states, attention_mask=batch.mask).last_hidden_state
+        decoded = self.model.get_submodule("decoder")(
             input_ids=batch.target, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, use_cache=False
         )
         return decoded.last_hidden_state

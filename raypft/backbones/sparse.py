@@ -39,6 +39,9 @@ class Sparse(nn.Module):
         indices: flat positions of the active entries, [K], ascending.
     """
 
+    base: Tensor
+    index: Tensor
+
     def __init__(self, weight: nn.Parameter, indices: Tensor) -> None:
         super().__init__()
         index = indices.to(weight.device, torch.int32 if weight.numel() < 2**31 else torch.long)
@@ -55,7 +58,7 @@ class Sparse(nn.Module):
         # DeepSpeed casts parameters to half precision and, on stage 3, leaves buffers
         if self.base.dtype != self.values.dtype:
             self.base = self.base.to(self.values.dtype)
-        return _Written.apply(self.values, self.base, self.index)  # type: ignore[return-value]
+        return _Written.apply(self.values, self.base, self.index)
 
     def stand_in(self, model: nn.Module) -> None:
         """Take the parameter's place in every module that has it: tied uses share the values, and add up in their
@@ -84,8 +87,8 @@ class Sparse(nn.Module):
         """Put the pretrained parameter back, bit for bit."""
         for handle in self.handles:
             handle.remove()
-        base: Any = self.base
-        base.view(-1).index_copy_(0, self.index.long(), self.loaded.to(base.device))  # type: ignore[operator]
+        base = self.base
+        base.view(-1).index_copy_(0, self.index.long(), self.loaded.to(base.device))
         weight = self.parameter[0]
         weight.data = base
         for module, name in self.owners:

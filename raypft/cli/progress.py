@@ -69,7 +69,7 @@ class RunProgress(Progress):
     def __init__(self, console: Console, as_json: bool, labels: dict[str, str]) -> None:
         super().__init__(as_json)
         self.console, self.labels = console, labels
-        self.live: Bars = Bars(
+        self.live = self.display = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -93,17 +93,17 @@ class RunProgress(Progress):
         kind, cell = event["event"], (event.get("run"), event.get("seed"))
         if kind in ("start", "resume"):
             done = event.get("epoch", 0)
-            self.bars[cell] = self.live.add_task(label, total=event["epochs"], completed=done, note="")
+            self.bars[cell] = self.display.add_task(label, total=event["epochs"], completed=done, note="")
         elif cell not in self.bars:
             return
         elif kind == "epoch":
             dev = f"dev {event['dev']:.1f}" if "dev" in event else ""
-            self.live.update(self.bars[cell], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
+            self.display.update(self.bars[cell], completed=event["epoch"], note=f"loss {event['loss']:.3f} {dev}")
         elif kind == "step":
             note = f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
-            self.live.update(self.bars[cell], note=note)
+            self.display.update(self.bars[cell], note=note)
         elif kind == "result":
-            self.live.remove_task(self.bars.pop(cell))
+            self.display.remove_task(self.bars.pop(cell))
 
 
 def run_line(event: dict[str, Any], label: str) -> str:
@@ -128,8 +128,6 @@ def run_line(event: dict[str, Any], label: str) -> str:
 class CampaignProgress(Progress):
     """A campaign: cells as lines as they end, and on a terminal what runs, the best so far and the time left."""
 
-    live: Live | None = None
-
     def __init__(self, console: Console, as_json: bool) -> None:
         super().__init__(as_json)
         self.console = console
@@ -140,7 +138,7 @@ class CampaignProgress(Progress):
         text = campaign_line(event)
         if text and (event["event"] != "trial" or self.live is None):
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        if self.live is not None and "total" in event:
+        if isinstance(self.live, Live) and "total" in event:
             self.live.update(campaign_view(event))
 
 

@@ -82,7 +82,8 @@ class Definition(Part):
     """What every kind of cluster has."""
 
     has_pools: ClassVar[bool] = True
-    kind: str
+    kind: Any
+    """Each kind's own name."""
     name: Name
     ray: str = Field(pattern=r"^\d+\.\d+\.\d+$", description="Ray's version, on every node")
     storage: str = Field(description="where runs and checkpoints go: a URI, or a folder that every node mounts")
@@ -123,9 +124,6 @@ class Launched(Definition):
     """A cluster that `ray up` starts: a container on every machine."""
 
     image: str
-    head: Head
-    pools: dict[Name, Pool]
-    ssh_user: str = "ubuntu"
 
 
 class Machines(Launched):
@@ -133,6 +131,7 @@ class Machines(Launched):
 
     head: MachineHead
     pools: dict[Name, MachinePool]
+    ssh_user: str = "ubuntu"
 
 
 class AwsProvider(Part):
@@ -197,6 +196,9 @@ class Onprem(Launched):
     """Machines that are always there, reached by SSH; exactly one pool."""
 
     kind: Literal["onprem"]
+    head: Head
+    pools: dict[Name, Pool]
+    ssh_user: str = "ubuntu"
     provider: OnpremProvider
 
 

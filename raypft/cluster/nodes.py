@@ -90,10 +90,11 @@ def drain(address: str, node: str, seconds: int) -> str:
     chosen = [one for one in ids if one.startswith(node)]
     if len(chosen) != 1:
         raise UserError(f'node "{node}": {len(chosen)} nodes begin so; {nearest(node, ids)}')
-    from ray._raylet import GcsClient  # noqa: PLC0415
+    from ray._raylet import GcsClient  # noqa: PLC0415  # pyright: ignore[reportAttributeAccessIssue]  # compiled
     from ray.core.generated import autoscaler_pb2  # noqa: PLC0415
 
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reasons = autoscaler_pb2.DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+    reason = reasons.Value("DRAIN_NODE_REASON_PREEMPTION")
     accepted, why = GcsClient(address=address).drain_node(
         chosen[0], reason, "raypft cluster drain", int((time.time() + seconds) * 1000)
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 
 from raypft.errors import UserError, nearest
 
@@ -245,4 +246,5 @@ def _split_off(table: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.Tab
 
 def _without(table: pa.Table, other: pa.Table) -> pa.Table:
     """The rows whose id is not in `other`: a translation of a held-out row is held out too."""
-    return table.filter(pa.compute.invert(pa.compute.is_in(table["id"], other["id"].combine_chunks())))
+    known = pa_compute.is_in(table["id"], other["id"].combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+    return table.filter(pa_compute.invert(known))  # pyright: ignore[reportAttributeAccessIssue]  # made at import

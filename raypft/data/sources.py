@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 from pyarrow import fs
 
 from raypft.data.columns import normalise, spoken, their_columns
@@ -76,7 +77,7 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
                 f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; '
                 f"found: {', '.join(present) or 'none'}"
             )
-    keep = pa.compute.is_in(table["language"], pa.array(languages))
+    keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
     return table.filter(keep)
 
 

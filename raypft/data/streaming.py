@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 import pyarrow.parquet as pa_parquet
 from pydantic import BeforeValidator
 
@@ -189,7 +190,9 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
             f"data: {group.file} can't be read: {str(error).splitlines()[0]}; every node that reads rows must see it"
         ) from None
     table = normalise(origin.task, origin.source, raw, group.file, group.language)
-    return table if group.alone else table.filter(pa.compute.equal(table["language"], group.language))
+    if group.alone:
+        return table
+    return table.filter(pa_compute.equal(table["language"], group.language))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
 
 
 def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:

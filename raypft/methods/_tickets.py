@@ -76,7 +76,7 @@ def metadata(
     digest = hashlib.sha256()
     for name, value in differences.items():
         digest.update(name.encode())
-        digest.update(value.contiguous().view(-1).numpy())
+        digest.update(value.contiguous().view(-1).numpy().data)
     facts = {
         "names": list(differences),
         "revision": revision,

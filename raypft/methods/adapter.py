@@ -61,6 +61,8 @@ class Bottleneck(nn.Module):
 class Followed(nn.Module):
     """A frozen linear layer and the adapter on its output; the adapter is the method's, here is a plain reference."""
 
+    adapter: Bottleneck
+
     def __init__(self, linear: nn.Module, adapter: Bottleneck) -> None:
         super().__init__()
         self.linear = linear
@@ -84,15 +86,14 @@ class Adapter(base.Method):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         per_block = 2 if config.placement == "houlsby" else 1
-        self.adapters = nn.ModuleList(
-            Bottleneck(config, backbone.hidden) for _ in range(per_block * backbone.num_layers)
-        )
+        adapters = [Bottleneck(config, backbone.hidden) for _ in range(per_block * backbone.num_layers)]
+        self.adapters = nn.ModuleList(adapters)
         if config.placement == "pfeiffer":
-            for layer, adapter in enumerate(self.adapters, start=1):
+            for layer, adapter in enumerate(adapters, start=1):
                 backbone.on_layer(layer, adapter)
             return
         names = itertools.chain.from_iterable(backbone.output_names())
-        for name, adapter in zip(names, self.adapters, strict=True):
+        for name, adapter in zip(names, adapters, strict=True):
             backbone.wrap(name, lambda linear, adapter=adapter: Followed(linear, adapter))
 
     def predicted_parameters(self) -> int:

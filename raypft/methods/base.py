@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -66,6 +67,9 @@ class Method(nn.Module, ABC):
     """
 
     Config: type[Config] = Config
+    config: Any
+    """Of the subclass's own `Config`."""
+    backbone: Backbone
     numerics: int = 1
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     kinds: tuple[str, ...] = tuple(KINDS)
@@ -112,7 +116,7 @@ class Method(nn.Module, ABC):
         """Whether weights of the pretrained model train; its dropout is active only then."""
         return any(p.requires_grad for p in self.backbone.parameters())
 
-    def train(self, mode: bool = True) -> Method:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.backbone.train(mode and self.backbone_moves)
         return self

@@ -9,10 +9,15 @@ value); dropout of the frozen model is off, only LoRA's own is active.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Self, cast
+
 from pydantic import Field
 
 from raypft.backbones.base import Backbone
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 class Config(base.Config):
@@ -31,7 +36,7 @@ class LoRA(base.Method):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        injected = backbone.inject(
+        layers = backbone.inject(
             {
                 "peft_type": "LORA",
                 "r": config.rank,
@@ -41,15 +46,16 @@ class LoRA(base.Method):
             },
             "method.targets",
         )
+        injected = cast("list[LoraLayer]", layers)
         self.dropouts = [layer.lora_dropout for layer in injected]
         # in + out of every target, read now: ZeRO-3 takes the shapes away
-        self.sizes = [sum(layer.get_base_layer().weight.shape) for layer in injected]
+        self.sizes = [sum(layer.get_base_layer().get_parameter("weight").shape) for layer in injected]
 
     @property
     def backbone_moves(self) -> bool:
         return False
 
-    def train(self, mode: bool = True) -> LoRA:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for dropout in self.dropouts:
             dropout.train(mode)

@@ -14,6 +14,8 @@ start where they would without a prefix; the official codes shift them by P.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -61,6 +63,8 @@ class LayerPrefix(nn.Module):
     Shapes: batch of B prompts -> keys, values [B, A, P, D] each, [1, A, P, D] where all prompts get the same.
     """
 
+    trunk: Trunk | None
+
     def __init__(self, config: Config, heads: int, size: int, trunk: Trunk | None) -> None:
         super().__init__()
         self.shape = (config.length, 2, heads, size)
@@ -71,8 +75,11 @@ class LayerPrefix(nn.Module):
 
     def keys_and_values(self) -> Tensor:
         """[2, A, P, D]."""
-        table = self.table if self.linear is None else self.linear(self.trunk()).view(self.shape)
-        return table.permute(1, 2, 0, 3)  # type: ignore[union-attr]  # [P, 2, A, D] -> [2, A, P, D]
+        table = self.table
+        if self.linear is not None and self.trunk is not None:
+            table = self.linear(self.trunk()).view(self.shape)
+        assert table is not None
+        return table.permute(1, 2, 0, 3)  # [P, 2, A, D] -> [2, A, P, D]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         table = self.keys_and_values().unsqueeze(1)
@@ -99,7 +106,7 @@ class Prefix(base.Method):
 
     def parts(self) -> dict[str, Tensor]:
         """keys, values: [L, A, P, D] each."""
-        both = torch.stack([layer.keys_and_values() for layer in self.layers])  # type: ignore[operator]
+        both = torch.stack([cast(LayerPrefix, layer).keys_and_values() for layer in self.layers])
         return {"keys": both[:, 0], "values": both[:, 1]}
 
     def predicted_parameters(self) -> int:

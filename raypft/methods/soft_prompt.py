@@ -61,7 +61,8 @@ class PromptEncoder(nn.Module):
     def forward(self, states: Tensor, batch: Batch) -> Tensor:
         """Word embeddings [B, T, H] with the rows at `batch.soft` [B, P] replaced."""
         prompt = self.vectors()
-        at = batch.soft.unsqueeze(-1).expand(-1, -1, states.shape[-1])  # type: ignore[union-attr]
+        assert batch.soft is not None  # the method's mark
+        at = batch.soft.unsqueeze(-1).expand(-1, -1, states.shape[-1])
         return states.scatter(1, at, prompt.to(states.dtype).expand(len(states), -1, -1))
 
 

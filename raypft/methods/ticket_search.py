@@ -17,7 +17,7 @@ the copied output embedding out.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -68,7 +68,8 @@ class TicketSearch(base.Method):
         """(l1 / N) sum |theta - theta^0|, a number; its gradient is 0 where nothing moved."""
         if not self.l1:
             return None
-        return self.l1 / self.size * sum((p - self.start(name)).abs().sum() for name, p in self.opened.items())
+        moved = sum((p - self.start(name)).abs().sum() for name, p in self.opened.items())
+        return self.l1 / self.size * cast(Tensor, moved)  # not the 0 of an empty sum
 
     def result(self, values: dict[str, Tensor]) -> base.Result:
         """The candidates' trained minus pretrained values; `values` are used up."""

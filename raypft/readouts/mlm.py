@@ -72,11 +72,12 @@ class MaskedLanguageModel(base.Readout):
     kinds = ("mlm",)
     families = ("masked",)
     needs_slot = False
+    backbone: Backbone
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         self.share = config.share
-        self.__dict__["backbone"] = backbone  # its parameters belong to the method
+        vars(self)["backbone"] = backbone  # its parameters belong to the method
 
     @staticmethod
     def prepare(config: Any, prompt: Encoded, text: PromptTokenizer) -> Encoded:

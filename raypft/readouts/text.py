@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.seq2seq import Seq2SeqTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.readouts import base
@@ -40,11 +41,12 @@ class TextReadout(base.Readout):
     kinds = ("choice", "tags", "text")
     families = ("seq2seq",)
     needs_slot = False
+    backbone: Backbone
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         self.longest = config.longest
-        self.__dict__["backbone"] = backbone  # its parameters belong to the method
+        vars(self)["backbone"] = backbone  # its parameters belong to the method
         self.asks_sentences = task.kind.answers_words and "{token}" not in pattern.text
         self.labels: list[dict[str, str]] = []
         """Label word to label, one map a wording: a word may stand for another label in another language."""
@@ -80,7 +82,7 @@ class TextReadout(base.Readout):
             chance = torch.where(ended, chance, chance * best)
             ended |= token == self.backbone.text.tokenizer.eos_token_id
             said = torch.cat([said, token.unsqueeze(1)], dim=1)
-        texts = self.backbone.text.answer_texts(said[:, 1:].tolist())  # type: ignore[operator]
+        texts = cast(Seq2SeqTokenizer, self.backbone.text).answer_texts(said[:, 1:].tolist())
         return [Answer(name, text, [p]) for name, text, p in zip(batch.names, texts, chance.tolist(), strict=True)]
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:

@@ -88,10 +88,13 @@ class Verbalizer(base.Readout):
     here."""
 
     Config = Config
+    backbone: Backbone
+    used: Tensor
+    share: Tensor
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
-        self.__dict__["backbone"] = backbone  # its parameters belong to the method
+        vars(self)["backbone"] = backbone  # its parameters belong to the method
         wordings = []
         for language in ["", *pattern.by_language]:
             where = f"task {task.name}: verbalizer" + (f" ({language})" if language else "")

@@ -61,7 +61,11 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
         figure.suptitle(f"the first {MOST} of {len(panels)}", fontsize=9)
     _legend(figure, grid.flat)
     path = folder / f"plot-{key}.png"
-    for target, how in ((path, {"dpi": 150}), (path.with_suffix(".svg"), {"metadata": {"Date": None}})):
+    settings: dict[Path, dict[str, Any]] = {
+        path: {"dpi": 150},
+        path.with_suffix(".svg"): {"metadata": {"Date": None}},
+    }
+    for target, how in settings.items():
         with written(target) as file:
             figure.savefig(file, **how)
     pyplot.close(figure)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from raypft.backbones.base import Backbone
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Resources
+from raypft.data.streaming import Index
 from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
 from raypft.runs.results import Tell, recorder
 from raypft.training.encode import Encoder, encode_sample
@@ -56,6 +57,7 @@ class LocalExecutor:
         assert sample is not None
         prompts, flow = encode_sample(cell.resolved, backbone.text, sample), None
         if cell.job.data.stream is not None:
+            assert isinstance(sample.stream, Index)
             flow = Local(sample.stream, cell.job.data.stream, Encoder.of(cell.resolved, backbone.text))
         return run_recorded(cell, prompts, backbone, tell, flow=flow)
 

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 import pyarrow.parquet as pa_parquet
 import ray
 
@@ -136,16 +137,18 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     with written(rows) as file:
         pa_parquet.write_table(pa.concat_tables(tables), file)
     dataset = ray.data.read_parquet(str(rows)).map_batches(
-        encode_batch,
+        encode_batch,  # pyright: ignore[reportArgumentType]  # its type knows no fn_kwargs
         fn_kwargs={"files": files},
         batch_format="pyarrow",
         batch_size=256,
         num_cpus=ENCODER_CPUS,
         **_where(cells[0].job),
     )
-    encoded = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
+    tables_encoded = ray.get(cast("list[ray.ObjectRef[pa.Table]]", dataset.to_arrow_refs()))
+    encoded = pa.concat_tables(tables_encoded)
     for name, (path, _) in missing.items():
-        prompts = encoded.filter(pa.compute.equal(encoded["file"], name)).drop_columns("file")
+        of_file = pa_compute.equal(encoded["file"], name)  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+        prompts = encoded.filter(of_file).drop_columns("file")
         prompts = prompts.sort_by([("number", "ascending"), ("part", "ascending")])
         with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, prompts.schema) as writer:
             writer.write_table(prompts)
@@ -223,7 +226,7 @@ class RayFlow:
         begins = [{"step": step} for step in steps[::each]]
         ray.data.DataContext.get_current().enable_progress_bars = False
         dataset = ray.data.from_items(begins, override_num_blocks=len(begins)).map_batches(
-            read_steps,
+            read_steps,  # pyright: ignore[reportArgumentType]  # its type knows no fn_kwargs
             fn_kwargs=asked,
             batch_format="pyarrow",
             batch_size=None,
@@ -239,7 +242,7 @@ class RayFlow:
         )
         step, prompts = steps.start, list[Encoded]()
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            for record in table.to_pylist():
+            for record in cast(pa.Table, table).to_pylist():
                 number = record.pop("step")
                 while step < number:
                     yield prompts

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import ray
+import ray._private.state
 import torch
 from torch import Tensor, distributed
 
@@ -67,7 +68,7 @@ class DeepSpeedStepper(Stepper):
             self.engine, *_ = deepspeed.initialize(
                 model=learner,
                 optimizer=optimizer,
-                model_parameters=list(self.parameters.values()) or None,
+                model_parameters=list(self.parameters.values()) or None,  # pyright: ignore[reportArgumentType]  # a list
                 config=zero_config(job),
                 dist_init_required=False,
             )
@@ -123,7 +124,12 @@ class DeepSpeedStepper(Stepper):
         return {"step": max(steps, default=0), "moments": moments}
 
     def _moments(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
-        return {key: safe_get_full_optimizer_state(parameter, key).detach().cpu().clone() for key in MOMENTS}
+        moments = {}
+        for key in MOMENTS:
+            moment = safe_get_full_optimizer_state(parameter, key)
+            assert moment is not None
+            moments[key] = moment.detach().cpu().clone()
+        return moments
 
     def _inner(self) -> torch.optim.Optimizer:
         """The torch optimizer that ZeRO wraps."""

@@ -8,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
@@ -34,12 +35,13 @@ def ray_session() -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         warnings.filterwarnings("ignore", module="ray")
         address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {} if address else {"include_dashboard": False}
         ray.init(
             address=address,
             runtime_env={"env_vars": environment},
             logging_level=logging.ERROR,
             log_to_driver=False,
-            **({} if address else {"include_dashboard": False}),
+            **options,
         )
         started = True
     context = ray.data.DataContext.get_current()

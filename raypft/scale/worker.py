@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import traceback
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train.torch
@@ -30,11 +30,11 @@ def run_cells(queue: Any) -> None:
     device, first = ray.train.torch.get_device(), distributed.get_rank() == 0
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    begin = [ray.get(queue.start.remote()) if first else 0]
+    begin = [cast(int, ray.get(queue.start.remote())) if first else 0]
     distributed.broadcast_object_list(begin)
     backbones = LoadedBackbone()
     for number in itertools.count(begin[0]):
-        message = ray.get(queue.take.remote(number))
+        message = cast("dict[str, Any] | None", ray.get(queue.take.remote(number)))
         if message is None:
             return
         try:

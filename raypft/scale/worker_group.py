@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
+import ray._private.worker
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -43,7 +44,8 @@ class WorkerGroup:
         self.job, self.cpus = job, cpus
         node = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(node, soft=False)  # the queue must outlive the workers' nodes
-        self.queue = ray.remote(CellQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
+        remote = ray.remote(CellQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
+        self.queue: Any = remote.remote()
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         self.last_heard = 0.0
@@ -125,7 +127,8 @@ class WorkerGroup:
 
 def ray_logs() -> str:
     """The folder of this Ray session's logs."""
-    return os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs")
+    node = cast(Any, ray._private.worker._global_node)  # set by ray.init
+    return os.path.join(node.get_session_dir_path(), "logs")
 
 
 def work(config: dict[str, Any]) -> None:

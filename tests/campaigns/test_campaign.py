@@ -125,7 +125,11 @@ def test_a_scale_is_laid_over_the_file(tmp_path):
     assert list(scaled.tasks) == ["trec"]
     (found,) = scaled.table_cells()
     assert found.listed() == [{"method.layer": 2}]
-    assert (found.resolved().job.train.epochs, found.resolved().job.train.lr, found.resolved().job.seeds) == (1, 0.01, [0])
+    assert (found.resolved().job.train.epochs, found.resolved().job.train.lr, found.resolved().job.seeds) == (
+        1,
+        0.01,
+        [0],
+    )
     assert scaled.folder != whole.folder
     assert scaled.folder.name.startswith("mine-small-")
 
@@ -345,6 +349,7 @@ def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(plac
     suggestion = cell_search.next("trial")
     assert suggestion is not None
     assert suggestion[0].values != configuration.values, "it is run again"
+    assert cell_search.tpe is not None
     assert cell_search.tpe.known == [({"train.lr": 0.02}, 40.5)]
 
 

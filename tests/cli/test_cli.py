@@ -81,7 +81,9 @@ def call(monkeypatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["raypft", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
-    return stopped.value.code or 0
+    code = stopped.value.code or 0
+    assert isinstance(code, int)
+    return code
 
 
 def results(place: Path) -> dict[str, dict]:

@@ -94,7 +94,7 @@ class Here:
 
     def until(self, job: str, *wanted: str, seconds: float = 60) -> str:
         """The first of the wanted texts that a job's status line shows."""
-        end = time.monotonic() + seconds
+        end, line = time.monotonic() + seconds, ""
         while time.monotonic() < end:
             line = self.submit("status", job)[1]
             if any(one in line for one in wanted):

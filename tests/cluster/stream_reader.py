@@ -6,9 +6,11 @@ Arguments: address, job as JSON, index file, rows of an epoch, batch size, file 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -41,11 +43,11 @@ class Reader:
 
 if __name__ == "__main__":
     address, job, index, rows, batch_size, out = sys.argv[1:]
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     nodes = [
         node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]
     ]
-    readers = [
+    readers: list[Any] = [
         Reader.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
     ]
     reads = [

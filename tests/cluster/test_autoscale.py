@@ -126,7 +126,9 @@ def test_what_can_never_come_is_told_from_what_may(here):
 def test_a_node_can_be_drained(here):
     assert here.submit("--id", "hold", "--no-wait", "--raw", "--no-package", "--", "python", "-c", HOLD)[0] == 0
     out = until(here, r"[0-9a-f]+ gpu1 busy")
-    node = re.search(r"([0-9a-f]+) gpu1", out)[1]
+    line = re.search(r"([0-9a-f]+) gpu1", out)
+    assert line is not None
+    node = line[1]
     code, out, err = here("cluster", "drain", node, "--cluster", str(here.file), "--deadline", "5")
     assert (code, out.startswith(node), out.endswith("goes within 5 s\n")) == (0, True, True), err
     until(here, node, present=False)

@@ -80,9 +80,9 @@ class Run:
         """Wait for something; how long it took."""
         began = time.monotonic()
         while not done():
-            assert self.process.poll() is None, (
-                f"the run ended before {what}:\n{self.process.stdout.read()}\n{self.process.stderr.read()}"
-            )
+            if self.process.poll() is not None:
+                out, err = self.process.communicate()
+                raise AssertionError(f"the run ended before {what}:\n{out}\n{err}")
             assert time.monotonic() - began < seconds, f"no {what}"
             time.sleep(0.1)
         return time.monotonic() - began

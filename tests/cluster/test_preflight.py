@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from here import exit_code
@@ -24,7 +25,7 @@ def test_where_ray_is_must_be_told_for_other_peoples_clusters(capsys):
     assert "where Ray of raypft-aws is can't be told from kind aws; give --ray HOST:PORT" in capsys.readouterr().err
 
 
-def fake_server(answer: dict, headers: dict | None = None, status: str = "SUCCEEDED") -> SimpleNamespace:
+def fake_server(answer: dict, headers: dict | None = None, status: str = "SUCCEEDED") -> Any:
     """A job server whose check job prints this."""
     job = {"status": status, "message": "it broke"}
     return SimpleNamespace(

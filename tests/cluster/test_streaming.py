@@ -21,6 +21,7 @@ from test_nodes import Run, hosts, more, reason  # noqa: F401  (a fixture)
 from test_streaming_order import task_with
 
 from raypft.config.load import load_job
+from raypft.data.streaming import Index
 from raypft.runs.prepare import prepare
 from raypft.training.encode import Encoder
 
@@ -62,7 +63,8 @@ def test_ten_times_what_a_reader_may_hold(hosts, place):  # noqa: F811
         "dev.rows=none",
     )
     prepared = prepare(load_job(name, overrides))
-    index, encoder = prepared.samples[0].stream, Encoder.of(prepared.job, prepared.skeleton.text)
+    index, encoder = prepared.samples[0].stream, Encoder.of(prepared.resolved, prepared.skeleton.text)
+    assert isinstance(index, Index)
     tracemalloc.start()
     row = index.head().to_pylist()[0]
     held = [list(encoder(row)) for _ in range(500)]

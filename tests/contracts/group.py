@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import multiprocessing
@@ -82,16 +82,13 @@ def run_case(case: Case) -> dict[str, Any]:
             backbone="x",
             method={"name": case.method},
             train=settings,
-            zero=Zero(stage=case.engine, offload=case.offload),
+            zero=Zero.model_validate({"stage": case.engine, "offload": case.offload}),
             resources=Resources(workers=1),
         )
         stepper = DeepSpeedStepper(job, cell.learner, "cpu", state)
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
-    shares = {
-        name: (p.ds_tensor.numel(), p.ds_numel)
-        for name, p in cell.learner.named_parameters()
-        if hasattr(p, "ds_tensor")
-    }
+    named: dict[str, Any] = dict(cell.learner.named_parameters())
+    shares = {name: (p.ds_tensor.numel(), p.ds_numel) for name, p in named.items() if hasattr(p, "ds_tensor")}
     progress = fit(stepper, rows, rows, settings, 0, cell.score, progress)
     out = {"losses": progress.losses, "dev": [record["dev"] for record in progress.history], "shares": shares}
     if case.keep:
@@ -143,6 +140,7 @@ def run_group(world: int, cases_: Sequence[Case]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="raypft-group-") as folder:
         results = Path(folder) / "results.pt"
         spawned = multiprocessing.spawn(_member, (world, port, list(cases_), str(results)), nprocs=world, join=False)
+        assert spawned is not None
         ended = ""
         try:
             while not spawned.join(timeout=1):
@@ -150,7 +148,7 @@ def run_group(world: int, cases_: Sequence[Case]) -> list[dict[str, Any]]:
         except Exception:
             ended = traceback.format_exc()
         finally:
-            for process in spawned.processes:
+            for process in cast("list[Any]", spawned.processes):
                 process.kill()  # a member may wait for ever for one that failed
         if results.is_file():  # all cases ran on every rank; how the processes ended after does not matter
             return torch.load(results, weights_only=False)

@@ -16,7 +16,7 @@ from raypft.methods import METHODS
 pytestmark = pytest.mark.timeout(1500)  # the groups run in fixtures, each of them all cases
 
 # one kind a family here; the other kinds run every method in test_methods.py
-METHODS = [
+PAIRS = [
     (method, kind)
     for method, kind in cases.supported()
     if METHODS.load(method).trains and kind in ("bert", "gpt2", "t5")
@@ -26,7 +26,8 @@ ENGINES: list[str | int] = ["torch", 0, 1, 2, 3]
 
 def engines(method: str) -> list[str | int]:
     """Those a method works on."""
-    return [engine for engine in ENGINES if engine == "torch" or engine <= METHODS.load(method).max_zero_stage]
+    highest = METHODS.load(method).max_zero_stage
+    return [engine for engine in ENGINES if isinstance(engine, str) or engine <= highest]
 
 
 def on_each_engine(pairs, last: int = 0, **options) -> list[Case]:
@@ -37,7 +38,7 @@ def on_each_engine(pairs, last: int = 0, **options) -> list[Case]:
     return plans
 
 
-PLANS = on_each_engine(METHODS)
+PLANS = on_each_engine(PAIRS)
 OTHER_WAYS = [
     *on_each_engine([("prefix", "bert"), ("prefix", "gpt2")], options=(("mlp", True),)),
     *on_each_engine([("adapter", "bert"), ("adapter", "gpt2")], options=(("placement", "houlsby"),)),
@@ -50,7 +51,7 @@ EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
     Case("full", "gpt2", 2, offload=True),
-    *on_each_engine(METHODS, last=1, precision="bf16"),
+    *on_each_engine(PAIRS, last=1, precision="bf16"),
     *on_each_engine(STOPPED, epochs=2, keep=True),
 ]
 
@@ -58,7 +59,7 @@ EXTRA = [
 @pytest.fixture(scope="module")
 def reference():
     """The curves of one plain process."""
-    return {(method, kind): run_case(Case(method, kind, "torch")) for method, kind in METHODS}
+    return {(method, kind): run_case(Case(method, kind, "torch")) for method, kind in PAIRS}
 
 
 @pytest.fixture(scope="module")

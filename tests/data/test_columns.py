@@ -63,7 +63,13 @@ def origin(tmp_path):
 
 def read(origin: Origin, *languages: str, split: str = "train") -> list[dict]:
     """The rows of a split."""
-    return read_split(origin, split, list(languages or ("en",))).to_pylist()
+    return table_of(origin, *languages, split=split).to_pylist()
+
+
+def table_of(origin: Origin, *languages: str, split: str = "train") -> pa.Table:
+    table = read_split(origin, split, list(languages or ("en",)))
+    assert table is not None
+    return table
 
 
 def write(path: Path, rows: list[dict]) -> None:
@@ -80,7 +86,7 @@ def write(path: Path, rows: list[dict]) -> None:
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_lists_of_words_and_tags_stay_lists(origin, tmp_path, ending):
     write(tmp_path / f"train.{ending}", SENTENCES)
-    table = read_split(origin(TAGS), "train", ["en", "de"])
+    table = table_of(origin(TAGS), "en", "de")
     assert table.to_pylist() == [
         {"id": r["id"], "language": r["language"], "label": r["tags"], "tokens": r["tokens"]} for r in SENTENCES
     ]
@@ -100,7 +106,7 @@ def test_tags_may_be_stored_as_numbers(origin, tmp_path):
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_answers_keep_all_texts_and_starts(origin, tmp_path, ending):
     write(tmp_path / f"train.{ending}", [QUESTION])
-    table = read_split(origin(SPAN), "train", ["en"])
+    table = table_of(origin(SPAN))
     assert table.to_pylist() == [
         {
             "id": "q1",

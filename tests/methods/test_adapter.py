@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -15,7 +16,7 @@ from transformers import BloomConfig
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.errors import UserError
-from raypft.methods.adapter import Adapter, Config
+from raypft.methods.adapter import Adapter, Bottleneck, Config
 
 PLACEMENTS = ["houlsby", "pfeiffer"]
 
@@ -48,9 +49,9 @@ def test_formula_by_hand():
         "tanh": torch.tanh,
         "silu": lambda x: x * x.sigmoid(),
     }.items():
-        method = Adapter(Config(reduction=8, nonlinearity=name), tiny.backbone("gpt2"))
+        method = Adapter(Config.model_validate({"reduction": 8, "nonlinearity": name}), tiny.backbone("gpt2"))
         spread_adapters(method)
-        adapter, states = method.adapters[1], torch.randn(2, 3, tiny.HIDDEN)
+        adapter, states = cast(Bottleneck, method.adapters[1]), torch.randn(2, 3, tiny.HIDDEN)
         assert adapter.down.weight.shape == (4, tiny.HIDDEN)
         for row in range(2):
             for token in range(3):
@@ -103,7 +104,7 @@ def test_masked_blocks_by_hand(kind):
     backbone, plain = pair(kind)
     method = Adapter(Config(placement="houlsby"), backbone).eval()
     spread_adapters(method)
-    own, blank = (model.base_model.encoder.layer[1] for model in (backbone.model, plain))
+    own, blank = (cast(Any, model.base_model).encoder.layer[1] for model in (backbone.model, plain))
     states, hidden = torch.randn(1, 4, tiny.HIDDEN), torch.randn(1, 4, 64)
     expected = blank.output.LayerNorm(states + method.adapters[3](blank.output.dense(hidden)))
     torch.testing.assert_close(own.output(hidden, states), expected)
@@ -125,7 +126,7 @@ def test_starts_near_identity_and_trains_alone(kind, placement):
     states = method(batch)
     assert 0 < (states - before).norm() < 0.05 * before.norm()
     states[:, 0].sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in method.trainable().values())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.trainable().values())
     assert all(name.startswith("adapters.") for name in method.trainable())
     assert len(method.adapters) == (6 if placement == "houlsby" else 3)
     backbone.reset()

@@ -4,6 +4,7 @@ paper's models."""
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -49,7 +50,7 @@ def method(**config) -> GNNavi:
 
 def by_hand(layer: GraphLayer, config: Config, states: torch.Tensor, anchors: list[int]) -> torch.Tensor:
     """The formulas of the fact sheet, section 1.4, node by node: [T, H] -> [T, H]."""
-    size = len(states)
+    conv, size = cast(Any, layer.conv), len(states)
     sources: list[list[int]] = [[] for _ in range(size)]
     for anchor in anchors:
         sources[anchor] += range(anchor)
@@ -59,12 +60,12 @@ def by_hand(layer: GraphLayer, config: Config, states: torch.Tensor, anchors: li
     for node, own in enumerate(sources):
         if config.conv == "sage":
             mean = sum((states[j] for j in own), torch.zeros(states.shape[1])) / max(1, len(own))
-            out.append(layer.conv.lin_l.weight @ mean + layer.conv.lin_l.bias + layer.conv.lin_r.weight @ states[node])
+            out.append(conv.lin_l.weight @ mean + conv.lin_l.bias + conv.lin_r.weight @ states[node])
             continue
         share = {
             j: 1 / (math.sqrt(degree[node] * degree[j]) if config.norm == "sym" else degree[node]) for j in [*own, node]
         }
-        out.append(layer.conv.bias + sum(layer.conv.lin.weight @ states[j] * weight for j, weight in share.items()))
+        out.append(conv.bias + sum(conv.lin.weight @ states[j] * weight for j, weight in share.items()))
     return torch.stack(out)
 
 
@@ -121,7 +122,7 @@ def test_edges_come_from_marks(paths):
     first, second = tokens.index("Negative"), tokens.index("Positive")
     assert made.marks["demo_label"] == [first, second]
     assert tokens.count("Positive") == 2
-    config = Config(layer=1, **{path: path in paths for path in ("aggregation", "distribution")})
+    config = Config(layer=1, aggregation="aggregation" in paths, distribution="distribution" in paths)
     edges = GNNavi(config, backbone).columns(made)["edges"]
     expected = []
     for anchor in (first, second):

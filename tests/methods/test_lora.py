@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -47,7 +48,7 @@ def test_formula_by_hand():
     """W x + (alpha / r) B A x, on GPT-2's transposed layers too."""
     for kind, name in (("gpt2", "transformer.h.1.attn.c_attn"), ("bert", "bert.encoder.layer.1.attention.self.query")):
         method, plain = trained(kind, rank=4, alpha=10)
-        layer, states = method.backbone.model.get_submodule(name), torch.randn(6, tiny.HIDDEN)
+        layer, states = cast(Any, method.backbone.model.get_submodule(name)), torch.randn(6, tiny.HIDDEN)
         down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         assert down.shape == (4, tiny.HIDDEN)
         torch.testing.assert_close(layer(states), plain.get_submodule(name)(states) + 10 / 4 * states @ down.T @ up.T)
@@ -65,7 +66,8 @@ def test_starts_unchanged_and_trains_alone(kind):
     assert torch.equal(states, before)
     states[:, 0].sum().backward()
     assert all("lora_" in name for name in method.trainable())
-    assert all(p.grad.abs().sum() > 0 for name, p in method.trainable().items() if "lora_B" in name)
+    raised = [p.grad for name, p in method.trainable().items() if "lora_B" in name]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in raised)
     assert len(method.trainable()) == 2 * 3 * (1 if kind == "gpt2" else 2)
 
 
@@ -128,7 +130,12 @@ def test_targets_are_checked():
         LoRA(Config(targets=["q_proj"]), backbone)
     assert not hasattr(backbone.model, "peft_config")
     backbone.reset()
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     unknown = backbone_from_config(CamembertConfig(vocab_size=40, **sizes, architectures=["CamembertForMaskedLM"]))
     with pytest.raises(UserError, match="peft's default for camembert"):
         LoRA(Config(), unknown)

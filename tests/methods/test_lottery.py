@@ -20,7 +20,7 @@ from raypft.config.load import load_job
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import open_ticket
-from raypft.methods.lottery import LotteryTicket
+from raypft.methods.lottery import Config, LotteryTicket
 from raypft.runs.prepare import prepare
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit
@@ -77,6 +77,8 @@ def test_gradient_is_the_dense_gradient_at_the_entries(kind, untied):
         assert torch.equal(first, second)
         first.backward()
         second.backward()
+        assert values.grad is not None
+        assert weight.grad is not None
         assert torch.allclose(values.grad, weight.grad.view(-1)[index], atol=1e-6)
         assert values.grad.abs().sum() > 0
 
@@ -143,7 +145,7 @@ def test_positions_must_ascend_inside_the_parameter(positions):
 def made(kind: str = "bert", strategy: str = "decoupled", **keys) -> LotteryTicket:
     """The method on a tiny model, with a ticket of a search of this strategy."""
     backbone = tiny.backbone(kind)
-    return LotteryTicket(LotteryTicket.Config(**{"ticket": cases.ticket(backbone, strategy), **keys}), backbone)
+    return LotteryTicket(Config(**{"ticket": cases.ticket(backbone, strategy), **keys}), backbone)
 
 
 def probe(cell: cases.Cell, stepper) -> dict[str, Any]:
@@ -160,6 +162,7 @@ def probe(cell: cases.Cell, stepper) -> dict[str, Any]:
             active += int((values[f"method.backbone.model.{name}.values"] != before[index]).sum())
     whole = sum(own["exp_avg"].numel() for own in stepper.optimizer_state()["moments"].values())
     optimizer = stepper.optimizer if isinstance(stepper, TorchStepper) else stepper._inner()
+    assert optimizer is not None
     here = sum(own["exp_avg"].numel() for own in optimizer.state.values())
     return {
         "frozen": frozen,
@@ -214,7 +217,7 @@ def test_optimizer_memory_is_that_of_prompt_and_ticket(decayed, kind, engine):
 @pytest.mark.parametrize("ratio", [0.2, 0.75, 1])
 def test_ratio_is_of_the_candidates_and_exact(ratio):
     method = made(ratio=ratio, length=2)
-    pool = sum(p.numel() for p in tiny.backbone("bert").model.bert.parameters())
+    pool = sum(p.numel() for p in tiny.backbone("bert").model.get_submodule("bert").parameters())
     assert (method.cut.pool, method.cut.size) == (pool, round(ratio * pool))
     assert sum(p.numel() for p in method.backbone.parameters() if p.requires_grad) == method.cut.size
     whole = sum(p.numel() for p in tiny.backbone("bert").model.parameters())
@@ -226,10 +229,12 @@ def test_ratio_is_of_the_candidates_and_exact(ratio):
 
 def test_entries_that_did_not_move_are_told(tmp_path):
     backbone = tiny.backbone("bert")
-    moved = {name: torch.zeros_like(p) for name, p in backbone.model.bert.named_parameters(prefix="bert")}
+    moved = {
+        name: torch.zeros_like(p) for name, p in backbone.model.get_submodule("bert").named_parameters(prefix="bert")
+    }
     next(iter(moved.values()))[0] = 1
     cases.save_ticket(tmp_path / "t", moved, backbone.revision, "vanilla", {})
-    method = LotteryTicket(LotteryTicket.Config(ticket=str(tmp_path / "t")), backbone)
+    method = LotteryTicket(Config(ticket=str(tmp_path / "t")), backbone)
     assert (
         method.notes()[1] == f"ticket: {method.cut.size - tiny.HIDDEN:,} active entries did not move in the search; "
         "they were taken in the order of the parameters"
@@ -355,7 +360,7 @@ def test_ticket_of_another_model_is_refused():
     backbone = tiny.backbone("bert")
     path = cases.ticket(backbone, revision="0123")
     with pytest.raises(UserError) as caught:
-        LotteryTicket(LotteryTicket.Config(ticket=path), backbone)
+        LotteryTicket(Config(ticket=path), backbone)
     assert (
         str(caught.value)
         == f"method.ticket: {path} is of model revision 0123; this backbone is in memory; search a ticket for it"
@@ -364,7 +369,7 @@ def test_ticket_of_another_model_is_refused():
 
 def test_ticket_must_be_given_and_be_there(tmp_path):
     with pytest.raises(UserError, match=r"^method.ticket: none is given; run the recipe ticket_search"):
-        LotteryTicket(LotteryTicket.Config(), tiny.backbone("bert"))
+        LotteryTicket(Config(), tiny.backbone("bert"))
     with pytest.raises(UserError, match=r"^method.ticket: no file or folder .*/nothing; give"):
         made(ticket=str(tmp_path / "nothing"))
 
@@ -388,7 +393,7 @@ def test_a_jobs_cells_are_those_of_its_ticket(tmp_path):
         generator = torch.Generator().manual_seed(seed)
         moved = {
             name: torch.randn(p.shape, generator=generator)
-            for name, p in backbone.model.roberta.named_parameters(prefix="roberta")
+            for name, p in backbone.model.get_submodule("roberta").named_parameters(prefix="roberta")
         }
         cases.save_ticket(tmp_path / "t", moved, load_skeleton(str(tmp_path / "model")).revision, "decoupled", {})
         prepared = prepare(job)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import tiny
 import torch
@@ -12,7 +14,7 @@ from transformers import BloomConfig, DynamicCache, GPT2Config, LlamaConfig, XLM
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.errors import UserError
-from raypft.methods.prefix import Config, Prefix
+from raypft.methods.prefix import Config, Prefix, Trunk
 
 P = 5
 CAUSAL = [kind for kind in ALL if kind not in tiny.FAMILIES["masked"]]
@@ -54,7 +56,7 @@ def test_equal_to_past_key_values(kind, attention):
 def test_masked_attention_by_hand(kind):
     """softmax(Q [K_l; K] / sqrt(D)) [V_l; V], token by token and head by head; padding is seen by nobody."""
     method, _ = made(kind)
-    attention = method.backbone.attentions[1]
+    attention = cast(Any, method.backbone.attentions[1])
     seen: list = []
     attention.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output[0])))
     batch = collate(prompts(kind), 1)
@@ -91,7 +93,7 @@ def test_eager_attention_gives_the_same_states(kind):
 def test_every_layer_learns_and_the_backbone_stays_frozen(kind, mlp):
     method, _ = made(kind, mlp=mlp)
     method(collate(prompts(kind), 1))[:, 0].sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in method.trainable().values())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.trainable().values())
     assert not any(p.requires_grad for p in method.backbone.parameters())
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters()
 
@@ -156,7 +158,7 @@ def test_states_below_a_cut_include_the_prefix(kind):
 def test_mlp_by_hand():
     """(K, V) of token i in layer l: W_l tanh(U e_i + c) + b_l, the first half keys, head after head."""
     method, _ = made("llama", mlp=True, hidden=7)
-    layer, trunk = method.layers[2], method.trunk
+    layer, trunk = cast(Any, method.layers[2]), cast(Trunk, method.trunk)
     keys, values = layer(collate(prompts("llama"), 1))
     assert keys.shape == values.shape == (1, 2, P, 8)
     for token in range(P):
@@ -170,7 +172,7 @@ def test_mlp_by_hand():
 def test_dropout_is_drawn_for_every_prompt_while_training():
     method, _ = made("gpt2", dropout=0.5)
     batch = collate(prompts("gpt2"), 1)
-    table = method.layers[0].table[:, 0].permute(1, 0, 2)  # [P, A, D] -> [A, P, D]
+    table = cast(Any, method.layers[0]).table[:, 0].permute(1, 0, 2)  # [P, A, D] -> [A, P, D]
     keys, _ = method.train().layers[0](batch)
     assert not torch.equal(keys[0], keys[1])
     assert torch.equal(keys[0][keys[0] != 0], 2 * table[keys[0] != 0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import tiny
 import torch
@@ -11,6 +13,7 @@ from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.encoded import Encoded
 from raypft.methods.soft_prompt import Config, SoftPrompt
+from raypft.tasks.kinds import KINDS
 from raypft.tasks.prompts import render
 from raypft.tasks.task import Label, Pattern, Source, Task
 
@@ -45,7 +48,7 @@ def test_forward_equals_the_formula():
     encoder = SoftPrompt(Config(length=3), tiny.backbone("xlmr")).prompt
     forward = one_direction(encoder.lstm, encoder.embedding, "")
     backward = one_direction(encoder.lstm, encoder.embedding.flip(0), "_reverse")[::-1]
-    first, _, second = encoder.mlp
+    first, _, second = cast(Any, encoder.mlp)
     both = [torch.cat(pair) for pair in zip(forward, backward, strict=True)]
     expected = [second.weight @ (first.weight @ one + first.bias).clamp(min=0) + second.bias for one in both]
     batch = collate(prompts(), 1)
@@ -100,7 +103,7 @@ def test_positions_are_recorded_while_rendering(kind):
     task = Task(
         name="t",
         about="",
-        kind="choice",
+        kind=KINDS["choice"],
         fields={"text": "text"},
         label=Label(names=["negative", "positive"]),
         languages=["en"],
@@ -116,4 +119,6 @@ def test_positions_are_recorded_while_rendering(kind):
         dot = backbone.text.tokenizer.convert_ids_to_tokens(own.ids).index(".")
         assert own.marks["soft"] == [dot + 1, dot + 2, dot + 3]
         assert own.marks["slot"] == [dot + 4 if backbone.family == "masked" else dot + 3]
-    assert collate(made, 1).soft.tolist() == [own.marks["soft"] for own in made]
+    soft = collate(made, 1).soft
+    assert soft is not None
+    assert soft.tolist() == [own.marks["soft"] for own in made]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from typing import Any, cast
 
 import cases
 import pyarrow as pa
@@ -149,9 +150,8 @@ def test_what_each_strategy_trains(kind, strategy):
     whole = sum(p.numel() for p in backbone.model.parameters())
     layer_norms = [module for module in backbone.model.modules() if isinstance(module, torch.nn.LayerNorm)]
     norms = sum(module.weight.numel() + module.bias.numel() for module in layer_norms)
-    embeddings = sum(
-        p.numel() for name, p in backbone.model.base_model.embeddings.named_parameters() if "LayerNorm" not in name
-    )
+    embedding = backbone.model.base_model.get_submodule("embeddings")
+    embeddings = sum(p.numel() for name, p in embedding.named_parameters() if "LayerNorm" not in name)
     bias = backbone.decoder.bias.numel()
     method = TicketSearch(Config(strategy=strategy), backbone)
     expected = whole - norms - {"decoupled": bias, "vanilla": 0, "freeze_embeddings": embeddings}[strategy]
@@ -171,12 +171,15 @@ def test_penalty_by_hand(kind):
     backbone = tiny.backbone(kind)
     whole = sum(p.numel() for p in backbone.model.parameters())
     method = TicketSearch(Config(l1=0.1), backbone)
-    assert float(method.penalty().detach()) == 0
-    weight = backbone.model.get_input_embeddings().weight
+    penalty = method.penalty()
+    assert penalty is not None
+    assert float(penalty.detach()) == 0
+    weight = cast(Any, backbone.model.get_input_embeddings()).weight
     with torch.no_grad():
         weight[3, 5] += 0.25
         weight[4, 1] -= 0.5
     penalty = method.penalty()
+    assert penalty is not None
     assert float(penalty.detach()) == pytest.approx(0.1 / whole * 0.75)
     penalty.backward()
     assert float(weight.grad[3, 5]) == pytest.approx(0.1 / whole)
@@ -203,7 +206,11 @@ def test_the_result_is_what_moved(kind, strategy, tmp_path):
     assert sum(int(d.count_nonzero()) for d in result.tensors.values()) > 0
     save_file(result.tensors, tmp_path / FILE, result.metadata)
     ticket = open_ticket(str(tmp_path))
-    assert (ticket.names, ticket.strategy, ticket.revision) == (tuple(made.method.candidates), strategy, "in memory")
+    assert (ticket.names, ticket.strategy, ticket.revision) == (
+        tuple(cast(TicketSearch, made.method).candidates),
+        strategy,
+        "in memory",
+    )
 
 
 def unmoved(cell, stepper) -> dict[str, int]:
@@ -304,6 +311,7 @@ def test_what_is_held_out_is_what_is_tested():
         {"id": [str(i) for i in range(40)], "language": ["en"] * 40, "label": [""] * 40, "text": ["x"] * 40}
     )
     found = draw(table, None, None, labels=[], rule=PROTOCOLS["ticket_search"], shots=None, demos=0, seed=0)
+    assert found.dev is not None
     assert (len(found.train), len(found.dev), found.test is found.dev) == (36, 4, True)
     with pytest.raises(UserError, match=r"^dev.rows: found none; this protocol tests what it holds out"):
         draw(table, None, None, labels=[], rule=PROTOCOLS["ticket_search"], shots=None, demos=0, seed=0, dev="none")

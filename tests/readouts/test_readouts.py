@@ -15,7 +15,8 @@ from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import READOUTS
 from raypft.readouts.verbalizer import Config, Verbalizer
-from raypft.tasks.task import Label, Pattern, Task
+from raypft.tasks.kinds import KINDS
+from raypft.tasks.task import Label, Mode, Pattern, Task
 
 SPECIAL = {
     "bos_token": "<s>",
@@ -59,17 +60,17 @@ def byte_level():
 def readout(
     backbone,
     verbalizer: dict,
-    mode: str = "word_initial",
+    mode: Mode = "word_initial",
     text: str = "{text} <slot>",
     by_language: dict | None = None,
-    config: str | None = None,
+    config: Mode | None = None,
 ) -> Verbalizer:
     """A verbalizer over the labels of `verbalizer`."""
     pattern = Pattern(text=text, verbalizer=verbalizer, mode=mode, by_language=by_language or {}, source="test")
     task = Task(
         name="t",
         about="",
-        kind="choice",
+        kind=KINDS["choice"],
         fields={"text": "text"},
         label=Label(names=list(verbalizer)),
         languages=["en", "de"],
@@ -206,13 +207,14 @@ def test_loss_is_cross_entropy_over_labels_summed():
     made = readout(wordpiece(), {"yes": "good", "maybe": "great", "no": "bad"})
     scores, gold = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), requires_grad=True), [0, 2, 1, 0]
     total, weight = made.loss(scores, batch(4, gold))
-    expected = sum(-torch.log(scores[row, own].exp() / scores[row].exp().sum()) for row, own in enumerate(gold))
-    assert torch.allclose(total, expected)
+    each = [-torch.log(scores[row, own].exp() / scores[row].exp().sum()) for row, own in enumerate(gold)]
+    assert torch.allclose(total, torch.stack(each).sum())
     assert torch.allclose(total, functional.cross_entropy(scores, torch.tensor(gold), reduction="sum"))
     assert weight == 4
     filler, nothing = made.loss(scores, batch(4, gold, weight=0.0))
     filler.backward()
     assert filler == nothing == 0
+    assert scores.grad is not None
     assert not scores.grad.any()
 
 
@@ -230,7 +232,7 @@ def head(kind: str):
     task = Task(
         name="t",
         about="",
-        kind="choice",
+        kind=KINDS["choice"],
         fields={"text": "text"},
         label=Label(names=["a", "b", "c"]),
         languages=["en"],

@@ -21,6 +21,7 @@ from raypft.readouts.base import Answer
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, measured
 from raypft.scale.run import run_jobs
+from raypft.tasks.kinds import KINDS
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.loader import PromptDataset
@@ -35,7 +36,7 @@ def task(kind: str, names: list[str], metrics: list[str]) -> Task:
     return Task(
         name="t",
         about="",
-        kind=kind,
+        kind=KINDS[kind],
         fields=fields,
         label=Label(names=names),
         languages=["en", "de"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import ray
+import ray._private.worker
 from test_cli import place, words  # noqa: F401  (a fixture)
 
 from raypft.config.load import load_job
@@ -36,7 +39,7 @@ def session():
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         _temp_dir=folder,
         runtime_env={"env_vars": environment},
     )
@@ -141,7 +144,7 @@ def ours(title: str) -> list[int]:
 
 def is_ours(process: int) -> bool:
     """Whether a process was started below this test's own Ray session."""
-    session_dir = ray._private.worker._global_node.get_session_dir_path()
+    session_dir = cast(Any, ray._private.worker._global_node).get_session_dir_path()
     try:
         return session_dir.encode() in Path(f"/proc/{process}/environ").read_bytes() or below(process, os.getpid())
     except OSError:
@@ -188,7 +191,7 @@ def test_a_node_that_does_not_see_the_storage_is_told(place, session, monkeypatc
 
 def test_the_cpu_rule():
     """Workers, encoder and reader fit the machine or the job is refused."""
-    job = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2"])
+    job = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2"]).job
     assert cpus_per_worker(job.resources, 2) == 0.25
     assert cpus_per_worker(job.resources, 16) == 1
     asked = job.resources.model_copy(update={"cpus_per_worker": 1.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,8 +47,9 @@ def test_what_no_node_holds_is_refused_with_what_would_fit():
 
 def test_what_the_cluster_holds_only_in_part_is_refused():
     small = [Shape("gpu1", {"CPU": 1, "GPU": 1}, 2)]
-    assert impossible([{"CPU": 1, "GPU": 1}] * 2, small, "c") is None
-    assert impossible([{"CPU": 1, "GPU": 1}] * 3, small, "c") == (
+    bundle = {"CPU": 1.0, "GPU": 1.0}
+    assert impossible([bundle] * 2, small, "c") is None
+    assert impossible([bundle] * 3, small, "c") == (
         "c: the job needs {CPU: 3, GPU: 3} at once in 3 parts; "
         "at its largest the cluster is gpu1 {CPU: 1, GPU: 1} x 2; ask for fewer workers"
     )
@@ -114,7 +116,7 @@ def test_the_check_of_a_definition_and_the_session_give_one_answer(name, tmp_pat
 def test_ray_places_what_is_said_to_fit(name, monkeypatch):
     resources, _ = THREE_CPUS[name]
     monkeypatch.delenv("RAYPFT_CLUSTER", raising=False)
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         session.check_resources(SimpleNamespace(resources=resources))  # type: ignore[arg-type]
         bundles = [{"CPU": bundle["CPU"]} for bundle in job_bundles(resources, 3)]

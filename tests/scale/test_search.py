@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from raypft.campaigns.search_space import Search
-from raypft.config.job import Job
 from raypft.config.load import load_job
+from raypft.config.resolved import ResolvedJob
 from raypft.errors import UserError
 from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe
@@ -95,8 +95,8 @@ def test_asha_stops_the_lower_half_and_never_the_last_standing():
     assert asha.stops("b", [90.0, 91.0]) is None
 
 
-def at_once(jobs: list[Job], shapes: list[Shape]) -> int:
-    return trials_at_once([job.resources for job in jobs], shapes)
+def at_once(jobs: list[ResolvedJob], shapes: list[Shape]) -> int:
+    return trials_at_once([resolved.job.resources for resolved in jobs], shapes)
 
 
 def machine(cpus: float, gpus: float = 0, most: int = 1) -> list[Shape]:
@@ -111,10 +111,10 @@ def test_trials_at_once_leave_room_for_workers_encoder_and_reader():
     assert at_once([workers], machine(2)) == 1
     assert at_once([here, workers], machine(2)) == 1
     assert at_once([], machine(2)) == 1
-    bundles = trial_bundles(workers.resources, 2)
+    bundles = trial_bundles(workers.job.resources, 2)
     assert bundles[0] == {"CPU": 0.1}
     assert sum(bundle["CPU"] for bundle in bundles) == pytest.approx(2)
-    assert settled(workers.resources, 2).cpus_per_worker == pytest.approx(0.2)
+    assert settled(workers.job.resources, 2).cpus_per_worker == pytest.approx(0.2)
     fixed = load_job("profit", ["task=sentiment", "backbone=x", "resources.workers=2", "resources.cpus_per_worker=0.2"])
     assert at_once([fixed], machine(8)) == 4
     half = load_job(

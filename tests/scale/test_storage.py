@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -137,7 +138,7 @@ def test_workers_killed_and_a_campaign_resumed_from_the_bucket(place, bucket, mo
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         _temp_dir=folder,
         runtime_env={"env_vars": environment},
     )

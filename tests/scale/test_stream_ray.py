@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
@@ -44,4 +46,4 @@ def test_what_ray_data_meets_is_one_line_and_an_epoch_may_be_over(place, session
     )
     with pytest.raises(UserError, match=r'^data: .*train.parquet.* "great"'):
         run(place, "seeds=1", "data.stream=uniform", "resources.workers=1")
-    assert list(RayFlow(None, "", 70)(Share(0, 0, 7, 10, 0, 1))) == []
+    assert list(RayFlow(cast(Any, None), "", 70)(Share(0, 0, 7, 10, 0, 1))) == []

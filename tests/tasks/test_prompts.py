@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from raypft.errors import UserError
+from raypft.tasks.kinds import KINDS
 from raypft.tasks.prompts import first_word, readable, render, strip_final_punctuation
 from raypft.tasks.query import Demonstration, Piece, Query
 from raypft.tasks.task import Label, Pattern, Source, Task, Wording
@@ -19,7 +20,7 @@ def task(text: str, **pattern) -> Task:
     return Task(
         name="pairs",
         about="",
-        kind="choice",
+        kind=KINDS["choice"],
         fields={"a": "premise", "b": "hypothesis"},
         label=Label(names=list(WORDS)),
         languages=["en", "de"],

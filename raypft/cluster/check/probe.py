@@ -4,12 +4,14 @@ Arguments: the storage's URI or folder, and the seconds to wait for a worker nod
 """
 
 import json
+import logging
 import platform
 import sys
 import uuid
 
 import ray
 from pyarrow import fs
+from ray.exceptions import GetTimeoutError
 
 
 def place(storage):
@@ -33,7 +35,7 @@ def write(storage, name, text):
 
 def main(storage, seconds):
     """The answer: {"worker": versions, "driver": versions} or {"error": line}."""
-    ray.init(log_to_driver=False, logging_level="ERROR")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     name, text = f".raypft-check-{uuid.uuid4().hex}", uuid.uuid4().hex
     try:
         worker = ray.get(write.remote(storage, name, text), timeout=float(seconds))
@@ -43,7 +45,7 @@ def main(storage, seconds):
         system.delete_file(f"{path}/{name}")
         if not same:
             return {"error": "the driver read something else than the worker wrote"}
-    except ray.exceptions.GetTimeoutError:
+    except GetTimeoutError:
         return {"error": f"no worker node with a free CPU came within {seconds} s", "code": 75}
     except Exception as error:
         return {"error": " ".join(str(error).strip().splitlines()[-1].split())}
