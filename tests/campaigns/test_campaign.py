@@ -125,7 +125,11 @@ def test_a_scale_is_laid_over_the_file(tmp_path):
     assert list(scaled.tasks) == ["trec"]
     (found,) = scaled.table_cells()
     assert found.listed() == [{"method.layer": 2}]
-    assert (found.resolved().job.train.epochs, found.resolved().job.train.lr, found.resolved().job.seeds) == (1, 0.01, [0])
+    assert (found.resolved().job.train.epochs, found.resolved().job.train.lr, found.resolved().job.seeds) == (
+        1,
+        0.01,
+        [0],
+    )
     assert scaled.folder != whole.folder
     assert scaled.folder.name.startswith("mine-small-")
 
