@@ -32,10 +32,12 @@ class CampaignResults:
             scores = {"dev": result.get("dev"), "mean": result.get("mean")}
             placed = {key: cell[key] for key in ("row", "task", "seed", "status", "reason")}
             rows.append(placed | {f"axis.{key}": value for key, value in cell["axes"].items()} | scores)
-        names: dict[str, None] = {}
+        columns: dict[str, list[Any]] = {}
         for row in rows:
-            names |= dict.fromkeys(row)
-        return pa.table({name: [row.get(name) for row in rows] for name in names})
+            columns |= {name: [] for name in row if name not in columns}
+        for name, values in columns.items():
+            values += [row.get(name) for row in rows]
+        return pa.table(columns)
 
     def to_pandas(self) -> pandas.DataFrame:
         """`to_arrow` as a pandas table."""

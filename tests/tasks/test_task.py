@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from raypft.errors import UserError
-from raypft.tasks.kinds.tags import WORDS
 from raypft.tasks.load import load_task, task_names
 
 GOOD = """
