@@ -26,4 +26,4 @@ test-cluster: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m cluster
 
 check: install
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
