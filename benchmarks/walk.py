@@ -19,18 +19,24 @@ from typing import Any
 COUNTED = ("load_task", "part_config", "load_job", "resolve")
 
 
+def home() -> Path:
+    """The package's folder."""
+    import raypft  # noqa: PLC0415
+
+    return Path(raypft.__file__).parent
+
+
 def walked(words: list[str]) -> tuple[list[CodeType], Counter[str]]:
     """The code entered by a command, in the order of first calls; calls of each function by name."""
-    import raypft  # noqa: PLC0415
     from raypft.cli import main  # noqa: PLC0415
 
-    home = str(Path(raypft.__file__).parent)
+    folder = str(home())
     order: dict[CodeType, None] = {}
     calls: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(home) and not code.co_name.startswith("<"):
+        if event == "call" and code.co_filename.startswith(folder) and not code.co_name.startswith("<"):
             order.setdefault(code)
             calls[code.co_name] += 1
 
@@ -55,7 +61,10 @@ def main_() -> None:
     for _, after in changes:
         back += after in seen
         seen.add(after)
+    rooms = [Path(file).relative_to(home()).parts[0] for file in files]
+    moves = sum(before != after for before, after in itertools.pairwise(rooms))
     classes = {code.co_qualname.split(".")[0] for code in order if "." in code.co_qualname.replace(".<locals>", "")}
+    print(f"rooms {len(set(rooms))}, changes of room {moves}")
     print(
         f"files {len(set(files))}, functions {len(order)}, changes of file {len(changes)}, back into one left {back}, "
         f"classes {len(classes)}"

@@ -42,10 +42,12 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        extra = {
-            name: [v.to(device) if isinstance(v, Tensor) else v for v in values] for name, values in self.extra.items()
-        }
+        extra = {name: _on(device, values) for name, values in self.extra.items()}
         return replace(self, **moved, extra=extra)
+
+
+def _on(device: torch.device | str, values: list) -> list:
+    return [value.to(device) if isinstance(value, Tensor) else value for value in values]
 
 
 def collate(
@@ -67,13 +69,15 @@ def collate(
     ids = torch.full((len(prompts), length), pad)
     mask = torch.zeros((len(prompts), length), dtype=torch.long)
     segments = torch.zeros((len(prompts), length), dtype=torch.long)
-    slots = []
+    slots: list[tuple[int, int]] = []
+    gold: list[int] = []
     for row, prompt in enumerate(prompts):
         size = len(prompt.ids)
         ids[row, :size] = torch.tensor(prompt.ids)
         segments[row, :size] = torch.tensor(prompt.segments)
         mask[row, :size] = 1
         slots += [(row, position) for position in prompt.marks["slot"]]
+        gold += prompt.gold
     owner = [row for row, _ in slots]
     stacked = None
     if lower:
@@ -81,22 +85,25 @@ def collate(
         for row, states in enumerate(lower):
             stacked[row, : len(states)] = states
     soft = [p.marks["soft"] for p in prompts] if prompts[0].marks.get("soft") else None
+    extra = {}
+    for name in columns[0] if columns else ():
+        extra[name] = [of_prompt[name] for of_prompt in columns]
     return Batch(
         names=[p.name for p in prompts],
         ids=ids,
         mask=mask,
         segments=segments,
         slots=torch.tensor(slots),
-        gold=torch.tensor([gold for prompt in prompts for gold in prompt.gold]),
+        gold=torch.tensor(gold),
         wording=torch.tensor([prompts[row].wording for row in owner]),
         weight=torch.full((len(slots),), weight),
         soft=None if soft is None else torch.tensor(soft),
         target=_padded([p.target for p in prompts], pad) if prompts[0].target else None,
         lower=stacked,
-        extra={name: [c[name] for c in columns] for name in (columns[0] if columns else ())},
+        extra=extra,
     )
 
 
 def _padded(rows: Sequence[list[int]], pad: int) -> Tensor:
     length = max(map(len, rows))
-    return torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows])

@@ -139,5 +139,5 @@ def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
 def _code() -> str:
     """Hash over path, size and time of raypft's own files, which say how keys are made."""
     folder = Path(__file__).parents[1]
-    files = [path for ending in ("*.py", "*.yaml") for path in sorted(folder.rglob(ending))]
+    files = [*sorted(folder.rglob("*.py")), *sorted(folder.rglob("*.yaml"))]
     return digest({"files": [_of_file(path) for path in files]})

@@ -3,7 +3,7 @@ runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from raypft.errors import UserError, nearest
 from raypft.schema import number, read_yaml, split_override, validation_line
 
 INSTALLED = Path(__file__).parents[1] / "tune_spaces"
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`key=value` as words of a command, or keys and values; keys are dotted or nested."""
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "tune_spaces"
 
 
@@ -32,7 +34,7 @@ def campaign_names() -> list[str]:
 
 
 def load_campaign(
-    name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None
+    name: str, overrides: Overrides = (), scale: str | None = None, tracker: str | None = None
 ) -> Campaign:
     """A campaign by name or from a path; `scale` names an overlay of the file, overrides go into its defaults.
 
@@ -65,7 +67,7 @@ def words_of(words: Sequence[str]) -> tuple[str, list[str], str | None, str | No
 
 
 def open_campaign(
-    name: str, overrides: list[str] | None = None, scale: str | None = None, tracker: str | None = None
+    name: str, overrides: Overrides = (), scale: str | None = None, tracker: str | None = None
 ) -> tuple[Campaign, str]:
     """As `load_campaign`, its jobs not checked, which loads torch; and the name of its file for messages.
 
@@ -84,7 +86,8 @@ def open_campaign(
         if not isinstance(scales, dict) or scale not in scales:
             raise UserError(f'{where}: scale: "{scale}" is unknown; {nearest(scale, scales)}')
         values = overlaid(values, scales[scale], f"{where}: scales.{scale}")
-    values["defaults"] = flat(values.get("defaults") or {}) | flat(dict(map(split_override, overrides or [])))
+    laid = overrides if isinstance(overrides, Mapping) else dict(map(split_override, overrides))
+    values["defaults"] = flat(values.get("defaults") or {}) | flat(laid)
     values |= {"name": values.get("name", path.stem), "scale": scale} | ({"tracker": tracker} if tracker else {})
     try:
         campaign = Campaign(**values)

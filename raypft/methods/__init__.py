@@ -1,4 +1,4 @@
-"""The method catalogue: `method: gnnavi` is raypft/methods/gnnavi.py, its class behind the name `Method`."""
+"""The method catalogue: `method: gnnavi` is raypft/methods/gnnavi.py, its class the file's `Method`."""
 
 from __future__ import annotations
 

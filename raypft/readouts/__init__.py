@@ -1,4 +1,4 @@
-"""The readout catalogue: `readout: verbalizer` is raypft/readouts/verbalizer.py, its class behind the name `Readout`."""
+"""The readout catalogue: `readout: verbalizer` is raypft/readouts/verbalizer.py, its class the file's `Readout`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from raypft.errors import UserError
-from raypft.tasks.metrics import ENGLISH
+from raypft.tasks.metrics import pivot_in
 
 MAJORITY = "majority"
 Result = dict[str, Any]
@@ -247,7 +247,8 @@ class Cells:
 def majority(result: Result) -> Result:
     """A result's majority class in the form of a result; of other metrics it is not known."""
     scores = result.get("majority") or {}
-    others = [value for language, value in scores.items() if language not in ENGLISH]
+    pivot = pivot_in(result)
+    others = [value for language, value in scores.items() if language != pivot]
     mean = statistics.fmean(scores.values()) if scores else None
     return {
         "scores": scores,
@@ -255,4 +256,5 @@ def majority(result: Result) -> Result:
         "metrics": {},
         "mean": mean,
         "mean_without_english": statistics.fmean(others) if others else None,
+        "pivot": pivot,
     }

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypft.report.groups import Cells, Result, Score, average, text
-from raypft.tasks.metrics import ENGLISH
+from raypft.tasks.metrics import mean_without, pivot_in
 
-MEAN, WITHOUT_ENGLISH = "mean", "mean without en"
+MEAN = "mean"
 Get = Callable[[Result], float | None]
 
 
@@ -90,7 +90,10 @@ def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
     first_metrics = {task: cells.first[task]["metric"] for task in tasks}
     title = " and ".join(dict.fromkeys(first_metrics.values())) or "score"
     everything = list(cells.campaign.tasks)
-    for view in ("", WITHOUT_ENGLISH):
+    views: dict[str, None] = {"": None}
+    for task in tasks:
+        views |= dict.fromkeys(_views(cells.first[task]))
+    for view in views:
         # a task without a result has its column too: no mean is taken over fewer tasks than there are
         having = [task for task in tasks if view in _views(cells.first[task])] if view else everything
         columns = [Column(text(task), task, _of_mean(first_metrics.get(task, ""), view)) for task in having]
@@ -106,9 +109,10 @@ def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
 
 
 def _views(result: Result) -> list[str]:
-    """The means a result has: one without English only where English and another language were tested."""
-    both = {language in ENGLISH for language in result["scores"]} == {True, False}
-    return ["", WITHOUT_ENGLISH] if both else [""]
+    """The means a result has: one without the pivot only where the pivot and another language were tested."""
+    pivot = pivot_in(result)
+    both = pivot in result["scores"] and len(result["scores"]) > 1
+    return ["", mean_without(pivot)] if both else [""]
 
 
 def _seconds(result: Result) -> float | None:
@@ -127,7 +131,8 @@ def _of_language(metric: str, language: str) -> Get:
 
 def _of_mean(metric: str, view: str) -> Get:
     def get(result: Result) -> float | None:
-        values = [value for language, value in _scores(result, metric).items() if not view or language not in ENGLISH]
+        pivot = pivot_in(result) if view else None
+        values = [value for language, value in _scores(result, metric).items() if language != pivot]
         return statistics.fmean(values) if values else None
 
     return get

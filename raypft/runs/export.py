@@ -147,8 +147,8 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             f"- recipe {job.recipe}" + (f": {job.source}" if job.source else ""),
             f"- method {without_folders(job.method)}, {result['trainable']:,} trainable parameters; "
             f"readout {job.readout}",
-            f"- protocol {job.protocol}, shots {job.shots or 'all'}: {sizes['train']} train and {sizes['dev']} dev rows; "
-            f"seed {trained.seed}",
+            f"- protocol {job.protocol}, shots {job.shots or 'all'}: "
+            f"{sizes['train']} train and {sizes['dev']} dev rows; seed {trained.seed}",
             f"- {', '.join(training)}; epoch {result['best_epoch']} kept",
             f"- base model revision {result['backbone']}, rows {result['manifest']}, cell {result['cell']}",
             "",

@@ -7,15 +7,23 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 import yaml
 
 from raypft.errors import UserError
-from raypft.storage import Log
+from raypft.storage import Log, on_disk
+
+if TYPE_CHECKING:
+    import pandas
 
 TESTED, UNTESTED = "result.json", "searched.json"
 """The result of a cell, and what it is before the test, where that is withheld."""
@@ -24,6 +32,17 @@ DEMOS = "demos.parquet"
 """A seed's demonstrations, so that a run can be used where its data is not."""
 
 Tell = Callable[[dict[str, Any]], None]
+SCORES = pa.schema(
+    [
+        ("recipe", pa.string()),
+        ("task", pa.string()),
+        ("seed", pa.int64()),
+        ("metric", pa.string()),
+        ("language", pa.string()),
+        ("score", pa.float64()),
+    ]
+)
+"""The columns of a run's scores."""
 
 
 def is_finished(folder: Path, test: bool = True) -> bool:
@@ -52,6 +71,66 @@ def read_job(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"run: {folder} holds no job.yaml; give the folder of a run, e.g. runs/profit-xnli-…")
     return yaml.safe_load(path.read_text())
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The finished seeds of a run.
+
+    folder: the run's; job: its resolved job, as job.yaml holds it; seeds: result.json of each finished seed, by seed.
+    """
+
+    folder: Path
+    job: dict[str, Any]
+    seeds: list[dict[str, Any]]
+
+    @property
+    def mean(self) -> float:
+        """The task's first metric, its mean over languages and seeds, in percent; nan where no seed is tested."""
+        return statistics.fmean(self._means) if self._means else math.nan
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over seeds of the mean over languages; nan below two seeds."""
+        return statistics.stdev(self._means) if len(self._means) > 1 else math.nan
+
+    @property
+    def _means(self) -> list[float]:
+        return [seed["mean"] for seed in self.seeds if "mean" in seed]
+
+    def to_arrow(self) -> pa.Table:
+        """One row a seed, metric and language: recipe, task, seed, metric, language, score (percent)."""
+        rows = []
+        for seed in self.seeds:
+            for metric, scores in seed.get("metrics", {}).items():
+                for language, score in scores.items():
+                    rows.append((self.job["recipe"], self.job["task"], seed["seed"], metric, language, score))
+        columns = list(zip(*rows, strict=True)) or [()] * len(SCORES)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, SCORES, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=SCORES)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """`to_arrow` as a pandas table."""
+        return self.to_arrow().to_pandas()
+
+    def predictions(self) -> pa.Table:
+        """What each seed answered to each test row: seed, id, language, gold, answer, and the scores behind it."""
+        tables = []
+        for seed in self.seeds:
+            path = self.folder / f"seed-{seed['seed']}" / PREDICTIONS
+            with on_disk(path) as file:
+                table = pa_parquet.read_table(file)
+            tables.append(table.add_column(0, "seed", pa.array([seed["seed"]] * len(table), pa.int64())))
+        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+def read_run(folder: Path) -> RunResults:
+    """The finished seeds of a run as an object.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    return RunResults(folder, read_job(folder), read_results(folder))
 
 
 def recorder(folder: Path) -> Tell:

@@ -75,6 +75,7 @@ def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:
         "rows": dict(Counter(row.language for row in rows)),
         "mean": _mean(scores),
         "mean_without_english": sum(others) / len(others) if others else None,
+        "pivot": task.pivot_language,
     }
 
 

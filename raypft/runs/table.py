@@ -11,7 +11,7 @@ from typing import Any
 from raypft.errors import UserError
 from raypft.report.table import WIDEST, Table, mean_std
 from raypft.runs.results import read_job, read_results
-from raypft.tasks.metrics import ENGLISH
+from raypft.tasks.metrics import mean_without, pivot_in
 
 
 def run_table(folders: Sequence[Path]) -> Table:
@@ -38,15 +38,17 @@ def run_table(folders: Sequence[Path]) -> Table:
         )
     languages = list(first_results[0]["scores"])
     wide = len(languages) > 1
-    means = ["mean", "mean without en"] if wide and first_results[0]["mean_without_english"] else []
+    pivot = pivot_in(first_results[0])
+    means = ["mean", mean_without(pivot)] if wide and first_results[0]["mean_without_english"] else []
     others = [name for name in first_results[0]["metrics"] if name != first_results[0]["metric"]]
     columns = ["run", "shots", "n", *languages, *means, *others, "trainable", "seconds"]
     table = Table(f"{Path(str(first_job['task'])).stem}: {first_results[0]['metric']}", columns)
     for _, job, results in runs:
-        table.rows.append(_row(job, results, languages, others, columns))
+        table.rows.append(_row(job, results, languages, means, others))
     majority = first_results[0]["majority"]
     if majority:  # none where answers are texts
-        table.rows.append(_majority(majority, columns))
+        cells = _majority(majority, means, pivot)
+        table.rows.append(cells + [""] * (len(columns) - len(cells)))
     table.notes = _notes(runs, languages)
     if others:
         over = ", mean over languages" if wide else ""
@@ -55,14 +57,13 @@ def run_table(folders: Sequence[Path]) -> Table:
 
 
 def _row(
-    job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], others: list[str], columns: list[str]
+    job: dict[str, Any], results: list[dict[str, Any]], languages: list[str], means: list[str], others: list[str]
 ) -> list[str]:
     cells = [label(job), "all" if job["shots"] is None else str(job["shots"]), str(len(results))]
     for language in languages:
         cells.append(mean_std([result["scores"][language] for result in results]))
-    for column, key in (("mean", "mean"), ("mean without en", "mean_without_english")):
-        if column in columns:
-            cells.append(mean_std([result[key] for result in results]))
+    for _, key in zip(means, ("mean", "mean_without_english"), strict=False):
+        cells.append(mean_std([result[key] for result in results]))
     for name in others:
         cells.append(mean_std([statistics.mean(result["metrics"][name].values()) for result in results]))
     cells.append(f"{results[0]['trainable']:,}")
@@ -70,13 +71,12 @@ def _row(
     return cells
 
 
-def _majority(majority: dict[str, float], columns: list[str]) -> list[str]:
+def _majority(majority: dict[str, float], means: list[str], pivot: str | None) -> list[str]:
+    others = [value for language, value in majority.items() if language != pivot]
     cells = ["MAJ", "", ""] + [f"{value:.1f}" for value in majority.values()]
-    if "mean" in columns:
-        cells.append(f"{statistics.mean(majority.values()):.1f}")
-    if "mean without en" in columns:
-        cells.append(f"{statistics.mean(v for k, v in majority.items() if k not in ENGLISH):.1f}")
-    return cells + [""] * (len(columns) - len(cells))
+    for _, values in zip(means, (list(majority.values()), others), strict=False):
+        cells.append(f"{statistics.mean(values):.1f}")
+    return cells
 
 
 def label(job: dict[str, Any]) -> str:

@@ -12,14 +12,14 @@ import string
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from raypft.catalogue import is_own, load_own, own_hash, own_name
 from raypft.errors import UserError, nearest
 
 ENGLISH = ("en", "eng_Latn")
-"""The codes of the language that means are also given without."""
+"""The codes of English, the pivot language of a task that names none."""
 ARTICLES = {
     "en": r"\b(a|an|the)\b",
     "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
@@ -188,6 +188,16 @@ def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
         raise UserError(f'metric: "{name}" is unknown; {nearest(name, known)}')
     version, function = METRICS[name]
     return f"{name}@{version}", function
+
+
+def pivot_in(result: Mapping[str, Any]) -> str | None:
+    """The pivot language that a result names; English in one of a version that named none."""
+    return result["pivot"] if "pivot" in result else pivot_of(result["scores"])
+
+
+def mean_without(pivot: str | None) -> str:
+    """What tables call the mean over the languages that are not the pivot."""
+    return f"mean without {'en' if pivot is None or pivot in ENGLISH else pivot}"
 
 
 def pivot_of(languages: Iterable[str]) -> str | None:

@@ -115,7 +115,10 @@ class Encoder:
 
 def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:
     """One demonstration of each class after the other, in label order, then the next round."""
-    by_name = {name: [row for row in rows if row["label"] == name] for name in names}
+    by_name: dict[str, list[dict]] = {name: [] for name in names}
+    for row in rows:
+        if row["label"] in by_name:
+            by_name[row["label"]].append(row)
     ordered = []
     for number in range(max(map(len, by_name.values()), default=0)):
         ordered += [of_name[number] for of_name in by_name.values() if number < len(of_name)]

@@ -147,13 +147,14 @@ def _out_of_patience(state: TrainState, settings: Train) -> bool:
 def evaluate(stepper: Stepper, rows: PromptDataset, batch_size: int) -> list[Answer]:
     """The answers of all rows, on every rank, in the rows' order; each rank runs its share in equally many batches."""
     stepper.learner.eval()
-    own = share(rows.by_length(range(len(rows))), stepper.rank, stepper.world)
+    numbers = share(rows.by_length(range(len(rows))), stepper.rank, stepper.world)
     count = math.ceil(math.ceil(len(rows) / stepper.world) / batch_size)
-    answers: list[tuple[int, Answer]] = []
+    answers: dict[int, Answer] = {}
     for i in range(count):
-        part = own[i * batch_size : (i + 1) * batch_size]
-        found = stepper.learner.answer(rows.batch(part).to(stepper.device))
+        part = numbers[i * batch_size : (i + 1) * batch_size]
+        given = stepper.learner.answer(rows.batch(part).to(stepper.device))
         if part:
-            answers += zip(part, found, strict=True)
-    by_number = dict(pair for answered in stepper.gather(answers) for pair in answered)
-    return [by_number[row] for row in range(len(rows))]
+            answers |= zip(part, given, strict=True)
+    for others in stepper.gather(answers):
+        answers |= others
+    return [answers[number] for number in range(len(rows))]

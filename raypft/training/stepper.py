@@ -153,12 +153,12 @@ class TorchStepper(Stepper):
 def adam_state(optimizer: torch.optim.Optimizer | None, parameters: dict[str, nn.Parameter]) -> dict[str, Any]:
     """Adam's moments by parameter name and its step count, on CPU."""
     state = optimizer.state if optimizer is not None else {}
-    moments = {
-        name: {key: state[p][key].detach().cpu().clone() for key in ("exp_avg", "exp_avg_sq")}
-        for name, p in parameters.items()
-        if p in state
-    }
-    steps = [int(state[p]["step"]) for p in parameters.values() if p in state]
+    moments, steps = {}, []
+    for name, parameter in parameters.items():
+        if parameter in state:
+            of_parameter = state[parameter]
+            moments[name] = {key: of_parameter[key].detach().cpu().clone() for key in ("exp_avg", "exp_avg_sq")}
+            steps.append(int(of_parameter["step"]))
     return {"step": max(steps, default=0), "moments": moments}
 
 

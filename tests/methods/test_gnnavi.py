@@ -49,7 +49,7 @@ def method(**config) -> GNNavi:
 
 
 def by_hand(layer: GraphLayer, config: Config, states: torch.Tensor, anchors: list[int]) -> torch.Tensor:
-    """The formulas of the fact sheet, section 1.4, node by node: [T, H] -> [T, H]."""
+    """The formulas in gnnavi.py's head, node by node: [T, H] -> [T, H]."""
     conv, size = cast(Any, layer.conv), len(states)
     sources: list[list[int]] = [[] for _ in range(size)]
     for anchor in anchors:

@@ -16,6 +16,7 @@ import pytest
 
 from raypft.errors import UserError
 from raypft.report.campaign import write_tables
+from raypft.report.layout import _of_mean, _views
 
 LANGUAGES = ("en", "de", "zh")
 
@@ -393,3 +394,13 @@ def test_a_hundred_thousand_cells_take_less_than_a_minute(tmp_path):
     write_tables(campaign(rows=dict.fromkeys("ABCDEFGHIJ"), vary=vary), rows, tmp_path)
     assert time.perf_counter() - began < 60
     assert len(records(tmp_path)) == 20_000 * 5
+
+
+def test_a_pivot_that_is_not_english_is_left_out_of_its_own_mean():
+    result = {"scores": {"en": 10.0, "de": 20.0, "fr": 60.0}, "metric": "accuracy@1", "pivot": "de"}
+    assert _views(result) == ["", "mean without de"]
+    assert _of_mean("accuracy@1", "mean without de")(result) == 35.0
+    assert _views({**result, "pivot": None}) == [""]
+    del result["pivot"]  # of a version that named none
+    assert _views(result) == ["", "mean without en"]
+    assert _of_mean("accuracy@1", "mean without en")(result) == 40.0

@@ -252,7 +252,6 @@ def test_the_metrics_of_a_task_begin_with_its_metric(load_kind):
 
 def test_a_tags_task_may_ask_once_a_sentence(load_kind):
     assert load_kind("tags", " <sep> {token} ?", "").pattern("p1").text == "{tokens}"
-    assert load_kind("tags").words == "tokens"
 
 
 KIND_ERRORS = {

@@ -185,7 +185,7 @@ def byte_level():
 
 
 def test_parts_are_full_where_a_word_is_longer_without_its_blank():
-    """ "xab" is two tokens, " xab" three: a part's first word stands without a blank, and no token is lost or wasted."""
+    """Without a blank "xab" is two tokens, with one three: a part's first word has none; no token is lost or wasted."""
     backbone = byte_level()
     assert [len(backbone.text.tokenize(text)) for text in ("xab", " xab")] == [2, 3]
     made = tags("{tokens}", backbone, 8)(row(["xab"] * 5))

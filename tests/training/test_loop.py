@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from raypft.config.job import Train
-from raypft.training import checkpoint
+from raypft.training import checkpoint, loop
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit, learning_rate
 from raypft.training.stepper import TorchStepper
@@ -15,7 +15,7 @@ from raypft.training.stepper import TorchStepper
 
 def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
     """Steps are told beside epochs, but not the last one of an epoch, which the epoch's own event tells."""
-    monkeypatch.setattr(checkpoint, "TELL_SECONDS", -1)
+    monkeypatch.setattr(loop, "TELL_SECONDS", -1)
     cell = cases.cell("full", tiny.backbone("bert"))
     settings = cases.SETTINGS.model_copy(update={"epochs": 2, "batch_size": 2})
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
