@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
 from gguf import GGUFWriter
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -37,6 +36,7 @@ from raypft.backbones.aliases import Wheel
 from raypft.backbones.fetch import fetch
 from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query

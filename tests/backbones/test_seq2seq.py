@@ -4,7 +4,6 @@ tags."""
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from test_encode import WORDS, encoder, row, tags, task
 from transformers import AutoModelForSeq2SeqLM
@@ -12,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import collate
 from raypft.config.job import Train
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS

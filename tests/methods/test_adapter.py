@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import tiny
 import torch
 from test_backbones import ALL, pair, prompts
 from test_prefix import GPT2_XL, LLAMA_2_7B
@@ -14,6 +13,7 @@ from transformers import BloomConfig
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.methods.adapter import Adapter, Config
 
