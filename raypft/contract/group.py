@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: s
             "MASTER_PORT": str(port),
         }
     )
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, about calls in DeepSpeed
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)
     try:

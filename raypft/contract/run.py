@@ -1,7 +1,8 @@
-"""`raypft contract`: every promise on every kind of tiny model that a method works with, one outcome after the other."""
+"""`raypft contract`: every promise on every kind of tiny model that a method works with, an outcome at a time."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,8 @@ def kinds_of(method: str, asked: Sequence[str] | None = None) -> list[str]:
             raise UserError(f'contract: --on: "{kind}" is unknown; {nearest(kind, KINDS)}')
     kinds = [kind for kind in fitting if asked is None or kind in asked]
     if not kinds:
-        raise UserError(f"contract: {method} works with none of {', '.join(asked or KINDS)}; its own: {fitting}")
+        works = f"it works with {', '.join(fitting)}" if fitting else f"families are {', '.join(tiny.FAMILIES)}"
+        raise UserError(f"contract: {method} works with none of {', '.join(asked or KINDS)}; {works}")
     return kinds
 
 
@@ -67,25 +69,38 @@ def outcomes(method: str, kinds: Sequence[str], options: dict[str, Any], engines
     """The promises of a method, checked one after the other.
 
     Args:
-        options: keys of the method; engines: also one loss curve over ZeRO stages and processes, which takes a minute.
+        options: keys of the method; engines: also one loss curve over ZeRO stages and processes, which takes minutes.
     """
     trains = METHODS.load(method).trains
     promises = [promise for promise in PROMISES if trains or not promise.of_training]
-    if engines and trains:
-        from raypft.contract import engines as over  # noqa: PLC0415  (only where it is asked for)
-
-        promises.append(Promise(over.PROMISE, over.one_loss_curve, of_training=True))
+    whole = []
     for kind in kinds:
         try:
             cases.cell(method, tiny.backbone(kind), **options)
         except UserError as error:  # as a method says that it does not go with a model
             yield Outcome("skipped", kind, "all promises", str(error))
             continue
+        shape = _outcome(SHAPE, method, kind, options)
+        yield shape
+        if shape.status == "FAILED":
+            continue
+        whole.append(kind)
         for promise in promises:
-            outcome = _outcome(promise, method, kind, options)
-            yield outcome
-            if promise is SHAPE and outcome.status == "FAILED":
-                break
+            if promise is not SHAPE:
+                yield _outcome(promise, method, kind, options)
+    if engines and trains and whole:
+        yield from _over_engines(method, whole, options)
+
+
+def _over_engines(method: str, kinds: Sequence[str], options: dict[str, Any]) -> Iterator[Outcome]:
+    from raypft.contract.engines import PROMISE, broken_curves  # noqa: PLC0415  (only where it is asked for)
+
+    try:
+        broken = broken_curves(method, kinds, **options)
+    except Exception as error:  # whatever the user's code raises, in whichever process
+        broken = dict.fromkeys(kinds, _last_line(error))
+    for kind, line in broken.items():
+        yield Outcome("FAILED" if line else "ok", kind, PROMISE, line)
 
 
 def _outcome(promise: Promise, method: str, kind: str, options: dict[str, Any]) -> Outcome:
@@ -112,11 +127,9 @@ def conclude(method: str, seen: Sequence[Outcome]) -> str:
     Raises:
         UserError: a promise is broken, or none could be checked.
     """
-    count = {status: sum(outcome.status == status for outcome in seen) for status in ("ok", "FAILED", "skipped")}
+    count = Counter(outcome.status for outcome in seen)
     if count["FAILED"]:
         raise UserError(f"contract: {method} breaks promises: {count['FAILED']} of {count['ok'] + count['FAILED']}")
     if not count["ok"]:
-        raise UserError(
-            f"contract: {method} could not be built on any of these models; set keys such as method.layer=2"
-        )
+        raise UserError(f"contract: {method} could not be built on any of these models: {seen[0].reason}")
     return f"{method} keeps its promises: {count['ok']} checked, {count['skipped']} skipped"
