@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,18 +50,29 @@ class Catalogue:
 
         Raises:
             UserError: nothing of that name (the nearest is named); no such file or module; it can't be imported; it
-            lacks the hook.
+            lacks the hook, or the hook is no whole subclass of the folder's.
         """
         if name in self.names():
             return getattr(importlib.import_module(f"{self.package}.{name}"), self.hook)
         if not is_own(name):
             raise UserError(f'{self.part}: "{name}" is unknown; {nearest(name, self.names())}')
-        return load_own(self.part, name, self.hook)
+        plug_in = load_own(self.part, name, self.hook)
+        base = getattr(importlib.import_module(f"{self.package}.base"), self.hook)
+        if not (isinstance(plug_in, type) and issubclass(plug_in, base)):
+            raise UserError(f"{self.part}: {name}: {self.hook} is no subclass of {base.__module__}.{self.hook}")
+        if inspect.isabstract(plug_in):
+            lacking = ", ".join(sorted(plug_in.__abstractmethods__))
+            raise UserError(f"{self.part}: {name}: {self.hook} lacks {lacking}; see {base.__module__}.{self.hook}")
+        return plug_in
 
     def own_hash(self, name: str) -> str:
         """Hash of a user's own file, 16 hex digits; empty for a shipped plug-in, whose `numerics` says when numbers
         change."""
         return "" if name in self.names() else own_hash(self.part, name)
+
+    def label(self, name: str) -> str:
+        """What tables, folders and cards call a plug-in."""
+        return name if name in self.names() else own_name(name)
 
     def about(self, name: str) -> str:
         """The first paragraph of a shipped plug-in's docstring as one line, read without running it."""
@@ -96,7 +108,7 @@ def own_hash(part: str, name: str) -> str:
     Raises:
         UserError: there is no such file or module.
     """
-    return hashlib.sha256(_own_path(part, name).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(own_path(part, name).read_bytes()).hexdigest()[:16]
 
 
 def load_own(part: str, name: str, hook: str) -> Any:
@@ -119,11 +131,11 @@ def _syntax(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _own_path(part: str, name: str) -> Path:
+def own_path(part: str, name: str) -> Path:
     """The file of a user's own plug-in.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the package of its module can't be imported.
     """
     if name.endswith(".py"):
         path = Path(name).expanduser()
@@ -134,6 +146,8 @@ def _own_path(part: str, name: str) -> Path:
         spec = importlib.util.find_spec(name)
     except ImportError:
         spec = None
+    except Exception as error:  # whatever the user's package raises
+        raise _not_imported(part, name, error) from None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise UserError(f"{part}: no module {name}; install it, or give the path of a Python file")
     return Path(spec.origin)
@@ -141,7 +155,7 @@ def _own_path(part: str, name: str) -> Path:
 
 def _own_module(part: str, name: str) -> ModuleType:
     """A user's own module, imported once for each content of its file."""
-    path = _own_path(part, name)
+    path = own_path(part, name)
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     called = f"raypft_own_{path.stem}_{content}" if name.endswith(".py") else name
     if called in sys.modules:
@@ -160,5 +174,13 @@ def _own_module(part: str, name: str) -> ModuleType:
         raise
     except Exception as error:  # whatever the user's code raises
         sys.modules.pop(called, None)
-        reason = " ".join(str(error).split()) or "no reason given"
-        raise UserError(f"{part}: {name} can't be imported: {type(error).__name__}: {reason[:300]}") from None
+        raise _not_imported(part, name, error) from None
+
+
+def _not_imported(part: str, name: str, error: Exception) -> UserError:
+    return UserError(f"{part}: {name} can't be imported: {told(error)}")
+
+
+def told(error: Exception) -> str:
+    """What a user's own code raised, as part of a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no reason given'}"

@@ -30,7 +30,7 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     Raises:
         UserError: not readable, or no mapping.
     """
-    return copy.deepcopy(_parsed(path, path.stat().st_mtime_ns, where))
+    return copy.deepcopy(_parsed(path.absolute(), path.stat().st_mtime_ns, where))
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raypft.backbones.fetch import locate
+from raypft.catalogue import is_own, own_path
 from raypft.data import sources
 from raypft.errors import UserError
 from raypft.schema import digest
@@ -107,7 +108,7 @@ def _stamps(key: str, value: Any, values: Mapping[str, Any]) -> list[Stamp] | No
 
 
 def _of_paths(names: list[str]) -> list[Stamp]:
-    """The files among these names, and what lies in the folders among them."""
+    """The files among these names, those of the modules, and what lies in the folders among them."""
     stamps = []
     for name in names:
         path = Path(name).expanduser()
@@ -115,6 +116,8 @@ def _of_paths(names: list[str]) -> list[Stamp]:
             stamps += _of_folder(path)
         elif path.is_file():
             stamps.append(_of_file(path))
+        elif is_own(name):
+            stamps.append(_of_file(own_path("module", name)))
     return stamps
 
 

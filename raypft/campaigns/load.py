@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raypft.campaigns.campaign import Campaign, flat
+from raypft.catalogue import is_own, own_name
 from raypft.errors import UserError, nearest
 from raypft.schema import number, read_yaml, split_override, validation_line
 
@@ -168,7 +169,7 @@ def check_jobs(campaign: Campaign, where: str) -> None:
     campaign.prerequisites()
     for table_cell in campaign.table_cells():
         search, task = table_cell.search, table_cell.resolved(table_cell.example()).task
-        known = ["dev", task.metric]
+        known = ["dev", own_name(task.metric) if is_own(task.metric) else task.metric]
         if search and search.metric not in known:
             raise UserError(
                 f'{where}: search.metric: no run of {task.name} has "{search.metric}" on dev; '

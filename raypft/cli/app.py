@@ -1,4 +1,4 @@
-"""The command line: run, tune, plan, show, check, list, report, predict, export, submit, cluster.
+"""The command line: run, tune, plan, show, check, contract, list, report, predict, export, submit, cluster.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
 cluster/README.md.
@@ -219,6 +219,33 @@ def show(
     names, overrides = split_words(words)
     for name in names:
         print_found(traced(prepare(load_job(name, overrides)), row), as_json)
+
+
+@app.command()
+def contract(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="METHOD|FILE [method.KEY=VALUE...]",
+            help="A method of the catalogue, a path.py or package.module with one, then keys of it.",
+        ),
+    ],
+    on: Annotated[
+        str | None, typer.Option(help="Tiny models, of bert,xlmr,gpt2,llama,t5,mt5; by default all that it works with.")
+    ] = None,
+    engines: Annotated[
+        bool, typer.Option("--engines", help="Also one loss curve over ZeRO stages, with one process and two.")
+    ] = False,
+) -> None:
+    """Check on tiny models what every method promises, a line a promise; exit code 0 or 2."""
+    from raypft.contract.run import conclude, kinds_of, method_of, outcomes  # noqa: PLC0415
+
+    method, options = method_of(words)
+    seen = []
+    for outcome in outcomes(method, kinds_of(method, on.split(",") if on else None), options, engines):
+        seen.append(outcome)
+        console.print(str(outcome), highlight=False, markup=False, soft_wrap=True)
+    console.print(conclude(method, seen), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(name="list")

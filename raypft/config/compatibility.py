@@ -83,7 +83,7 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
     Raises:
         UserError: method, family, readout and kind (check_job), pattern and readout, marks, demonstrations, positions
         or layer
-            do not fit together; label words.
+            do not fit together; label words; nothing trains.
     """
     job, task, pattern, method = resolved.job, resolved.task, resolved.pattern, resolved.method
     named, config = job.method["name"], resolved.method_config
@@ -116,9 +116,16 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
             else ""
         )
         raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}")
-    method(config, backbone)
-    if resolved.readout.needs_slot:
-        resolved.readout(resolved.readout_config, task, pattern, backbone)
+    built = method(config, backbone)
+    lacks = method.trains and job.train.epochs > 0 and not built.trainable()
+    if resolved.readout.needs_slot or lacks:
+        readout = resolved.readout(resolved.readout_config, task, pattern, backbone)
+        lacks = lacks and not any(p.requires_grad for p in readout.parameters())
+    if lacks:
+        raise UserError(
+            f"method: {named} opens nothing, no parameter trains; open some through the backbone's seams, "
+            "set trains = False in it, or train.epochs=0"
+        )
 
 
 def _instead(method: type[Method], family: str | None, kind: str, has_slot: bool) -> str:

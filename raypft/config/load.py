@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from raypft.catalogue import is_own, own_name
 from raypft.config.job import Job, Resources
 from raypft.data.sampling import protocol
 from raypft.errors import UserError, nearest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from raypft.config.resolved import ResolvedJob
 
 RECIPES = Path(__file__).parent / "recipes"
+PARTS = ("method", "readout")
 
 
 def recipe_names() -> list[str]:
@@ -62,13 +64,25 @@ def load_resources(name: str, overrides: list[str] | None = None) -> Resources:
 def read_values(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any], str]:
     """The values of a recipe or job file with overrides applied, not validated; and the name of the file for messages.
 
+    A user's own method or readout among the overrides becomes part of the recipe's name, which tables and folders show.
+
     Raises:
         UserError: as `load_values`, and an override that is none.
     """
     values, where = load_values(name)
+    before = {key: values.get(key) for key in ("recipe", *PARTS)}
     for override in overrides or []:
         set_key(values, *split_override(override), told=override)
+    replaced = [_name(values.get(part)) for part in PARTS if _name(values.get(part)) != _name(before[part])]
+    labels = [own_name(name) for name in replaced if is_own(name)]
+    if labels and values["recipe"] == before["recipe"]:
+        values["recipe"] = "-".join([str(before["recipe"]), *labels])
     return values, where
+
+
+def _name(part: Any) -> str:
+    """The name of a method or readout as a job's values give it."""
+    return str(part.get("name", "")) if isinstance(part, dict) else str(part)
 
 
 def load_values(name: str) -> tuple[dict[str, Any], str]:

@@ -2,7 +2,8 @@
 states.
 
 To add one, write `raypft/methods/<name>.py` with a subclass of `Method`, named to the folder by a last line
-`Method = <its name>`, and a test; the contract suite finds it.
+`Method = <its name>`, and a test; the contract suite finds it. Or keep the file where you like: `method=my/file.py`
+uses it, `raypft contract my/file.py` checks it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from raypft._version import __version__
 from raypft.backbones.aliases import ALIASES
 from raypft.backbones.export import auto_class, injected, save_model, save_peft
 from raypft.errors import UserError
+from raypft.methods import METHODS
 from raypft.report.table import mean_std
 from raypft.runs.predict import Trained
 from raypft.storage import is_remote
@@ -51,7 +52,8 @@ def export(trained: Trained, folder: Path) -> None:
         save_model(backbone, folder, head, labels)
     else:
         kind = "parts"
-        parts |= {f"readout.{name}": p for name, p in learner.readout.named_parameters() if p.requires_grad}
+    if kind == "parts" or head is None:
+        parts |= {name: p for name, p in learner.trainable().items() if name.startswith("readout.")}
     place = folder if kind == "parts" else folder / "method"
     if parts:
         place.mkdir(parents=True, exist_ok=True)
@@ -72,8 +74,8 @@ def settings(trained: Trained) -> dict[str, Any]:
         "kind": trained.task.kind.name,
         "labels": trained.task.label.names,
         "backbone": {"name": base_name(job.backbone), "revision": trained.result["backbone"]},
-        "method": {"name": job.method["name"], **without_folders(trained.learner.method.config.model_dump())},
-        "readout": {"name": job.readout["name"], **trained.learner.readout.config.model_dump()},
+        "method": without_folders({"name": job.method["name"], **trained.learner.method.config.model_dump()}),
+        "readout": without_folders({"name": job.readout["name"], **trained.learner.readout.config.model_dump()}),
         "pattern": trained.encoder.pattern.model_dump(),
         "max_tokens": job.train.max_tokens,
     }
@@ -125,7 +127,7 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             "license: unknown",
             *([f"base_model: {base}"] if "/" in base else []),
             f"library_name: {LIBRARY[kind]}",
-            f"tags: [raypft, {job.method['name']}]",
+            f"tags: [raypft, {METHODS.label(job.method['name'])}]",
             "---",
             "",
             f"# {job.recipe} on {task.name}",
@@ -146,7 +148,7 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             "",
             f"- recipe {job.recipe}" + (f": {job.source}" if job.source else ""),
             f"- method {without_folders(job.method)}, {result['trainable']:,} trainable parameters; "
-            f"readout {job.readout}",
+            f"readout {without_folders(job.readout)}",
             f"- protocol {job.protocol}, shots {job.shots or 'all'}: "
             f"{sizes['train']} train and {sizes['dev']} dev rows; seed {trained.seed}",
             f"- {', '.join(training)}; epoch {result['best_epoch']} kept",

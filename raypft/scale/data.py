@@ -27,6 +27,7 @@ from raypft.config.load import resolve
 from raypft.data import streaming
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
+from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.scale.resources import ENCODER_CPUS
 from raypft.storage import absolute, on_disk, path_of, written
@@ -76,6 +77,9 @@ def encoded_file(cell: Cell) -> Path:
         job.readout,
         cell.facts["manifest"],
     ]
+    own_readout = READOUTS.own_hash(job.readout["name"])
+    if own_readout:
+        parts.append(own_readout)
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return path_of(absolute(job.storage)) / ".encoded" / f"{name}.arrow"
 

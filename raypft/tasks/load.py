@@ -35,13 +35,13 @@ def load_task(name: str) -> Task:
         if path.parent != FOLDER:
             raise UserError(f"task: no file {path}; give a task name or a path to a task YAML")
         raise UserError(f'task: "{name}" is unknown; {nearest(name, task_names())}')
-    return _read(path, path.stat().st_mtime_ns)
+    where = f"tasks/{path.name}" if path.parent == FOLDER else str(path)
+    return _read(path.absolute(), where, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _read(path: Path, changed: int) -> Task:
+def _read(path: Path, where: str, changed: int) -> Task:
     """A campaign asks for the same few tasks thousands of times; `changed` makes an edited file another one."""
-    where = f"tasks/{path.name}" if path.parent == FOLDER else str(path)
     values = _beside(path, read_yaml(path, where))
     try:
         task = Task(name=path.stem, **values)

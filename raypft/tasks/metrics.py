@@ -7,15 +7,17 @@ tasks gold is a list of answer texts and the answer one text.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import string
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, cast
 
-from raypft.catalogue import is_own, load_own, own_hash, own_name
+from raypft.catalogue import is_own, load_own, own_hash, own_name, told
 from raypft.errors import UserError, nearest
 
 ENGLISH = ("en", "eng_Latn")
@@ -183,7 +185,7 @@ def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
         UserError: unknown name (the nearest is named), or the user's file can't be used.
     """
     if name not in METRICS and is_own(name):
-        return f"{own_name(name)}@{own_hash('metric', name)[:8]}", load_own("metric", name, "metric")
+        return f"{own_name(name)}@{own_hash('metric', name)[:8]}", _own_metric(name)
     if name not in known:
         raise UserError(f'metric: "{name}" is unknown; {nearest(name, known)}')
     version, function = METRICS[name]
@@ -198,6 +200,26 @@ def pivot_in(result: Mapping[str, Any]) -> str | None:
 def mean_without(pivot: str | None) -> str:
     """What tables call the mean over the languages that are not the pivot."""
     return f"mean without {'en' if pivot is None or pivot in ENGLISH else pivot}"
+
+
+def _own_metric(name: str) -> Metric:
+    """A user's own metric, which may raise or return anything."""
+    function = load_own("metric", name, "metric")
+    if not callable(function):
+        raise UserError(f"metric: {name}: metric is no function (gold, answers, language) -> percent")
+
+    def score(gold: Sequence[Any], answers: Sequence[Any], language: str = "en") -> float:
+        try:
+            percent = function(gold, answers, language=language)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise UserError(f"metric: {name} failed: {told(error)}") from None
+        if isinstance(percent, bool) or not isinstance(percent, Real) or not math.isfinite(percent):
+            raise UserError(f"metric: {name} returned {percent!r}; expected a number, percent from 0 to 100")
+        return float(percent)
+
+    return score
 
 
 def pivot_of(languages: Iterable[str]) -> str | None:

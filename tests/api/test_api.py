@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 
 import raypft
+from raypft.contract import tiny
 
 FUNCTIONS = [name for name in raypft.__all__ if inspect.isfunction(getattr(raypft, name))]
 ON_RAY = ("tune",)

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from gguf import GGUFWriter
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -39,6 +38,7 @@ from raypft.backbones.base import Backbone
 from raypft.backbones.fetch import fetch
 from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from test_encode import WORDS, encoder, row, tags, task
 from torch import nn
@@ -17,6 +16,7 @@ from raypft.backbones.load import backbone_from_config, load_backbone
 from raypft.backbones.seq2seq import Seq2SeqTokenizer
 from raypft.batch import collate
 from raypft.config.job import Train
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS

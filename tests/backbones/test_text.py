@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
-import tiny
 
 from raypft.backbones.load import backbone_from_config, load_backbone, load_text
 from raypft.batch import collate
+from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.readouts import READOUTS
 from raypft.tasks.query import Demonstration, Piece, Query

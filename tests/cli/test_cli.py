@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
-import tiny
 
 from raypft.cli import main
+from raypft.contract import tiny
 
 TASK = """
 about: test

@@ -7,10 +7,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import cases
 import pyarrow as pa
 import pytest
-import tiny
 import torch
 import yaml
 
@@ -20,6 +18,7 @@ from raypft.config.compatibility import FAMILIES, MARKERS, MARKUP, check_job, ma
 from raypft.config.job import Job, Train, Zero
 from raypft.config.load import load_job, look_up
 from raypft.config.resolved import ResolvedJob
+from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS

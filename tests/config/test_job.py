@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jsonschema
 import pytest
-import tiny
 import yaml
 
 from raypft.config.job import Job
 from raypft.config.load import RECIPES, load_job, make_job, recipe_names
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
 from raypft.tasks.load import FOLDER

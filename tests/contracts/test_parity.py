@@ -7,10 +7,11 @@ rows.
 
 from __future__ import annotations
 
-import cases
 import pytest
-from group import Case, run_case, run_group
 
+from raypft.contract import cases
+from raypft.contract.engines import cases_of, engines_of, expect_the_curve
+from raypft.contract.group import Case, run_case, run_group
 from raypft.methods import METHODS
 
 pytestmark = pytest.mark.timeout(1500)  # the groups run in fixtures, each of them all cases
@@ -21,20 +22,13 @@ PAIRS = [
     for method, kind in cases.supported()
     if METHODS.load(method).trains and kind in ("bert", "gpt2", "t5")
 ]
-ENGINES: list[str | int] = ["torch", 0, 1, 2, 3]
 
 
-def engines(method: str) -> list[str | int]:
-    """Those a method works on."""
-    highest = METHODS.load(method).max_zero_stage
-    return [engine for engine in ENGINES if isinstance(engine, str) or engine <= highest]
-
-
-def on_each_engine(pairs, last: int = 0, **options) -> list[Case]:
+def on_each_engine(pairs, last: int = 0, **fields) -> list[Case]:
     """A case for each (method, kind) on each engine, or on the `last` ones."""
     plans = []
     for method, kind in pairs:
-        plans += [Case(method, kind, engine, **options) for engine in engines(method)[-last:]]
+        plans += cases_of(method, kind, **fields)[-last:]
     return plans
 
 
@@ -79,14 +73,14 @@ def one():
 def test_one_loss_curve(plan, reference, one, two):
     expected = reference[plan.method, plan.kind]["losses"]
     assert len(expected) == 10
-    assert one[plan]["losses"] == pytest.approx(expected, rel=1e-4)
-    assert two[plan]["losses"] == pytest.approx(expected, rel=1e-4)
+    expect_the_curve(plan, one[plan]["losses"], expected, 1)
+    expect_the_curve(plan, two[plan]["losses"], expected, 2)
 
 
 @pytest.mark.parametrize("plan", OTHER_WAYS, ids=str)
 def test_one_loss_curve_in_other_ways(plan, two):
     expected = run_case(Case(plan.method, plan.kind, "torch", options=plan.options))["losses"]
-    assert two[plan]["losses"] == pytest.approx(expected, rel=1e-4)
+    expect_the_curve(plan, two[plan]["losses"], expected, 2)
 
 
 @pytest.mark.parametrize("plan", [plan for plan in PLANS + OTHER_WAYS if plan.engine == 3], ids=str)
@@ -126,7 +120,7 @@ def test_state_goes_on_under_any_stage_and_number_of_workers(reference, two):
     stopped = {plan: found["progress"] for plan, found in two.items() if plan.keep}
     resumed = []
     for plan, progress in stopped.items():
-        known = engines(plan.method)
+        known = engines_of(plan.method)
         after = known[(known.index(plan.engine) + 2) % len(known)]
         resumed.append(Case(plan.method, plan.kind, after, resume=progress))
     for world in (1, 2):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from test_backbones import ALL, pair, prompts
 from test_prefix import GPT2_XL, LLAMA_2_7B
@@ -15,6 +14,7 @@ from transformers import BloomConfig
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.methods.adapter import Adapter, Bottleneck, Config
 

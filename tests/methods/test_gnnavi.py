@@ -7,12 +7,12 @@ import math
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from transformers import GPT2Config, LlamaConfig
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods.gnnavi import Config, GNNavi, GraphLayer

@@ -6,7 +6,6 @@ import copy
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from test_backbones import ALL, OTHERS, pair, prompts
@@ -17,6 +16,7 @@ from transformers import CamembertConfig
 from raypft.backbones.export import save_peft
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.methods.full import FullFineTuning
 from raypft.methods.lora import Config, LoRA

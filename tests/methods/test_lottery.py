@@ -6,17 +6,16 @@ import itertools
 from collections import Counter
 from typing import Any
 
-import cases
 import pytest
-import tiny
 import torch
-from group import Case, run_case, run_group
 
 from raypft.backbones.load import load_skeleton
 from raypft.backbones.parameters import parameter_infos, segment_layers
 from raypft.backbones.sparse import Sparse
 from raypft.batch import collate
 from raypft.config.load import load_job
+from raypft.contract import cases, tiny
+from raypft.contract.group import Case, run_case, run_group
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import open_ticket

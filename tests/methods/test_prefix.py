@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from test_backbones import ALL, OTHERS, Mix, pair, prompts
 from torch import nn
@@ -13,6 +12,7 @@ from transformers import BloomConfig, DynamicCache, GPT2Config, LlamaConfig, XLM
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.methods.prefix import Config, Prefix, Trunk
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from transformers import XLMRobertaConfig
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.methods.soft_prompt import Config, SoftPrompt
 from raypft.tasks.kinds import KINDS

@@ -8,17 +8,16 @@ import json
 from collections import Counter
 from typing import Any, cast
 
-import cases
 import pyarrow as pa
 import pytest
-import tiny
 import torch
-from group import Case, run_group
 from safetensors.torch import load_file, save_file
 
 from raypft.backbones.parameters import parameter_infos
 from raypft.batch import collate
 from raypft.config.load import load_job
+from raypft.contract import cases, tiny
+from raypft.contract.group import Case, run_group
 from raypft.data.sampling import PROTOCOLS, draw
 from raypft.encoded import Encoded
 from raypft.errors import UserError

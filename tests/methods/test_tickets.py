@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import save_ticket
 from safetensors.torch import save_file
 
+from raypft.contract.cases import save_ticket
 from raypft.errors import UserError
 from raypft.methods import _tickets as tickets
 from raypft.methods._tickets import cut, find_ticket, open_ticket

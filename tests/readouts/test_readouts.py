@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import READOUTS

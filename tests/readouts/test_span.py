@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import tiny
 import torch
 from test_encode import asked, spans, task
 from torch.nn import functional
 
 from raypft.batch import collate
 from raypft.config.job import Train
+from raypft.contract import tiny
 from raypft.encoded import Encoded, Passage
 from raypft.methods import METHODS
 from raypft.readouts.base import Answer

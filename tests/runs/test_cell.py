@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pa_parquet
 import pytest
-import tiny
 import torch
 
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.config.load import load_job
+from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS

@@ -8,11 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
-import cases
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
-import tiny
 import torch
 import yaml
 from peft import PeftModel
@@ -32,6 +30,7 @@ from transformers import (
 from raypft.backbones.load import load_backbone
 from raypft.batch import collate
 from raypft.config.load import make_job
+from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.report.table import mean_std
@@ -586,7 +585,8 @@ def test_a_prompt_and_its_model_give_the_same_logits(name, place, tmp_path):
     assert not [
         path
         for path in folder.rglob("*")
-        if path.suffix in (".json", ".md") and (str(place) in path.read_text() or cases.FOLDER.name in path.read_text())
+        if path.suffix in (".json", ".md")
+        and (str(place) in path.read_text() or str(cases.folder()) in path.read_text())
     ]
     for inputs, scores, marks in scored(trained):
         embedded = alone.get_input_embeddings()(inputs.pop("input_ids"))

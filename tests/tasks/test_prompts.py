@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.prompts import first_word, readable, render, strip_final_punctuation

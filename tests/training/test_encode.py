@@ -6,12 +6,12 @@ import json
 
 import pyarrow as pa
 import pytest
-import tiny
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
+from raypft.contract import tiny
 from raypft.readouts import READOUTS
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Pattern, Source, Task

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
-import tiny
 
 from raypft.config.job import Train
+from raypft.contract import cases, tiny
 from raypft.training import checkpoint, loop
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit, learning_rate

@@ -1,24 +1,31 @@
-"""A tiny task, and a cell of every method of the catalogue on every kind of tiny model: a new method file is covered
+"""A tiny task, and a cell of any method on any kind of tiny model; of the catalogue's methods a new file is covered
 without a list."""
 
 from __future__ import annotations
 
+import functools
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import tiny
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.parameters import parameter_infos
 from raypft.config.job import Train
+from raypft.contract import tiny
 from raypft.encoded import Encoded
+from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.methods._tickets import metadata
+from raypft.methods.base import Config
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
+from raypft.schema import validation_line, validation_root
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.prompts import render
 from raypft.tasks.query import Demonstration
@@ -67,21 +74,35 @@ class Cell:
     learner: Learner
     prompts: list[Encoded]
 
-    def score(self, answers: list[Answer]) -> float:
+    def score(self, answers: Sequence[Answer]) -> float:
+        """Percent of right answers."""
         return 100 * sum(a.value == p.gold for a, p in zip(answers, self.prompts, strict=True)) / len(self.prompts)
 
 
+def kinds_of(method: str) -> list[str]:
+    """The kinds of tiny models that a method says it works with."""
+    kinds: list[str] = []
+    for family in METHODS.load(method).families:
+        kinds += tiny.FAMILIES[family]
+    return kinds
+
+
 def supported() -> list[tuple[str, str]]:
-    """Every (method, kind of tiny model) that goes together."""
-    pairs = []
-    for name in METHODS.names():
-        for family in METHODS.load(name).families:
-            pairs += [(name, kind) for kind in tiny.FAMILIES[family]]
+    """Every (method of the catalogue, kind of tiny model) that goes together."""
+    pairs: list[tuple[str, str]] = []
+    for method in METHODS.names():
+        pairs += [(method, kind) for kind in kinds_of(method)]
     return pairs
 
 
-FOLDER = tempfile.TemporaryDirectory(prefix="raypft-tests-")
-"""Lives as long as the process."""
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="raypft-contract-")
+
+
+def folder() -> Path:
+    """Where the files lie that methods start from; lives as long as the process."""
+    return Path(_temporary().name)
 
 
 def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str, strategy: str, settings: dict) -> None:
@@ -93,7 +114,7 @@ def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str,
 def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:
     """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same
     model."""
-    path = Path(FOLDER.name) / type(backbone.model).__name__ / f"{strategy}-{revision}.safetensors"
+    path = folder() / type(backbone.model).__name__ / f"{strategy}-{revision}.safetensors"
     if not path.is_file():
         generator = torch.Generator().manual_seed(1)
         shapes = {name: p.shape for name, p in backbone.model.named_parameters(remove_duplicate=False)}
@@ -110,15 +131,27 @@ ARTEFACTS = {"ticket": ticket}
 """A method that starts from a file of another run has a key for it; here is who makes that file."""
 
 
-def config_of(method: str, backbone: Backbone, **options):
-    """A method's configuration with its defaults, the artefacts it needs, and dropout off."""
-    made = METHODS.load(method).Config
-    needed = {key: make(backbone) for key, make in ARTEFACTS.items() if key in made.model_fields}
-    return made(**needed | {name: 0.0 for name in made.model_fields if name == "dropout"} | options)
+def config_of(method: str, backbone: Backbone, **options: Any) -> Config:
+    """A method's configuration with its defaults, the artefacts it needs, and dropout off.
+
+    Raises:
+        UserError: a key that has no default is not among the options, or an option does not fit.
+    """
+    config = validation_root(METHODS.load(method).Config)
+    needed = {key: make(backbone) for key, make in ARTEFACTS.items() if key in config.model_fields}
+    values = needed | {name: 0.0 for name in config.model_fields if name == "dropout"} | options
+    try:
+        return config(**values)
+    except ValidationError as error:
+        raise UserError(validation_line("method", error, values)) from None
 
 
-def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer", **options) -> Cell:
-    """A cell on a reset backbone, initialised by the seed; `options` are keys of the method, dropout is off."""
+def cell(method: str, backbone: Backbone, seed: int = 0, readout: str = "verbalizer", **options: Any) -> Cell:
+    """A cell on a reset backbone, initialised by the seed; `options` are keys of the method, dropout is off.
+
+    Raises:
+        UserError: the method does not go with these options or this model.
+    """
     backbone.reset()
     torch.manual_seed(seed)
     made, kind = METHODS.load(method), task()

@@ -7,18 +7,21 @@ import os
 import socket
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
-from torch import multiprocessing
+from torch import distributed, multiprocessing
 
-if TYPE_CHECKING:
-    import cases
-
-    from raypft.training.stepper import Stepper
+from raypft.config.job import Job, Resources, Train, Zero
+from raypft.contract import cases, tiny
+from raypft.training.checkpoint import TrainState
+from raypft.training.loader import PromptDataset
+from raypft.training.loop import fit
+from raypft.training.stepper import Learner, Stepper, TorchStepper
 
 
 @dataclass(frozen=True)
@@ -38,54 +41,23 @@ class Case:
     """Return the whole state after the last step."""
     weight_decay: float = 0.0
     probe: Callable[[cases.Cell, Stepper], dict[str, Any]] | None = None
-    """A function of a test module, asked after the last step on every rank."""
+    """A module's function, asked after the last step on every rank."""
     options: tuple[tuple[str, Any], ...] = ()
     """Keys of the method that differ from their defaults."""
 
 
 def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
-    import cases
-    import tiny
-
-    from raypft.config.job import Job, Resources, Zero
-    from raypft.scale.deepspeed import DeepSpeedStepper
-    from raypft.training.checkpoint import TrainState
-    from raypft.training.loader import PromptDataset
-    from raypft.training.loop import fit
-    from raypft.training.stepper import TorchStepper
-
     cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
-    settings = cases.SETTINGS.model_copy(
-        update={
-            "precision": case.precision,
-            "micro_batch": case.micro_batch,
-            "clip": case.clip,
-            "epochs": case.epochs,
-            "select": "last",
-            "weight_decay": case.weight_decay,
-        }
-    )
+    copied = ("precision", "micro_batch", "clip", "epochs", "weight_decay")
+    settings = cases.SETTINGS.model_copy(update={"select": "last", **{key: getattr(case, key) for key in copied}})
     progress = None
     if case.resume is not None:
         progress = TrainState(**case.resume)
         with torch.no_grad():
             for name, parameter in cell.learner.trainable().items():
                 parameter.copy_(progress.values[name])
-    state = progress.optimizer if progress else None
-    if case.engine == "torch":
-        stepper: Any = TorchStepper(cell.learner, settings, state=state)
-    else:
-        job = Job(
-            task="tiny",
-            pattern="x",
-            backbone="x",
-            method={"name": case.method},
-            train=settings,
-            zero=Zero.model_validate({"stage": case.engine, "offload": case.offload}),
-            resources=Resources(workers=1),
-        )
-        stepper = DeepSpeedStepper(job, cell.learner, "cpu", state)
+    stepper = _stepper(case, cell.learner, settings, progress.optimizer if progress else None)
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     named: dict[str, Any] = dict(cell.learner.named_parameters())
     shares = {name: (p.ds_tensor.numel(), p.ds_numel) for name, p in named.items() if hasattr(p, "ds_tensor")}
@@ -104,6 +76,24 @@ def run_case(case: Case) -> dict[str, Any]:
     return out
 
 
+def _stepper(case: Case, learner: Learner, settings: Train, state: dict[str, Any] | None) -> Stepper:
+    """Plain torch, or DeepSpeed at the case's stage."""
+    if case.engine == "torch":
+        return TorchStepper(learner, settings, state=state)
+    from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (deepspeed takes seconds to import)
+
+    job = Job(
+        task="tiny",
+        pattern="x",
+        backbone="x",
+        method={"name": case.method},
+        train=settings,
+        zero=Zero.model_validate({"stage": case.engine, "offload": case.offload}),
+        resources=Resources(workers=1),
+    )
+    return DeepSpeedStepper(job, learner, "cpu", state)
+
+
 def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: str) -> None:
     os.environ.update(
         {
@@ -115,8 +105,7 @@ def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: s
             "MASTER_PORT": str(port),
         }
     )
-    from torch import distributed
-
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, about calls in DeepSpeed
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)
     try:
