@@ -18,7 +18,7 @@ ROOT = Path(raypft.__file__).parent
 WALLS = {
     "ray": ("scale/", "cluster/nodes.py", "cluster/check/probe.py", "cluster/check/validate.py"),
     "deepspeed": ("scale/",),
-    "transformers": ("backbones/",),
+    "transformers": ("backbones/", "contract/tiny.py"),
     "peft": ("backbones/",),
     "torch_geometric": ("methods/gnnavi.py",),
 }

@@ -9,15 +9,12 @@ value); dropout of the frozen model is off, only LoRA's own is active.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, cast
+from typing import Any, Self
 
 from pydantic import Field
 
 from raypft.backbones.base import Backbone
 from raypft.methods import base
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
 
 
 class Config(base.Config):
@@ -36,17 +33,14 @@ class LoRA(base.Method):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        layers = backbone.inject(
-            {
-                "peft_type": "LORA",
-                "r": config.rank,
-                "lora_alpha": config.alpha,
-                "lora_dropout": config.dropout,
-                "target_modules": config.targets,
-            },
-            "method.targets",
-        )
-        injected = cast("list[LoraLayer]", layers)
+        settings = {
+            "peft_type": "LORA",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "target_modules": config.targets,
+        }
+        injected: list[Any] = [*backbone.inject(settings, "method.targets")]
         self.dropouts = [layer.lora_dropout for layer in injected]
         # in + out of every target, read now: ZeRO-3 takes the shapes away
         self.sizes = [sum(layer.get_base_layer().get_parameter("weight").shape) for layer in injected]
