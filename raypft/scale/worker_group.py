@@ -101,6 +101,7 @@ class WorkerGroup:
     def _train(self) -> None:
         """The life of the workers."""
         asked = self.job.resources
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a job's relative paths are meant from where the command was given
         per_worker = {"CPU": self.cpus}
         if asked.gpus_per_worker:
             per_worker["GPU"] = asked.gpus_per_worker

@@ -21,6 +21,7 @@ from raypft.config.load import load_job
 from raypft.config.resolved import ResolvedJob
 from raypft.contract import tiny
 from raypft.runs.prepare import prepare
+from raypft.schema import split_override
 
 OWN = Path(__file__).parent / "own"
 
@@ -292,7 +293,7 @@ def test_two_workers_give_the_numbers_of_the_plain_run(home):
 def campaign(home: Path) -> str:
     """A campaign of two rows, one of them with what is one's own."""
     _, *overrides = job_words("seeds=1", "train.epochs=1")
-    defaults = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in overrides)}
+    defaults = dict(map(split_override, overrides))
     task, method, readout = (defaults.pop(key) for key in ("task", "method", "readout"))
     rows = {"BitFit": {"method": method, "readout": readout}, "all weights": {}}
     written = {
