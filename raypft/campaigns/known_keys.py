@@ -20,7 +20,7 @@ from raypft.catalogue import is_own, own_path
 from raypft.data import sources
 from raypft.errors import UserError
 from raypft.schema import digest
-from raypft.storage import Log
+from raypft.storage import Log, default_storage
 from raypft.tasks.load import load_task
 
 FILE = "keys.jsonl"
@@ -62,7 +62,8 @@ class KnownKeys:
             return None
         if any(stamps is None for stamps in named):
             return None
-        return digest({"values": json.loads(json.dumps(values, default=str)), "code": _code(), "files": named})
+        plain = json.loads(json.dumps({"storage": default_storage(), **values}, default=str))
+        return digest({"values": plain, "code": _code(), "files": named})
 
     def _once(self, name: str, key: str, value: Any, values: Mapping[str, Any]) -> list[Stamp] | None:
         if key == "data":

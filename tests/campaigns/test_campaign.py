@@ -296,32 +296,32 @@ def test_a_finished_cell_is_found_in_whatever_run_folder_it_is(place):  # noqa: 
     campaign = load_campaign(small(place))
     (plain, *_) = campaign.table_cells()
     folder = place / "runs" / "another-name" / "seed-0"
-    book = CampaignState(campaign)
-    configuration = book.configuration(plain, {})
-    assert book.where(configuration, 0, test=True) is None
+    state = CampaignState(campaign)
+    configuration = state.configuration(plain, {})
+    assert state.where(configuration, 0, test=True) is None
     folder.mkdir(parents=True)
     (folder / "searched.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "dev": 1.0}, indent=1))
-    book = CampaignState(campaign)
-    assert book.where(configuration, 0, test=True) is None, "a withheld test is no test"
-    assert book.where(configuration, 0, test=False) == folder
+    state = CampaignState(campaign)
+    assert state.where(configuration, 0, test=True) is None, "a withheld test is no test"
+    assert state.where(configuration, 0, test=False) == folder
     (folder / "result.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "mean": 1.0}, indent=1))
-    book = CampaignState(campaign)
-    assert book.where(configuration, 0, test=True) == folder
-    assert book.where(configuration, 1, test=True) is None
+    state = CampaignState(campaign)
+    assert state.where(configuration, 0, test=True) == folder
+    assert state.where(configuration, 1, test=True) is None
     assert CampaignState(campaign, fresh=True).where(configuration, 0, test=True) is None
-    assert [(row["seed"], row["status"]) for row in book.rows()][:2] == [(0, "finished"), (1, "missing")]
+    assert [(row["seed"], row["status"]) for row in state.rows()][:2] == [(0, "finished"), (1, "missing")]
 
 
 def test_rows_show_the_failed_and_the_pruned(place):  # noqa: F811
     campaign = load_campaign(small(place))
-    book = CampaignState(campaign)
+    state = CampaignState(campaign)
     searched = list(campaign.table_cells())[1]
-    first, second = book.tried(searched)
-    book.note(first, 0, "failed", reason="the loss is nan")
-    book.note(second, 1, "pruned", reason="racing: behind")
+    first, second = state.tried(searched)
+    state.note(first, 0, "failed", reason="the loss is nan")
+    state.note(second, 1, "pruned", reason="racing: behind")
     found = {
         (tuple(row["axes"].values()), row["seed"]): (row["status"], row["reason"])
-        for row in book.rows()
+        for row in state.rows()
         if row["row"] == "Searched"
     }
     assert found == {
@@ -336,11 +336,11 @@ def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(plac
     campaign = load_campaign(
         small(place, **search(space={"train.lr": {"log": [0.001, 0.1]}}, searcher="tpe", trials=2, rows=["Searched"]))
     )
-    book = CampaignState(campaign)
+    state = CampaignState(campaign)
     searched = list(campaign.table_cells())[1]
-    configuration = book.configuration(searched, {"train.lr": 0.02})
-    book.note(configuration, 0, "running", dev=None)
-    cell_search = TableCellSearch(searched, book, set())
+    configuration = state.configuration(searched, {"train.lr": 0.02})
+    state.note(configuration, 0, "running", dev=None)
+    cell_search = TableCellSearch(searched, state, set())
     for seed, key in configuration.keys.items():
         configuration.folder(seed).mkdir(parents=True)
         (configuration.folder(seed) / "searched.json").write_text(
@@ -356,9 +356,9 @@ def test_what_a_process_finished_that_outlived_its_campaign_is_learned_from(plac
 def test_a_search_without_dev_rows_is_refused(place):  # noqa: F811
     campaign = load_campaign(small(place), ["dev.rows=none"])
     searched = list(campaign.table_cells())[1]
-    book = CampaignState(campaign)
+    state = CampaignState(campaign)
     with pytest.raises(UserError, match=r"search: Searched mytask has no dev rows to choose by; set dev\.rows: full"):
-        book.check(book.configuration(searched, {"train.lr": 0.01}))
+        state.check(state.configuration(searched, {"train.lr": 0.01}))
 
 
 def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monkeypatch):  # noqa: F811
@@ -477,19 +477,19 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
     space = {"method.length": {"range": [1, 4000]}}
     rows = {"Searched": {"recipe": "sp", "set": {"pattern": "soft"}}}
     campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
-    book = CampaignState(campaign)
+    state = CampaignState(campaign)
     (found,) = campaign.table_cells()
     folder = place / "runs" / "kept" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "searched.json").write_text("{}")
-    for configuration in book.tried(found):
+    for configuration in state.tried(found):
         for seed in configuration.keys:
-            book.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
+            state.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
     began = time.perf_counter()
-    book = CampaignState(campaign)
+    state = CampaignState(campaign)
     done = sum(
-        book.where(configuration, seed, test=False) is not None
-        for configuration in book.tried(found)
+        state.where(configuration, seed, test=False) is not None
+        for configuration in state.tried(found)
         for seed in configuration.keys
     )
     seconds = time.perf_counter() - began

@@ -21,8 +21,8 @@ def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys)
     campaign = campaign.model_copy(
         update={"rows": {**campaign.rows, "Later": Row(recipe="profit", set={"train.lr": 0.5})}}
     )
-    book = CampaignState(campaign)
-    book.write_campaign()
+    state = CampaignState(campaign)
+    state.write_campaign()
     assert reopened(campaign.folder) == campaign
     run_jobs([prepare(next(campaign.table_cells()).resolved())], lambda event: None)
     report([campaign.folder])

@@ -44,7 +44,7 @@ class RunningTrial:
 
 
 class CampaignSearcher(Searcher):
-    """Hands out trials and keeps the book: which configuration runs, which cells are finished, failed or pruned.
+    """Hands out trials and keeps the ledger: which configuration runs, which cells are finished, failed or pruned.
 
     Args:
         busy: names of the configurations at work, shared with the searches.
