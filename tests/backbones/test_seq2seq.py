@@ -72,7 +72,7 @@ def test_states_and_scores_equal_transformers(kind, tmp_path):
     made = tiny.backbone(kind)
     if kind == "mt5":
         head, generator = lm_head(made), torch.Generator().manual_seed(0)
-        head.weight = torch.nn.Parameter(0.2 * torch.randn(head.weight.shape, generator=generator))
+        head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=generator))
     made.model.save_pretrained(tmp_path)
     made.text.tokenizer.save_pretrained(tmp_path)
     backbone, plain = load_backbone(str(tmp_path)), AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
@@ -90,7 +90,8 @@ def test_states_and_scores_equal_transformers(kind, tmp_path):
         )
         own = slice(begin, begin + len(prompt.target))
         torch.testing.assert_close(states[own], out.decoder_hidden_states[-1][0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(scores[own], out.logits[0], rtol=0, atol=1e-5)
+        # a score is a sum over H whose order differs in a batch: sizes of 5 carry 2e-6 of themselves
+        torch.testing.assert_close(scores[own], out.logits[0], rtol=1e-6, atol=1e-5)
         begin = own.stop
     assert begin == len(states)
 
