@@ -138,6 +138,7 @@ def up(definition: Any) -> JobServer:
         return _ready(definition, started, folder / "head.log")
     except BaseException:
         down(definition)
+        started.wait()
         raise
 
 

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_results_as_tables(model):
     results = raypft.run("profit", task="sentiment", backbone=model, shots=2, seeds=2, train={"epochs": 1})
     table = results.to_pandas()
     assert list(table["seed"].unique()) == [0, 1]
-    by_seed = table.groupby("seed")["score"].mean()
+    by_seed = cast(Any, table.groupby("seed")["score"].mean())
     assert results.mean == pytest.approx(by_seed.mean())
     assert results.std == pytest.approx(by_seed.std())
     assert len(results.predictions()) == 2 * sum(results.seeds[0]["rows"].values())

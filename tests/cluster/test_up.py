@@ -47,7 +47,8 @@ def test_ending_ends_a_tree_with_its_own_sessions_and_nothing_else():
     leader = subprocess.Popen([sys.executable, "-c", tree], start_new_session=True, stdout=subprocess.PIPE, text=True)
     try:
         assert leader.stdout
-        assert leader.stdout.readline() == "up\n"
+        with leader.stdout:
+            assert leader.stdout.readline() == "up\n"
         born = processes()[leader.pid].born
         assert started_by(leader.pid, born + 1) == []  # a later process of the same number
         started = started_by(leader.pid, born)

@@ -15,7 +15,7 @@ import yaml
 from raypft.batch import collate
 from raypft.cli import main
 from raypft.config.compatibility import FAMILIES, MARKERS, MARKUP, check_job, matrix, readouts_for, rendered
-from raypft.config.job import Job, Train, Zero
+from raypft.config.job import Job, Resources, Train, Zero
 from raypft.config.load import load_job, look_up
 from raypft.config.resolved import ResolvedJob
 from raypft.contract import cases, tiny
@@ -91,6 +91,7 @@ def job(folder: Path, method: str, family: str, readout: str, kind: str, stage: 
         readout={"name": readout},
         train=Train(max_tokens=48),
         zero=Zero.model_validate({"stage": stage}),
+        resources=Resources(workers=1 if stage else 0),
         demos=1,
     )
     return look_up(made)
