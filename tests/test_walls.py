@@ -126,7 +126,7 @@ def test_no_file_imports_itself_through_others():
 def test_parts_without_tensors_name_no_torch_outside_functions():
     users = set()
     for path, tree in sources().items():
-        statements = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        statements: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         if path.startswith(TORCH_FREE) and "torch" in packages(ast.Module(statements, [])):
             users.add(path)
     assert users == set()
