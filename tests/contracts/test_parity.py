@@ -17,7 +17,7 @@ from raypft.methods import METHODS
 pytestmark = pytest.mark.timeout(1500)  # the groups run in fixtures, each of them all cases
 
 # one kind a family here; the other kinds run every method in test_methods.py
-METHODS = [
+TRAINED = [
     (method, kind)
     for method, kind in cases.supported()
     if METHODS.load(method).trains and kind in ("bert", "gpt2", "t5")
@@ -32,7 +32,7 @@ def on_each_engine(pairs, last: int = 0, **fields) -> list[Case]:
     return plans
 
 
-PLANS = on_each_engine(METHODS)
+PLANS = on_each_engine(TRAINED)
 OTHER_WAYS = [
     *on_each_engine([("prefix", "bert"), ("prefix", "gpt2")], options=(("mlp", True),)),
     *on_each_engine([("adapter", "bert"), ("adapter", "gpt2")], options=(("placement", "houlsby"),)),
@@ -45,7 +45,7 @@ EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
     Case("full", "gpt2", 2, offload=True),
-    *on_each_engine(METHODS, last=1, precision="bf16"),
+    *on_each_engine(TRAINED, last=1, precision="bf16"),
     *on_each_engine(STOPPED, epochs=2, keep=True),
 ]
 
@@ -53,7 +53,7 @@ EXTRA = [
 @pytest.fixture(scope="module")
 def reference():
     """The curves of one plain process."""
-    return {(method, kind): run_case(Case(method, kind, "torch")) for method, kind in METHODS}
+    return {(method, kind): run_case(Case(method, kind, "torch")) for method, kind in TRAINED}
 
 
 @pytest.fixture(scope="module")
