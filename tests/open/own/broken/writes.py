@@ -17,7 +17,7 @@ class Writes(base.Method):
 
     def forward(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            self.backbone.model.get_input_embeddings().weight.mul_(0.999)
+            self.backbone.model.get_input_embeddings().get_parameter("weight").mul_(0.999)
         return self.backbone(batch)
 
     def predicted_parameters(self) -> int:
