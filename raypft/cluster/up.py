@@ -130,7 +130,8 @@ def up(definition: Any) -> JobServer:
             stderr=log,
             start_new_session=True,
         )
-    told = {"pid": started.pid, "born": processes()[started.pid].born, "folder": str(folder)}
+    leader = processes().get(started.pid)  # none where it has ended by now
+    told = {"pid": started.pid, "born": leader.born if leader else 0, "folder": str(folder)}
     path = state_file(definition.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told))

@@ -33,7 +33,7 @@ def ray_session() -> Iterator[None]:
             "PYTHONWARNINGS": "ignore",
         }
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        warnings.filterwarnings("ignore", module="ray")
+        warnings.filterwarnings("ignore", module=r"ray\.")
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {} if address else {"include_dashboard": False}
         ray.init(
