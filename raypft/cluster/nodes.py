@@ -61,11 +61,15 @@ def status_lines(cluster: Any, shapes: list[Shape], where: str) -> list[str]:
 
 
 def _nodes(cluster: Any) -> Iterator[tuple[str, Any]]:
-    """State and node of every node."""
+    """State and node of every node; the head once, though Ray may name it as joining beside what it is by now."""
     states = {"busy": cluster.active_nodes, "idle": cluster.idle_nodes, "joining": cluster.pending_nodes}
+    has_head = False
     for state, nodes in states.items():
         for node in nodes:
-            yield state, node
+            is_head = _type_name(node.ray_node_type_name) == "head"
+            if not (is_head and has_head and state == "joining"):
+                yield state, node
+            has_head |= is_head
 
 
 def waiting(cluster: Any) -> list[tuple[dict[str, float], int]]:
