@@ -140,11 +140,11 @@ def test_a_second_ctrl_c_leaves_the_job_which_can_be_attached_and_stopped(here):
     _, err = process.communicate(timeout=20)
     assert (process.returncode, f"raypft submit attach stubborn --address {here.url}" in err) == (130, True), err
     assert "RUNNING" in here.submit("status", "stubborn")[1]
-    attached = here.start("submit", "attach", "stubborn", "--address", here.url)
-    assert attached.stdout
-    assert any("ready" in line for line in attached.stdout)  # from the beginning
-    attached.send_signal(signal.SIGINT)
-    assert (attached.wait(20), "RUNNING" in here.submit("status", "stubborn")[1]) == (130, True)
+    with here.start("submit", "attach", "stubborn", "--address", here.url) as attached:
+        assert attached.stdout
+        assert any("ready" in line for line in attached.stdout)  # from the beginning
+        attached.send_signal(signal.SIGINT)
+        assert (attached.wait(20), "RUNNING" in here.submit("status", "stubborn")[1]) == (130, True)
 
 
 def test_the_same_id_follows_the_first_and_another_command_is_refused(here):
