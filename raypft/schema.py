@@ -21,6 +21,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, str]:
+    """The file of a name in a catalogue's folder or of a path, and how messages call it.
+
+    Args:
+        part: what the folder holds, "task"; missing: the message for a path without a file, which `{}` stands for.
+
+    Raises:
+        UserError: no such file, or no such name (nearest named).
+    """
+    is_path = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_path else folder / f"{name}.yaml"
+    if not path.is_file():
+        if is_path:
+            raise UserError(missing.format(path))
+        raise UserError(f'{part}: "{name}" is unknown; {nearest(name, yaml_names(folder))}')
+    return path, f"{folder.name}/{path.name}" if path.parent == folder else str(path)
+
+
+def yaml_names(folder: Path) -> list[str]:
+    """The names in a catalogue's folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
 def read_yaml(path: Path, where: str) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 

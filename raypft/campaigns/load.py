@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from raypft.campaigns.campaign import Campaign, flat
 from raypft.catalogue import is_own, own_name
 from raypft.errors import UserError, nearest
-from raypft.schema import number, read_yaml, split_override, validation_line
+from raypft.schema import find_yaml, number, read_yaml, split_override, validation_line, yaml_names
 
 INSTALLED = Path(__file__).parents[1] / "tune_spaces"
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -31,7 +31,7 @@ def numbers(value: Any) -> Any:
 
 def campaign_names() -> list[str]:
     """The campaigns shipped with raypft."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return yaml_names(FOLDER)
 
 
 def load_campaign(
@@ -75,12 +75,8 @@ def open_campaign(
     Raises:
         UserError: as `load_campaign`.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        if path.parent != FOLDER:
-            raise UserError(f"campaign: no file {path}; give the path of a campaign YAML or a name of tune_spaces/")
-        raise UserError(f'campaign: "{name}" is unknown; {nearest(name, campaign_names())}')
-    where = f"tune_spaces/{path.name}" if path.parent == FOLDER else str(path)
+    missing = "campaign: no file {}; give the path of a campaign YAML or a name of tune_spaces/"
+    path, where = find_yaml(name, FOLDER, "campaign", missing)
     values = numbers(read_yaml(path, where))
     scales = values.pop("scales", {})
     if scale is not None:

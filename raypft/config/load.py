@@ -16,7 +16,7 @@ from raypft.catalogue import is_own, own_name
 from raypft.config.job import Job, Resources
 from raypft.data.sampling import protocol
 from raypft.errors import UserError, nearest
-from raypft.schema import read_yaml, set_key, split_override, validation_line, validation_root
+from raypft.schema import find_yaml, read_yaml, set_key, split_override, validation_line, validation_root, yaml_names
 from raypft.tasks.load import load_task
 from raypft.tasks.task import Task
 
@@ -30,7 +30,7 @@ PARTS = ("method", "readout")
 
 def recipe_names() -> list[str]:
     """The recipes shipped with raypft."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return yaml_names(RECIPES)
 
 
 def recipe_source(name: str) -> str:
@@ -91,13 +91,8 @@ def load_values(name: str) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: unknown recipe (nearest named), missing or unreadable file.
     """
-    is_file = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_file else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        if is_file:
-            raise UserError(f"job: no file {path}; give a recipe name or a path to a job YAML")
-        raise UserError(f'recipe: "{name}" is unknown; {nearest(name, recipe_names())}')
-    where = str(path) if is_file else f"recipes/{path.name}"
+    missing = "job: no file {}; give a recipe name or a path to a job YAML"
+    path, where = find_yaml(name, RECIPES, "recipe", missing)
     values = read_yaml(path, where)
     values.setdefault("recipe", path.stem)
     return values, where

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raypft.errors import UserError, nearest
-from raypft.schema import read_yaml, validation_line
+from raypft.schema import find_yaml, read_yaml, validation_line, yaml_names
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import MARKUP, SPLITS, Source, Task, Wording
 
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 
 def task_names() -> list[str]:
     """The names of the tasks shipped with raypft."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return yaml_names(FOLDER)
 
 
 def load_task(name: str) -> Task:
@@ -30,12 +30,7 @@ def load_task(name: str) -> Task:
         UserError: no such task or file; a key, type, pattern or verbalizer that does not fit (file, key, found,
         expected).
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        if path.parent != FOLDER:
-            raise UserError(f"task: no file {path}; give a task name or a path to a task YAML")
-        raise UserError(f'task: "{name}" is unknown; {nearest(name, task_names())}')
-    where = f"tasks/{path.name}" if path.parent == FOLDER else str(path)
+    path, where = find_yaml(name, FOLDER, "task", "task: no file {}; give a task name or a path to a task YAML")
     return _read(path.absolute(), where, path.stat().st_mtime_ns)
 
 
