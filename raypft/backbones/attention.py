@@ -1,9 +1,9 @@
-"""Attention with keys and values put before a layer's own, the same way for every family.
+"""Attention with keys and values put before a layer's own, or with its own scaled, the same way for every family.
 
 transformers looks attention functions up by name. `take_keys` selects a name under which its own function (SDPA or
 eager) is wrapped: the wrapper asks the attention module for keys and values, puts them first and opens the mask for
-them. Only the module's own projections see positions, so rotary embeddings, grouped heads and sliding windows need no
-care here.
+them; `scale_keys` likewise for what the own ones are multiplied by. Only the module's own projections see positions, so
+rotary embeddings, grouped heads and sliding windows need no care here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from raypft.errors import UserError
 KINDS = ("sdpa", "eager")
 PREFIX = "keys_first_"
 GIVES_KEYS = "gives_keys"
+SCALES_KEYS = "scales_keys"
 
 Keys = tuple[Tensor, Tensor]
 """Keys and values, [B, A, P, D] each, B = 1 where all prompts get the same; A is the number of key heads."""
@@ -33,10 +34,31 @@ def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
     """From now on `attention` puts what `give()` returns before its own keys and values; every token sees them.
 
     Raises:
+        UserError: see `_listen`.
+    """
+    _listen(attention)
+    attention.__dict__[GIVES_KEYS] = give
+
+
+def scale_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
+    """From now on `attention` multiplies its own keys and values by what `give()` returns, [A, 1, D] each; keys as
+    attention sees them, behind rotary positions.
+
+    Raises:
+        UserError: see `_listen`.
+    """
+    _listen(attention)
+    attention.__dict__[SCALES_KEYS] = give
+
+
+def _listen(attention: nn.Module) -> None:
+    """Let an attention ask for what methods give it.
+
+    Raises:
         UserError: the model does not look its attention function up by name, or uses another kind than SDPA and eager.
     """
     config = cast(Any, attention.config)  # an encoder and a decoder have one each
-    kind = config._attn_implementation.removeprefix(PREFIX)
+    kind = (config._attn_implementation or "eager").removeprefix(PREFIX)
     home = sys.modules[type(attention).__module__]
     if kind not in KINDS or not hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
         raise UserError(
@@ -44,13 +66,13 @@ def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
             "expected a model with sdpa or eager attention"
         )
     config._attn_implementation = PREFIX + kind
-    attention.__dict__[GIVES_KEYS] = give
 
 
 def leave_keys(model: nn.Module) -> None:
-    """Undo every `take_keys`."""
+    """Undo every `take_keys` and `scale_keys`."""
     for module in model.modules():
-        if vars(module).pop(GIVES_KEYS, None) is not None:
+        asked = [vars(module).pop(key, None) for key in (GIVES_KEYS, SCALES_KEYS)]
+        if any(asked):
             module.config._attn_implementation = module.config._attn_implementation.removeprefix(PREFIX)  # type: ignore[union-attr]
 
 
@@ -76,7 +98,10 @@ def _wrapped(kind: str) -> Callable:
             if kind == "sdpa"
             else sys.modules[type(module).__module__].eager_attention_forward
         )
-        give = vars(module).get(GIVES_KEYS)
+        scale, give = vars(module).get(SCALES_KEYS), vars(module).get(GIVES_KEYS)
+        if scale is not None:
+            of_key, of_value = scale()
+            key, value = key * of_key.to(key), value * of_value.to(value)
         if give is not None:
             first_key, first_value = (first.to(key).expand(len(key), -1, -1, -1) for first in give())
             width = first_key.shape[2]

@@ -7,41 +7,44 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
-from raypft.backbones.seams import Seams
+from raypft.backbones.heads import ColumnLinear, given_states, word_classifier
+from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
+from raypft.errors import UserError
 
 
-class ColumnLinear(nn.Linear):
-    """The output embedding, able to compute only some vocabulary columns.
+class _Passing(nn.Module):
+    """Stands in for a block that need not run: passes its input on, in the form in which the block gives its output.
 
-    It stays a module of the model (its class is exchanged, its parameters are not), so that ZeRO-3 gathers its weight.
+    Args:
+        block: whose plain attributes (the kind of its attention, say) a model's body reads.
+        form: what `Seams._form` knows of the output.
     """
 
-    columns: Tensor | None = None
+    def __init__(self, block: nn.Module, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        vars(self).update({key: value for key, value in vars(block).items() if isinstance(value, str | int | float)})
+        self.form = form
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[S, H] -> [S, n] for n chosen columns, [S, V] where none are chosen."""
-        if self.columns is None:
-            return super().forward(input)
-        bias = None if self.bias is None else self.bias[self.columns]
-        return functional.linear(input, self.weight[self.columns], bias)
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.form(arguments[0] if arguments else keywords["hidden_states"])
 
 
-class _Below(nn.Module):
-    """Stands in for a block whose output is already known."""
-
-    def forward(self, states: Tensor, *_, **__) -> Tensor:
-        return states
+def lacking(source: str | None, names: Sequence[str]) -> str:
+    """The line about a checkpoint without the tensors that make vocabulary scores."""
+    return (
+        f"backbone: {source} lacks {len(names)} tensors of the language-model head ({names[0]}, ...), which label "
+        "words and text answers are read with; give a checkpoint that has them, or use readout=head"
+    )
 
 
 class Backbone(Seams, ABC):
@@ -53,12 +56,16 @@ class Backbone(Seams, ABC):
     """
 
     family: str
+    lacks: tuple[str, ...]
+    """Names of the tensors of the language-model head that the checkpoint has not; nothing may be scored with them."""
     text: PromptTokenizer
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
 
     def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None) -> None:
-        cast(nn.Module, model.get_output_embeddings()).__class__ = ColumnLinear
         super().__init__(model)
+        if self.scores_by_column:
+            self.decoder.__class__ = ColumnLinear
+        self.lacks: tuple[str, ...] = ()
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self.lower, self.pad)
 
@@ -77,11 +84,16 @@ class Backbone(Seams, ABC):
         """What identifies the weights (hub commit or content hash)."""
         return "in memory" if self.text is None else self.text.revision
 
+    @property
+    def state_size(self) -> int:
+        """Width of the states at the slots: H, but for a model that maps them to another at its end (OPT-350m)."""
+        return self.hidden
+
     # what families differ in
 
     @abstractmethod
     def arguments(self, batch: Batch) -> dict:
-        """What the model's body is called with beside embeddings and mask."""
+        """What the model's body is called with beside ids and mask."""
 
     def head(self, num_labels: int) -> nn.Module | None:
         """The family's own classification head, [S, H] -> [S, C], equal to AutoModelForSequenceClassification's; None
@@ -89,18 +101,23 @@ class Backbone(Seams, ABC):
         return None
 
     def word_head(self, num_labels: int) -> nn.Module:
-        """Dropout and a linear layer, [S, H] -> [S, C], as AutoModelForTokenClassification has them."""
-        rates = [getattr(self.config, key, None) for key in ("classifier_dropout", "hidden_dropout_prob")]
-        rate = next((rate for rate in rates if rate is not None), 0.1)
-        linear = nn.Linear(self.hidden, num_labels)
-        nn.init.normal_(linear.weight, std=getattr(self.config, "initializer_range", 0.02))
-        nn.init.zeros_(linear.bias)
-        return nn.Sequential(nn.Dropout(rate), linear)
+        """A head over words, [S, H] -> [S, C], equal to AutoModelForTokenClassification's."""
+        return word_classifier(self.config, self.state_size, self._stored_at, num_labels)
 
     @property
+    def _stored_at(self) -> str | None:
+        """Where a head's weights are read; None for a model made in memory and for one without weights."""
+        return None if self.on_meta else self.source
+
+    def own_scores(self, states: Tensor) -> Tensor:
+        """[S, H] -> [S, V] by the model's own code behind its body."""
+        with given_states(self.model, self.model.base_model_prefix, states.unsqueeze(0)):
+            some_ids = torch.zeros((1, len(states)), dtype=torch.long, device=states.device)
+            return self.model.forward(input_ids=some_ids).logits[0]
+
     @abstractmethod
-    def language_model_head(self) -> nn.Module:
-        """The module from states to vocabulary scores, [S, H] -> [S, V]."""
+    def whole_model(self, batch: Batch) -> Tensor:
+        """The scores of the model's own forward pass at every position of a batch, [B, T, V]: for comparison."""
 
     # running
 
@@ -116,15 +133,14 @@ class Backbone(Seams, ABC):
             after: how many blocks those are; those below the first layer seam where None.
         """
         self._batch = batch
-        if batch.lower is None:
-            states = self.model.get_input_embeddings()(batch.ids)
-            for module in self._embed_seams:
-                states = module(states, batch)
-            return self._run(states, batch)
-        cut = after or min(self._layer_seams)
-        states = batch.lower.to(self.dtype)
-        with self._known_below(cut, states):
-            return self._run(states, batch)
+        with self._sparse_put():
+            if batch.lower is None:
+                self._before_embedding = True
+                states = self._run(batch)
+                assert not self._before_embedding, "the model did not use its input embedding"
+                return states
+            with self._known_below(after or min(self._layer_seams), batch.lower.to(self.dtype)):
+                return self._run(batch)
 
     @torch.no_grad()
     def lower(self, batch: Batch, layer: int, after: int = 0) -> Tensor:
@@ -137,10 +153,10 @@ class Backbone(Seams, ABC):
         self.check_layer(layer)
         kept: list[Tensor] = []
 
-        def keep(_block: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            kept.append(output)
+        def keep(_block: nn.Module, _inputs: tuple, output: Any) -> None:
+            kept.append(states_of(output))
 
-        handle = self._blocks[layer - 1].register_forward_hook(keep, prepend=True)
+        handle = self.blocks[layer - 1].register_forward_hook(keep, prepend=True)
         training, self.training = self.training, False
         self.model.eval()
         try:
@@ -153,47 +169,59 @@ class Backbone(Seams, ABC):
 
     def vocabulary_scores(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
         """[S, H] -> [S, n] scores of the given vocabulary columns [n] (all V where None)."""
-        decoder = cast(ColumnLinear, self.decoder)
-        decoder.columns = columns
-        try:
-            scores = self.language_model_head(states)
-        finally:
-            decoder.columns = None
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return scores if cap is None else cap * torch.tanh(scores / cap)
+        if self.lacks:
+            raise UserError(lacking(self.source, self.lacks))
+        with self._sparse_put():
+            if columns is None or not self.scores_by_column:
+                scores = self.own_scores(states)
+                return scores if columns is None else scores[:, columns]
+            decoder = cast(ColumnLinear, self.decoder)
+            decoder.columns = columns
+            try:
+                return self.own_scores(states)
+            finally:
+                decoder.columns = None
 
     # inside
 
-    def _run(self, states: Tensor, batch: Batch) -> Tensor:
+    def _run(self, batch: Batch) -> Tensor:
         positions = {}
-        if self._positions_taken:
+        if self._positions_taken and self.takes("position_ids"):
             first = self.first_position + self._positions_taken
-            positions["position_ids"] = torch.arange(first, first + states.shape[1], device=states.device).expand(
-                len(states), -1
-            )
+            size, length = batch.ids.shape
+            positions["position_ids"] = torch.arange(first, first + length, device=batch.ids.device).expand(size, -1)
         return self.model.base_model(
-            inputs_embeds=states, attention_mask=batch.mask, **positions, **self.arguments(batch)
+            input_ids=batch.ids, attention_mask=batch.mask, **positions, **self.arguments(batch)
         ).last_hidden_state
+
+    @contextlib.contextmanager
+    def _sparse_put(self) -> Iterator[None]:
+        """While open, the model has the values of its sparse parameters in place."""
+        for sparse in self._sparse:
+            sparse.put()
+        try:
+            yield
+        finally:
+            for sparse in self._sparse:
+                sparse.take()
 
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:
         """The blocks with these 0-based numbers pass their input on."""
-        saved = [self._blocks[i] for i in layers]
+        saved = [self.blocks[i] for i in layers]
         for i, block in zip(layers, saved, strict=True):
-            stand_in = _Below()
-            stand_in.__dict__.update({k: v for k, v in vars(block).items() if k in ("attention_type", "layer_type")})
-            self._blocks[i] = stand_in
+            self.blocks[i] = _Passing(block, self._form)
         try:
             yield
         finally:
             for i, block in zip(layers, saved, strict=True):
-                self._blocks[i] = block
+                self.blocks[i] = block
 
     @contextlib.contextmanager
     def _known_below(self, cut: int, states: Tensor) -> Iterator[None]:
         """The first `cut` blocks give `states`, then the seams of that layer."""
         with self._replaced(range(cut)):
-            self._blocks[cut - 1].register_forward_hook(lambda _, __, ___: self._through_seams(cut, states))
+            self.blocks[cut - 1].register_forward_hook(lambda *_: self._form(self._through_seams(cut, states)))
             yield
 
     @contextlib.contextmanager

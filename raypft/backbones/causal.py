@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.masked import sequence_classifier
+from raypft.backbones.heads import classifier, new_linear
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.tasks.query import Piece, Query
 
+ANCHORS = ("\n", ":", ".", "1")
+"""What a text may be tokenized after; the first that a tokenizer keeps apart from it is taken."""
 DEMO_SHARE = 0.75
 """At most this share of max_tokens goes to the demonstrations, which are cut to it once, the same in every prompt."""
 
@@ -26,14 +32,32 @@ class CausalTokenizer(PromptTokenizer):
         self._demos: dict[tuple[tuple[Piece, ...], int], tuple[list[int], dict[str, list[int]]]] = {}
         plain = self.tokenizer("a", return_special_tokens_mask=True)
         special = plain["special_tokens_mask"]
-        self._begin = plain["input_ids"][: special.index(0)]
-        # Llama-2's tokenizer puts a blank before every text; a line break before it keeps that blank away from ours
-        first = self.tokenizer.convert_ids_to_tokens(self.tokenizer.encode("a", add_special_tokens=False))[0]
-        self._anchor = "\n" if first.startswith("▁") else ""
-        self._anchor_size = len(self.tokenizer.encode(self._anchor, add_special_tokens=False)) if self._anchor else 0
+        self._begin = plain["input_ids"][: special.index(0) if 0 in special else 0]
+        # Llama-2's tokenizer puts a blank before every text; behind something else it does not
+        self._anchors = [anchor for anchor in ANCHORS if self._keeps_away_blanks(anchor)] if self._adds_blank() else []
+        self._folds = self._cut("a\nb") == self._cut("a b")
+        """Whether line breaks are blanks to the tokenizer."""
+
+    def _cut(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _adds_blank(self) -> bool:
+        return self.tokenizer.convert_ids_to_tokens(self._cut("a"))[0].startswith("▁")
+
+    def _keeps_away_blanks(self, anchor: str) -> bool:
+        ids, bare, blank = self._cut(anchor), self._cut(anchor + "a"), self._cut(anchor + " a")
+        return bool(ids) and bare != blank and bare[: len(ids)] == blank[: len(ids)] == ids
+
+    def _anchor(self, text: str) -> tuple[str, int]:
+        for anchor in self._anchors:
+            ids = self._cut(anchor)
+            if self._cut(anchor + text)[: len(ids)] == ids:  # the text's beginning did not grow into it
+                return anchor, len(ids)
+        return "", 0
 
     def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(self._anchor + text, add_special_tokens=False)[self._anchor_size :]
+        anchor, size = self._anchor(text)
+        return self._cut(anchor + text)[size:]
 
     def word_ids(self, word: str, blank: str) -> list[int]:
         return self.tokenize(blank + word)
@@ -42,9 +66,25 @@ class CausalTokenizer(PromptTokenizer):
         if piece.kind == "slot":
             return []
         if piece.kind == "sep":
-            return self.tokenize("\n")
-        filler = self.tokenizer.unk_token_id
-        return [self.tokenizer.eos_token_id if filler is None else filler] * piece.count
+            return [] if self._folds else self.tokenize("\n")
+        return [self.filler] * piece.count
+
+    def spaced(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces as they are; where line breaks are blanks, a break between two pieces goes to the second as a
+        blank, since alone it makes no token."""
+        if not self._folds:
+            return list(pieces)
+        made: list[Piece] = []
+        blank = True
+        for piece in pieces:
+            if piece.kind != "text":
+                made.append(piece)
+                blank = blank or piece.kind == "sep"
+                continue
+            text = (" " if blank else "") + piece.text
+            made.append(replace(piece, text=text.rstrip()))
+            blank = text[-1:].isspace()
+        return [piece for piece in made if piece.text or piece.mark or piece.kind != "text"]
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if any(piece.kind == "slot" for piece in query.pieces[:-1]):
@@ -54,8 +94,9 @@ class CausalTokenizer(PromptTokenizer):
         demos, marks = self._demo_tokens(query.demos, max_tokens)
         start = len(self._begin) + len(demos)
         where = f"the pattern (row {key})" if key else "the pattern"
-        ids = self.shorten(query.pieces, max_tokens - start, where)
-        asked, asked_marks = self.place(query.pieces, ids, start)
+        pieces = self.spaced(query.pieces)
+        ids = self.shorten(pieces, max_tokens - start, where)
+        asked, asked_marks = self.place(pieces, ids, start)
         tokens = self._begin + demos + asked
         words = [piece for piece in query.pieces if piece.mark == "slot" and piece.kind == "text"]
         slots = asked_marks["slot"] if words else [len(tokens) - 1]
@@ -66,9 +107,9 @@ class CausalTokenizer(PromptTokenizer):
 
     def _demo_tokens(self, pieces: tuple[Piece, ...], max_tokens: int) -> tuple[list[int], dict[str, list[int]]]:
         if (pieces, max_tokens) not in self._demos:
-            budget = int(max_tokens * DEMO_SHARE)
-            ids = self.shorten(pieces, budget, "the demonstrations")
-            self._demos = {(pieces, max_tokens): self.place(pieces, ids, len(self._begin))}
+            spaced = self.spaced(pieces)
+            ids = self.shorten(spaced, int(max_tokens * DEMO_SHARE), "the demonstrations")
+            self._demos = {(pieces, max_tokens): self.place(spaced, ids, len(self._begin))}
         return self._demos[pieces, max_tokens]
 
 
@@ -76,14 +117,29 @@ class CausalBackbone(Backbone):
     """A decoder."""
 
     family = CausalTokenizer.family
-    outputs = (("attn.c_proj", "mlp.c_proj"), ("self_attn.o_proj", "mlp.down_proj"))
+    outputs = (
+        ("attn.c_proj", "mlp.c_proj"),
+        ("self_attn.o_proj", "mlp.down_proj"),
+        ("self_attn.o_proj", "feed_forward.down_proj"),
+        ("self_attn.dense", "mlp.fc2"),
+        ("attention.dense", "mlp.dense_4h_to_h"),
+        ("self_attention.dense", "mlp.dense_4h_to_h"),
+        ("self_attn.out_proj", "fc2"),
+    )
+
+    @property
+    def state_size(self) -> int:
+        return self.decoder.in_features
 
     def arguments(self, batch: Batch) -> dict:
         return {"use_cache": False}
 
-    @property
-    def language_model_head(self) -> nn.Module:
-        return self.decoder
+    def whole_model(self, batch: Batch) -> Tensor:
+        return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
 
     def head(self, num_labels: int) -> nn.Module:
-        return sequence_classifier(self, num_labels).get_submodule("score")
+        """The linear layer that transformers' classifiers call `score`; a new one for a model type that has none."""
+        model = classifier(AutoModelForSequenceClassification, self.config, self._stored_at, num_labels)
+        if model is None:
+            return new_linear(self.state_size, self.config, num_labels, bias=False)
+        return model.get_submodule("score")

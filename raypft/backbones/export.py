@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.heads import ClassificationHead, classification_config
 from raypft.backbones.load import FAMILIES
 from raypft.backbones.sparse import Sparse
 from raypft.errors import UserError
@@ -125,14 +126,23 @@ def head_places(backbone: Backbone, head: Head, labels: Sequence[str]) -> tuple[
 
 
 def head_modules(model: Any, head: Head) -> dict[str, nn.Module]:
-    """Where in a transformers model the modules of a head belong."""
-    module = head[1]
-    last = getattr(module, "classifier", module[-1] if isinstance(module, nn.Sequential) else module)
-    (name,) = [
-        name for name, child in model.named_children() if child is not model.base_model and list(child.parameters())
-    ]
-    pooler = getattr(module, "pooler", None)
-    return {name: last} if pooler is None else {name: last, f"{model.base_model_prefix}.pooler": pooler}
+    """Where in a transformers model the modules of a head belong.
+
+    Raises:
+        UserError: the model has more behind its body than the head.
+    """
+    trained = head[1]
+    places = {name: child for name, child in model.named_children() if child is not model.base_model}
+    with_values = [name for name, child in places.items() if list(child.parameters())]
+    if isinstance(trained, ClassificationHead):
+        known = {name: child for name, child in trained.named_children() if list(child.parameters())}
+        return {name if name in places else f"{model.base_model_prefix}.{name}": child for name, child in known.items()}
+    if len(with_values) != 1:
+        raise UserError(
+            f"export: {type(model).__name__} has {' and '.join(with_values)} behind its body, the trained head one "
+            "linear layer; it can't be written for transformers; use raypft predict"
+        )
+    return {with_values[0]: trained[-1] if isinstance(trained, nn.Sequential) else trained}
 
 
 def _with_head(backbone: Backbone, head: Head, labels: Sequence[str]) -> Any:
@@ -147,5 +157,11 @@ def _with_head(backbone: Backbone, head: Head, labels: Sequence[str]) -> Any:
     pad = (
         backbone.text.tokenizer.eos_token_id if pad is None else pad
     )  # a causal model's head reads the last token that is no padding
-    config = type(backbone.config).from_dict({**backbone.config.to_dict(), **names, "pad_token_id": pad})
-    return HEADS[head[0]].from_config(config, dtype=torch.float32)
+    config = classification_config(backbone.config, **names, pad_token_id=pad)
+    try:
+        return HEADS[head[0]].from_config(config, dtype=torch.float32)
+    except ValueError:
+        raise UserError(
+            f"export: transformers has no {HEADS[head[0]].__name__.removeprefix('AutoModelFor')} model of type "
+            f"{config.model_type}; use raypft predict"
+        ) from None

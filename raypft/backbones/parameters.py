@@ -21,10 +21,10 @@ class ParameterInfo:
 
 
 def parameter_infos(backbone: Backbone) -> dict[str, ParameterInfo]:
-    """Name of every parameter of the model, once each, to its place in it; one that body and head share goes by its
-    body's name."""
-    model, blocks = backbone.model, backbone._blocks
-    start = next(name for name, module in model.named_modules() if module is blocks) + "."
+    """Name of every parameter of the model, once each, to its place in it (no layers where `has_blocks` is False);
+    one that body and head share goes by its body's name."""
+    model, blocks = backbone.model, backbone.blocks if backbone.has_blocks else None
+    start = next((name for name, module in model.named_modules() if module is blocks), "no blocks") + "."
     body = f"{model.base_model_prefix}."
     norms = {name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
     # body first: XLM-R registers its head before the body, and named_parameters would call the embedding by the head's

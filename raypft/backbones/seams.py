@@ -11,7 +11,6 @@ A layer is always a number of blocks below the cut, from 1 to L.
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,41 +19,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from raypft.backbones.attention import find_attention, leave_keys, take_keys
+from raypft.backbones.anatomy import Anatomy
+from raypft.backbones.attention import leave_keys, scale_keys, take_keys
 from raypft.backbones.sparse import Sparse
 from raypft.batch import Batch
 from raypft.errors import UserError
 
 
-class Seams(nn.Module):
+class Seams(Anatomy):
     """A transformers model, frozen, with its seams.
 
     Args:
         model: a transformers model with a language-model head.
     """
 
-    outputs: tuple[tuple[str, str], ...] = ()
-    """Names, inside a block, of the linear layers that end its attention and its feed-forward part; one pair a model
-    type."""
-    first_position: int = 0
-    """The id of the first token's position."""
-    model: PreTrainedModel
-    config: Any
-    """The model's; its fields differ with the model type."""
-    decoder: nn.Linear
-    _blocks: nn.ModuleList
     _sparse: list[Sparse]
     _tied: nn.Parameter | None
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-        self.hidden: int = self.config.hidden_size
-        self.num_layers: int = self.config.num_hidden_layers
-        # plain references: registered once more, the same parameters would stand in the state dict under two names
-        self.__dict__["_blocks"] = self._find_blocks()
-        self.__dict__["decoder"] = model.get_output_embeddings()
+        super().__init__(model)
+        self._rest_of_output: tuple | None = None
+        self._before_embedding = False
         self._embed_seams: list[nn.Module] = []
         self._layer_seams: dict[int, list[nn.Module]] = {}
         self._wrapped: list[tuple[nn.Module, str, nn.Module]] = []
@@ -64,12 +49,14 @@ class Seams(nn.Module):
         self._positions_taken = 0
         self._batch: Batch | None = None
         self.requires_grad_(False)
-        for layer, block in enumerate(self._blocks, start=1):
+        self._find_embedding().register_forward_hook(self._after_embedding)
+        for layer, block in enumerate(self._blocks or (), start=1):
             block.register_forward_hook(self._after_block(layer))
         self._pristine = self.checksum()
 
     def on_embed(self, module: nn.Module) -> None:
-        """Run `module(states [B, T, H], batch) -> [B, T, H]` on the word embeddings."""
+        """Run `module(states [B, T, E], batch) -> [B, T, E]` on the word embeddings; E is `embedding_size`, not
+        always H."""
         self._embed_seams.append(module)
 
     def on_layer(self, layer: int, module: nn.Module) -> None:
@@ -79,6 +66,7 @@ class Seams(nn.Module):
             UserError: no such layer.
         """
         self.check_layer(layer)
+        self.blocks  # noqa: B018  (a model that is no row of blocks is refused)
         self._layer_seams.setdefault(layer, []).append(module)
 
     def on_keys(self, layer: int, module: nn.Module) -> None:
@@ -93,27 +81,22 @@ class Seams(nn.Module):
         self.check_layer(layer, last=len(self.attentions))
         take_keys(self.attentions[layer - 1], lambda: module(self._batch))
 
-    @property
-    def attentions(self) -> list[nn.Module]:
-        """The self-attentions in the order `on_keys` counts them."""
-        return [find_attention(block) for block in self._blocks]
+    def scale_keys(self, layer: int, module: nn.Module) -> None:
+        """Multiply the keys and values of attention `layer`, 1 to L, by `module() -> (keys, values)`, [A, 1, D] each.
 
-    @property
-    def key_shape(self) -> tuple[int, int]:
-        """Number of key heads and their size, A and D."""
-        heads = self.config.num_attention_heads
-        size = getattr(self.config, "head_dim", None) or self.hidden // heads
-        return getattr(self.config, "num_key_value_heads", None) or heads, size
+        One module an attention; A and D are `key_shape`; keys are scaled as attention sees them, behind rotary
+        positions.
+
+        Raises:
+            UserError: no such layer, or an attention that can't be reached.
+        """
+        self.check_layer(layer, last=len(self.attentions))
+        scale_keys(self.attentions[layer - 1], module)
 
     def take_positions(self, count: int) -> None:
-        """Let the text's positions start after `count` others."""
+        """Let the text's positions start after `count` others; nothing changes where the model's positions are relative
+        to each other."""
         self._positions_taken = count
-
-    @property
-    def num_positions(self) -> int | None:
-        """How many positions the model has, None where it has no limit."""
-        limit = getattr(self.config, "max_position_embeddings", None)
-        return None if limit is None else limit - self.first_position
 
     def inject(self, settings: Mapping[str, Any], key: str = "target_modules") -> list[nn.Module]:
         """Let peft put its layers into the model (fields of a peft configuration, `peft_type` among them); the new
@@ -130,31 +113,6 @@ class Seams(nn.Module):
         replaced = inject_layers(self.model, settings, key)
         self._wrapped += replaced
         return [getattr(parent, attribute) for parent, attribute, _ in replaced]
-
-    def output_names(self) -> list[tuple[str, str]]:
-        """The names in the model, block by block, of the linear layers that end attention and feed-forward part.
-
-        Raises:
-            UserError: the family does not know this model's names.
-        """
-        names = {block: name for name, block in self.model.named_modules()}
-        for pair in self.outputs:
-            pairs = [(f"{names[block]}.{pair[0]}", f"{names[block]}.{pair[1]}") for block in self._blocks]
-            if set(itertools.chain.from_iterable(pairs)) <= set(names.values()):
-                return pairs
-        expected = ", ".join(" and ".join(pair) for pair in self.outputs)
-        raise UserError(
-            f"backbone: the blocks of {self.config.model_type} end in layers of unknown names; expected {expected}; "
-            "choose another backbone"
-        )
-
-    def check_layer(self, layer: int, key: str = "layer", last: int | None = None) -> None:
-        """Raise a UserError, whose line begins with `key`, unless 1 <= layer <= L (or another last one)."""
-        last = self.num_layers if last is None else last
-        if not 1 <= layer <= last:
-            raise UserError(
-                f"{key}: found {layer}; expected 1 to {last}, the number of blocks below the cut of this model"
-            )
 
     def open(self, pattern: str) -> list[nn.Parameter]:
         """Unfreeze the parameters one of whose names matches a glob pattern, and return them.
@@ -221,20 +179,16 @@ class Seams(nn.Module):
         return made.values
 
     def untie(self) -> None:
-        """Give the output embedding a frozen copy of its own where it shares the input embedding's weight."""
+        """Give the output embedding a frozen copy of its own where it shares the input embedding's weight.
+
+        Raises:
+            UserError: the model scores with its input embedding and has no other.
+        """
+        self.check_output_embedding()
         shared = self.decoder.weight
         if shared is self.model.get_input_embeddings().weight:
             self.__dict__["_tied"] = shared  # past nn.Module: it is a parameter of the model, not of this
             self.decoder.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
-
-    @property
-    def decoder_is_tied(self) -> bool:
-        """Whether the output embedding shares the input embedding's weight, or the sparse parameter in its place."""
-        places = [
-            {**vars(module)["_parameters"], **vars(module)["_modules"]}.get("weight")
-            for module in (self.decoder, self.model.get_input_embeddings())
-        ]
-        return places[0] is places[1]
 
     def loaded(self, name: str) -> Tensor:
         """The value a parameter opened under this name had when the model was loaded."""
@@ -294,31 +248,33 @@ class Seams(nn.Module):
             total = (total * 1_000_003 + int((folded * odd).sum()) + len(name)) % (1 << 63)
         return total
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type the weights have now."""
-        return next(self.model.parameters()).dtype
-
     # inside
 
-    def _find_blocks(self) -> nn.ModuleList:
-        for module in self.model.base_model.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
-                return module
-        raise UserError(
-            f"backbone: {type(self.model).__name__} has no list of {self.num_layers} blocks; "
-            "this model shape is not supported"
-        )
+    def _after_embedding(self, _module: nn.Module, _inputs: tuple, states: Tensor) -> Tensor:
+        if self._before_embedding:  # a decoder that shares the module calls it later
+            self._before_embedding = False
+            for module in self._embed_seams:
+                states = module(states, self._batch)
+        return states
 
     def _after_block(self, layer: int):
         def hook(_module, _inputs, output):
-            if isinstance(output, tuple):  # T5's blocks give their attention bias beside
-                return (self._through_seams(layer, output[0]), *output[1:])
-            return self._through_seams(layer, output)
+            # some give more beside the states: their attention, T5's its bias
+            self._rest_of_output = output[1:] if isinstance(output, tuple) else None
+            return self._form(self._through_seams(layer, states_of(output)))
 
         return hook
+
+    def _form(self, states: Tensor) -> Any:
+        """States in the form in which a block gives its output, as the block that ran last gave it."""
+        return states if self._rest_of_output is None else (states, *self._rest_of_output)
 
     def _through_seams(self, layer: int, states: Tensor) -> Tensor:
         for module in self._layer_seams.get(layer, ()):
             states = module(states, self._batch)
         return states
+
+
+def states_of(output: Any) -> Tensor:
+    """The states, [B, T, H], in what a block gives."""
+    return output[0] if isinstance(output, tuple) else output

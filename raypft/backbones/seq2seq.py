@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from raypft.backbones.attention import find_attention
 from raypft.backbones.base import Backbone
+from raypft.backbones.heads import given_states
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
+from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 SENTINEL = "<extra_id_0>"
@@ -29,7 +33,10 @@ class Seq2SeqTokenizer(PromptTokenizer):
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
-        self._sentinel = self.tokenizer.convert_tokens_to_ids(SENTINEL)
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(f"backbone: the tokenizer of {self.source} has no end token; expected T5's </s>")
+        alone = self.tokenize(SENTINEL)
+        self._sentinel = alone[-1] if self.tokenizer.decode(alone[-1:]).strip() == SENTINEL else None
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -40,7 +47,15 @@ class Seq2SeqTokenizer(PromptTokenizer):
     def special(self, piece: Piece) -> list[int]:
         if piece.kind == "sep":
             return [self.tokenizer.eos_token_id]
-        return [self._sentinel if piece.kind == "slot" else self.tokenizer.unk_token_id] * piece.count
+        if piece.kind == "soft":
+            return [self.filler] * piece.count
+        if self._sentinel is None:
+            raise PromptError(
+                "slot",
+                f"the tokenizer of {self.source} has no {SENTINEL}, which <slot> stands for; use a pattern without "
+                "<slot> and readout=text",
+            )
+        return [self._sentinel]
 
     def encode(self, query: Query, key: str = "", language: str = "", max_tokens: int = 128) -> Encoded:
         if query.demos:
@@ -69,30 +84,10 @@ class Seq2SeqTokenizer(PromptTokenizer):
         return [text.strip() for text in self.tokenizer.batch_decode(cut, skip_special_tokens=True)]
 
 
-class ScaledHead(nn.Module):
-    """The output embedding behind the scaling that T5's tied form has."""
-
-    decoder: nn.Module
-
-    def __init__(self, decoder: nn.Module, scale: float) -> None:
-        super().__init__()
-        self.__dict__["decoder"] = decoder  # a plain reference: it is the model's
-        self.scale = scale
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.decoder(states * self.scale)
-
-
 class Seq2SeqBackbone(Backbone):
     """An encoder and a decoder; layers are counted in the encoder."""
 
     family = Seq2SeqTokenizer.family
-    _head: ScaledHead
-
-    def __init__(self, *arguments, **keywords) -> None:
-        super().__init__(*arguments, **keywords)
-        scaled = getattr(self.config, "scale_decoder_outputs", False)
-        vars(self)["_head"] = ScaledHead(self.decoder, self.hidden**-0.5 if scaled else 1.0)
 
     def arguments(self, batch: Batch) -> dict:
         return {}
@@ -103,13 +98,27 @@ class Seq2SeqBackbone(Backbone):
         blocks = [*self._blocks_of("encoder"), *self._blocks_of("decoder")]
         return [find_attention(block) for block in blocks]
 
+    def output_names(self) -> list[tuple[str, str]]:
+        """The encoder's blocks, then the decoder's."""
+        names = []
+        for side, last in (("encoder", 1), ("decoder", 2)):
+            for i in range(len(self._blocks_of(side))):
+                block = f"{side}.block.{i}.layer"
+                names.append((f"{block}.0.SelfAttention.o", f"{block}.{last}.DenseReluDense.wo"))
+        return names
+
     @property
     def key_shape(self) -> tuple[int, int]:
         return self.config.num_heads, self.config.d_kv
 
-    @property
-    def language_model_head(self) -> nn.Module:
-        return self._head
+    def own_scores(self, states: Tensor) -> Tensor:
+        with given_states(self.model, "decoder", states.unsqueeze(0)):
+            some_ids = torch.zeros((1, len(states)), dtype=torch.long, device=states.device)
+            known = BaseModelOutput(last_hidden_state=cast(torch.FloatTensor, states.unsqueeze(0)))
+            return self.model.forward(encoder_outputs=known, decoder_input_ids=some_ids).logits[0]
+
+    def whole_model(self, batch: Batch) -> Tensor:
+        return self.model(input_ids=batch.ids, attention_mask=batch.mask, decoder_input_ids=batch.target).logits
 
     def _find_blocks(self) -> nn.ModuleList:
         return self._blocks_of("encoder")
@@ -117,9 +126,12 @@ class Seq2SeqBackbone(Backbone):
     def _blocks_of(self, side: str) -> nn.ModuleList:
         return cast(nn.ModuleList, self.model.get_submodule(f"{side}.block"))
 
-    def _run(self, states: Tensor, batch: Batch) -> Tensor:
+    def _find_embedding(self) -> nn.Module:
+        return self.model.get_encoder().get_input_embeddings()
+
+    def _run(self, batch: Batch) -> Tensor:
         """The decoder's states, [B, U, H]."""
-        encoded = self.model.get_submodule("encoder")(inputs_embeds=states, attention_mask=batch.mask).last_hidden_state
+        encoded = self.model.get_submodule("encoder")(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
         decoded = self.model.get_submodule("decoder")(
             input_ids=batch.target, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, use_cache=False
         )

@@ -51,7 +51,6 @@ class Sparse(nn.Module):
         self.register_buffer("base", weight.detach(), persistent=False)
         self.register_buffer("index", index, persistent=False)
         self.owners: list[tuple[nn.Module, str]] = []
-        self.handles: list[Any] = []
 
     def forward(self) -> Tensor:
         """() -> the weight, in its own shape."""
@@ -71,22 +70,20 @@ class Sparse(nn.Module):
             module._parameters[name] = None  # the entry stays, and with it the order of the parameters
             module._modules[name] = self
 
-            def put(module: nn.Module, *_: Any, name: str = name) -> None:
-                module.__dict__[name] = self()
+    def put(self) -> None:
+        """Give the owners the weight with the values in place, until `take`; some models read it past the module that
+        holds it."""
+        for module, name in self.owners:
+            module.__dict__[name] = self()
 
-            def take(module: nn.Module, *_: Any, name: str = name) -> None:
-                module.__dict__.pop(name, None)
-
-            self.handles += [
-                module.register_forward_pre_hook(put),
-                module.register_forward_hook(take, always_call=True),
-            ]
+    def take(self) -> None:
+        """Undo `put`."""
+        for module, name in self.owners:
+            module.__dict__.pop(name, None)
 
     @torch.no_grad()
     def undo(self) -> None:
         """Put the pretrained parameter back, bit for bit."""
-        for handle in self.handles:
-            handle.remove()
         base = self.base
         base.view(-1).index_copy_(0, self.index.long(), self.loaded.to(base.device))
         weight = self.parameter[0]

@@ -36,10 +36,6 @@ class PromptTokenizer(ABC):
     family: str
     takes_demos: bool = False
     """Whether a prompt may begin with demonstrations."""
-    _anchor: str = ""
-    """What every text is tokenized after, where a tokenizer would put a blank before it; its tokens are dropped
-    again."""
-    _anchor_size: int = 0
 
     def __init__(self, tokenizer, config, source: str | None = None, revision: str = "in memory") -> None:
         self.tokenizer = tokenizer
@@ -51,6 +47,12 @@ class PromptTokenizer(ABC):
     def pad(self) -> int:
         """The token id that fills batches; 0 where the tokenizer names none, since no one looks there."""
         return self.tokenizer.pad_token_id or 0
+
+    @property
+    def filler(self) -> int:
+        """The token id that stands where a method puts a vector of its own."""
+        named = (self.tokenizer.unk_token_id, self.tokenizer.eos_token_id, self.tokenizer.mask_token_id)
+        return next((token for token in named if token is not None), 0)
 
     @property
     def vocab_size(self) -> int:
@@ -82,21 +84,36 @@ class PromptTokenizer(ABC):
 
     # shared by the families
 
+    def _anchor(self, text: str) -> tuple[str, int]:
+        """What a text is tokenized after, where the tokenizer would put a blank before it, and how many tokens that is;
+        they are dropped again."""
+        return "", 0
+
     def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Token ids of a text as `tokenize` gives them, and the characters [start, end) of it that each stands for,
-        without the blanks that some tokenizers count to the word after them."""
-        anchored = self._anchor + text
+        without the blanks that some tokenizers count to the word after them.
+
+        Raises:
+            UserError: the tokenizer knows no places.
+        """
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"backbone: {type(self.tokenizer).__name__} does not say which characters a token stands for, which "
+                "passages need; choose a backbone with a tokenizer.json"
+            )
+        anchor, size = self._anchor(text)
+        anchored = anchor + text
         tokenized = self.tokenizer(anchored, add_special_tokens=False, return_offsets_mapping=True)
-        ids, spans = tokenized["input_ids"][self._anchor_size :], tokenized["offset_mapping"][self._anchor_size :]
+        ids, spans = tokenized["input_ids"][size:], tokenized["offset_mapping"][size:]
         if not ids:  # as in `_ids`
-            ids, spans = [self.tokenizer.unk_token_id or 0], [(len(self._anchor), len(anchored))]
+            ids, spans = [self.filler], [(len(anchor), len(anchored))]
         starts = [end - len(anchored[start:end].lstrip()) for start, end in spans]
         ends = [end for _, end in spans]
         for i, limit in enumerate([*starts[1:], len(anchored)]):
             # a normaliser that joins e and its accent gives the place of the e alone
             while ends[i] < limit and unicodedata.combining(anchored[ends[i]]):
                 ends[i] += 1
-        return ids, [start - len(self._anchor) for start in starts], [end - len(self._anchor) for end in ends]
+        return ids, [start - len(anchor) for start in starts], [end - len(anchor) for end in ends]
 
     def shorten(self, pieces: Sequence[Piece], budget: int, where: str) -> list[list[int]]:
         """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time;
@@ -140,4 +157,4 @@ class PromptTokenizer(ABC):
         if piece.kind != "text":
             return self.special(piece)
         # a marked piece must have a token to stand at, even where the tokenizer drops all of its characters
-        return self.tokenize(piece.text) or ([self.tokenizer.unk_token_id or 0] if piece.mark else [])
+        return self.tokenize(piece.text) or ([self.filler] if piece.mark else [])

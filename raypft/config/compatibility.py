@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raypft.backbones.base import Backbone
+import torch
+
+from raypft.backbones.base import Backbone, lacking
 from raypft.config.resolved import ResolvedJob
 from raypft.errors import UserError
 from raypft.methods import METHODS
@@ -116,12 +118,13 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
             else ""
         )
         raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}")
+    if resolved.readout.reads_vocabulary and backbone.lacks:
+        raise UserError(lacking(job.backbone, backbone.lacks))
     built = method(config, backbone)
-    lacks = method.trains and job.train.epochs > 0 and not built.trainable()
-    if resolved.readout.needs_slot or lacks:
+    with torch.device("meta"):
         readout = resolved.readout(resolved.readout_config, task, pattern, backbone)
-        lacks = lacks and not any(p.requires_grad for p in readout.parameters())
-    if lacks:
+    trains = built.trainable() or any(p.requires_grad for p in readout.parameters())
+    if method.trains and job.train.epochs > 0 and not trains:
         raise UserError(
             f"method: {named} opens nothing, no parameter trains; open some through the backbone's seams, "
             "set trains = False in it, or train.epochs=0"

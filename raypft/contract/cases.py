@@ -87,11 +87,21 @@ def kinds_of(method: str) -> list[str]:
     return kinds
 
 
+@functools.cache
+def refusal(method: str, kind: str) -> str:
+    """What a method says to a kind of tiny model that it does not fit; empty where it fits."""
+    try:
+        cell(method, tiny.backbone(kind))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def supported() -> list[tuple[str, str]]:
     """Every (method of the catalogue, kind of tiny model) that goes together."""
     pairs: list[tuple[str, str]] = []
     for method in METHODS.names():
-        pairs += [(method, kind) for kind in kinds_of(method)]
+        pairs += [(method, kind) for kind in kinds_of(method) if not refusal(method, kind)]
     return pairs
 
 
@@ -114,7 +124,9 @@ def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str,
 def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:
     """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same
     model."""
-    path = folder() / type(backbone.model).__name__ / f"{strategy}-{revision}.safetensors"
+    path = (
+        folder() / f"{type(backbone.model).__name__}-{backbone.embedding_size}" / f"{strategy}-{revision}.safetensors"
+    )
     if not path.is_file():
         generator = torch.Generator().manual_seed(1)
         shapes = {name: p.shape for name, p in backbone.model.named_parameters(remove_duplicate=False)}

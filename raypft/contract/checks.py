@@ -69,9 +69,10 @@ def states_are_one_row_per_slot(method: str, kind: str, **options: Any) -> None:
     cell = cases.cell(method, tiny.backbone(kind), **options)
     states = cell.learner.method(dataset(cell).batch([0, 1, 2]))
     shape = list(getattr(states, "shape", [type(states).__name__]))
+    width = cell.learner.method.backbone.state_size
     expect(
-        shape == [3, tiny.HIDDEN],
-        f"forward gave {shape} for 3 slots; expected [S, H], here [3, {tiny.HIDDEN}], as backbone(batch) gives",
+        shape == [3, width],
+        f"forward gave {shape} for 3 slots; expected [S, H], here [3, {width}], as backbone(batch) gives",
     )
 
 

@@ -4,7 +4,8 @@ Source: Hu et al. 2022, section 4.1; defaults: Yuan et al. 2024 (GNNavi), row Lo
 Formula: y = W x + (alpha / r) B A dropout(x), A in R^{r x in}, B in R^{out x r}; B starts at 0, so the model starts
 unchanged.
 Differs: `targets` are peft's default for the model type (GPT-2: the fused query, key, value; most others: query and
-value); dropout of the frozen model is off, only LoRA's own is active.
+value), and where peft has none the model's query and value, fused where the model has them fused; dropout of the frozen
+model is off, only LoRA's own is active.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from raypft.methods import base
 
 
 class Config(base.Config):
-    """rank: r; alpha; dropout: on the layers' input; targets: ends of the names of linear layers, None takes peft's."""
+    """rank: r; alpha; dropout: on the layers' input; targets: ends of the names of linear layers, None takes
+    query and value."""
 
     rank: int = Field(default=8, ge=1)
     alpha: int = Field(default=32, ge=1)
@@ -38,7 +40,7 @@ class LoRA(base.Method):
             "r": config.rank,
             "lora_alpha": config.alpha,
             "lora_dropout": config.dropout,
-            "target_modules": config.targets,
+            "target_modules": config.targets or backbone.query_and_value(),
         }
         injected: list[Any] = [*backbone.inject(settings, "method.targets")]
         self.dropouts = [layer.lora_dropout for layer in injected]

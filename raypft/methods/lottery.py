@@ -57,9 +57,11 @@ class LotteryTicket(base.Method):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         ticket = _ticket_of(config, backbone)
-        self.prompt = soft_prompt.PromptEncoder(config.length, backbone.hidden, config.encoder)
+        self.prompt = soft_prompt.PromptEncoder(config.length, backbone.embedding_size, config.encoder)
         backbone.on_embed(self.prompt)
         infos = parameter_infos(backbone)
+        if config.segment != "all":
+            backbone.blocks  # noqa: B018  (a model that is no row of blocks is refused)
         layers = segment_layers(config.segment, backbone.num_layers, "method.segment")
         inside = [name for name in ticket.names if config.segment == "all" or infos[name].layer in layers]
         self.cut = cut(ticket, config.ratio, config.scope, inside)
@@ -85,7 +87,7 @@ class LotteryTicket(base.Method):
 
     def predicted_parameters(self) -> int:
         return (
-            soft_prompt.encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
+            soft_prompt.encoder_parameters(self.config.length, self.backbone.embedding_size, self.config.encoder)
             + self.cut.size
         )
 

@@ -81,7 +81,7 @@ class SoftPrompt(base.Method):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.prompt = PromptEncoder(config.length, backbone.hidden, config.encoder)
+        self.prompt = PromptEncoder(config.length, backbone.embedding_size, config.encoder)
         backbone.on_embed(self.prompt)
         if config.train_backbone:
             backbone.open("*")
@@ -90,7 +90,7 @@ class SoftPrompt(base.Method):
         return {"prompt": self.prompt.vectors()}
 
     def predicted_parameters(self) -> int:
-        encoder = encoder_parameters(self.config.length, self.backbone.hidden, self.config.encoder)
+        encoder = encoder_parameters(self.config.length, self.backbone.embedding_size, self.config.encoder)
         if not self.config.train_backbone:
             return encoder
         return encoder + sum(p.numel() for p in self.backbone.model.parameters())

@@ -91,9 +91,11 @@ def _frozen(backbone: Backbone, infos: dict[str, ParameterInfo], strategy: str) 
     """The parameters that do not train; asked before the output embedding gets its copy, which never trains."""
     frozen = {name for name, info in infos.items() if info.is_norm}
     if strategy == "freeze_embeddings":
+        backbone.blocks  # noqa: B018  (a model that is no row of blocks is refused)
         frozen |= {name for name, info in infos.items() if info.in_body and info.layer is None}
     if strategy == "decoupled":
         shared = backbone.model.get_input_embeddings().weight
+        backbone.check_output_embedding()
         output = {id(p) for p in backbone.decoder.parameters() if p is not shared}
         frozen |= {name for name in infos if id(backbone.model.get_parameter(name)) in output}
     return frozen

@@ -44,6 +44,7 @@ class Readout(nn.Module, ABC):
         Config: the YAML keys with their defaults.
         kinds, families: the task kinds and backbone families it works with.
         needs_slot: whether the pattern must have a <slot>.
+        reads_vocabulary: whether the language-model head answers.
         numerics: raised when a change alters results; part of the cell key.
     """
 
@@ -51,6 +52,7 @@ class Readout(nn.Module, ABC):
     kinds: tuple[str, ...] = ("choice", "tags")
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     needs_slot: bool = True
+    reads_vocabulary: bool = False
     numerics: int = 1
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:

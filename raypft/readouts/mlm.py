@@ -72,6 +72,7 @@ class MaskedLanguageModel(base.Readout):
     kinds = ("mlm",)
     families = ("masked",)
     needs_slot = False
+    reads_vocabulary = True
     backbone: Backbone
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:

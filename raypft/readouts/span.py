@@ -48,7 +48,7 @@ class SpanReadout(base.Readout):
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         self.longest = config.longest
-        self.ends = nn.Linear(backbone.hidden, 2)
+        self.ends = nn.Linear(backbone.state_size, 2)
         nn.init.normal_(self.ends.weight, std=getattr(backbone.config, "initializer_range", 0.02))
         nn.init.zeros_(self.ends.bias)
 

@@ -41,6 +41,7 @@ class TextReadout(base.Readout):
     kinds = ("choice", "tags", "text")
     families = ("seq2seq",)
     needs_slot = False
+    reads_vocabulary = True
     backbone: Backbone
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:

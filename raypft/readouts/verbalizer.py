@@ -88,6 +88,7 @@ class Verbalizer(base.Readout):
     here."""
 
     Config = Config
+    reads_vocabulary = True
     backbone: Backbone
     used: Tensor
     share: Tensor

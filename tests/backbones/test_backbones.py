@@ -412,7 +412,7 @@ def write_gguf(path: Path) -> Any:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([chr(65 + i) for i in range(config.vocab_size - 1)] + ["ab"])
+    writer.add_token_list([chr(65 + i) for i in range(config.vocab_size - 2)] + ["<|endoftext|>", "ab"])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(2)
     for name, weight in model.named_parameters():

@@ -10,7 +10,6 @@ import torch
 from test_backbones import ALL, pair, prompts
 from test_prefix import GPT2_XL, LLAMA_2_7B
 from torch import nn
-from transformers import BloomConfig
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
@@ -135,8 +134,5 @@ def test_starts_near_identity_and_trains_alone(kind, placement):
 
 
 def test_blocks_of_unknown_names_are_refused():
-    bloom = BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4, architectures=["BloomForCausalLM"])
-    with pytest.raises(
-        UserError, match=r"the blocks of bloom end in layers of unknown names; expected attn.c_proj and mlp.c_proj"
-    ):
-        Adapter(Config(placement="houlsby"), backbone_from_config(bloom))
+    with pytest.raises(UserError, match=r"the blocks of gpt_oss do not end in linear layers that a method could find"):
+        Adapter(Config(placement="houlsby"), tiny.backbone("gpt-oss"))

@@ -125,7 +125,8 @@ def test_targets_are_checked():
     assert all(".mlp.c_fc." in name for name in method.trainable())
     backbone = tiny.backbone("gpt2")
     with pytest.raises(
-        UserError, match=r"method.targets: found \['q_proj'\]; expected names of linear layers of this model"
+        UserError,
+        match=r"method.targets: found \['q_proj'\]; expected some of this model's linear layers: c_attn, c_proj",
     ):
         LoRA(Config(targets=["q_proj"]), backbone)
     assert not hasattr(backbone.model, "peft_config")

@@ -1,0 +1,192 @@
+"""Reading a pretrained model, strictly: what a folder lacks, has too much of or has in another shape is told, never
+drawn at random."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from raypft.errors import UserError
+
+INNER = {r"^(model\.)?language_model\.(model\.)?": "model.", r"^language_model\.lm_head": "lm_head"}
+"""Names of the language model's tensors inside a multimodal model to those it has alone."""
+BUFFER = re.compile(r"(rotary_emb\.inv_freq|position_ids|masked_bias|\.attn\.bias|\.attention\.bias|_float_tensor)$")
+"""Tensors of older files that the code computes today."""
+
+
+TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
+"""Files that a tokenizer is read from."""
+
+
+class Read(NamedTuple):
+    """A model, and the names of the tensors of its language-model head that the folder has not."""
+
+    model: Any
+    lacks: tuple[str, ...]
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a model folder; of a multimodal one that of the language model in it.
+
+    Raises:
+        UserError: it can't be read; transformers does not know the model type; the weights are quantized.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file makes transformers raise
+        raise UserError(
+            f"backbone: {folder}: the model type is neither masked nor causal, or config.json is damaged: "
+            f"{first_line(error)}"
+        ) from None
+    quantized = getattr(config, "quantization_config", None)
+    if quantized:
+        how = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
+        raise UserError(
+            f"backbone: {folder} holds quantized weights ({how or 'see quantization_config in config.json'}); expected "
+            "weights in fp32, fp16 or bf16; give the model's unquantized files"
+        )
+    inner = config.get_text_config()
+    if inner is not config and not config.is_encoder_decoder:
+        inner.architectures = None  # those of the whole
+        return inner
+    return config
+
+
+def read_tokenizer(folder: Path, config: Any) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        UserError: there is none, it can't be read, or it has tokens that the model has no embedding for.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        files = set(getattr(tokenizer, "vocab_files_names", {}).values())
+    except Exception as error:
+        if any(list(folder.glob(pattern)) for pattern in TOKENIZERS):
+            raise UserError(
+                f"backbone: {folder}: the tokenizer can't be read: {first_line(error)}; expected the files that belong "
+                "to the model, e.g. tokenizer.json"
+            ) from None
+        files = {"tokenizer.json"}
+    # transformers makes an empty tokenizer of a folder that has none
+    if files and not any((folder / name).is_file() for name in {"tokenizer.json", *files}):
+        raise UserError(
+            f"backbone: {folder} holds no tokenizer; expected {' or '.join(sorted({'tokenizer.json', *files}))}; copy "
+            "the files that belong to the model there"
+        )
+    last, rows = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1)), config.vocab_size
+    if last[1] >= rows:
+        raise UserError(
+            f'backbone: {folder}: the tokenizer gives "{last[0]}" the id {last[1]}, the model has embeddings for 0 to '
+            f"{rows - 1}; expected a tokenizer and weights of one model; give those that were saved together"
+        )
+    return tokenizer
+
+
+def settle(auto: Any, folder: Path, config: Any) -> tuple[str, ...]:
+    """Compare a folder's tensors with a configuration, without reading them; may correct the configuration where the
+    file shows how it was meant. The names of tensors of the language-model head that the folder has not.
+
+    Args:
+        auto: the transformers class that the model is read with.
+
+    Raises:
+        UserError: no weights, damaged ones; or a tensor of the body is missing, in another shape, or one too many.
+    """
+    model, info = _read(auto, folder, config, device_map="meta")
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    old_head = config.model_type == "deberta-v2" and config.legacy
+    if old_head and missing and any(name.startswith("lm_predictions.") for name in unexpected):
+        config.legacy = False  # the files of DeBERTa v2 and v3 have this head, their configuration does not say so
+        return settle(auto, folder, config)
+    if info["mismatched_keys"]:
+        name, found, expected = sorted(info["mismatched_keys"])[0]
+        raise UserError(
+            f"backbone: {folder}: {name} has the shape {list(found)}, config.json makes it {list(expected)}; expected "
+            "weights and config.json of one model"
+        )
+    of_head = {name for name in missing if _is_of_head(model, name)}
+    lost = [name for name in missing if name not in of_head]
+    if lost:
+        raise UserError(
+            f"backbone: {folder} lacks {len(lost)} of the model's tensors ({_some(lost)}); expected the weights of a "
+            f"whole {config.model_type} of {config.num_hidden_layers} layers"
+        )
+    surplus = [name for name in unexpected if _is_of_blocks(model, name) and not BUFFER.search(name)]
+    if surplus:
+        raise UserError(
+            f"backbone: {folder} holds {len(surplus)} tensors of blocks that config.json does not know "
+            f"({_some(surplus)}); expected weights and config.json of one model"
+        )
+    return tuple(missing)
+
+
+def read(auto: Any, folder: Path, config: Any) -> Read:
+    """A model in fp32 with the weights of a folder; tensors of the language-model head that it has not are 0.
+
+    Raises:
+        UserError: see `settle`.
+    """
+    lacks = settle(auto, folder, config)
+    model, _ = _read(auto, folder, config)
+    with torch.no_grad():
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for name in lacks:
+            if name in named:
+                named[name].zero_()
+    return Read(model, lacks)
+
+
+def keys_of(folder: Path, config: Any) -> dict[str, str] | None:
+    """How the folder's tensors are renamed for a configuration: those of a language model inside a multimodal one."""
+    whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return None if whole.model_type == config.model_type else INNER
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _read(auto: Any, folder: Path, config: Any, **keywords: Any) -> tuple[Any, dict[str, Any]]:
+    try:
+        return auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            key_mapping=keys_of(folder, config),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported instead
+            trust_remote_code=False,
+            **keywords,
+        )
+    except Exception as error:  # whatever a damaged file makes transformers, safetensors or pickle raise
+        raise UserError(
+            f"backbone: the weights in {folder} can't be read: {first_line(error)}; expected whole model.safetensors "
+            "or pytorch_model.bin; fetch or copy them again"
+        ) from None
+
+
+def _is_of_head(model: Any, name: str) -> bool:
+    """Whether a tensor is outside the body, and so used for vocabulary scores only."""
+    if model.config.is_encoder_decoder:
+        return name.startswith("lm_head.")
+    return not name.startswith(f"{model.base_model_prefix}.")
+
+
+def _is_of_blocks(model: Any, name: str) -> bool:
+    """Whether a tensor is one of the body's blocks, by its name with or without the body's."""
+    body = model.base_model
+    lists = [path for path, module in body.named_modules() if isinstance(module, torch.nn.ModuleList)]
+    starts = [f"{prefix}{path}." for path in lists for prefix in ("", f"{model.base_model_prefix}.")]
+    return name.startswith(tuple(starts))
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]}, ..."

@@ -1,0 +1,177 @@
+"""The model's own code behind its body: from states to vocabulary scores, and the family's classification heads.
+
+What stands between the last block and the scores differs from family to family (a transform, a multiplier, a cap, a
+bias, a matrix shared with the embedding) and is nowhere said in a configuration. So it is not written again here: the
+body is exchanged for a stand-in that gives states which are known already, and the model's own forward does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from raypft.backbones.checkpoint import keys_of
+
+
+class ColumnLinear(nn.Linear):
+    """The output embedding, able to compute only some vocabulary columns.
+
+    It stays a module of the model (its class is exchanged, its parameters are not), so that ZeRO-3 gathers its weight.
+    """
+
+    columns: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[S, H] -> [S, n] for n chosen columns, [S, V] where none are chosen."""
+        if self.columns is None:
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias[self.columns]
+        return functional.linear(input, self.weight[self.columns], bias)
+
+
+class _Known(BaseModelOutputWithPoolingAndCrossAttentions):
+    """A body's output of which only the states, and what is pooled from them, are known."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class GivenStates(nn.Module):
+    """Stands where a model's body stands and gives `states`, [B, T, H]; everything else of the body is the body's."""
+
+    states: Tensor
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["body"] = body  # a plain reference: it is the model's
+
+    def __getattr__(self, name: str) -> Any:
+        # OPT's head calls the decoder inside its body
+        return self if name == "decoder" else getattr(self.__dict__["body"], name)
+
+    def forward(self, *_: Any, **__: Any) -> _Known:
+        pooler = vars(self.body).get("_modules", {}).get("pooler")
+        return _Known(last_hidden_state=self.states, pooler_output=None if pooler is None else pooler(self.states))
+
+
+@contextlib.contextmanager
+def given_states(model: nn.Module, body: str, states: Tensor) -> Iterator[None]:
+    """While open, the child `body` of a model gives these states, [B, T, H]."""
+    kept = model._modules[body]
+    assert kept is not None
+    stand_in = GivenStates(kept)
+    stand_in.states = states
+    model._modules[body] = stand_in
+    try:
+        yield
+    finally:
+        model._modules[body] = kept
+
+
+class ClassificationHead(nn.Module):
+    """What a transformers model for classification has behind its body, called as that model calls it.
+
+    Its parameters stand under the names they have in that model, and the body's pooler, where the head reads it, under
+    `pooler`.
+
+    Args:
+        model: of AutoModelForSequenceClassification or AutoModelForTokenClassification; its body is given up.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        body, pooler = model.base_model_prefix, getattr(model.base_model, "pooler", None)
+        for name, child in model.named_children():
+            if name != body:
+                self.add_module(name, child)
+        left = nn.Module()
+        if pooler is not None:
+            self.add_module("pooler", pooler)
+            left.add_module("pooler", pooler)
+        model._modules[body] = left
+        self.__dict__["model"] = model  # a plain reference: the modules above are its own
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States of the token that is read, [S, H] -> [S, C]."""
+        model: PreTrainedModel = self.__dict__["model"]
+        with given_states(model, model.base_model_prefix, states.unsqueeze(1)):
+            some_ids = torch.zeros((len(states), 1), dtype=torch.long, device=states.device)
+            return model.forward(input_ids=some_ids).logits.view(len(states), -1)
+
+
+FIRST_TOKEN = {"modernbert": "cls", "eurobert": "bos"}
+"""Model type to the value of `classifier_pooling` with which its head reads the first token, as all others do."""
+CLASSES = {
+    AutoModelForSequenceClassification: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    AutoModelForTokenClassification: MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+}
+
+
+def classification_config(config: Any, **settings: Any) -> Any:
+    """The configuration of a model with a head on another's body."""
+    pooling = FIRST_TOKEN.get(config.model_type)
+    settings |= {} if pooling is None else {"classifier_pooling": pooling}
+    return type(config).from_dict({**config.to_dict(), **settings})
+
+
+def classifier(auto: Any, config: Any, source: str | None, num_labels: int) -> PreTrainedModel | None:
+    """The model type's AutoModelForSequenceClassification or ...TokenClassification; None where it has none.
+
+    Args:
+        source: the folder it is read from, what is not stored there is new; None: everything is new.
+    """
+    if config.model_type not in CLASSES[auto]:
+        return None
+    config = classification_config(config, num_labels=num_labels)
+    if source is None:
+        return auto.from_config(config)
+    keys = keys_of(Path(source), config)
+    return auto.from_pretrained(source, config=config, dtype=torch.float32, key_mapping=keys, trust_remote_code=False)
+
+
+def word_classifier(config: Any, width: int, source: str | None, num_labels: int) -> nn.Module:
+    """What the model type's AutoModelForTokenClassification has behind its body, [S, H] -> [S, C]: dropout and a linear
+    layer in most, and where a model type has no such class.
+
+    Args:
+        width: of the states; source: as in `classifier`.
+    """
+    with torch.device("meta"):
+        shape = classifier(AutoModelForTokenClassification, config, None, num_labels)
+    if shape is None:
+        return nn.Sequential(nn.Dropout(0.1), new_linear(width, config, num_labels))
+    parts = [child for name, child in shape.named_children() if name != shape.base_model_prefix]
+    linears = [part for part in parts if isinstance(part, nn.Linear)]
+    rates = [part.p for part in parts if isinstance(part, nn.Dropout)]
+    if len(linears) == 1 and len(linears) + len(rates) == len(parts):
+        linear = new_linear(linears[0].in_features, config, num_labels, bias=linears[0].bias is not None)
+        return nn.Sequential(nn.Dropout(max(rates, default=0.0)), linear)
+    model = classifier(AutoModelForTokenClassification, config, source, num_labels)
+    assert model is not None
+    return ClassificationHead(model)
+
+
+def new_linear(width: int, config: Any, num_labels: int, bias: bool = True) -> nn.Linear:
+    """A linear layer on states, drawn as the model type draws its own."""
+    linear = nn.Linear(width, num_labels, bias=bias)
+    nn.init.normal_(linear.weight, std=getattr(config, "initializer_range", 0.02))
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
