@@ -102,13 +102,15 @@ class DeepSpeedStepper(Stepper):
 
     def _step_unless_overflow(self) -> bool:
         """A step of ZeRO 1 to 3, which these leave out without a word where the gradient is not finite."""
+        optimizer = self.engine.optimizer
+        optimizer.overflow = False
         try:
             self.engine.step()
-        except Exception:  # DeepSpeed has no type for: the loss scale can't be lowered any more
-            if not self.engine.optimizer.overflow:
+        except Exception:  # DeepSpeed has no type of its own for: the loss scale can't be lowered any more
+            if not optimizer.overflow:
                 raise
             return False
-        self.skipped = self.skipped + 1 if self.engine.optimizer.overflow else 0
+        self.skipped = self.skipped + 1 if optimizer.overflow else 0
         return self.skipped <= self.may_skip
 
     def values(self) -> dict[str, Tensor]:

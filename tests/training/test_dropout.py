@@ -201,7 +201,7 @@ def test_whole_channels_are_dropped_by_row(drop, shape):
 def attention_inputs(heads: int = 4, key_heads: int = 4):
     generator = torch.Generator().manual_seed(0)
     sizes = [(2, heads, 3, 8), (2, key_heads, 5, 8), (2, key_heads, 5, 8)]
-    return [torch.randn(size, generator=generator) for size in sizes]
+    return [torch.randn(size, generator=generator, requires_grad=True) for size in sizes]
 
 
 MASKS = {
@@ -223,6 +223,8 @@ def test_attention_written_out_is_torchs(which, keywords):
         found = functional.scaled_dot_product_attention(*inputs, attn_mask=MASKS[which], dropout_p=1e-9, **keywords)
     assert mode.places == 1
     assert (found - expected).abs().max() < 1e-6
+    for one, other in zip(*(torch.autograd.grad(out.square().sum(), inputs) for out in (found, expected)), strict=True):
+        assert (one - other).abs().max() < 1e-5
 
 
 def test_attention_drops_probabilities_by_row():
