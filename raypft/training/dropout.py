@@ -140,7 +140,7 @@ def _is_table(input: Tensor) -> bool:
     """Whether a tensor is made of parameters alone, so that no row of a batch has a part in it."""
     if input.grad_fn is None:
         return input.requires_grad
-    left = [input.grad_fn]
+    left: list[Any] = [input.grad_fn]
     for _ in range(DEPTH):
         if not left:
             return True
