@@ -37,7 +37,8 @@ def _signed(number: int) -> int:
 
 
 GENERATOR = 0xD1342543DE82EF95
-"""Its powers are what coordinates count in; their lattices have no short vectors (Steele and Vigna 2022, table 6)."""
+"""Its powers are what coordinates count in: their lattices have no short vectors in up to 8 dimensions (Steele and
+Vigna 2022; the multiplier of Java's LXM generators)."""
 PLACE, PART, LANES, *AXES = (_signed(pow(GENERATOR, power)) for power in range(1, 9))
 """What is counted: places, the slots or tokens of a prompt, fours of neighbours on the last axis, other axes."""
 FIRST, SECOND = map(_signed, (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53))
