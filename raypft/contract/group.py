@@ -17,7 +17,8 @@ import torch
 from torch import distributed, multiprocessing
 
 from raypft.config.job import Job, Resources, Train, Zero
-from raypft.contract import cases, tiny
+from raypft.contract import cases
+from raypft.contract.checks import dropping
 from raypft.training.checkpoint import TrainState
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit
@@ -48,7 +49,7 @@ class Case:
 
 def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
-    cell = cases.cell(case.method, tiny.backbone(case.kind), **dict(case.options))
+    cell = dropping(case.method, case.kind, **dict(case.options))
     copied = ("precision", "micro_batch", "clip", "epochs", "weight_decay")
     settings = cases.SETTINGS.model_copy(update={"select": "last", **{key: getattr(case, key) for key in copied}})
     progress = None

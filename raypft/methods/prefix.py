@@ -82,10 +82,10 @@ class LayerPrefix(nn.Module):
         return table.permute(1, 2, 0, 3)  # [P, 2, A, D] -> [2, A, P, D]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        table = self.keys_and_values().unsqueeze(1)
+        table = self.keys_and_values().unsqueeze(0)
         if self.training and self.dropout.p:
-            table = self.dropout(table.expand(-1, len(batch.ids), -1, -1, -1))
-        return table[0], table[1]
+            table = self.dropout(table.expand(len(batch.ids), -1, -1, -1, -1))
+        return table[:, 0], table[:, 1]
 
 
 class Prefix(base.Method):

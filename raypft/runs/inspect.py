@@ -19,6 +19,7 @@ from raypft.runs.cell import build_learner
 from raypft.runs.prepare import Prepared
 from raypft.tasks.prompts import readable
 from raypft.training.encode import Encoder, label_distribution, prompts_an_epoch
+from raypft.training.loop import expect_scores
 
 LOOKED_AT = 200
 """Rows whose prompts are counted and measured."""
@@ -87,7 +88,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
         key: language/id of the row, the first where None.
 
     Raises:
-        UserError: no such row.
+        UserError: no such row; its scores say nothing.
     """
     job = prepared.job
     seed = job.seeds[0]
@@ -100,7 +101,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
     first, queries = prompts[0], [readable(query) for query in encoder.queries(row)]
     batch = collate(prompts, 0, [learner.method.columns(prompt) for prompt in prompts])
     with torch.no_grad():
-        answers = learner.answer(batch)
+        answers = expect_scores(learner.answer(batch))
     answer, scores = learner.readout.gather(prompts, answers)
     lines = [
         f"row {first.key}, gold {learner.readout.gold(prompts)}"

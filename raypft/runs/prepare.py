@@ -27,6 +27,7 @@ from raypft.schema import digest
 from raypft.storage import path_of
 from raypft.tasks.metrics import metric
 from raypft.training.encode import ENCODING, encode_sample
+from raypft.training.stepper import TRAINING
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 """Keys of `train` that do not decide which rows are drawn."""
@@ -122,7 +123,7 @@ def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> d
     plug_ins = [METHODS.own_hash(job.method["name"]), READOUTS.own_hash(job.readout["name"])]
     if any(plug_ins):
         asked["plug_ins"] = plug_ins
-    numerics = [resolved.method.numerics, resolved.readout.numerics, ENCODING]
+    numerics = [resolved.method.numerics, resolved.readout.numerics, ENCODING, TRAINING]
     common = {**job.scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
     return {seed: digest({**common, "seed": seed, "data": manifest}) for seed, manifest in data.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from raypft.batch import Batch
 from raypft.config.job import Job
 from raypft.scale.zero import prepare_environment, zero_config
-from raypft.training.stepper import Learner, Stepper, adam_state, make_optimizer, set_adam_state
+from raypft.training.stepper import Learner, Stepper, adam_state, gradient_norm, make_optimizer, set_adam_state
 
 prepare_environment()
 
@@ -27,6 +27,8 @@ from deepspeed.utils import (  # noqa: E402
 
 NOTICE_SECONDS = 2.0
 """How often Ray is asked whether the node goes away."""
+SKIPS = 8
+"""Steps in a row that fp16's loss scaling may leave out while it looks for its scale, 2^16 at first."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -61,6 +63,7 @@ class DeepSpeedStepper(Stepper):
         self.stage = job.zero.stage
         self.parameters = learner.trainable()
         self.engine: Any = None
+        self.skipped, self.may_skip = 0, SKIPS if job.train.precision == "fp16" else 0
         self.notice = DrainNotice()
         self._given: dict[str, Tensor] | None = None
         if self.parameters or self.stage == 3:
@@ -85,11 +88,30 @@ class DeepSpeedStepper(Stepper):
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float) -> bool:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        self.engine.step()
+        if self.stage == 0:
+            finite = bool(torch.isfinite(gradient_norm(self.parameters.values())))
+            if finite:
+                self.engine.step()
+        else:
+            finite = self._step_unless_overflow()
         self._given = None
+        return finite
+
+    def _step_unless_overflow(self) -> bool:
+        """A step of ZeRO 1 to 3, which these leave out without a word where the gradient is not finite."""
+        optimizer = self.engine.optimizer
+        optimizer.overflow = False
+        try:
+            self.engine.step()
+        except Exception:  # DeepSpeed has no type of its own for: the loss scale can't be lowered any more
+            if not optimizer.overflow:
+                raise
+            return False
+        self.skipped = self.skipped + 1 if optimizer.overflow else 0
+        return self.skipped <= self.may_skip
 
     def values(self) -> dict[str, Tensor]:
         if self._given is not None:  # the optimizer's copies, which are read below, do not have them

@@ -18,6 +18,7 @@ from raypft.config.job import Train
 from raypft.errors import UserError
 from raypft.readouts.base import Answer
 from raypft.training.checkpoint import StateWriter, TrainState
+from raypft.training.dropout import RowDropout
 from raypft.training.loader import PromptDataset, Step, Streamed, share
 from raypft.training.stepper import Stepper
 
@@ -57,7 +58,7 @@ def fit(
         save: keeps a TrainState (called on rank 0); tell: called on every rank with the events epoch and step.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss or the gradient is not finite; or what is drawn would depend on workers or micro-batches.
     """
     state = state or TrainState()
     steps = train.steps(settings.batch_size)
@@ -103,25 +104,41 @@ def _optimizer_step(
     stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int
 ) -> tuple[float, bool]:
     """The step's loss, and whether any worker's node goes away."""
-    # dropout depends on where the run is, not on how it got there: a resumed run draws the same masks
-    torch.manual_seed(((seed * 1_000_003 + number) * 1_009 + stepper.rank) % (1 << 63))
+    # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
+    torch.manual_seed((seed * 1_000_003 + number) % (1 << 63))
     learner = stepper.learner
-    total_loss = 0.0
+    total_loss, passes = 0.0, set[tuple[bool, int]]()
     for i, batch in enumerate(work.batches, start=1):
         batch = batch.to(stepper.device)
-        loss, _ = learner.readout.loss(stepper.scores(batch), batch)
+        with RowDropout(batch, seed, number) as dropout:
+            loss, _ = learner.readout.loss(stepper.scores(batch), batch)
+        passes.add((dropout.drew, dropout.places))
         loss = loss * (stepper.world / work.weight)
         total_loss += float(loss.detach())
         penalty = learner.method.penalty() if i == work.count else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
-    stepper.step(learning_rate(settings, number, total))
-    losses, leaving = zip(*stepper.gather((total_loss, stepper.leaving())), strict=True)
+    losses, leaving, others = zip(*stepper.gather((total_loss, stepper.leaving(), passes)), strict=True)
+    if stepper.world * work.count > 1:
+        _check_draws(passes.union(*others))
     mean = sum(losses) / stepper.world
     if not math.isfinite(mean):
-        raise UserError(
-            f"train: the loss is {mean} at optimizer step {number + 1}; lower train.lr, or use train.precision=fp32"
-        )
+        raise _diverged(f"the loss is {mean}", number)
+    if not stepper.step(learning_rate(settings, number, total)):
+        raise _diverged("the gradient is not finite", number)
     return mean, any(leaving)
+
+
+def _check_draws(passes: set[tuple[bool, int]]) -> None:
+    """Raise a UserError unless all forward passes of a step drew by row alone: (drew otherwise, number of dropouts)."""
+    if len(passes) > 1 or any(drew for drew, _ in passes):
+        raise UserError(
+            "train: the model or the method draws random numbers that are no row's dropout, so its numbers would "
+            "depend on workers and micro-batches; use resources.workers=1 (or 0) and train.micro_batch=null"
+        )
+
+
+def _diverged(found: str, number: int) -> UserError:
+    return UserError(f"train: {found} at optimizer step {number + 1}; lower train.lr, or use train.precision=fp32")
 
 
 def _keep(state: TrainState, stepper: Stepper, settings: Train, record: dict[str, Any]) -> None:
@@ -145,7 +162,11 @@ def _out_of_patience(state: TrainState, settings: Train) -> bool:
 
 @torch.no_grad()
 def evaluate(stepper: Stepper, rows: PromptDataset, batch_size: int) -> list[Answer]:
-    """The answers of all rows, on every rank, in the rows' order; each rank runs its share in equally many batches."""
+    """The answers of all rows, on every rank, in the rows' order; each rank runs its share in equally many batches.
+
+    Raises:
+        UserError: scores say nothing, see `expect_scores`.
+    """
     stepper.learner.eval()
     numbers = share(rows.by_length(range(len(rows))), stepper.rank, stepper.world)
     count = math.ceil(math.ceil(len(rows) / stepper.world) / batch_size)
@@ -157,4 +178,21 @@ def evaluate(stepper: Stepper, rows: PromptDataset, batch_size: int) -> list[Ans
             answers |= zip(part, given, strict=True)
     for others in stepper.gather(answers):
         answers |= others
-    return [answers[number] for number in range(len(rows))]
+    return expect_scores([answers[number] for number in range(len(rows))])
+
+
+def expect_scores(answers: list[Answer]) -> list[Answer]:
+    """The answers, if their scores say something: none is nan, the best is finite (an impossible label may have -inf).
+
+    Raises:
+        UserError: they do not; a label would be answered all the same, the first or the last.
+    """
+    for name, _, scores in answers:
+        unknown = any(map(math.isnan, scores))
+        if unknown or not math.isfinite(max(scores, default=0.0)):
+            found, row = "nan" if unknown else max(scores), name.rpartition("#")[0]
+            raise UserError(
+                f"scores are {found}, first for row {row}; expected finite ones: look whether the backbone's weights "
+                "are finite, lower train.lr, or use train.precision=fp32"
+            )
+    return answers

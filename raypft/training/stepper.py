@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from raypft.batch import Batch
 from raypft.config.job import Train
 from raypft.methods.base import Method
 from raypft.readouts.base import Answer, Readout
+
+TRAINING = 2
+"""Raised when a change of the training loop alters results; part of the cell key."""
 
 
 class Learner(nn.Module):
@@ -57,8 +60,11 @@ class Stepper(ABC):
         """Accumulate gradients; `last` marks the step's final micro-batch."""
 
     @abstractmethod
-    def step(self, lr: float) -> None:
-        """Average gradients over workers, clip, update, clear."""
+    def step(self, lr: float) -> bool:
+        """Average gradients over workers, clip, update, clear.
+
+        False, on every rank, where the gradient was not finite: nothing was updated then, nor ever will be.
+        """
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
@@ -124,7 +130,7 @@ class TorchStepper(Stepper):
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float) -> bool:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -133,10 +139,14 @@ class TorchStepper(Stepper):
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.world
+        norm = gradient_norm(self.parameters.values())
+        if not torch.isfinite(norm):
+            return False
         if self.settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return True
 
     def values(self) -> dict[str, Tensor]:
         return {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
@@ -148,6 +158,11 @@ class TorchStepper(Stepper):
 
     def optimizer_state(self) -> dict[str, Any]:
         return adam_state(self.optimizer, self.parameters)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients as one vector, a number."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def adam_state(optimizer: torch.optim.Optimizer | None, parameters: dict[str, nn.Parameter]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""One loss curve for every engine, ZeRO stage and number of workers, for every method: fp32, dropout off, lr 1e-3, ten
-steps.
+"""One loss curve for every engine, ZeRO stage and number of workers, for every method: fp32, dropout 0.1, lr
+1e-3, ten steps.
 
 Five rows in steps of four: with two workers the shares are unequal and every second step leaves one worker without
 rows.
@@ -8,11 +8,15 @@ rows.
 from __future__ import annotations
 
 import pytest
+import torch
 
 from raypft.contract import cases
+from raypft.contract.checks import dataset
 from raypft.contract.engines import cases_of, engines_of, expect_the_curve
 from raypft.contract.group import Case, run_case, run_group
+from raypft.errors import UserError
 from raypft.methods import METHODS
+from raypft.training.loop import fit
 
 pytestmark = pytest.mark.timeout(1500)  # the groups run in fixtures, each of them all cases
 
@@ -41,6 +45,30 @@ OTHER_WAYS = [
 STOPPED = [("full", "bert"), ("lottery", "bert"), ("lora", "gpt2"), ("gnnavi", "gpt2")]
 """Those that differ in where their trained values live: the model's own, entries of them, layers in it, modules beside
 it."""
+
+
+def ends(cell: cases.Cell, stepper) -> dict[str, list[list[str]]]:
+    """How trainings end on each rank: the gradient of the last is not finite; the last draws at random."""
+    method, lines = cell.learner.method, []
+    forward = method.forward
+
+    def diverging(states):
+        return states + (0 * states.sum()).sqrt()  # 0, with a gradient that is nan
+
+    def drawing(states):
+        return states + torch.rand(())
+
+    for otherwise in (diverging, drawing):
+        if stepper.rank == stepper.world - 1:
+            method.forward = lambda batch, otherwise=otherwise: otherwise(forward(batch))
+        try:
+            fit(stepper, dataset(cell), None, cases.SETTINGS, 0, cell.score)
+        except UserError as error:
+            lines.append(str(error))
+    return {"lines": stepper.gather(lines)}
+
+
+ENDED = on_each_engine([("lora", "gpt2")], epochs=1, probe=ends)
 EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
@@ -59,7 +87,7 @@ def reference():
 @pytest.fixture(scope="module")
 def two():
     """Everything in one group of two processes."""
-    plans = PLANS + OTHER_WAYS + EXTRA
+    plans = PLANS + OTHER_WAYS + EXTRA + ENDED
     return dict(zip(plans, run_group(2, plans), strict=True))
 
 
@@ -113,6 +141,14 @@ def test_offload_changes_nothing(reference, two):
 @pytest.mark.parametrize("plan", [plan for plan in EXTRA if plan.precision == "bf16"], ids=str)
 def test_bf16_follows_the_curve_loosely(plan, reference, two):
     assert two[plan]["losses"] == pytest.approx(reference[plan.method, plan.kind]["losses"], rel=0.1)
+
+
+@pytest.mark.parametrize("plan", ENDED, ids=str)
+def test_a_training_ends_with_one_line_under_every_engine_and_on_every_rank(plan, two):
+    """ZeRO 1 to 3 would leave the step out and go on."""
+    for lines in two[plan]["probe"]["lines"]:
+        assert lines[0].startswith("train: the gradient is not finite at optimizer step 1; lower train.lr")
+        assert lines[1].startswith("train: the model or the method draws random numbers that are no row's dropout")
 
 
 def test_state_goes_on_under_any_stage_and_number_of_workers(reference, two):

@@ -50,7 +50,7 @@ def session():
 def run(place: Path, *more: str, recipe: str = "profit", model: str = "bert") -> tuple[list[dict], list[dict]]:  # noqa: F811
     """Results and events of a job."""
     name, *overrides = words(
-        place, "train.dropout=0.0", "train.lr=1e-3", "train.batch_size=5", *more, recipe=recipe, model=model
+        place, "train.dropout=0.1", "train.lr=1e-3", "train.batch_size=5", *more, recipe=recipe, model=model
     )
     events: list[dict] = []
     return run_jobs([prepare(load_job(name, overrides))], events.append)[0], events

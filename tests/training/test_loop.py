@@ -1,14 +1,25 @@
-"""The loop's own promises: what it tells on the way, and the learning rate of every step."""
+"""The loop's own promises: what it tells on the way, the learning rate of every step, which epoch is kept, what ends a
+training."""
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 from raypft.config.job import Train
 from raypft.contract import cases, tiny
+from raypft.contract.checks import dataset
+from raypft.errors import UserError
+from raypft.readouts.base import Answer
+from raypft.readouts.mlm import MaskedLanguageModel
+from raypft.readouts.span import SpanReadout
 from raypft.training import checkpoint, loop
 from raypft.training.loader import PromptDataset
-from raypft.training.loop import fit, learning_rate
+from raypft.training.loop import evaluate, expect_scores, fit, learning_rate
 from raypft.training.stepper import TorchStepper
 
 
@@ -67,3 +78,218 @@ def test_the_rate_of_every_step():
     assert rates["linear"] == [1, 0.75, 0.5, 0.25]
     assert rates["exponential"] == pytest.approx([1, 1, 0.95, 0.95])
     assert [learning_rate(Train(lr=1.0, epochs=2, warmup=0.5), step, 4) for step in range(4)] == [0.5, 1, 1, 1]
+
+
+class Watched(TorchStepper):
+    """Remembers the rate of every step, every loss that went backward, and the values after every step."""
+
+    def __init__(self, cell: cases.Cell, settings: Train) -> None:
+        super().__init__(cell.learner, settings)
+        self.rates: list[float] = []
+        self.backward_losses: list[list[float]] = [[]]
+        self.after: list[dict[str, torch.Tensor]] = []
+
+    def backward(self, loss, last):
+        self.backward_losses[-1].append(float(loss.detach()))
+        super().backward(loss, last)
+
+    def step(self, lr):
+        done = super().step(lr)
+        self.rates.append(lr)
+        self.backward_losses.append([])
+        self.after.append(self.values())
+        return done
+
+
+def watched(scores=(), method: str = "full", dropout: float = 0.0, **changes: Any):
+    """The stepper of a finished training whose dev scores are these, and where it stands; one step an epoch."""
+    cell = cases.cell(method, tiny.backbone("bert", dropout=dropout))
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 5, "epochs": max(1, len(scores)), **changes})
+    stepper, given = Watched(cell, settings), iter(scores)
+    dev = dataset(cell) if scores else None
+    return stepper, fit(stepper, dataset(cell), dev, settings, 0, lambda answers: next(given))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# steps
+
+
+def test_the_steps_of_a_training_have_the_rates_of_its_schedule():
+    stepper, _ = watched(epochs=4, schedule="linear", warmup=0.5, lr=1e-3)
+    assert stepper.rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
+
+
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_the_penalty_is_added_once_a_step(size, monkeypatch):
+    def penalty(self):
+        return 7.0 + 0 * next(iter(self.trainable().values())).sum()
+
+    plain, _ = watched(micro_batch=size)
+    monkeypatch.setattr("raypft.methods.full.FullFineTuning.penalty", penalty, raising=False)
+    stepper, state = watched(micro_batch=size)
+    with_it, without = stepper.backward_losses[0], plain.backward_losses[0]
+    assert len(with_it) == (-(-5 // size) if size else 1)
+    assert sum(with_it) - sum(without) == pytest.approx(7.0, abs=1e-5)
+    assert state.losses[0] == pytest.approx(sum(without)), "what is told is the loss of the rows"
+
+
+# dropout
+
+
+def test_every_step_has_its_own_masks_and_a_seed_its_own():
+    """With a vanishing rate and all rows in a step, losses of equal masks would repeat."""
+
+    def losses(seed: int, **changes: Any) -> list[float]:
+        cell = cases.cell("full", tiny.backbone("bert", dropout=0.1))
+        settings = cases.SETTINGS.model_copy(update={"batch_size": 5, "epochs": 4, "lr": 1e-12, **changes})
+        return fit(TorchStepper(cell.learner, settings), dataset(cell), None, settings, seed, cell.score).losses
+
+    first = losses(0)
+    assert len({round(loss, 5) for loss in [*first, *losses(1)]}) == 8
+    assert losses(0) == first
+    assert losses(0, micro_batch=2) == pytest.approx(first, rel=1e-5)
+
+
+def test_an_evaluation_has_no_dropout():
+    """After a step of training as well, and it leaves no trace in the training."""
+    _, plain = watched(dropout=0.5, epochs=2)
+    cell = cases.cell("full", tiny.backbone("bert", dropout=0.5))
+    rows = dataset(cell)
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 5, "epochs": 2, "select": "last", "lr": 1e-3})
+    seen: list[list[Answer]] = []
+    stepper = TorchStepper(cell.learner, settings)
+    state = fit(stepper, rows, rows, settings, 0, lambda answers: seen.append(answers) or 0.0)
+    assert state.losses == plain.losses
+    assert evaluate(stepper, rows, 2) == evaluate(stepper, rows, 2)
+    cell.learner.eval()
+    expected = cell.learner.answer(rows.batch(range(5)))
+    assert [answer.scores for answer in seen[-1]] == [pytest.approx(answer.scores, abs=1e-6) for answer in expected]
+
+
+def drawing(cell: cases.Cell) -> None:
+    """The method adds noise to its states."""
+    forward = cell.learner.method.forward
+    cell.learner.method.forward = lambda batch: forward(batch) + torch.rand(())
+
+
+def test_a_method_that_draws_otherwise_is_refused_where_others_would_get_other_numbers():
+    settings = cases.SETTINGS.model_copy(update={"epochs": 1})
+    losses = []
+    for _ in range(2):
+        cell = cases.cell("full", tiny.backbone("bert"))
+        drawing(cell)
+        losses.append(fit(TorchStepper(cell.learner, settings), dataset(cell), None, settings, 0, cell.score).losses)
+        torch.rand(1)  # what was drawn before plays no part
+    assert losses[0] == losses[1]
+    settings = settings.model_copy(update={"micro_batch": 2})
+    cell = cases.cell("full", tiny.backbone("bert"))
+    drawing(cell)
+    with pytest.raises(
+        UserError, match=r"^train: the model or the method draws random numbers that are no row's dropout"
+    ):
+        fit(TorchStepper(cell.learner, settings), dataset(cell), None, settings, 0, cell.score)
+
+
+# which epoch is kept
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([1, 3, 2], 2), ([1, 2, 3], 3), ([3, 1, 2], 1), ([1, 2, 2], 2), ([0, 0, 0], 1)], ids=str
+)
+def test_the_values_of_the_best_epoch_are_put_back_and_of_equals_the_first(scores, best):
+    stepper, state = watched(scores)
+    assert (state.best_epoch, state.best_score) == (best, max(scores))
+    assert same(stepper.values(), stepper.after[best - 1])
+    assert not same(stepper.after[0], stepper.after[1])
+
+
+def test_select_last_keeps_the_last():
+    stepper, state = watched([3, 1, 2], select="last")
+    assert same(stepper.values(), stepper.after[2])
+    assert state.best_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "patience", "scores", "epochs"),
+    [
+        ("best", 1, [2, 3, 3, 4], 3),
+        ("best", 2, [2, 3, 1, 2, 9], 4),
+        ("best", 2, [1, 2, 3, 4], 4),
+        ("previous", 1, [3, 1, 2, 3], 2),
+        ("previous", 1, [1, 2, 2, 3], 3),
+        ("previous", 2, [3, 1, 2, 1, 1, 9], 5),
+        ("best", None, [3, 2, 1], 3),
+    ],
+)
+def test_patience_counts_epochs_without_gain(rule, patience, scores, epochs):
+    _, state = watched(scores, patience=patience, patience_rule=rule)
+    assert len(state.history) == epochs
+
+
+# what ends a training
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_gradient_that_is_not_finite_ends_the_training_before_it_reaches_the_values(clip):
+    cell = cases.cell("full", tiny.backbone("bert"))
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 2, "clip": clip})
+    stepper = Watched(cell, settings)
+    gradients = iter([1.0, 1.0, math.nan])
+    next(iter(stepper.parameters.values())).register_hook(lambda gradient: gradient * next(gradients))
+    expected = r"^train: the gradient is not finite at optimizer step 3; lower train.lr, or use train.precision=fp32$"
+    with pytest.raises(UserError, match=expected):
+        fit(stepper, dataset(cell), None, settings, 0, cell.score)
+    assert same(stepper.values(), stepper.after[1])
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    with pytest.raises(UserError, match=r"^train: the loss is nan at optimizer step 2; lower train.lr"):
+        watched(lr=1e30, epochs=3)
+
+
+@pytest.mark.parametrize(("kind", "readout"), [("bert", "verbalizer"), ("gpt2", "head"), ("t5", "text")])
+def test_scores_that_are_nan_are_no_answer(kind, readout):
+    """Of a model with a weight that is nan, or of a last step that went too far."""
+    cell = cases.cell("full", tiny.backbone(kind), readout=readout)
+    with torch.no_grad():
+        next(iter(cell.learner.trainable().values())).fill_(math.nan)
+    with pytest.raises(UserError, match=r"^scores are nan, first for row en/0; expected finite ones"):
+        evaluate(TorchStepper(cell.learner, cases.SETTINGS), dataset(cell), 2)
+
+
+def test_readouts_of_tokens_tell_nan_in_their_scores():
+    batch = dataset(cases.cell("full", tiny.backbone("bert"))).batch([0, 1])
+    slots = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]])
+    scores = torch.zeros(5, 2)
+    scores[4, 0] = math.nan
+    for readout in (MaskedLanguageModel, SpanReadout):
+        several: Any = SimpleNamespace(names=batch.names, slots=slots)
+        answers = readout.decide(SimpleNamespace(longest=3), scores, several)  # type: ignore[arg-type]
+        assert expect_scores(answers[:1]) == answers[:1]
+        with pytest.raises(UserError, match=r"^scores are nan, first for row en/1;"):
+            expect_scores(answers)
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ([0.2, 0.8], ""),
+        ([-math.inf, -0.1], ""),  # a label that can't be
+        ([], ""),
+        ([0.5, math.nan], "nan"),
+        ([math.nan, math.inf], "nan"),
+        ([-math.inf, -math.inf], "-inf"),
+        ([0.0, math.inf], "inf"),
+    ],
+    ids=str,
+)
+def test_which_scores_say_nothing(scores, found):
+    answers = [Answer("en/0#0", 0, [0.5]), Answer("en/1#2", 0, scores)]
+    if not found:
+        assert expect_scores(answers) is answers
+        return
+    with pytest.raises(UserError, match=f"^scores are {found}, first for row en/1; expected finite ones"):
+        expect_scores(answers)

@@ -1,0 +1,248 @@
+"""Dropout whose masks belong to rows: a mask is a function of (seed, optimizer step, row, place) and of nothing else.
+
+Not of which worker or device computes a row, what else is in its micro-batch, or how far it is padded: so any number of
+workers and any micro-batch train on the same numbers. torch draws masks one after the other, for whatever is in the
+tensor. Here every element is numbered and its number is hashed (a counter-based generator, as in Salmon et al. 2011);
+the hash is the finaliser of MurmurHash3 over the elements of a Weyl sequence, as in SplitMix64 (Steele et al. 2014).
+
+A place is the ordinal of an active dropout in the forward pass. Whose row an element is, the first axis of the input
+says:
+
+    S, slots            the prompt that owns the slot; the slot's ordinal in it is one more coordinate
+    B, prompts          the prompt
+    B T or B U, tokens  the prompt, where a model lays tokens end to end; the token is one more coordinate
+    a table             made of parameters alone (DeBERTa's relative positions): one mask for all rows
+
+Any other input gets torch's own dropout, which `RowDropout.drew` tells, as it tells of all that draws at random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from raypft.batch import Batch
+
+
+def _signed(number: int) -> int:
+    """The lowest 64 bits of a number as torch reads them."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+GENERATOR = 0xD1342543DE82EF95
+"""Its powers are what coordinates count in: their lattices have no short vectors in up to 8 dimensions (Steele and
+Vigna 2022; the multiplier of Java's LXM generators)."""
+PLACE, PART, LANES, *AXES = (_signed(pow(GENERATOR, power)) for power in range(1, 9))
+"""What is counted: places, the slots or tokens of a prompt, fours of neighbours on the last axis, other axes."""
+FIRST, SECOND = map(_signed, (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53))
+"""The factors of MurmurHash3's finaliser."""
+LOW = (1 << 31) - 1
+"""The bits that are left of 64 shifted by 33; torch's shift repeats the sign above them."""
+LEVELS = 1 << 16
+"""An element has 16 bits of a hash: rates are rounded to so many parts."""
+CHANGES_ROWS = ("Embedding", "Index", "Gather", "Scatter", "Expand", "Repeat", "Where", "Masked")
+"""In names of autograd's nodes: what may give a table rows of the batch."""
+DEPTH = 32
+"""Nodes that a table is made by, at most."""
+
+
+class RowDropout(TorchFunctionMode):
+    """While it is entered, dropout of this thread draws by row; for the training forward of one micro-batch.
+
+    places: active dropouts so far; drew: after it was left, whether anything was drawn from torch's own generators.
+
+    Args:
+        step: the optimizer step, from 0.
+    """
+
+    def __init__(self, batch: Batch, seed: int, step: int) -> None:
+        super().__init__()
+        self.batch, self.places, self.drew = batch, 0, False
+        device = batch.ids.device
+        self.rows = torch.tensor([_hashed(f"{seed}/{step}/{name}") for name in batch.names], device=device)
+        self.shared = torch.tensor([_hashed(f"{seed}/{step}")], device=device)
+
+    def __enter__(self) -> Self:
+        self._before = _generators(self.batch.ids.device)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.drew = any(map(_differ, self._before, _generators(self.batch.ids.device)))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = OWN.get(func)
+        return func(*args, **kwargs or {}) if own is None else own(self, *args, **kwargs or {})
+
+    def factors(self, input: Tensor, p: float, axes: int | None = None) -> Tensor | None:
+        """What an active dropout multiplies its input by, 0 or 1 / (1 - p): of the input's shape, or of its first
+        `axes` with the others 1 long; None where no one can say whose rows these are."""
+        self.places += 1
+        keys = self._keys(input)
+        if keys is None or input.ndim > 2 + len(AXES):
+            return None
+        shape = [*input.shape[:axes], *[1] * (input.ndim - (axes or input.ndim))]
+        dropped = round(p * LEVELS)
+        if dropped == LEVELS:
+            return input.new_zeros(shape)
+        kept = _lanes(keys + _signed(self.places * PLACE), shape[1:]) >= dropped - LEVELS // 2
+        return kept.to(input.dtype).mul_(LEVELS / (LEVELS - dropped))
+
+    def _keys(self, input: Tensor) -> Tensor | None:
+        """A number for each element of the first axis, [n]."""
+        size, batch = len(input), self.batch
+        prompts, widths = len(self.rows), {side.shape[1] for side in (batch.ids, batch.target) if side is not None}
+        if input.ndim == 2 and _is_table(input):
+            return self.shared + _count(size, PART, input)
+        if size == len(batch.slots) and (input.ndim == 2 or size != prompts):
+            owner = batch.slots[:, 0]
+            sizes = owner.bincount(minlength=prompts)
+            first = sizes.cumsum(0) - sizes
+            return self.rows[owner] + (torch.arange(size, device=owner.device) - first[owner]) * PART
+        if size == prompts:
+            return self.rows
+        if input.ndim == 2 and size in {prompts * width for width in widths}:
+            return (self.rows.unsqueeze(1) + _count(size // prompts, PART, input)).flatten()
+        return None
+
+
+def _hashed(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _count(size: int, by: int, like: Tensor) -> Tensor:
+    """0, by, 2 by, ... modulo 2^64, [size]."""
+    return torch.arange(size, device=like.device) * by
+
+
+def _lanes(keys: Tensor, shape: list[int]) -> Tensor:
+    """16 uniform bits for each element of [n, *shape], int16."""
+    *between, last = shape or [1]
+    numbers = keys
+    for axis, size in enumerate(between):
+        numbers = numbers.unsqueeze(-1) + _count(size, AXES[axis], keys)
+    numbers = numbers.unsqueeze(-1) + _count(-(-last // 4), LANES, keys)
+    for factor in (FIRST, SECOND):
+        numbers.bitwise_xor_((numbers >> 33).bitwise_and_(LOW)).mul_(factor)
+    numbers.bitwise_xor_((numbers >> 33).bitwise_and_(LOW))
+    lanes = numbers.view(torch.int16)[..., :last]
+    return lanes if shape else lanes.squeeze(-1)
+
+
+def _is_table(input: Tensor) -> bool:
+    """Whether a tensor is made of parameters alone, so that no row of a batch has a part in it."""
+    if input.grad_fn is None:
+        return input.requires_grad
+    left: list[Any] = [input.grad_fn]
+    for _ in range(DEPTH):
+        if not left:
+            return True
+        node = left.pop()
+        if any(word in node.name() for word in CHANGES_ROWS):
+            return False
+        before = [other for other, _ in node.next_functions]
+        if None in before:  # something without a gradient
+            return False
+        left += before
+    return False
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """The states of the generators that a forward pass may draw from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _differ(state: Tensor, other: Tensor) -> bool:
+    return not torch.equal(state, other)
+
+
+# what stands in for torch's functions, with their parameters
+
+
+def _dropout(
+    mode: RowDropout,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    axes: int | None = None,
+    instead: Callable[..., Tensor] = functional.dropout,
+) -> Tensor:
+    if not 0 < p <= 1 or not training or not input.ndim:
+        return instead(input, p, training, inplace)
+    factors = mode.factors(input, p, axes)
+    if factors is None:
+        return instead(input, p, training, inplace)
+    return input.mul_(factors) if inplace else input * factors
+
+
+def _plain(mode: RowDropout, input: Tensor, p: float, train: bool) -> Tensor:
+    return _dropout(mode, input, p, train)
+
+
+def _plain_in_place(mode: RowDropout, input: Tensor, p: float, train: bool) -> Tensor:
+    return _dropout(mode, input, p, train, inplace=True)
+
+
+def _of_channels(instead: Callable[..., Tensor], ndim: int) -> Callable[..., Tensor]:
+    """Whole channels, [B, C, ...], are dropped; of fewer axes there would be no B."""
+
+    def dropout(mode: RowDropout, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False):
+        if input.ndim != ndim:
+            return instead(input, p, training, inplace)
+        return _dropout(mode, input, p, training, inplace, axes=2, instead=instead)
+
+    return dropout
+
+
+def _attention(
+    mode: RowDropout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(Q K^T scale + mask) V written out, with the probabilities dropped by row; torch's own where none is."""
+    attend = functional.scaled_dot_product_attention
+    if not dropout_p:
+        return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        opened = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if opened else scores + attn_mask
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    probabilities = torch._safe_softmax(scores, -1).to(value.dtype)  # 0 where a token sees none, as torch has it
+    return _dropout(mode, probabilities, dropout_p) @ value
+
+
+OWN: dict[Any, Callable[..., Tensor]] = {
+    functional.dropout: _dropout,
+    torch.dropout: _plain,
+    torch.dropout_: _plain_in_place,
+    functional.dropout1d: _of_channels(functional.dropout1d, 3),
+    functional.dropout2d: _of_channels(functional.dropout2d, 4),
+    functional.dropout3d: _of_channels(functional.dropout3d, 5),
+    functional.scaled_dot_product_attention: _attention,
+}
+"""torch's function to what is called in its stead."""
