@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from raypft.backbones.checkpoint import keys_of
+from raypft.errors import UserError
 
 
 class ColumnLinear(nn.Linear):
@@ -67,8 +68,12 @@ class GivenStates(nn.Module):
         return self if name == "decoder" else getattr(self.__dict__["body"], name)
 
     def forward(self, *_: Any, **__: Any) -> _Known:
-        pooler = vars(self.body).get("_modules", {}).get("pooler")
-        return _Known(last_hidden_state=self.states, pooler_output=None if pooler is None else pooler(self.states))
+        parts = vars(self.body)["_modules"]
+        pooler, activation = parts.get("pooler"), parts.get("pooler_activation")
+        pooled = None
+        if pooler is not None:  # ALBERT's is a linear layer, its activation beside it
+            pooled = pooler(self.states) if activation is None else activation(pooler(self.states[:, 0]))
+        return _Known(last_hidden_state=self.states, pooler_output=pooled)
 
 
 @contextlib.contextmanager
@@ -93,20 +98,33 @@ class ClassificationHead(nn.Module):
 
     Args:
         model: of AutoModelForSequenceClassification or AutoModelForTokenClassification; its body is given up.
+
+    Raises:
+        UserError: the model's scores of a short text are others, so it reads more than the states of single tokens.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        body, pooler = model.base_model_prefix, getattr(model.base_model, "pooler", None)
+        model.eval()
+        states, expected = _scored(model)
+        body, left = model.base_model_prefix, nn.Module()
         for name, child in model.named_children():
             if name != body:
                 self.add_module(name, child)
-        left = nn.Module()
-        if pooler is not None:
-            self.add_module("pooler", pooler)
-            left.add_module("pooler", pooler)
+        for name, child in model.base_model.named_children():
+            if name.startswith("pooler"):
+                self.add_module(name, child)
+                left.add_module(name, child)
         model._modules[body] = left
         self.__dict__["model"] = model  # a plain reference: the modules above are its own
+        if expected is not None:
+            with torch.no_grad():
+                found = self(states[: len(expected)])
+            if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
+                raise UserError(
+                    f"readout: the head of {type(model).__name__} reads more than the state of one token; it is not "
+                    "supported; choose another backbone, or readout=verbalizer"
+                )
 
     def forward(self, states: Tensor) -> Tensor:
         """States of the token that is read, [S, H] -> [S, C]."""
@@ -114,6 +132,17 @@ class ClassificationHead(nn.Module):
         with given_states(model, model.base_model_prefix, states.unsqueeze(1)):
             some_ids = torch.zeros((len(states), 1), dtype=torch.long, device=states.device)
             return model.forward(input_ids=some_ids).logits.view(len(states), -1)
+
+
+@torch.no_grad()
+def _scored(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """The states of a short text by a model's body, [T, H], and the scores of the whole model, of a text [1, C] or of
+    its tokens [T, C]; None on the meta device."""
+    ids = torch.tensor([[3, 4, 5]], device=next(model.parameters()).device)
+    if ids.is_meta:
+        return ids, None
+    states = model.base_model(input_ids=ids).last_hidden_state[0]
+    return states, model(input_ids=ids).logits.flatten(0, -2)
 
 
 FIRST_TOKEN = {"modernbert": "cls", "eurobert": "bos"}

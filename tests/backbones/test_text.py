@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config, load_backbone, load_text
 from raypft.batch import collate
@@ -62,3 +64,75 @@ def test_an_error_of_a_prompt_names_the_key_to_set(kind, text, max_tokens, messa
     with pytest.raises(UserError) as raised:
         encoder({"id": 0, "language": "en", "text": "the film was good", "label": "positive"})
     assert str(raised.value).startswith(message)
+
+
+def folding(*pieces: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a blank before every text and takes line breaks for blanks, as XGLM's does."""
+    inner = Tokenizer(models.Unigram([("<unk>", -9.0), *((piece, -1.0) for piece in pieces)], unk_id=0))
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Replace("\n", " "), normalizers.Strip(left=False), normalizers.Replace(Regex(" +"), " ")]
+    )
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    inner.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+
+
+PIECES = (":", "(", ")", "▁", "▁:", "▁(", "▁hello", "hello", "▁world", "world", "▁Message", "Message", "▁Mood", "▁good")
+
+
+@pytest.fixture
+def folds():
+    """The text side of a causal model with such a tokenizer."""
+    return backbone_from_config(tiny.config("llama"), folding(*PIECES)).text
+
+
+def read(text, ids) -> list[str]:
+    return text.tokenizer.convert_ids_to_tokens(ids)
+
+
+def test_the_first_piece_is_kept_where_a_tokenizer_takes_line_breaks_for_blanks(folds):
+    assert read(folds, folds.tokenize("Message: hello world")) == ["Message", ":", "▁hello", "▁world"]
+    assert read(folds, folds.tokenize(" hello world")) == ["▁hello", "▁world"]
+    assert read(folds, folds.tokenize("hello")) == ["hello"]
+    assert read(folds, folds.word_ids("good", " ")) == ["▁good"]
+    assert folds.tokenize("") == []
+    ids, starts, ends = folds.offsets("hello world")
+    assert read(folds, ids) == ["hello", "▁world"]
+    assert (starts, ends) == ([0, 6], [5, 11])
+
+
+def test_a_line_break_that_makes_no_token_is_a_blank_before_what_follows(folds):
+    """In a pattern, as <sep>, and between demonstrations; nothing is lost and no words grow together."""
+    demos = (
+        Piece("text", "Message:"),
+        Piece("text", " hello", field=True),
+        Piece("text", "\nMood:"),
+        Piece("text", " good", mark="demo_label"),
+        Piece("text", "\n"),
+    )
+    asked = (Piece("text", "Message:"), Piece("text", " world", field=True), Piece("sep"), Piece("text", "Mood:"))
+    made = folds.encode(Query(demos, (*asked, Piece("slot", mark="slot"))))
+    shown = ["▁Message", ":", "▁hello", "▁Mood", ":", "▁good"]
+    assert read(folds, made.ids) == [*shown, "▁Message", ":", "▁world", "▁Mood", ":"]
+    assert made.marks == {"demo_label": [5], "slot": [10]}
+    assert made.demo_tokens == 6
+
+
+def test_what_a_tokenizer_lacks_is_named():
+    """No mask token, no sentinel, no end token, no places; soft tokens need none of them."""
+    plain = tiny.tokenizer(special=True)
+    plain.mask_token = None
+    masked = backbone_from_config(tiny.config("bert"), plain).text
+    slot, soft = Piece("slot", mark="slot"), Piece("soft", mark="soft", count=2)
+    with pytest.raises(UserError, match="has no mask token, which <slot> stands for"):
+        masked.encode(Query((), (Piece("text", "the film"), slot)))
+    assert len(masked.encode(Query((), (Piece("text", "the film"), soft))).marks["soft"]) == 2
+    without = backbone_from_config(tiny.config("t5"), tiny.tokenizer(special=False)).text
+    with pytest.raises(UserError, match="has no <extra_id_0>"):
+        without.encode(Query((), (Piece("text", "the film"), slot)))
+    bare = tiny.tokenizer(special=False)
+    bare.eos_token = bare.unk_token = None
+    causal = backbone_from_config(tiny.config("llama"), bare).text
+    assert len(causal.encode(Query((), (Piece("text", "the film"), soft, slot))).marks["soft"]) == 2
+    with pytest.raises(UserError, match="has no end token"):
+        backbone_from_config(tiny.config("t5"), bare)
