@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from raypft.errors import UserError
 
@@ -79,6 +80,8 @@ def read_tokenizer(folder: Path, config: Any) -> Any:
             f"backbone: {folder} holds no tokenizer; expected {' or '.join(sorted({'tokenizer.json', *files}))}; copy "
             "the files that belong to the model there"
         )
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = _as_in_file(tokenizer, folder)
     last, rows = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1)), config.vocab_size
     if last[1] >= rows:
         raise UserError(
@@ -86,6 +89,23 @@ def read_tokenizer(folder: Path, config: Any) -> Any:
             f"{rows - 1}; expected a tokenizer and weights of one model; give those that were saved together"
         )
     return tokenizer
+
+
+def _as_in_file(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer, or that of tokenizer.json where transformers rebuilt it by its model type's rules (Qwen2's, say)
+    and lost the text in doing so."""
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    some = sorted(own.get_vocab(with_added_tokens=False).values())[-40::5]
+    text = own.decode(some)
+    as_written = _letters(own.decode(own.encode(text, add_special_tokens=False).ids))
+    as_loaded = _letters(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)))
+    if as_written == _letters(text) != as_loaded:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).casefold()
 
 
 def settle(auto: Any, folder: Path, config: Any) -> tuple[str, ...]:
@@ -184,8 +204,8 @@ def _is_of_blocks(model: Any, name: str) -> bool:
     """Whether a tensor is one of the body's blocks, by its name with or without the body's."""
     body = model.base_model
     lists = [path for path, module in body.named_modules() if isinstance(module, torch.nn.ModuleList)]
-    starts = [f"{prefix}{path}." for path in lists for prefix in ("", f"{model.base_model_prefix}.")]
-    return name.startswith(tuple(starts))
+    starts = tuple(f"{path}." for path in lists)
+    return name.removeprefix(f"{model.base_model_prefix}.").startswith(starts)
 
 
 def _some(names: Sequence[str]) -> str:

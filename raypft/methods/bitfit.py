@@ -2,7 +2,7 @@
 
 Source: Ben Zaken et al. 2022 (BitFit), section 3.
 Formula: y = W x + b, b trains; all biases of the body and of the language-model head, those of normalisations too.
-Differs: none known. A model without biases in its body (Llama, T5) has nothing to train and is refused.
+Differs: none known. A model without biases in its body (Llama) has nothing to train and is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from raypft.methods import base
 
 class BitFit(base.Method):
     """Only biases train."""
+
+    families = ("masked", "causal")
 
     def __init__(self, config: base.Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)

@@ -241,3 +241,11 @@ def test_an_old_file_with_buffers_and_a_pooler_is_read(tmp_path):
 
 def test_models_made_in_memory_have_no_place_to_read_a_head_from():
     assert backbone_from_config(tiny.config("bert")).head(2) is not None
+
+
+def test_a_tokenizer_that_transformers_would_rebuild_otherwise_is_that_of_its_file(tmp_path):
+    """A Qwen2 with another tokenizer than Qwen's: transformers makes byte pairs of it and loses every word."""
+    made = saved(tmp_path, "qwen2")
+    text = load_backbone(str(tmp_path)).text
+    assert text.tokenize("the film was good") == made.text.tokenize("the film was good")
+    assert len(text.tokenize("the film was good")) == 4

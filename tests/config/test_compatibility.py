@@ -159,7 +159,7 @@ LINES = {
         "causal",
         "span",
         "span",
-    ): "method: gnnavi works with tasks of kind choice; span is span; use method=adapter or frozen",
+    ): "method: gnnavi works with tasks of kind choice; span is span; use method=adapter or bitfit",
     (
         "full",
         "masked",

@@ -115,7 +115,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-FAMILY = {"bert": "masked", "xlmr": "masked", "gpt2": "causal", "llama": "causal", "t5": "seq2seq"}
+FAMILY = {kind: family for kind, (family, _, _) in tiny.MODELS.items()}
 
 
 def job(place: Path, kind: str, model: str, method: str, /, **more):
@@ -461,7 +461,8 @@ def scored(model) -> list[tuple[dict, torch.Tensor, dict]]:
     for row in rows_of_file(model, f"{Path(model.job.data.root)}/test.parquet").slice(0, 2).to_pylist():
         for prompt in model.encoder(row):
             batch = collate([prompt], 1, [model.learner.method.columns(prompt)])
-            segments = {"token_type_ids": batch.segments} if FAMILY[Path(model.job.backbone).name] == "masked" else {}
+            backbone = model.learner.method.backbone
+            segments = backbone.arguments(batch) if backbone.family == "masked" else {}
             with torch.no_grad():
                 found.append(
                     (
