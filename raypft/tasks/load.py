@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raypft.errors import UserError, nearest
 from raypft.schema import find_yaml, read_yaml, validation_line, yaml_names
-from raypft.tasks.metrics import metric
+from raypft.tasks.metrics import check_chunks, metric
 from raypft.tasks.task import MARKUP, SPLITS, Source, Task, Wording
 
 FOLDER = Path(__file__).parent
@@ -65,6 +65,8 @@ def _check(task: Task, where: str) -> None:
     for name in task.metrics:
         try:
             metric(name, task.kind.metrics)
+            if name == "entity_f1":
+                check_chunks(task.label.names)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     if task.metrics[:1] != [task.metric]:

@@ -164,7 +164,7 @@ DAMAGED = {
     "hidden labels": (lambda place: rewrite(place, "test", label="-1"), 'row 0 has label "-1", a hidden label'),
     "no label column": (
         lambda place: rewrite(place, "test", label=None),
-        'has no label column "label" (hidden labels?)',
+        'has no column "label"; found: id, text, language',
     ),
 }
 

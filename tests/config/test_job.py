@@ -78,7 +78,7 @@ def test_a_name_with_an_e_between_digits_stays_a_name():
 def test_seeds_are_a_count_or_a_list_of_distinct_numbers():
     assert (job("seeds=3").seeds, job("seeds=[7, 9]").seeds) == ([0, 1, 2], [7, 9])
     assert line_of("seeds=[1, 1]").startswith("recipes/profit.yaml: seeds: found [1, 1]; ")
-    assert line_of("seeds=0").startswith("recipes/profit.yaml: seeds: found []; ")
+    assert line_of("seeds=0").startswith("recipes/profit.yaml: seeds: found 0; ")
 
 
 def test_a_method_may_be_named_alone_or_with_its_keys():
