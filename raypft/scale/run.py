@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from raypft.config.job import Job, Resources
+from raypft.errors import UserError
 from raypft.runs.executor import Executor, Executors, LocalExecutor
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
-from raypft.scale.resources import Infeasible, shapes_here
+from raypft.scale.resources import shapes_here
 
 
 def run_jobs(
@@ -39,7 +40,7 @@ def check_gpus(resources: Resources) -> None:
 
     here = torch.cuda.device_count()
     if asked > here:
-        raise Infeasible(
+        raise UserError(
             f"resources.gpus_per_worker: the job needs {asked:g} GPUs; this machine has {here}; "
             "ask for fewer, or name a cluster that has them with RAY_ADDRESS or raypft submit"
         )

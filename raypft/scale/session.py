@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.scale.resources import (
-    Infeasible,
     Shape,
     check_possible,
     cpus_per_worker,
@@ -92,7 +91,7 @@ def check_resources(job: Job) -> None:
         asked = job.resources.gpus_per_worker * job.resources.workers
         there = sum(shape.offers["GPU"] * shape.most for shape in shapes)
         if asked > there:
-            raise Infeasible(
+            raise UserError(
                 f"resources.gpus_per_worker: the job needs {asked:g} GPUs, Ray has {there:g}; ask for fewer"
             )
     if shapes_here():

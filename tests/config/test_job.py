@@ -81,6 +81,17 @@ def test_seeds_are_a_count_or_a_list_of_distinct_numbers():
     assert line_of("seeds=0").startswith("recipes/profit.yaml: seeds: found 0; ")
 
 
+@pytest.mark.parametrize("seeds", ["[18446744073709551616]", "[9223372036854775808]", "[-1]", "-3", "100000000000"])
+def test_seeds_that_no_generator_takes_are_refused(seeds):
+    assert line_of(f"seeds={seeds}").startswith(f"recipes/profit.yaml: seeds: found {seeds}; ")
+    assert job("seeds=[9223372036854775807]").seeds == [(1 << 63) - 1]
+
+
+def test_a_key_that_stands_twice_in_a_value_is_refused():
+    line = line_of("method={name: lora, rank: 4, rank: 8}")
+    assert line.startswith('override "method={name: lora, rank: 4, rank: 8}": key "rank" stands twice in one mapping')
+
+
 def test_a_method_may_be_named_alone_or_with_its_keys():
     assert job("method=soft_prompt", "pattern=sp").method == {"name": "soft_prompt"}
     assert job("method=soft_prompt", "method.length=8", "pattern=sp").method == {"name": "soft_prompt", "length": 8}
