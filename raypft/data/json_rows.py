@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
-
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Half of a character outside the basic plane, as JSON writes it; alone it is no text."""
 
 
 def records(data: bytes) -> list[dict[str, Any]]:
@@ -43,12 +39,9 @@ def _is_json(line: bytes) -> bool:
 
 def _parsed(text: bytes, where: str) -> Any:
     try:
-        value = json.loads(text, object_pairs_hook=_object)
-        if SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}{error}") from None
-    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

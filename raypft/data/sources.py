@@ -104,6 +104,7 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
         UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does
             not have, or one given although the file says it.
     """
+    path = os.path.expanduser(path)
     if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
         raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
     system, inner = system_of(path)

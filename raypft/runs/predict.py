@@ -193,8 +193,8 @@ def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None =
             f"text: task {task.name} asks about {', '.join(task.fields)}; found {len(texts)} texts; "
             f"expected one for each, {expected}"
         )
-    columns = {task.fields[name]: pa.array([text], pa.string()) for name, text in values.items()}
-    return _rows_of_table(trained, pa.table(columns), "--text", language)
+    row = {task.fields[name]: text for name, text in values.items()}
+    return _rows_of(trained, Columns.of_records([row]), "--text", language)
 
 
 def _task_rows(
@@ -212,12 +212,13 @@ def _task_rows(
                 )
             (column,) = fields.values()
             values = [{column: value} for value in values]
-        rows = pa.Table.from_pylist(values)
-    return _rows_of_table(trained, rows, "rows", language)
+        if not all(isinstance(value, Mapping) for value in values):
+            raise UserError("predict: found rows of several types; expected texts, or mappings from column to value")
+        return _rows_of(trained, Columns.of_records([dict(value) for value in values]), "rows", language)
+    return _rows_of(trained, Columns.of_arrow(rows), "rows", language)
 
 
-def _rows_of_table(trained: Trained, table: pa.Table, where: str, language: str | None) -> pa.Table:
-    columns = Columns.of_arrow(table)
+def _rows_of(trained: Trained, columns: Columns, where: str, language: str | None) -> pa.Table:
     return sources.rows_of_table(trained.resolved.origin, columns, where, language, trained.job.train.languages[0])
 
 

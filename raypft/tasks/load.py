@@ -85,6 +85,10 @@ def _check(task: Task, where: str) -> None:
         raise UserError(
             f'{where}: pivot: "{task.pivot}" is no language of the task; {nearest(task.pivot, task.languages)}'
         )
+    for key, names in (("label.names", task.label.names), ("languages", task.languages)):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f'{where}: {key}: "{twice}" stands there twice; keep one of them')
     for name, source in task.sources.items():
         _check_source(task, name, source, where)
     for name, pattern in task.patterns.items():

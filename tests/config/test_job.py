@@ -87,6 +87,15 @@ def test_seeds_that_no_generator_takes_are_refused(seeds):
     assert job("seeds=[9223372036854775807]").seeds == [(1 << 63) - 1]
 
 
+@pytest.mark.parametrize("key", ["train.languages", "test.languages"])
+def test_a_language_is_named_once(key):
+    assert line_of(f"{key}=[en, en]") == f'recipes/profit.yaml: {key}: "en" stands there twice; keep one of them'
+
+
+def test_some_language_is_trained_on():
+    assert line_of("train.languages=[]").startswith("recipes/profit.yaml: train.languages: found none; expected some")
+
+
 def test_a_key_that_stands_twice_in_a_value_is_refused():
     line = line_of("method={name: lora, rank: 4, rank: 8}")
     assert line.startswith('override "method={name: lora, rank: 4, rank: 8}": key "rank" stands twice in one mapping')

@@ -474,7 +474,6 @@ def test_columns_that_are_missing_or_of_another_kind_are_one_line(origin, tmp_pa
         ("jsonl", '{"tokens": ["a"]}\n["a"]\n', "row 1 is a list; expected an object, column to value"),
         ("jsonl", '{"tokens": ["a"]}\n{"tokens": ["a"\n', "row 1: Expecting ',' delimiter"),
         ("jsonl", '{"tags": []}\n{"tags": [], "tags": 3}\n', 'row 1: key "tags" stands twice in one object'),
-        ("jsonl", '{"tags": []}\n{"tokens": ["\\ud83d"]}\n', "row 1: 'utf-8' codec can't encode"),
     ],
 )
 def test_a_damaged_file_is_one_line(origin, tmp_path, ending, content, line):

@@ -229,6 +229,15 @@ def test_nothing_is_an_empty_text_and_no_word(origin, tmp_path):
     assert 'row 0: column "text" holds bytes that are no UTF-8' in refused(origin(CHOICE))
 
 
+def test_half_a_character_is_no_text(origin, tmp_path):
+    (tmp_path / "train.jsonl").write_text(
+        '{"text": "\\ud83d\\ude00", "label": "no"}\n{"text": "\\ud83d", "label": "no"}\n'
+    )
+    assert "row 1: column \"text\" holds '\\ud83d', of which a character is no Unicode" in refused(origin(CHOICE))
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["a", "\\udc9f"], "tags": ["O", "O"]}\n')
+    assert "of which a character is no Unicode" in refused(origin(TAGS))
+
+
 @pytest.mark.parametrize("value", [None, float("nan")])
 @pytest.mark.parametrize("values", [CHOICE, TEXT], ids=lambda values: values["kind"])
 def test_a_label_that_is_missing_is_refused(origin, tmp_path, values, value):

@@ -189,3 +189,24 @@ def test_more_gpus_than_there_are_is_refused(place, monkeypatch):
         line = "resources.gpus_per_worker: the job needs 1000 GPUs; this machine has "
         assert refused(lambda job=job: raypft.check(job)).startswith(line)
     assert refused(lambda: run_jobs([prepare(job)])).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (
+            ["a", {"text": "b"}],
+            "predict: found rows of several types; expected texts, or mappings",
+        ),
+        (["a", "\ud83d"], "data: rows row 1: column \"text\" holds '\\ud83d', of which a character is no Unicode"),
+        ([{"text": "a"}, {"text": ["b"]}], "data: rows row 1: column \"text\" holds ['b']; expected a text"),
+        ([{"text": "a"}, {"message": "b"}], None),
+    ],
+)
+def test_rows_of_a_program_are_answered_or_refused(finished, monkeypatch, rows, line):
+    monkeypatch.chdir(finished)
+    trained = load_trained(run_of(finished))
+    if line is None:  # what a row lacks is an empty text
+        assert len(trained.predict(rows)) == 2
+    else:
+        assert refused(lambda: trained.predict(rows)).startswith(line)

@@ -262,6 +262,7 @@ KIND_ERRORS = {
         "tokens: words, other: x",
         "fields: found ['other', 'tokens']; kind tags needs tokens",
     ),
+    "a tag twice": ("tags", "names: [A, B]", "names: [A, A]", 'label.names: "A" stands there twice; keep one of them'),
     "no tag set": ("tags", ", names: [A, B]", "", "label.names: found [] for kind tags; expected the label set"),
     "neither words nor a word": (
         "tags",

@@ -159,7 +159,9 @@ def as_text(values: Sequence[Any], column: str, where: str) -> list[str]:
         UserError: a value that is none, such as a list (row named).
     """
     return [
-        value if type(value) is str else _text(value, f'data: {where} row {number}: column "{column}"')
+        value
+        if type(value) is str and value.isascii()
+        else _text(value, f'data: {where} row {number}: column "{column}"')
         for number, value in enumerate(values)
     ]
 
@@ -167,6 +169,10 @@ def as_text(values: Sequence[Any], column: str, where: str) -> list[str]:
 def _text(value: Any, where: str) -> str:
     if is_missing(value):
         return ""
+    if isinstance(value, str):
+        if value.encode("utf-8", "replace").decode("utf-8") != value:  # half a surrogate pair, as a cut JSON text has
+            raise UserError(f"{where} holds {shown(value)}, of which a character is no Unicode; expected a text")
+        return value
     if isinstance(value, bytes):  # Parquet columns without the mark of text
         try:
             return value.decode("utf-8")
