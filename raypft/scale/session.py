@@ -71,7 +71,7 @@ def check_address(address: str | None) -> None:
     at = urlsplit(address if "://" in str(address) else f"//{address}")
     try:
         if at.hostname and at.port:
-            socket.create_connection((at.hostname, at.port), timeout=5).close()
+            socket.create_connection((str(at.hostname), at.port), timeout=5).close()
     except (OSError, ValueError) as error:
         raise _no_cluster(address, str(error)) from None
 

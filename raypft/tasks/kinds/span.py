@@ -94,11 +94,12 @@ def _answers(value: Any, context: str, where: str) -> tuple[list[str], list[int]
         )
     if len(texts) != len(starts):
         raise UserError(f"{where} has {len(texts)} answers and {len(starts)} starts; expected one start an answer")
-    for i, (text, start) in enumerate(zip(texts, starts, strict=True)):
+    characters: list[int] = []
+    for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str):
             raise UserError(f"{where} has the answer {base.shown(text)}; expected a text")
         if isinstance(start, float) and start.is_integer():  # pandas makes numbers of a column with gaps such
-            start = starts[i] = int(start)
+            start = int(start)
         if not isinstance(start, int) or isinstance(start, bool):
             found = base.shown(start)
             raise UserError(f'{where} has the answer "{text}" at answer_start {found}; expected a character\'s number')
@@ -106,7 +107,8 @@ def _answers(value: Any, context: str, where: str) -> tuple[list[str], list[int]
         if start < 0 or not context.startswith(text, start):
             there = context[start : start + len(text)] if start >= 0 else ""
             raise UserError(f'{where} has the answer "{text}" at character {start}; its context holds "{there}" there')
-    return list(texts), list(starts)
+        characters.append(start)
+    return list(texts), characters
 
 
 def _answer_tokens(row: Mapping[str, Any], starts: Sequence[int], ends: Sequence[int]) -> tuple[int, int]:
