@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -51,12 +52,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) and found else None
+    return found if isinstance(found, dict) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a result was written to its end. It is indented: only its own last bracket begins a line, so that a
+    campaign need not read the whole of its thousands."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-2, os.SEEK_END)
+            return stream.read() == b"\n}" or read_json(path) is not None
+    except (OSError, ValueError):  # no file, or an empty one
+        return False
 
 
 def is_finished(folder: Path, test: bool = True) -> bool:
     """Whether a cell's folder holds a whole result; one without a test is enough where none is asked for."""
-    return read_json(folder / TESTED) is not None or (not test and read_json(folder / UNTESTED) is not None)
+    return _is_whole(folder / TESTED) or (not test and _is_whole(folder / UNTESTED))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -73,13 +85,13 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The finished cells of a run, by seed; see `damaged` for those that are left out."""
-    results = [read_json(path) for path in folder.glob(f"seed-*/{TESTED}")]
-    return sorted((result for result in results if result is not None), key=lambda result: result["seed"])
+    results = [read_json(path) or {} for path in folder.glob(f"seed-*/{TESTED}")]
+    return sorted((result for result in results if "seed" in result), key=lambda result: result["seed"])
 
 
 def damaged(folder: Path) -> str:
     """What to say of results of a run that are there but not whole; empty where all are."""
-    names = sorted(path.parent.name for path in folder.glob(f"seed-*/{TESTED}") if read_json(path) is None)
+    names = sorted(path.parent.name for path in folder.glob(f"seed-*/{TESTED}") if not read_json(path))
     return f"; {TESTED} can't be read in {', '.join(names)}: run the job again" if names else ""
 
 
