@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, s
         UserError: no such file, or no such name (nearest named).
     """
     is_path = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_path else folder / f"{name}.yaml"
+    path = Path(name).expanduser() if is_path else folder / f"{name}.yaml"
     if not path.is_file():
         if is_path:
             raise UserError(missing.format(path))
@@ -59,13 +60,43 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
     """A campaign asks for the same few files thousands of times; `changed` makes an edited file another one."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
+    values = load_yaml(path, where)
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of keys, found {type(values).__name__}")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings have each key once, as YAML 1.2 (section 3.2.1.3) asks; PyYAML lets the last one win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                line = key_node.start_mark.line + 1
+                raise UserError(f'key "{key}" stands twice in one mapping, again in line {line}; keep one of them')
+            seen.update([key] if isinstance(key, Hashable) else [])
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path, where: str) -> Any:
+    """The one document of a YAML file.
+
+    Args:
+        where: how messages call the file.
+
+    Raises:
+        UserError: not readable, or a key that stands twice in a mapping (key and line named).
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
 def split_override(override: str) -> tuple[str, Any]:
@@ -78,8 +109,10 @@ def split_override(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f'override "{override}": expected key=value, e.g. train.lr=1e-4')
     try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError:
+        return key, yaml.load(text, _Loader)
+    except UserError as error:
+        raise UserError(f'override "{override}": {error}') from None
+    except (yaml.YAMLError, ValueError):
         raise UserError(f'override "{override}": the value is not readable as YAML; quote it') from None
 
 

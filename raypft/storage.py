@@ -39,7 +39,7 @@ def path_of(text: str) -> Path:
         UserError: the store's client is not installed.
     """
     if "://" not in text:
-        return Path(text)
+        return Path(text).expanduser()
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     from upath import UPath  # noqa: PLC0415  (needed only here)
@@ -139,7 +139,10 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
             ) from None
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_made(folder, error) from None
     try:
         with FileLock(folder / ".lock", timeout=wait):
             yield
@@ -147,6 +150,25 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
         raise UserError(
             f"run: another process is at work on {folder}; wait for it, or choose another storage="
         ) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a UserError where a folder is not there and can't be made; nothing is left behind."""
+    if is_remote(folder):
+        return
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        Path(tempfile.mkdtemp(prefix=".raypft-", dir=there)).rmdir()
+    except OSError as error:
+        raise _not_made(folder, error) from None
+
+
+def _not_made(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"storage: {folder} can't be written: {error.strerror or error}; give another folder with storage=…"
+    )
 
 
 class Log:

@@ -229,11 +229,16 @@ class TableCell:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested job keys as dotted ones. A method or readout given with its name replaces the one before as a whole."""
+    """Nested job keys as dotted ones. A method or readout given with its name replaces the one before as a whole.
+
+    Raises:
+        UserError: a key stands there twice, nested and dotted.
+    """
     dotted: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and "name" not in value:
-            dotted |= flat(value, f"{prefix}{key}.")
-        else:
-            dotted[prefix + str(key)] = value
+        nested = isinstance(value, Mapping) and "name" not in value
+        more = flat(value, f"{prefix}{key}.") if nested else {prefix + str(key): value}
+        if twice := dotted.keys() & more.keys():
+            raise UserError(f'campaign: key "{min(twice)}" is given twice, nested and dotted; keep one of them')
+        dotted |= more
     return dotted

@@ -21,6 +21,7 @@ from raypft.campaigns.ledger import FILE, Ledger
 from raypft.errors import UserError
 from raypft.runs.memo import Memo
 from raypft.runs.results import TESTED, UNTESTED, is_finished, read_result
+from raypft.schema import read_yaml
 from raypft.storage import Log, absolute, path_of
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class CampaignState:
         if self.fresh:
             return None
         folder = configuration.folder(seed)
-        if any(_key_of(folder / name) == key for name in ([TESTED] if test else [TESTED, UNTESTED])):
+        names = [TESTED] if test else [TESTED, UNTESTED]
+        if any(_key_of(folder / name) == key for name in names) and is_finished(folder, test):
             return folder
         other = self.elsewhere.get(key)
         return other if other and is_finished(other, test) else None
@@ -228,7 +230,7 @@ def reopened(folder: Path) -> Campaign:
             f"report: {folder} holds no campaign.yaml; "
             "give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both"
         )
-    campaign = Campaign(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    campaign = Campaign(**read_yaml(path, str(path)))
     if absolute(campaign.folder) != absolute(folder):
         raise UserError(
             f"report: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder"

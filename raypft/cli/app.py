@@ -6,6 +6,8 @@ cluster/README.md.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import sys
@@ -199,10 +201,13 @@ def check(words: Names, as_json: Json = False) -> None:
     from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
+    from raypft.scale.run import check_gpus  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:
-        print_found(checked(prepare(load_job(name, overrides))), as_json)
+        job = load_job(name, overrides)
+        check_gpus(job.job.resources)
+        print_found(checked(prepare(job)), as_json)
 
 
 @app.command()
@@ -327,10 +332,32 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def speak_anyhow() -> None:
+    """What the terminal's encoding can't show is printed as JSON escapes it, \\u00b1 for ±, which JSON lines allow."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("raypft", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="raypft")
+
+
+def check_words() -> None:
+    """Raise a UserError where a word of the command is no text: bytes that are no UTF-8."""
+    for number, word in enumerate(sys.argv[1:], 1):
+        if not word.isascii() and word != word.encode("utf-8", "replace").decode("utf-8"):
+            raise UserError(f"command: word {number}, {word!r}, holds bytes that are no UTF-8; expected UTF-8 text")
+
+
 def main(command: Callable[[], None] = app) -> None:
     """Entry point: one line and exit code 2 for what the user can mend."""
     quiet()
+    speak_anyhow()
     try:
+        check_words()
         command()
     except UserError as error:
         print(f"raypft: {error}", file=sys.stderr)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError
 
 from raypft.errors import UserError, nearest
-from raypft.schema import Strict, validation_line, validation_root
+from raypft.schema import Strict, load_yaml, validation_line, validation_root
 
 Name = Annotated[
     str, Field(pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="lower-case letters, digits and -")
@@ -258,10 +257,7 @@ def read_yaml(path: Path) -> Any:
     """
     if not path.is_file():
         raise UserError(f"cluster: no file {path}; give the path of a cluster definition, e.g. cluster/local.yaml")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    return load_yaml(path, str(path))
 
 
 def load(path: str | Path) -> Any:

@@ -20,6 +20,8 @@ from raypft.storage import default_storage
 
 PROVENANCE = "provenance"
 """Marks a field that does not decide numbers."""
+MOST_SEEDS = 10_000
+"""Of a job whose seeds are given as a number."""
 NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
 
@@ -145,13 +147,19 @@ class Job(Strict):
     @field_validator("seeds", mode="before")
     @classmethod
     def _counted(cls, value: Any) -> Any:
-        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if not 1 <= value <= MOST_SEEDS:
+            raise ValueError(f"expected 1 to {MOST_SEEDS} seeds, or a list of them")
+        return list(range(value))
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
         if len(set(value)) != len(value):
             raise ValueError("expected distinct seeds")
+        if not all(0 <= seed < 1 << 63 for seed in value):
+            raise ValueError("expected seeds from 0 to 2^63 - 1")
         return value
 
     def scientific(self) -> dict[str, Any]:

@@ -197,8 +197,12 @@ def _part(catalogue: Catalogue, values: dict[str, Any], where: str) -> tuple[Any
 
 def _check_languages(job: Job, task: Task, where: str) -> None:
     asked = (("train.languages", job.train.languages), ("test.languages", job.test.languages or []))
+    if not job.train.languages:
+        raise UserError(f"{where}: train.languages: found none; expected some of {', '.join(task.languages)}")
     for key, languages in asked:
         for language in languages:
+            if languages.count(language) > 1:
+                raise UserError(f'{where}: {key}: "{language}" stands there twice; keep one of them')
             if language not in task.languages:
                 known = nearest(language, task.languages)
                 raise UserError(f'{where}: {key}: task {task.name} has no language "{language}"; {known}')

@@ -9,12 +9,13 @@ span: label is a list of answer texts; starts is a list of their character offse
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from raypft.data.formats import Columns
 from raypft.errors import UserError
 from raypft.tasks.kinds.base import ReadRows, as_text
 from raypft.tasks.task import Source, Task
@@ -26,18 +27,25 @@ def their_columns(source: Source, ours: str) -> list[str]:
     return [names] if isinstance(names, str) else names
 
 
-def spoken(source: Source, table: pa.Table) -> list[str] | None:
-    """The language of each row in our codes, [rows], or None where no column says it."""
-    values = _column(source, table, "language")
+def spoken(source: Source, table: Columns, where: str) -> list[str] | None:
+    """The language of each row in our codes, [rows], or None where no column says it.
+
+    Raises:
+        UserError: a row that does not say it, in a column that others do.
+    """
+    values = _column(source, table, "language", where)
     if values is None:
         return None
     back = {theirs: ours for ours, theirs in source.languages.items()}
-    codes = [text.partition(source.language_before)[0] if source.language_before else text for text in as_text(values)]
+    told = as_text(values, "language", where)
+    if "" in told:
+        raise UserError(f"data: {where} row {told.index('')} has no language; expected one in each row")
+    codes = [text.partition(source.language_before)[0] if source.language_before else text for text in told]
     return [back.get(code, code) for code in codes]
 
 
 def normalise(
-    task: Task, source: Source, table: pa.Table, where: str, language: str | None, labelled: bool = True
+    task: Task, source: Source, table: Columns, where: str, language: str | None, labelled: bool = True
 ) -> pa.Table:
     """The table in our columns, its rows in the order they come in.
 
@@ -52,15 +60,14 @@ def normalise(
     kind = task.kind
     columns: dict[str, list[Any]] = {}
     for name in task.fields.values():
-        values = _column(source, table, name)
+        values = _column(source, table, name, where)
         if values is None:
-            theirs = " or ".join(their_columns(source, name))
-            raise UserError(f'data: {where} has no column "{theirs}"; found: {", ".join(table.column_names)}')
+            raise _missing(source, table, name, where)
         columns[name] = kind.read_field(values, name, where, split=not labelled)
-    languages = spoken(source, table) or [language or task.languages[0]] * table.num_rows
+    languages = spoken(source, table, where) or [language or task.languages[0]] * table.rows
     hashes = [_content_hash(values) for values in zip(*columns.values(), strict=True)]
-    named = _column(source, table, "id")
-    ids = hashes if named is None else as_text(named)
+    named = as_text(_column(source, table, "id", where) or [""] * table.rows, "id", where)
+    ids = [name or digest for name, digest in zip(named, hashes, strict=True)]
     labels: dict[str, pa.Array] = {}
     if labelled:
         fields = {field: columns[name] for field, name in task.fields.items()}
@@ -68,7 +75,7 @@ def normalise(
         labels = kind.read_labels(_label_values(task, source, table, where), rows)
     return pa.table(
         {
-            "id": pa.array(ids if kind.one_label else _unique(ids, hashes, languages), pa.string()),
+            "id": pa.array(ids, pa.string()),
             "language": pa.array(languages, pa.string()),
             **labels,
             **{name: pa.array(values, kind.field_type) for name, values in columns.items()},
@@ -82,29 +89,53 @@ def _content_hash(values: Sequence[Any]) -> str:
     return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
 
 
-def _label_values(task: Task, source: Source, table: pa.Table, where: str) -> list[Any]:
+def _label_values(task: Task, source: Source, table: Columns, where: str) -> list[Any]:
     """The column of labels, as it is; empty where the kind has none."""
     if not task.kind.reads_labels:
         return []
-    values = _column(source, table, task.label.column)
+    values = _column(source, table, task.label.column, where)
     if values is None:
-        theirs = " or ".join(their_columns(source, task.label.column))
-        raise UserError(f'data: {where} has no label column "{theirs}" (hidden labels?); scores need labels')
+        raise _missing(source, table, task.label.column, where)
     return values
 
 
-def _column(source: Source, table: pa.Table, ours: str) -> list | None:
-    name = next((name for name in their_columns(source, ours) if name in table.column_names), None)
-    return None if name is None else table[name].to_pylist()
+def _column(source: Source, table: Columns, ours: str, where: str) -> list[Any] | None:
+    name = next((name for name in their_columns(source, ours) if name in table.names), None)
+    if table.names.count(str(name)) > 1:
+        raise UserError(f'data: {where} has {table.names.count(str(name))} columns called "{name}"; expected one')
+    return None if name is None else table.values(name)
 
 
-def _unique(ids: list[str], hashes: list[str], languages: list[str]) -> list[str]:
-    """An id that repeats within a language is told apart by its row's content, the same row twice by a count."""
+def _missing(source: Source, table: Columns, ours: str, where: str) -> UserError:
+    theirs = " or ".join(f'"{name}"' for name in their_columns(source, ours))
+    found = ", ".join(f'"{name}"' if name != name.strip() else name for name in table.names)
+    return UserError(
+        f"data: {where} has no column {theirs}; found: {found}; add it, or name theirs in the source's columns"
+    )
+
+
+def with_own_ids(task: Task, table: pa.Table) -> pa.Table:
+    """Rows with ids that repeat within a language told apart by their content.
+
+    Where a row has one label, the same content keeps the same id: it is drawn and held out together. Elsewhere the same
+    row twice is told apart by a count.
+    """
+    ids, languages = table["id"].to_pylist(), table["language"].to_pylist()
     often = Counter(zip(languages, ids, strict=True))
+    repeated = [row for row, place in enumerate(zip(languages, ids, strict=True)) if often[place] > 1]
+    if not repeated:
+        return table
+    fields = [table[name].take(repeated).to_pylist() for name in task.fields.values()]
+    digests = dict(zip(repeated, map(_content_hash, zip(*fields, strict=True)), strict=True))
+    contents: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row, digest in digests.items():
+        contents[languages[row], ids[row]].add(digest)
     seen: Counter[tuple[str, str]] = Counter()
-    unique = []
-    for name, digest, language in zip(ids, hashes, languages, strict=True):
-        told = f"{name}-{digest}" if often[language, name] > 1 and name != digest else name
-        seen[language, told] += 1
-        unique.append(told if seen[language, told] == 1 else f"{told}-{seen[language, told]}")
-    return unique
+    for row, digest in digests.items():
+        language, name = languages[row], ids[row]
+        if name != digest and (len(contents[language, name]) > 1 or not task.kind.one_label):
+            ids[row] = f"{name}-{digest}"
+        seen[language, ids[row]] += 1
+        if seen[language, ids[row]] > 1 and not task.kind.one_label:
+            ids[row] += f"-{seen[language, ids[row]]}"
+    return table.set_column(table.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))

@@ -1,21 +1,25 @@
-"""Files become Arrow tables: parquet, jsonl, tsv, csv, and the layouts of the field (CoNLL-U, a word a line, SQuAD).
+"""Files become columns: parquet, JSON, tsv, csv, and the layouts of the field (CoNLL-U, a word a line, SQuAD).
 
-Lists stay lists; scalars of text formats are text, as they are written. Columns of the layouts: conllu, words and panx
-give id, tokens and tags (a row a sentence); squad gives id, question, context and answers.
+Values are as the format has them; those of tsv and csv are text, as they are written. Columns of the layouts: conllu,
+words and panx give id, tokens and tags (a row a sentence); squad gives id, question, context and answers. A byte-order
+mark before the text is none of it.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from pyarrow import fs
 
+from raypft.data.json_rows import records
 from raypft.errors import UserError
 
 ENDINGS = {"parquet": "parquet", "jsonl": "jsonl", "tsv": "tsv", "csv": "csv", "conllu": "conllu", "json": "squad"}
@@ -27,10 +31,35 @@ PRECEDENCE = {
     "it": "VERB AUX ADV PRON ADP DET INTJ",
 }
 """Which tag a contraction takes where its words stand equally high in the tree; "" follows each language's list."""
+NUMBER = re.compile(r"\d+(?:[-.]\d+)?")
+"""A word's number in CoNLL-U; 3-4 stands for a contraction, 3.1 for an empty node."""
 
 
-def read_file(system: fs.FileSystem, path: str, format: str | None = None, language: str | None = None) -> pa.Table:
-    """An Arrow table out of a file, in the columns of its format.
+@dataclass(frozen=True)
+class Columns:
+    """What a file or data set holds, not yet looked at.
+
+    names: of the columns, as they stand there; rows: how many there are; values: a column's, one a row.
+    """
+
+    names: list[str]
+    rows: int
+    values: Callable[[str], list[Any]]
+
+    @classmethod
+    def of_arrow(cls, table: pa.Table) -> Columns:
+        """The columns of an Arrow table."""
+        return cls(table.column_names, table.num_rows, lambda name: table[name].to_pylist())
+
+    @classmethod
+    def of_records(cls, rows: list[dict[str, Any]]) -> Columns:
+        """The columns of rows that need not have the same; what a row lacks is None."""
+        names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+        return cls(names, len(rows), lambda name: [row.get(name) for row in rows])
+
+
+def read_file(system: fs.FileSystem, path: str, format: str | None = None, language: str | None = None) -> Columns:
+    """The columns of a file, called as its format calls them.
 
     Args:
         path: in `system`; format: a key of READERS; None goes by the ending.
@@ -47,36 +76,28 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
         raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
 
 
-def _parquet(stream: pa.NativeFile, _: str) -> pa.Table:
-    return pa_parquet.read_table(stream)
+def _parquet(stream: pa.NativeFile, _: str) -> Columns:
+    return Columns.of_arrow(pa_parquet.ParquetFile(stream).read())
 
 
-def _jsonl(stream: pa.NativeFile, _: str) -> pa.Table:
+def _json(stream: pa.NativeFile, _: str) -> Columns:
     # not Arrow's reader, which takes a text that looks like a date for one
-    rows = [json.loads(line) for line in stream.read().splitlines() if line.strip()]
-    return pa.table({name: _column(rows, name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))})
+    return Columns.of_records(records(stream.read()))
 
 
-def _column(rows: list[dict], name: str) -> pa.Array:
-    values = [row.get(name) for row in rows]
-    if any(isinstance(value, (list, dict)) for value in values):
-        return pa.array(values)
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
-
-
-def _separated(delimiter: str) -> Callable[[pa.NativeFile, str], pa.Table]:
-    def read(stream: pa.NativeFile, _: str) -> pa.Table:
+def _separated(delimiter: str) -> Callable[[pa.NativeFile, str], Columns]:
+    def read(stream: pa.NativeFile, _: str) -> Columns:
         # tsv as the field writes it: no quoting
         parse = (
             pa_csv.ParseOptions(delimiter="\t", quote_char=False)
             if delimiter == "\t"
             else pa_csv.ParseOptions(newlines_in_values=True)
         )
-        names = pa_csv.open_csv(stream, parse_options=parse).schema.names
-        stream.seek(0)
         # every column is text: "007" is no number, "2020-01-01" no date
-        convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-        return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+        convert = pa_csv.ConvertOptions(default_column_type=pa.string(), strings_can_be_null=False)
+        # a row must lie in one block, however long it is
+        whole = pa_csv.ReadOptions(block_size=min(max(stream.size() + 1, 1 << 20), (1 << 31) - 1))
+        return Columns.of_arrow(pa_csv.read_csv(stream, whole, parse, convert))
 
     return read
 
@@ -84,7 +105,8 @@ def _separated(delimiter: str) -> Callable[[pa.NativeFile, str], pa.Table]:
 def _blocks(stream: pa.NativeFile) -> Iterator[list[str]]:
     """The runs of lines between blank lines."""
     block: list[str] = []
-    for line in stream.read().decode("utf-8").split("\n"):
+    for written in stream.read().decode("utf-8").split("\n"):
+        line = written.removeprefix("\ufeff")  # where files with a byte-order mark were joined, it stands within
         if line.strip():
             block.append(line.rstrip("\r"))
         elif block:
@@ -94,18 +116,14 @@ def _blocks(stream: pa.NativeFile) -> Iterator[list[str]]:
         yield block
 
 
-def _sentences(rows: list[tuple[str, list[str], list[str]]]) -> pa.Table:
-    ids, tokens, tags = zip(*rows, strict=True) if rows else ((), (), ())
-    words = pa.list_(pa.string())
-    return pa.table(
-        {"id": pa.array(ids, pa.string()), "tokens": pa.array(tokens, words), "tags": pa.array(tags, words)}
-    )
+def _sentences(rows: list[tuple[str, list[str], list[str]]]) -> Columns:
+    return Columns.of_records([{"id": name, "tokens": tokens, "tags": tags} for name, tokens, tags in rows])
 
 
-def _words(prefix: bool) -> Callable[[pa.NativeFile, str], pa.Table]:
+def _words(prefix: bool) -> Callable[[pa.NativeFile, str], Columns]:
     """Reader of `word<TAB>tag` lines; with `prefix` the word stands after `language:`. A missing tag is empty."""
 
-    def read(stream: pa.NativeFile, _: str) -> pa.Table:
+    def read(stream: pa.NativeFile, _: str) -> Columns:
         rows = []
         for number, block in enumerate(_blocks(stream)):
             pairs = [line.partition("\t") for line in block]
@@ -116,7 +134,7 @@ def _words(prefix: bool) -> Callable[[pa.NativeFile, str], pa.Table]:
     return read
 
 
-def _conllu(stream: pa.NativeFile, language: str) -> pa.Table:
+def _conllu(stream: pa.NativeFile, language: str) -> Columns:
     """Sentences as XTREME prepares them.
 
     Empty nodes (8.1) go; a contraction (3-4) is one word with the tag of the part highest in the tree; blanks and
@@ -133,6 +151,12 @@ def _conllu(stream: pa.NativeFile, language: str) -> pa.Table:
         lines = [line.split("\t") for line in block if not line.startswith("#")]
         if bad := next((line for line in lines if len(line) != 10), None):
             raise ValueError(f"sentence {name}: found {len(bad)} columns; expected 10")
+        numbers = Counter(line[0] for line in lines)
+        if odd := next((number for number in numbers if not NUMBER.fullmatch(number) or numbers[number] > 1), None):
+            raise ValueError(
+                f'sentence {name}: found "{odd}" as a word\'s number, or twice; '
+                "expected 1, 2, … and a blank line between sentences"
+            )
         tokens, tags = _fuse(lines, language)
         hidden = sum(word == "_" for word in tokens)
         if not hidden or hidden < len(tokens) - 1:
@@ -175,36 +199,13 @@ def _ancestors(word: int, words: dict[int, list[str]]) -> set[int]:
     return above - {word}
 
 
-def _squad(stream: pa.NativeFile, _: str) -> pa.Table:
-    rows = []
-    try:
-        for article in json.loads(stream.read())["data"]:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    given = asked.get("answers") or []
-                    answers = {"text": [a["text"] for a in given], "answer_start": [a["answer_start"] for a in given]}
-                    rows.append(
-                        {
-                            "id": str(asked["id"]),
-                            "question": asked["question"],
-                            "context": paragraph["context"],
-                            "answers": answers,
-                        }
-                    )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not laid out as SQuAD is (data, paragraphs, qas): {type(error).__name__} {error}") from None
-    answers = pa.struct([("text", pa.list_(pa.string())), ("answer_start", pa.list_(pa.int32()))])
-    text = [(name, pa.string()) for name in ("id", "question", "context")]
-    return pa.Table.from_pylist(rows, pa.schema([*text, ("answers", answers)]))
-
-
-READERS: dict[str, Callable[[pa.NativeFile, str], pa.Table]] = {
+READERS: dict[str, Callable[[pa.NativeFile, str], Columns]] = {
     "parquet": _parquet,
-    "jsonl": _jsonl,
+    "jsonl": _json,
     "tsv": _separated("\t"),
     "csv": _separated(","),
     "conllu": _conllu,
-    "squad": _squad,
+    "squad": _json,
     "words": _words(prefix=False),
     "panx": _words(prefix=True),
 }

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-import fnmatch
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from pyarrow import fs
 
-from raypft.data.columns import normalise, spoken, their_columns
-from raypft.data.formats import ENDINGS, read_file
+from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
+from raypft.data.formats import ENDINGS, Columns, read_file
 from raypft.errors import UserError, nearest
 from raypft.tasks.task import Source, Task
 
@@ -52,7 +54,7 @@ def choose(task: Task, name: str | None, root: str | None, shots: int | None = N
         raise UserError(
             f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
         )
-    return Origin(task, name, source, root, shots)
+    return Origin(task, name, source, root and os.path.expanduser(root), shots)
 
 
 def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
@@ -64,12 +66,13 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     """
     task, source = origin.task, origin.source
     _check_languages(origin, split, languages)
-    tables = [
-        normalise(task, source, table, where, language) for table, where, language in _raw(origin, split, languages)
-    ]
-    if not tables:
+    parts = list(_raw(origin, split, languages))
+    if not parts:
         return None
-    table = pa.concat_tables(tables)
+    tables = [normalise(task, source, table, where, language) for table, where, language in parts if table.rows]
+    if not tables:
+        raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
+    table = with_own_ids(task, pa.concat_tables(tables))
     present = sorted(table["language"].unique().to_pylist())
     for language in languages:
         if language not in present:
@@ -101,6 +104,7 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
         UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does
             not have, or one given although the file says it.
     """
+    path = os.path.expanduser(path)
     if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
         raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
     system, inner = system_of(path)
@@ -109,19 +113,20 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
     return rows_of_table(origin, read_file(system, inner, None, language), path, language, otherwise)
 
 
-def rows_of_table(origin: Origin, table: pa.Table, where: str, language: str | None, otherwise: str) -> pa.Table:
-    """`read_rows` of a table that is read already; where: what messages call it."""
+def rows_of_table(origin: Origin, table: Columns, where: str, language: str | None, otherwise: str) -> pa.Table:
+    """`read_rows` of columns that are read already; where: what messages call them."""
     task, theirs = origin.task, origin.source
     columns: dict[str, str | list[str]] = {
         ours: list(dict.fromkeys([*their_columns(theirs, ours), ours]))
         for ours in ("id", "language", *task.fields.values())
     }
     source = theirs.model_copy(update={"columns": columns})
-    if language is not None and spoken(source, table) is not None:
+    if language is not None and spoken(source, table, where) is not None:
         raise UserError(f"data: {where} says each row's language itself; leave the language {language} out")
-    if not len(table):
+    if not table.rows:
         raise UserError(f"data: {where} has no rows")
     rows = normalise(task, source, table, where, language or otherwise, labelled=False)
+    rows = rows if task.kind.one_label else with_own_ids(task, rows)  # who asks knows a row by the id it came with
     for number, spoken_in in enumerate(rows["language"].to_pylist()):
         if spoken_in not in task.languages:
             raise UserError(
@@ -145,35 +150,44 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     if pattern and "{language}" in pattern:
         return [language for language in task.languages if language in limit]
     present: set[str] = set()
-    for table, _, _ in _raw(origin, split, task.languages):
-        present.update(spoken(source, table) or task.languages[:1])
-    return [language for language in task.languages if language in present and language in limit]
+    for table, where, _ in _raw(origin, split, task.languages):
+        present.update((spoken(source, table, where) or task.languages[:1]) if table.rows else [])
+    held = [language for language in task.languages if language in present and language in limit]
+    if present and not held:
+        raise UserError(
+            f"languages: {split} rows of {task.name} ({origin.name}) hold none of {', '.join(limit)}; "
+            f"found: {', '.join(sorted(present))}"
+        )
+    return held
 
 
 def _config(source: Source, split: str) -> str | None:
     return source.config.get(split) if isinstance(source.config, dict) else source.config
 
 
-def _raw(origin: Origin, split: str, languages: list[str]):
+def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Columns, str, str | None]]:
+    """What each file of a split holds, how messages call it, and the language that its name says."""
     source = origin.source
     if source.hub is not None:
         if source.splits and split not in source.splits:
             return
         config = _config(source, split)
         for language in languages if config and "{language}" in config else [None]:
-            yield _hub_table(origin, split, language), f"{source.hub} {split}", language
+            yield Columns.of_arrow(_hub_table(origin, split, language)), f"{source.hub} {split}", language
         return
     files = source.files or {}
     if split not in files:
         return
     for language in languages if "{language}" in files[split] else [None]:
-        table, where = _file_table(origin, files[split], language)
-        if table is None:
-            if split == "train" or split == "test":
-                endings = "" if source.format else f" ({', '.join(f'.{ending}' for ending in ENDINGS)})"
-                raise UserError(f"data: no file {where}{endings} for the {split} split of {origin.task.name}")
-            return
-        yield table, where, language
+        path = _path(origin, files[split], language)
+        system, inner = system_of(path)
+        found = _find(system, inner, source.format)
+        if not found and split in ("train", "test"):
+            endings = "" if source.format else f" ({', '.join(f'.{ending}' for ending in ENDINGS)})"
+            raise UserError(f"data: no file {path}{endings} for the {split} split of {origin.task.name}")
+        for file in found:
+            where = path.removesuffix(inner) + file
+            yield read_file(system, file, source.format, _theirs(origin, language)), where, language
 
 
 def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
@@ -200,16 +214,6 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
             "or give local files with data.root=FOLDER"
         ) from None
     return dataset.with_format("arrow")[:]
-
-
-def _file_table(origin: Origin, pattern: str, language: str | None) -> tuple[pa.Table | None, str]:
-    path = _path(origin, pattern, language)
-    system, inner = system_of(path)
-    files = _find(system, inner, origin.source.format)
-    if not files:
-        return None, path
-    tables = [read_file(system, file, origin.source.format, _theirs(origin, language)) for file in files]
-    return pa.concat_tables(tables), path + files[0].removeprefix(inner) if files[0].startswith(inner) else path
 
 
 def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str, str | None]]:
@@ -288,7 +292,9 @@ def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
         folder = path[: path.index("*")].rpartition("/")[0]
         below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
         files = [info.path for info in below if info.is_file and (format or info.extension in ENDINGS)]
-        return sorted(file for file in files if fnmatch.fnmatchcase(file, path))
+        # only * stands for others: a folder may be called "data [v2]"
+        named = re.compile(".*".join(map(re.escape, path.split("*"))), re.DOTALL)
+        return sorted(file for file in files if named.fullmatch(file))
     endings = [f".{ending}" for ending in ENDINGS]
     if format or path.endswith(tuple(endings)):
         endings = [""]

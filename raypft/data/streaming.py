@@ -24,7 +24,8 @@ import pyarrow.parquet as pa_parquet
 from pydantic import BeforeValidator
 
 from raypft.data import sources
-from raypft.data.columns import normalise, spoken, their_columns
+from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
+from raypft.data.formats import Columns
 from raypft.data.sources import Origin
 from raypft.errors import UserError
 from raypft.storage import absolute
@@ -169,7 +170,9 @@ def _groups(
             f"write it anew with row_group_size={MOST}"
         )
     known = [name for name in their_columns(origin.source, "language") if name in parquet.schema_arrow.names]
-    said = spoken(origin.source, parquet.read_row_group(number, columns=known)) if known else None
+    said = None
+    if known:
+        said = spoken(origin.source, Columns.of_arrow(parquet.read_row_group(number, columns=known)), file)
     if said is None:
         return [Group(file, number, language or origin.task.languages[0], rows, True)]
     names = dict.fromkeys(said)
@@ -189,7 +192,8 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
         raise UserError(
             f"data: {group.file} can't be read: {str(error).splitlines()[0]}; every node that reads rows must see it"
         ) from None
-    table = normalise(origin.task, origin.source, raw, group.file, group.language)
+    table = normalise(origin.task, origin.source, Columns.of_arrow(raw), group.file, group.language)
+    table = with_own_ids(origin.task, table)
     if group.alone:
         return table
     return table.filter(pa_compute.equal(table["language"], group.language))  # pyright: ignore[reportAttributeAccessIssue]  # made at import

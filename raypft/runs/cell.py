@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pa_parquet
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,9 +24,10 @@ from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
+from raypft.errors import UserError
 from raypft.methods.base import Result
 from raypft.readouts.base import Answer
-from raypft.runs.results import PREDICTIONS, STATE, TESTED, TRAINED, UNTESTED, Tell, is_finished
+from raypft.runs.results import PREDICTIONS, STATE, TESTED, TRAINED, UNTESTED, Tell, is_finished, read_json
 from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
 from raypft.storage import on_disk, written
 from raypft.tasks.task import Task
@@ -117,15 +119,15 @@ def run_cell(
     task, folder = cell.resolved.task, cell.folder
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
-    state = TrainState.load(folder / STATE)
+    state, lost = _state(folder / STATE)
     if state is not None:
         with torch.no_grad():
             for name, parameter in learner.trainable().items():
                 parameter.copy_(state.values[name])
     stepper = engine(cell, learner, state.optimizer if state else None)
-    before = json.loads((folder / UNTESTED).read_text()) if (folder / UNTESTED).is_file() else None
+    before = read_json(folder / UNTESTED)
     if before is None:
-        tell(_start(cell, stepper, state, sizes["trainable"]))
+        tell(_start(cell, stepper, state, sizes["trainable"], lost))
         trained = _train(cell, prompts, flow, stepper, state, tell)
     else:
         trained = _trained(before, stepper, folder)
@@ -159,7 +161,18 @@ def _sizes(learner: Learner) -> dict[str, int]:
     }
 
 
-def _start(cell: Cell, stepper: Stepper, state: TrainState | None, trainable: int) -> dict[str, Any]:
+def _state(path: Path) -> tuple[TrainState | None, list[str]]:
+    """Where a cell stands, None at its beginning; and what to say where its state file is not whole."""
+    try:
+        return TrainState.load(path), []
+    except Exception as error:  # what torch raises depends on where the file ends
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        return None, [f"{path.name} can't be read ({reason}); trained from the beginning"]
+
+
+def _start(
+    cell: Cell, stepper: Stepper, state: TrainState | None, trainable: int, lost: Sequence[str]
+) -> dict[str, Any]:
     """The event of a cell's start."""
     method = stepper.learner.method
     start = {
@@ -168,7 +181,7 @@ def _start(cell: Cell, stepper: Stepper, state: TrainState | None, trainable: in
         "epochs": cell.job.train.epochs if method.trains else 0,
         "trainable": trainable,
         "workers": stepper.world,
-        "notes": method.notes(),
+        "notes": [*lost, *cell.facts.get("warnings", []), *method.notes()],
     }
     return start if state is None else start | {"event": "resume", "epoch": state.epoch, "step": state.step}
 
@@ -212,8 +225,7 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
     """Put the values of a training whose test was withheld into the learner; what its result said about it."""
     path = folder / TRAINED
     if path.is_file():
-        with on_disk(path) as file:
-            stepper.set_values(load_file(file))
+        stepper.set_values(read_tensors(path))
     return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
 
 
@@ -275,6 +287,19 @@ def _conclude(folder: Path, name: str, result: dict[str, Any]) -> None:
         file.write_text(json.dumps(result, indent=1))
     for rest in (folder / STATE, *folder.glob("*.partial.*")):
         rest.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    try:
+        with on_disk(path) as file:
+            return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"run: {path} can't be read: {error}; train the seed again with --fresh") from None
 
 
 def save_tensors(path: Path, kept: Result) -> None:

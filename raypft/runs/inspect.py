@@ -17,6 +17,7 @@ from raypft.methods.base import Method
 from raypft.readouts.verbalizer import label_columns
 from raypft.runs.cell import build_learner
 from raypft.runs.prepare import Prepared
+from raypft.storage import check_writable
 from raypft.tasks.prompts import readable
 from raypft.training.encode import Encoder, label_distribution, prompts_an_epoch
 from raypft.training.loop import expect_scores
@@ -26,8 +27,13 @@ LOOKED_AT = 200
 
 
 def checked(prepared: Prepared) -> dict[str, Any]:
-    """What is known of a prepared job: sizes, label words, parameters, steps."""
+    """What is known of a prepared job: sizes, label words, parameters, steps.
+
+    Raises:
+        UserError: its results can't be written.
+    """
     job, skeleton = prepared.job, prepared.skeleton
+    check_writable(prepared.folder)
     seed = job.seeds[0]
     sample, manifest = prepared.samples[seed], prepared.manifests[seed]
     sizes = manifest["sizes"]
@@ -44,6 +50,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         f"rows: {sizes['train']} train, {sizes['dev']} dev, {sizes['test']} test, {sizes['demos']} demonstrations "
         f"(seed {seed}, manifest {manifest['hash']})",
         *[f"note: {note}" for note in sample.notes],
+        *[f"warning: {line}" for line in prepared.warnings.get(seed, [])],
         *[f"test labels in {language}: {of_language}" for language, of_language in counts.items()],
         f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} "
         f"of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
@@ -113,6 +120,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
         *label_words(encoder),
         _scores_line(encoder, scores),
         f"answer: {answer}",
+        *[f"warning: {line}" for line in prepared.warnings.get(seed, [])],
     ]
     return {
         "key": first.key,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
-from safetensors.torch import load_file
 
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Job
 from raypft.config.load import make_job
 from raypft.config.resolved import ResolvedJob
 from raypft.data import sources
+from raypft.data.formats import Columns
 from raypft.errors import UserError
 from raypft.report.table import Table
-from raypft.runs.cell import build_learner, device_here
+from raypft.runs.cell import build_learner, device_here, read_tensors
 from raypft.runs.prepare import cell_keys
-from raypft.runs.results import DEMOS, TRAINED, read_job, read_results
+from raypft.runs.results import DEMOS, TRAINED, damaged, read_job, read_json, read_parquet, read_results
 from raypft.runs.scores import answer_table, by_row
-from raypft.storage import on_disk, path_of, written
+from raypft.storage import absolute, path_of, written
 from raypft.tasks.task import Task
 from raypft.training.encode import Encoder
 from raypft.training.loader import PromptDataset
@@ -96,7 +97,12 @@ def load_trained(folder: Path | str, seed: int | None = None) -> Trained:
         run;
             the run kept no trained parameters or its demonstrations are missing.
     """
-    folder = path_of(str(folder))
+    folder = path_of(absolute(folder))
+    with _started_from(folder):
+        return _loaded(folder, seed)
+
+
+def _loaded(folder: Path, seed: int | None) -> Trained:
     resolved = make_job(read_job(folder), f"{folder}/job.yaml")
     job, results = resolved.job, read_results(folder)
     result = _chosen(folder, results, seed)
@@ -115,6 +121,17 @@ def load_trained(folder: Path | str, seed: int | None = None) -> Trained:
     return Trained(resolved, seed, folder, results, learner, encoder)
 
 
+@contextmanager
+def _started_from(folder: Path) -> Iterator[None]:
+    """The working directory is that in which a run was started, which its relative paths are meant from.
+
+    Where that is not here the present one stays.
+    """
+    started = str((read_json(folder / "provenance.json") or {}).get("folder", "."))
+    with chdir(started if Path(started).is_dir() else "."):
+        yield
+
+
 def _chosen(folder: Path, results: Sequence[dict[str, Any]], seed: int | None) -> dict[str, Any]:
     """The result of a seed, the first where None."""
     for result in results:
@@ -122,7 +139,8 @@ def _chosen(folder: Path, results: Sequence[dict[str, Any]], seed: int | None) -
             return result
     seeds = ", ".join(str(result["seed"]) for result in results)
     finished = f"finished: {seeds}" if results else "none is; run it first"
-    raise UserError(f"run: {folder} has no finished seed{'' if seed is None else f' {seed}'}; {finished}")
+    told = "" if seed is None else f" {seed}"
+    raise UserError(f"run: {folder} has no finished seed{told}; {finished}{damaged(folder)}")
 
 
 def _demonstrations(cell: Path) -> pa.Table:
@@ -130,8 +148,7 @@ def _demonstrations(cell: Path) -> pa.Table:
         raise UserError(
             f"run: {cell} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished"
         )
-    with on_disk(cell / DEMOS) as file:
-        return pa_parquet.read_table(file)
+    return read_parquet(cell / DEMOS)
 
 
 @torch.no_grad()
@@ -145,8 +162,7 @@ def _put(learner: Learner, path: Path) -> None:
             f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers "
             "(a ticket search keeps its ticket only)"
         )
-    with on_disk(path) as file:
-        values = load_file(file)
+    values = read_tensors(path)
     misfits = sorted(set(values) ^ set(wanted))
     misfits = misfits or [name for name, parameter in wanted.items() if values[name].shape != parameter.shape]
     if misfits:
@@ -177,8 +193,8 @@ def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None =
             f"text: task {task.name} asks about {', '.join(task.fields)}; found {len(texts)} texts; "
             f"expected one for each, {expected}"
         )
-    columns = {task.fields[name]: pa.array([text], pa.string()) for name, text in values.items()}
-    return _rows_of_table(trained, pa.table(columns), "--text", language)
+    row = {task.fields[name]: text for name, text in values.items()}
+    return _rows_of(trained, Columns.of_records([row]), "--text", language)
 
 
 def _task_rows(
@@ -196,12 +212,14 @@ def _task_rows(
                 )
             (column,) = fields.values()
             values = [{column: value} for value in values]
-        rows = pa.Table.from_pylist(values)
-    return _rows_of_table(trained, rows, "rows", language)
+        if not all(isinstance(value, Mapping) for value in values):
+            raise UserError("predict: found rows of several types; expected texts, or mappings from column to value")
+        return _rows_of(trained, Columns.of_records([dict(value) for value in values]), "rows", language)
+    return _rows_of(trained, Columns.of_arrow(rows), "rows", language)
 
 
-def _rows_of_table(trained: Trained, table: pa.Table, where: str, language: str | None) -> pa.Table:
-    return sources.rows_of_table(trained.resolved.origin, table, where, language, trained.job.train.languages[0])
+def _rows_of(trained: Trained, columns: Columns, where: str, language: str | None) -> pa.Table:
+    return sources.rows_of_table(trained.resolved.origin, columns, where, language, trained.job.train.languages[0])
 
 
 def predict(trained: Trained, rows: pa.Table) -> pa.Table:

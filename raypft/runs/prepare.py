@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.runs.memo import Memo
+from raypft.runs.notes import notes_on
 from raypft.schema import digest
 from raypft.storage import path_of
 from raypft.tasks.metrics import metric
@@ -35,7 +36,10 @@ NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job with the sample of every seed, the cell keys, the model's skeleton (without weights)."""
+    """A job with the sample of every seed, the cell keys, the model's skeleton (without weights).
+
+    warnings: what is odd in the rows of a seed, a line each (`notes.notes_on`); of a job that is only identified none.
+    """
 
     resolved: ResolvedJob
     folder: Path
@@ -43,6 +47,7 @@ class Prepared:
     manifests: dict[int, dict[str, Any]]
     keys: dict[int, str]
     skeleton: Backbone
+    warnings: dict[int, list[str]] = field(default_factory=dict)
 
     @property
     def job(self) -> Job:
@@ -64,6 +69,7 @@ class Prepared:
             "manifest": manifest["hash"],
             "sizes": manifest["sizes"],
             "notes": manifest["notes"],
+            "warnings": self.warnings.get(seed, []),
             "test_rows": manifest["test_hash"],
             "protocol": self.job.protocol,
         }
@@ -75,14 +81,25 @@ def prepare(resolved: ResolvedJob, memo: Memo | None = None) -> Prepared:
     Raises:
         UserError: anything that would fail later.
     """
-    prepared = identify(resolved, memo or Memo())
+    memo = memo or Memo()
+    prepared = identify(resolved, memo)
     skeleton = prepared.skeleton
     check_fit(resolved, skeleton)
     skeleton.reset()
     for sample in {id(sample): sample for sample in prepared.samples.values()}.values():
         first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
         encode_sample(resolved, skeleton.text, first)
-    return prepared
+    return replace(prepared, warnings=_warnings(prepared, memo))
+
+
+def _warnings(prepared: Prepared, memo: Memo) -> dict[int, list[str]]:
+    """What is odd in the rows of every seed."""
+    resolved, skeleton = prepared.resolved, prepared.skeleton
+    told = {}
+    for seed, sample in prepared.samples.items():
+        make = functools.partial(notes_on, resolved.task, sample, resolved.protocol.tests_dev, skeleton.text)
+        told[seed] = memo.once(("warnings", id(sample), resolved.job.backbone), make)
+    return told
 
 
 def identify(resolved: ResolvedJob, memo: Memo) -> Prepared:

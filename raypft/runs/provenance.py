@@ -35,6 +35,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
+        "folder": str(Path.cwd()),
         "git": _git(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("raypft", *PACKAGES)},
@@ -60,5 +61,8 @@ def _git() -> dict[str, Any] | None:
 
 def _ask_git(*words: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
-import yaml
 
 from raypft.errors import UserError
+from raypft.schema import read_yaml
 from raypft.storage import Log, on_disk
 
 if TYPE_CHECKING:
@@ -45,32 +46,65 @@ SCORES = pa.schema(
 """The columns of a run's scores."""
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file, or it is not whole (a full disk, a machine that died)."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a result was written to its end. It is indented: only its own last bracket begins a line, so that a
+    campaign need not read the whole of its thousands."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-2, os.SEEK_END)
+            return stream.read() == b"\n}" or read_json(path) is not None
+    except (OSError, ValueError):  # no file, or an empty one
+        return False
+
+
 def is_finished(folder: Path, test: bool = True) -> bool:
-    """Whether a cell's folder holds a result; one without a test is enough where none is asked for."""
-    return (folder / TESTED).is_file() or (not test and (folder / UNTESTED).is_file())
+    """Whether a cell's folder holds a whole result; one without a test is enough where none is asked for."""
+    return _is_whole(folder / TESTED) or (not test and _is_whole(folder / UNTESTED))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a finished cell, without test numbers where the test was withheld."""
-    return json.loads((folder / (TESTED if is_finished(folder) else UNTESTED)).read_text())
+    """The result of a finished cell, without test numbers where the test was withheld.
+
+    Raises:
+        UserError: there is none that is whole.
+    """
+    result = read_json(folder / TESTED) or read_json(folder / UNTESTED)
+    if result is None:
+        raise UserError(f"run: {folder} holds no whole {TESTED}; run it again")
+    return result
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The finished cells of a run, by seed."""
-    results = [json.loads(path.read_text()) for path in folder.glob(f"seed-*/{TESTED}")]
-    return sorted(results, key=lambda result: result["seed"])
+    """The finished cells of a run, by seed; see `damaged` for those that are left out."""
+    results = [read_json(path) or {} for path in folder.glob(f"seed-*/{TESTED}")]
+    return sorted((result for result in results if "seed" in result), key=lambda result: result["seed"])
+
+
+def damaged(folder: Path) -> str:
+    """What to say of results of a run that are there but not whole; empty where all are."""
+    names = sorted(path.parent.name for path in folder.glob(f"seed-*/{TESTED}") if not read_json(path))
+    return f"; {TESTED} can't be read in {', '.join(names)}: run the job again" if names else ""
 
 
 def read_job(folder: Path) -> dict[str, Any]:
     """The resolved job of a run.
 
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is no run, or its job.yaml is not whole.
     """
     path = folder / "job.yaml"
     if not path.is_file():
         raise UserError(f"run: {folder} holds no job.yaml; give the folder of a run, e.g. runs/profit-xnli-…")
-    return yaml.safe_load(path.read_text())
+    return read_yaml(path, str(path))
 
 
 @dataclass(frozen=True)
@@ -117,11 +151,22 @@ class RunResults:
         """What each seed answered to each test row: seed, id, language, gold, answer, and the scores behind it."""
         tables = []
         for seed in self.seeds:
-            path = self.folder / f"seed-{seed['seed']}" / PREDICTIONS
-            with on_disk(path) as file:
-                table = pa_parquet.read_table(file)
+            table = read_parquet(self.folder / f"seed-{seed['seed']}" / PREDICTIONS)
             tables.append(table.add_column(0, "seed", pa.array([seed["seed"]] * len(table), pa.int64())))
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A Parquet file of a cell.
+
+    Raises:
+        UserError: it is not there, or not whole.
+    """
+    try:
+        with on_disk(path) as file:
+            return pa_parquet.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"run: {path} can't be read: {str(error).splitlines()[0]}; run the job again") from None
 
 
 def read_run(folder: Path) -> RunResults:

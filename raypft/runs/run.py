@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pa_parquet
@@ -22,7 +23,7 @@ from raypft.runs.cell import Cell
 from raypft.runs.executor import Executors
 from raypft.runs.prepare import Prepared
 from raypft.runs.provenance import provenance
-from raypft.runs.results import DEMOS, Tell, read_results
+from raypft.runs.results import DEMOS, Tell, read_json, read_results
 from raypft.runs.table import run_table
 from raypft.storage import locked, remove, written
 
@@ -82,18 +83,25 @@ def conclude(prepared: Prepared) -> list[dict[str, Any]]:
     """Write the run's table, where something of it is tested; its results by seed."""
     results = read_results(prepared.folder)
     if results:
-        (prepared.folder / "table.md").write_text(run_table([prepared.folder]).markdown())
+        _write(prepared.folder / "table.md", run_table([prepared.folder]).markdown())
     return [result for result in results if result["seed"] in prepared.job.seeds]
+
+
+def _write(path: Path, text: str) -> None:
+    with written(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _check_unchanged(prepared: Prepared) -> None:
     path = prepared.folder / "samples.json"
     if not path.is_file():
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
     for cell in prepared.cells():
         if not cell.folder.is_dir():
             continue
+        if before is None:
+            raise UserError(f"run: {path} can't be read; restore it, or use --fresh to start over")
         stored, key = before.get(str(cell.seed), {}), prepared.keys[cell.seed]
         if stored.get("cell") != key:
             raise UserError(
@@ -104,13 +112,13 @@ def _check_unchanged(prepared: Prepared) -> None:
 
 def _write_inputs(prepared: Prepared) -> None:
     folder = prepared.folder
-    (folder / "job.yaml").write_text(prepared.job.dump())
-    (folder / "provenance.json").write_text(json.dumps(provenance(prepared), indent=1))
+    _write(folder / "job.yaml", prepared.job.dump())
+    _write(folder / "provenance.json", json.dumps(provenance(prepared), indent=1))
     path = folder / "samples.json"
-    stored = json.loads(path.read_text()) if path.is_file() else {}
+    stored = read_json(path) or {}
     for seed, manifest in prepared.manifests.items():
         stored[str(seed)] = {"cell": prepared.keys[seed], **manifest}
-    path.write_text(json.dumps(stored, ensure_ascii=False))
+    _write(path, json.dumps(stored, ensure_ascii=False))
     for cell in prepared.cells():  # after samples.json: a seed's folder says that it was begun
         if cell.sample is not None and cell.sample.demos is not None:
             cell.folder.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from raypft.errors import UserError
 from raypft.report.table import WIDEST, Table, mean_std
-from raypft.runs.results import read_job, read_results
+from raypft.runs.results import damaged, read_job, read_results
 from raypft.tasks.metrics import mean_without, pivot_in
 
 
@@ -23,7 +23,7 @@ def run_table(folders: Sequence[Path]) -> Table:
     runs = [(folder, read_job(folder), read_results(folder)) for folder in folders]
     for folder, _, results in runs:
         if not results:
-            raise UserError(f"report: {folder} has no finished seed yet; run it first")
+            raise UserError(f"report: {folder} has no finished seed yet; run it first{damaged(folder)}")
     first, first_job, first_results = runs[0]
     for folder, job, _ in runs[1:]:
         if job["task"] != first_job["task"]:
@@ -105,8 +105,10 @@ def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], la
             f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {', '.join(map(str, seeds))}"
             + (f" (unfinished: {missing})" if missing else "")
             + f", {sizes['train']} train rows, {sizes['demos']} demonstrations, {select}"
-            + f"; {tested} test rows a language; {folder.name}"
+            + f"; {tested} test rows a language; {folder.name}{damaged(folder)}"
         )
+        told = f"{label(job)}, seed {seeds[0]}"
+        notes += [f"{told}: {line}" for line in results[0].get("warnings", [])]
     if len(languages) > 1:
         trained = ", ".join(runs[0][1]["train"]["languages"])
         notes.append(f"trained on {trained}; MAJ = share of the largest class of the test rows")

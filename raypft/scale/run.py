@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from raypft.config.job import Job, Resources
+from raypft.errors import UserError
 from raypft.runs.executor import Executor, Executors, LocalExecutor
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
+from raypft.scale.resources import shapes_here
 
 
 def run_jobs(
@@ -25,6 +28,24 @@ def run_jobs(
         return run(prepared, executor_of, tell, fresh)
 
 
+def check_gpus(resources: Resources) -> None:
+    """Raise a UserError where a job asks for more GPUs than this machine has, and no cluster is named to have them.
+
+    Ray would wait for them for ever.
+    """
+    asked = resources.gpus_per_worker * max(1, resources.workers)
+    if not asked or shapes_here() or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch  # noqa: PLC0415  (only where GPUs are asked for)
+
+    here = torch.cuda.device_count()
+    if asked > here:
+        raise UserError(
+            f"resources.gpus_per_worker: the job needs {asked:g} GPUs; this machine has {here}; "
+            "ask for fewer, or name a cluster that has them with RAY_ADDRESS or raypft submit"
+        )
+
+
 @contextmanager
 def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
     """Executors for what these jobs ask for; one Ray session lasts as long, where one of them has workers.
@@ -33,6 +54,9 @@ def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
         UserError: Ray has, and can get, too little for a job.
     """
     with_workers = [job for job in jobs if job.resources.workers]
+    for job in jobs:
+        if not job.resources.workers:
+            check_gpus(job.resources)
     if not with_workers:
         yield lambda resources: LocalExecutor()
         return

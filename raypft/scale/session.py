@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import ray.data
@@ -16,7 +18,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.config.job import Job
 from raypft.errors import UserError
-from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
+from raypft.scale.resources import (
+    Shape,
+    check_possible,
+    cpus_per_worker,
+    job_bundles,
+    logical_cpus,
+    shapes_here,
+)
 from raypft.storage import absolute, path_of
 
 
@@ -36,13 +45,17 @@ def ray_session() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"ray\.")
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {} if address else {"include_dashboard": False}
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": environment},
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **options,
-        )
+        check_address(address)
+        try:
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": environment},
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **options,
+            )
+        except ConnectionError as error:
+            raise _no_cluster(address, " ".join(str(error).split())[:200]) from None
         started = True
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -53,12 +66,34 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
+def check_address(address: str | None) -> None:
+    """Raise a UserError where no one listens at a cluster's address: Ray would ask again for a quarter of an hour."""
+    at = urlsplit(address if "://" in str(address) else f"//{address}")
+    try:
+        if at.hostname and at.port:
+            socket.create_connection((str(at.hostname), at.port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str | None, reason: str) -> UserError:
+    return UserError(
+        f"RAY_ADDRESS: no Ray cluster at {address}: {reason}; start it, name another, or unset RAY_ADDRESS"
+    )
+
+
 def check_resources(job: Job) -> None:
     """Raise a UserError where Ray has, and can get, too little for the job, before anything is written."""
     with ray_session():
         shapes = capacity()
         cpus_per_worker(job.resources, logical_cpus(shapes))
         check_label(job)
+        asked = job.resources.gpus_per_worker * job.resources.workers
+        there = sum(shape.offers["GPU"] * shape.most for shape in shapes)
+        if asked > there:
+            raise UserError(
+                f"resources.gpus_per_worker: the job needs {asked:g} GPUs, Ray has {there:g}; ask for fewer"
+            )
     if shapes_here():
         check_possible(job_bundles(job.resources, logical_cpus(shapes)), shapes, "this cluster")
 

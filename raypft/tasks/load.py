@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raypft.errors import UserError, nearest
 from raypft.schema import find_yaml, read_yaml, validation_line, yaml_names
-from raypft.tasks.metrics import metric
+from raypft.tasks.metrics import check_chunks, metric
 from raypft.tasks.task import MARKUP, SPLITS, Source, Task, Wording
 
 FOLDER = Path(__file__).parent
@@ -65,6 +65,8 @@ def _check(task: Task, where: str) -> None:
     for name in task.metrics:
         try:
             metric(name, task.kind.metrics)
+            if name == "entity_f1":
+                check_chunks(task.label.names)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     if task.metrics[:1] != [task.metric]:
@@ -83,6 +85,10 @@ def _check(task: Task, where: str) -> None:
         raise UserError(
             f'{where}: pivot: "{task.pivot}" is no language of the task; {nearest(task.pivot, task.languages)}'
         )
+    for key, names in (("label.names", task.label.names), ("languages", task.languages)):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f'{where}: {key}: "{twice}" stands there twice; keep one of them')
     for name, source in task.sources.items():
         _check_source(task, name, source, where)
     for name, pattern in task.patterns.items():

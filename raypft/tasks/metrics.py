@@ -33,6 +33,13 @@ ARTICLES = {
 }
 """What MLQA takes out of an answer, by language."""
 
+CHUNK = re.compile("O|[BIESLUMW](-.+)?")
+"""A tag of BIO, IOB1 (whose B only parts neighbours), IOBES, BILOU or BMES: a place in an entity, then its type."""
+PLACES = {"L": "E", "U": "S", "M": "I", "W": "S"}
+"""Places of BILOU and BMES as IOBES calls them, which seqeval knows."""
+UNIVERSAL = set(re.findall(r"\w+", "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"))
+"""The part-of-speech tags of Universal Dependencies."""
+
 Tags = Sequence[Sequence[str]]
 
 
@@ -42,17 +49,36 @@ def accuracy(gold: Sequence[str], answers: Sequence[str], language: str = "en") 
 
 
 def entity_f1(gold: Tags, answers: Tags, language: str = "en") -> float:
-    """F1 of whole entities, micro-averaged, by seqeval as XTREME uses it; 0 to 100.
+    """F1 of whole entities, micro-averaged, by seqeval as XTREME uses it; 0 to 100. Its tags: `check_chunks`.
 
-    On tags without B- and I- (UDPOS) seqeval takes the first letter for the chunk tag and neighbours of one tag for one
-    entity; XTREME's UDPOS scores are of this kind.
+    Of universal part-of-speech tags (UDPOS) seqeval takes the first letter for the chunk tag and neighbours of one tag
+    for one entity; XTREME's UDPOS scores are of this kind.
     """
     from seqeval.metrics import f1_score  # noqa: PLC0415  (brings scikit-learn)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tags that are no entities, sentences without any
-        score = f1_score([list(tags) for tags in gold], [list(tags) for tags in answers])
+        score = f1_score([_iobes(tags) for tags in gold], [_iobes(tags) for tags in answers])
         return 100.0 * float(cast(float, score))  # a list only where every class is asked for
+
+
+def _iobes(tags: Sequence[str]) -> list[str]:
+    return [PLACES.get(tag[:1], tag[:1]) + tag[1:] if tag[1:2] in ("", "-") else tag for tag in tags]
+
+
+def check_chunks(names: Iterable[str]) -> None:
+    """Whether entities can be read from tags of these names; seqeval would read others as it can.
+
+    Raises:
+        UserError: a tag that is neither O nor a place and a type (B-PER), and not all are universal part-of-speech
+            tags.
+    """
+    odd = next((name for name in names if not CHUNK.fullmatch(name)), None)
+    if odd is not None and not set(names) <= UNIVERSAL:
+        raise UserError(
+            f'entity_f1 reads tags such as B-PER, I-PER and O (BIO, IOBES, BILOU); found "{odd}"; '
+            "rename it in the source's labels, or use token_f1"
+        )
 
 
 def token_accuracy(gold: Tags, answers: Tags, language: str = "en") -> float:

@@ -164,7 +164,7 @@ DAMAGED = {
     "hidden labels": (lambda place: rewrite(place, "test", label="-1"), 'row 0 has label "-1", a hidden label'),
     "no label column": (
         lambda place: rewrite(place, "test", label=None),
-        'has no label column "label" (hidden labels?)',
+        'has no column "label"; found: id, text, language',
     ),
 }
 
@@ -332,3 +332,20 @@ def test_a_job_named_twice_is_refused(place, monkeypatch, capsys):
     arguments = words(place, "seeds=1")
     assert call(monkeypatch, "run", arguments[0], *arguments) == 2
     assert "was asked for twice; name each job once" in capsys.readouterr().err
+
+
+def test_what_a_terminal_cannot_show_is_escaped_as_json_escapes_it(place):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "raypft.cli", "check", "profit", "task=é😀", "backbone=b"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert 'task: "\\u00e9\\ud83d\\ude00" is unknown' in done.stderr
+
+
+def test_words_that_are_no_text_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["raypft", "predict", "runs/x", "--text", "caf\udce9"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    line = "raypft: command: word 4, 'caf\\udce9', holds bytes that are no UTF-8; expected UTF-8 text\n"
+    assert capsys.readouterr().err == line

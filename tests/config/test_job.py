@@ -78,7 +78,27 @@ def test_a_name_with_an_e_between_digits_stays_a_name():
 def test_seeds_are_a_count_or_a_list_of_distinct_numbers():
     assert (job("seeds=3").seeds, job("seeds=[7, 9]").seeds) == ([0, 1, 2], [7, 9])
     assert line_of("seeds=[1, 1]").startswith("recipes/profit.yaml: seeds: found [1, 1]; ")
-    assert line_of("seeds=0").startswith("recipes/profit.yaml: seeds: found []; ")
+    assert line_of("seeds=0").startswith("recipes/profit.yaml: seeds: found 0; ")
+
+
+@pytest.mark.parametrize("seeds", ["[18446744073709551616]", "[9223372036854775808]", "[-1]", "-3", "100000000000"])
+def test_seeds_that_no_generator_takes_are_refused(seeds):
+    assert line_of(f"seeds={seeds}").startswith(f"recipes/profit.yaml: seeds: found {seeds}; ")
+    assert job("seeds=[9223372036854775807]").seeds == [(1 << 63) - 1]
+
+
+@pytest.mark.parametrize("key", ["train.languages", "test.languages"])
+def test_a_language_is_named_once(key):
+    assert line_of(f"{key}=[en, en]") == f'recipes/profit.yaml: {key}: "en" stands there twice; keep one of them'
+
+
+def test_some_language_is_trained_on():
+    assert line_of("train.languages=[]").startswith("recipes/profit.yaml: train.languages: found none; expected some")
+
+
+def test_a_key_that_stands_twice_in_a_value_is_refused():
+    line = line_of("method={name: lora, rank: 4, rank: 8}")
+    assert line.startswith('override "method={name: lora, rank: 4, rank: 8}": key "rank" stands twice in one mapping')
 
 
 def test_a_method_may_be_named_alone_or_with_its_keys():

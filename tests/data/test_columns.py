@@ -396,12 +396,12 @@ ERRORS = {
     "no answer": (
         SPAN,
         changed(QUESTION, answers={"text": [], "answer_start": []}),
-        'row "q1" has no answer (hidden labels?); scores need answers',
+        'row "q1" has no answer; questions without one (SQuAD 2.0) and hidden answers can\'t be scored; drop the row',
     ),
     "an empty answer": (
         SPAN,
         changed(QUESTION, answers={"text": [""], "answer_start": [0]}),
-        'row "q1" has no answer (hidden labels?); scores need answers',
+        'row "q1" has no answer; questions without one (SQuAD 2.0) and hidden answers can\'t be scored; drop the row',
     ),
     "an answer elsewhere": (
         SPAN,
@@ -438,13 +438,14 @@ def test_rows_that_cannot_be_used_are_one_line_with_file_and_row(origin, tmp_pat
     assert str(caught.value) == f"data: {tmp_path}/train.jsonl {line}"
 
 
+ADVICE = "; add it, or name theirs in the source's columns"
 COLUMNS = {
-    "words": (TAGS, changed(SENTENCE, tokens=None), 'has no column "tokens"; found: id, language, tags'),
-    "tags": (TAGS, changed(SENTENCE, tags=None), 'has no label column "tags" (hidden labels?); scores need labels'),
+    "words": (TAGS, changed(SENTENCE, tokens=None), 'has no column "tokens"; found: id, language, tags' + ADVICE),
+    "tags": (TAGS, changed(SENTENCE, tags=None), 'has no column "tags"; found: id, language, tokens' + ADVICE),
     "answers": (
         SPAN,
         changed(QUESTION, answers=None),
-        'has no label column "answers" (hidden labels?); scores need labels',
+        'has no column "answers"; found: id, language, question, context' + ADVICE,
     ),
     "words that are a text": (
         TAGS,
@@ -467,9 +468,12 @@ def test_columns_that_are_missing_or_of_another_kind_are_one_line(origin, tmp_pa
     ("ending", "content", "line"),
     [
         ("conllu", "1\tword\tNOUN\n\n", "sentence 0: found 3 columns; expected 10"),
-        ("json", '{"rows": []}', "not laid out as SQuAD is (data, paragraphs, qas): KeyError 'data'"),
+        ("json", '{"data": [{"paragraphs": [{"qas": []}, 3]}]}', "not laid out as SQuAD is (data, paragraphs, qas): "),
         ("json", "{", "Expecting property name"),
-        ("jsonl", '{"tokens": ["a"], "tags": ["O"]}\n{"tokens": 3, "tags": ["O"]}\n', ""),
+        ("json", "3", "found a int; expected rows"),
+        ("jsonl", '{"tokens": ["a"]}\n["a"]\n', "row 1 is a list; expected an object, column to value"),
+        ("jsonl", '{"tokens": ["a"]}\n{"tokens": ["a"\n', "row 1: Expecting ',' delimiter"),
+        ("jsonl", '{"tags": []}\n{"tags": [], "tags": 3}\n', 'row 1: key "tags" stands twice in one object'),
     ],
 )
 def test_a_damaged_file_is_one_line(origin, tmp_path, ending, content, line):

@@ -172,6 +172,7 @@ def write_jsonl(tmp_path: Path, **changes) -> None:
     write(tmp_path / "mine/train.jsonl", rows)
 
 
+ADVICE = "; add it, or name theirs in the source's columns"
 ERRORS = {
     "a language without rows": (
         {"language": "en"},
@@ -191,12 +192,12 @@ ERRORS = {
     "no label column": (
         {"label": None},
         ("en",),
-        'data: {root}/mine/train.jsonl has no label column "label" (hidden labels?); scores need labels',
+        'data: {root}/mine/train.jsonl has no column "label"; found: id, language, text' + ADVICE,
     ),
     "no field column": (
         {"text": None},
         ("en",),
-        'data: {root}/mine/train.jsonl has no column "text"; found: id, language, label',
+        'data: {root}/mine/train.jsonl has no column "text"; found: id, language, label' + ADVICE,
     ),
 }
 
@@ -420,7 +421,8 @@ def test_the_stored_test_file_of_tydiqa_holds_no_answers_and_is_refused(tmp_path
         yaml.safe_dump({**values, "sources": {"files": {"files": {"train": "tydiqa/train", "test": "tydiqa/test"}}}})
     )
     with pytest.raises(
-        UserError, match=r"tydiqa/test.parquet row \"arabic-.* has no answer \(hidden labels\?\); scores need answers$"
+        UserError,
+        match=r"tydiqa/test.parquet row \"arabic-.* has no answer; questions without one",
     ):
         read(choose(load_task(str(path)), None, str(STORED)), "test", ("ar",))
 

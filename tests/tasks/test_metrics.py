@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from raypft.errors import UserError
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.load import load_task, task_names
-from raypft.tasks.metrics import METRICS, metric
+from raypft.tasks.metrics import METRICS, check_chunks, metric
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 
@@ -208,3 +208,52 @@ def test_a_language_that_mlqa_does_not_have_is_one_line():
         == 'metric: MLQA has no normalisation for "sw"; known: ar, de, en, es, hi, vi, zh; use exact_match or f1'
     )
     assert set(load_task("mlqa").languages) == {"ar", "de", "en", "es", "hi", "vi", "zh"}
+
+
+SCHEMES = {
+    "IOB1": ("I-P I-P O I-P B-P I-L", "B-P I-P O B-P B-P B-L"),
+    "IOBES": ("B-P E-P O S-P S-P S-L", "B-P I-P O B-P B-P B-L"),
+    "BILOU": ("B-P L-P O U-P U-P U-L", "B-P I-P O B-P B-P B-L"),
+    "BMES": ("B-P M-P E-P S-P S-P S-L", "B-P I-P I-P B-P B-P B-L"),
+    "BMEOW": ("B-P M-P E-P O W-P W-P", "B-P I-P I-P O B-P B-P"),
+    "places alone": ("B M E O S S", "B I I O B B"),
+}
+"""A sentence by each scheme, and by BIO."""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_entities_of_every_scheme_are_those_of_bio(scheme):
+    written, bio = (text.split() for text in SCHEMES[scheme])
+    check_chunks(written)
+    assert score("entity_f1", [written], [bio]) == 100
+    joined = [tag.replace("B", "I") if i else tag for i, tag in enumerate(bio)]
+    assert score("entity_f1", [written], [joined]) < 100
+
+
+def test_neighbours_of_one_type_are_two_entities():
+    assert score("entity_f1", [["U-P", "U-P", "O"]], [["B-P", "L-P", "O"]]) == 0
+    assert score("entity_f1", [["S-P", "S-P", "O"]], [["B-P", "E-P", "O"]]) == 0
+    assert score("entity_f1", [["W-P", "W-P", "O"]], [["U-P", "U-P", "O"]]) == 100
+
+
+@pytest.mark.parametrize(
+    "names", [["LOC-B", "LOC-I", "O"], ["PER", "LOC", "O"], ["B_PER", "O"], ["b-per", "o"], ["B-PER", "PER"], ["B-"]]
+)
+def test_tags_that_seqeval_would_misread_are_refused(names):
+    with pytest.raises(UserError, match=r"entity_f1 reads tags such as B-PER, I-PER and O .* found ") as caught:
+        check_chunks(names)
+    assert f'"{next(name for name in names if name not in ("O", "B-PER"))}"' in str(caught.value)
+
+
+def test_a_task_whose_entities_cannot_be_read_is_refused_and_udpos_is_not(tmp_path):
+    text = (
+        "about: mine\nkind: tags\nfields: {tokens: tokens}\nlabel: {names: [LOC-B, O]}\nlanguages: [en]\n"
+        "metric: entity_f1\nsources: {files: {files: {train: x}}}\npatterns: {p: {text: '{tokens}', source: mine}}\n"
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r'mine.yaml: entity_f1 reads tags such as .* found "LOC-B"; rename it'):
+        load_task(str(path))
+    path.write_text(text.replace("entity_f1", "token_f1"))
+    assert load_task(str(path)).metric == "token_f1"
+    assert "entity_f1" in load_task("udpos").metrics

@@ -246,8 +246,8 @@ def test_every_kind_loads_and_has_its_own_metric_alone_unless_it_names_more(load
 
 
 def test_the_metrics_of_a_task_begin_with_its_metric(load_kind):
-    task = load_kind("tags", "metric: token_accuracy", "metric: token_accuracy\nmetrics: [token_accuracy, entity_f1]")
-    assert task.metrics == ["token_accuracy", "entity_f1"]
+    task = load_kind("tags", "metric: token_accuracy", "metric: token_accuracy\nmetrics: [token_accuracy, token_f1]")
+    assert task.metrics == ["token_accuracy", "token_f1"]
 
 
 def test_a_tags_task_may_ask_once_a_sentence(load_kind):
@@ -262,6 +262,7 @@ KIND_ERRORS = {
         "tokens: words, other: x",
         "fields: found ['other', 'tokens']; kind tags needs tokens",
     ),
+    "a tag twice": ("tags", "names: [A, B]", "names: [A, A]", 'label.names: "A" stands there twice; keep one of them'),
     "no tag set": ("tags", ", names: [A, B]", "", "label.names: found [] for kind tags; expected the label set"),
     "neither words nor a word": (
         "tags",

@@ -127,7 +127,7 @@ class Kind:
         Raises:
             UserError: a value that is none.
         """
-        return as_text(values)
+        return as_text(values, column, where)
 
     def read_labels(self, values: Sequence[Any], rows: ReadRows) -> dict[str, pa.Array]:
         """The label columns of a table, checked.
@@ -135,7 +135,7 @@ class Kind:
         Raises:
             UserError: a hidden label, or one that does not fit (file and row named).
         """
-        return {"label": pa.array(class_names(as_text(values), rows), pa.string())}
+        return {"label": pa.array(class_names(as_text(values, "label", rows.where), rows), pa.string())}
 
     def labels_of(self, row: Mapping[str, Any]) -> list[str]:
         """The labels in a row."""
@@ -149,9 +149,49 @@ class Kind:
         return [replace(encoder.encode(encoder.render(row), row), gold=gold, answers=answers)]
 
 
-def as_text(values: Sequence[Any]) -> list[str]:
-    """Values as text, nothing as an empty one."""
-    return ["" if value is None else str(value) for value in values]
+def as_text(values: Sequence[Any], column: str, where: str) -> list[str]:
+    """Values as text; nothing (null, NaN) is an empty one.
+
+    Args:
+        column, where: the column and its file, for messages.
+
+    Raises:
+        UserError: a value that is none, such as a list (row named).
+    """
+    return [
+        value
+        if type(value) is str and value.isascii()
+        else _text(value, f'data: {where} row {number}: column "{column}"')
+        for number, value in enumerate(values)
+    ]
+
+
+def _text(value: Any, where: str) -> str:
+    if is_missing(value):
+        return ""
+    if isinstance(value, str):
+        if value.encode("utf-8", "replace").decode("utf-8") != value:  # half a surrogate pair, as a cut JSON text has
+            raise UserError(f"{where} holds {shown(value)}, of which a character is no Unicode; expected a text")
+        return value
+    if isinstance(value, bytes):  # Parquet columns without the mark of text
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{where} holds bytes that are no UTF-8; expected a text") from None
+    if isinstance(value, list | tuple | Mapping):
+        raise UserError(f"{where} holds {shown(value)}; expected a text")
+    return str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for nothing: null, or NaN, which pandas writes for it."""
+    return value is None or value != value
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def class_names(values: Sequence[str], rows: ReadRows) -> list[str]:

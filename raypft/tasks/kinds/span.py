@@ -74,23 +74,41 @@ class Span(base.Kind):
 
 
 def _answers(value: Any, context: str, where: str) -> tuple[list[str], list[int]]:
-    """Texts and starts out of {text: [...], answer_start: [...]} or [{text, answer_start}, ...]."""
-    if isinstance(value, dict):
-        texts, starts = value.get("text") or [], value.get("answer_start") or []
-    elif isinstance(value, list):
+    """Texts and starts out of {text: [...], answer_start: [...]}, one answer without the lists, or
+    [{text, answer_start}, ...]."""
+    if isinstance(value, dict) and not isinstance(value.get("text"), list):
+        value = [value] if value.get("text") else []
+    if isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
         texts, starts = [answer.get("text") for answer in value], [answer.get("answer_start") for answer in value]
-    else:
+    elif isinstance(value, dict):
+        texts, starts = value["text"], value.get("answer_start")
+        starts = starts if isinstance(starts, list) else [starts]
+    elif base.is_missing(value):
         texts, starts = [], []
+    else:
+        found = base.shown(value)
+        raise UserError(f"{where} has the answers {found}; expected {{text: […], answer_start: […]}}")
     if not texts or not all(texts):
-        raise UserError(f"{where} has no answer (hidden labels?); scores need answers")
+        raise UserError(
+            f"{where} has no answer; questions without one (SQuAD 2.0) and hidden answers can't be scored; drop the row"
+        )
     if len(texts) != len(starts):
         raise UserError(f"{where} has {len(texts)} answers and {len(starts)} starts; expected one start an answer")
+    characters: list[int] = []
     for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str):
+            raise UserError(f"{where} has the answer {base.shown(text)}; expected a text")
+        if isinstance(start, float) and start.is_integer():  # pandas makes numbers of a column with gaps such
+            start = int(start)
+        if not isinstance(start, int) or isinstance(start, bool):
+            found = base.shown(start)
+            raise UserError(f'{where} has the answer "{text}" at answer_start {found}; expected a character\'s number')
         # startswith would count a negative start from the end
-        if start is None or start < 0 or not context.startswith(text, start):
-            there = context[start : start + len(text)] if start is not None and start >= 0 else ""
+        if start < 0 or not context.startswith(text, start):
+            there = context[start : start + len(text)] if start >= 0 else ""
             raise UserError(f'{where} has the answer "{text}" at character {start}; its context holds "{there}" there')
-    return list(texts), list(starts)
+        characters.append(start)
+    return list(texts), characters
 
 
 def _answer_tokens(row: Mapping[str, Any], starts: Sequence[int], ends: Sequence[int]) -> tuple[int, int]:

@@ -38,18 +38,25 @@ class Tags(base.Kind):
     def read_field(self, values: Sequence[Any], column: str, where: str, split: bool) -> list[list[str]]:
         lists = [value.split() if split and isinstance(value, str) else value for value in values]
         for row, value in enumerate(lists):
-            if not value:
+            told = f'data: {where} row {row}: column "{column}" holds'
+            if base.is_missing(value) or value in ("", []):
                 raise UserError(f"data: {where} row {row} has no words; drop it from the file")
             if not isinstance(value, list):
-                raise UserError(f'data: {where} row {row}: column "{column}" holds {value!r}; expected a list of words')
-        return [list(map(str, value)) for value in lists]
+                raise UserError(f"{told} {base.shown(value)}; expected a list of words")
+            for number, word in enumerate(value):
+                if base.is_missing(word) or isinstance(word, list | dict):
+                    raise UserError(f"{told} {base.shown(word)} as word {number}; expected a text")
+        return [base.as_text(value, column, f"{where} row {row} words") for row, value in enumerate(lists)]
 
     def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
         known = set(rows.names)
         sentences: list[list[str]] = []
         for number, (words, value) in enumerate(zip(rows.fields[WORDS], values, strict=True)):
-            tags = [rows.ours.get(str(tag), str(tag)) for tag in value or []]
             where = f"data: {rows.where} row {number}"
+            if not (base.is_missing(value) or isinstance(value, list)):
+                raise UserError(f"{where} has {base.shown(value)} for tags; expected a list, one tag a word")
+            given = base.as_text([] if base.is_missing(value) else value, "tags", f"{rows.where} row {number} tags")
+            tags = [rows.ours.get(tag, tag) for tag in given]
             if not tags:
                 raise UserError(f"{where} has no tags (hidden labels?); scores need labels")
             if len(words) != len(tags):

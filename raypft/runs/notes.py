@@ -1,0 +1,110 @@
+"""What a reader of a result should know of its rows: test rows that were trained on, repeated rows, empty texts, texts
+that the model's tokenizer does not know. Told, not refused: some of it may be meant.
+
+Two rows are the same where language, label and all fields are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pa_compute
+
+from raypft.backbones.text import PromptTokenizer
+from raypft.data.sampling import Sample
+from raypft.tasks.task import Task
+
+SHARED = (("train", "test"), ("dev", "test"), ("demos", "test"), ("train", "dev"))
+"""Roles that should share no row."""
+MISSING = ["nan", "NaN", "null", "NULL", "None", "NA", "N/A", "<NA>", "#N/A"]
+"""What programs write where a value is missing."""
+QUOTED = r'(?s)^"(?:[^"]|"")*""(?:[^"]|"")*"$'
+"""A text as pandas writes it into a separated file: quoted, its own quotes doubled."""
+TOKENIZED = 20
+"""Rows a language and role whose tokens are looked at."""
+
+
+def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer) -> list[str]:
+    """A line for each thing that is odd in the rows of a cell, with a count.
+
+    Args:
+        tests_dev: dev rows are the test rows by the protocol.
+    """
+    tables = {role: getattr(sample, role) for role in ("train", "dev", "test", "demos")}
+    if sample.stream is not None:
+        del tables["train"]  # there are only the first rows of it
+    tables = {role: table for role, table in tables.items() if table is not None and len(table)}
+    rows = {role: _contents(task, table) for role, table in tables.items()}
+    lines = []
+    for role, other in SHARED:
+        if role in rows and other in rows and not (tests_dev and role == "dev"):
+            known = pa_compute.is_in(rows[role], rows[other].unique())  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+            lines += _counted(known, role, f"are also {other} rows")
+    for role, table in tables.items():
+        lines += _repeated(rows[role], role)
+        for column in task.fields.values():
+            lines += _odd_texts(table[column], role, column)
+        lines += _unknown(task, table, role, text)
+    return lines
+
+
+def _contents(task: Task, table: pa.Table) -> pa.ChunkedArray:
+    """Language, label and fields of each row as one text, [rows]."""
+    columns = [_flat(table[name]) for name in dict.fromkeys(["language", "label", *task.fields.values()])]
+    return pa_compute.binary_join_element_wise(*columns, pa.scalar("\x1f", pa.large_string()))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_list(column.type):
+        return column.cast(pa.large_string())
+    return pa_compute.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar("\x1e", pa.large_string()))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _counted(flags: pa.ChunkedArray, role: str, what: str) -> list[str]:
+    """`3 of 40 train rows …`; nothing where no flag is true."""
+    count = pa_compute.sum(flags).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    return [f"{count} of {len(flags)} {role} rows {what}"] if count else []
+
+
+def _repeated(rows: pa.ChunkedArray, role: str) -> list[str]:
+    again = len(rows) - len(rows.unique())
+    return [f"{again} of {len(rows)} {role} rows repeat another {role} row"] if again else []
+
+
+def _odd_texts(column: pa.ChunkedArray, role: str, name: str) -> Iterator[str]:
+    if pa.types.is_list(column.type):  # words: what is odd in a text may be a word
+        words = pa_compute.list_flatten(column)  # pyright: ignore[reportAttributeAccessIssue]
+        count = pa_compute.sum(_is_blank(words)).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        if count:
+            yield f"{count} of {len(words)} words of {role} rows are empty"
+        return
+    yield from _counted(_is_blank(column), role, f"have an empty {name}")
+    missing = pa_compute.is_in(column, pa.array(MISSING))  # pyright: ignore[reportAttributeAccessIssue]
+    yield from _counted(missing, role, f"have nan, null or the like for {name}; is a value missing there?")
+    quoted = pa_compute.match_substring_regex(column, QUOTED)  # pyright: ignore[reportAttributeAccessIssue]
+    told = f"have doubled quotes in {name}, as pandas writes them; tsv is read without quoting: write csv instead"
+    yield from _counted(quoted, role, told)
+
+
+def _is_blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa_compute.equal(pa_compute.utf8_trim_whitespace(texts), "")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _unknown(task: Task, table: pa.Table, role: str, text: PromptTokenizer) -> Iterator[str]:
+    """A line for each language of which most tokens are the unknown one."""
+    unknown = text.tokenizer.unk_token_id
+    if unknown is None:
+        return
+    for language in table["language"].unique().to_pylist():
+        of_language = table.filter(pa_compute.equal(table["language"], language)).slice(0, TOKENIZED)  # pyright: ignore[reportAttributeAccessIssue]
+        ids: list[int] = []
+        for column in task.fields.values():
+            for value in of_language[column].to_pylist():
+                ids += text.tokenize(" ".join(value) if isinstance(value, list) else value)
+        if 2 * ids.count(unknown) > len(ids):
+            share = 100 * ids.count(unknown) / len(ids)
+            yield (
+                f"{share:.0f}% of the tokens of {role} rows in {language} are {text.tokenizer.unk_token}, unknown to "
+                "the tokenizer; is it this model's, and made for the language?"
+            )
