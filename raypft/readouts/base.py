@@ -105,6 +105,11 @@ class Readout(nn.Module, ABC):
         """The answer to a row out of the answers to its prompts: a label name, or a tag a word; and its scores."""
         return self._named(values_of(answers)), scores_of(answers)
 
+    def written(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[str, str] | None:
+        """The text that should have been written for a row and the one that was, where sentences are written with
+        their tags; None elsewhere. The metrics of `tasks.metrics.OF_WRITTEN` read them."""
+        return None
+
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         """What `gather` should have given."""
         return self._named(list(itertools.chain.from_iterable(prompt.gold for prompt in prompts)))

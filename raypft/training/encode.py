@@ -20,7 +20,7 @@ from raypft.tasks.query import Demonstration, Query
 from raypft.tasks.task import Pattern, Task
 
 ROLES = ("train", "dev", "test")
-ENCODING = 1
+ENCODING = 2
 """Raised when a change alters prompts or their tokens; part of the cell key."""
 KEY_OF = {"length": "train.max_tokens", "slot": "pattern", "demonstrations": "demos"}
 """What may be wrong with a prompt to the key that mends it."""

@@ -331,6 +331,16 @@ def test_other_metrics_are_further_tables(tmp_path):
     assert "token" not in (tmp_path / "table.tex").read_text()
 
 
+@pytest.mark.parametrize("columns", ["language", "task"])
+def test_a_metric_that_only_one_row_has_is_a_table_too(tmp_path, columns):
+    """Whichever row finished first."""
+    more = {"metric": "entity_f1@1", "metrics": {"entity_f1@1": {"en": 60.0}}}
+    written = more | {"metrics": {**more["metrics"], "span_f1@1": {"en": 90.0}}}
+    cells = [cell("A", 60.0, **more), cell("B", 60.0, **written)]
+    tables = markdown(write_tables(campaign(columns=columns), cells, tmp_path))
+    assert next(rows for title, rows in tables.items() if "span_f1@1" in title)[1:] == [["A", "-"], ["B", "90.0 (n=1)"]]
+
+
 def test_csv_and_svg_have_the_same_bytes_in_whatever_order_cells_finish(tmp_path):
     rows = [
         cell("A", 70 + 3 * seed + shots / 7, seed, axes={"shots": shots})

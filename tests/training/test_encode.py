@@ -51,8 +51,8 @@ def encoder(task: Task, backbone, readout: str, max_tokens: int = 64, **options)
     return Encoder(task, task.pattern("p"), backbone.text, 0, max_tokens, reads, reads.Config(**options))
 
 
-def tags(text: str, backbone, max_tokens: int = 64, readout: str = "head") -> Encoder:
-    return encoder(task("tags", text, tokens="tokens"), backbone, readout, max_tokens)
+def tags(text: str, backbone, max_tokens: int = 64, readout: str = "head", **options) -> Encoder:
+    return encoder(task("tags", text, tokens="tokens"), backbone, readout, max_tokens, **options)
 
 
 def spans(backbone, max_tokens: int = 64, text: str = "{question} <sep> {context}", **options) -> Encoder:
