@@ -23,10 +23,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @property
-    def stride(self) -> int:
-        """Tokens from one window of a passage to the next; 0: windows do not overlap."""
-        return 0
+    def step(self, room: int) -> int:
+        """Tokens from one window of a passage to the next where each has room for so many; windows do not overlap."""
+        return room
 
 
 class Answer(NamedTuple):
@@ -43,7 +42,7 @@ class Readout(nn.Module, ABC):
     Class attributes:
         Config: the YAML keys with their defaults.
         kinds, families: the task kinds and backbone families it works with.
-        needs_slot: whether the pattern must have a <slot>.
+        needs_slot: whether the pattern must have a <slot>; writes: whether answers are texts it makes, see `written`.
         numerics: raised when a change alters results; part of the cell key.
     """
 
@@ -51,6 +50,7 @@ class Readout(nn.Module, ABC):
     kinds: tuple[str, ...] = ("choice", "tags")
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     needs_slot: bool = True
+    writes: bool = False
     numerics: int = 1
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:

@@ -44,6 +44,7 @@ class TextReadout(base.Readout):
     kinds = ("choice", "tags", "text")
     families = ("seq2seq",)
     needs_slot = False
+    writes = True
     backbone: Backbone
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:

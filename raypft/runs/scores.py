@@ -61,9 +61,9 @@ def scores_by_language(task: Task, name: str, rows: Sequence[RowAnswer]) -> dict
     return scores
 
 
-def mean_score(task: Task, rows: Sequence[RowAnswer]) -> float:
-    """The mean of the task's first metric over languages."""
-    return _mean(scores_by_language(task, task.metric, rows))
+def mean_score(task: Task, rows: Sequence[RowAnswer], name: str | None = None) -> float:
+    """The mean of a metric over languages, of the task's first where none is named."""
+    return _mean(scores_by_language(task, name or task.metric, rows))
 
 
 def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:

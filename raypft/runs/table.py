@@ -103,7 +103,8 @@ def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], la
         select = (
             "nothing trained"
             if not job["train"]["epochs"]
-            else f"epoch chosen by {job['train']['select']} on {sizes['dev']} dev rows"
+            else f"epoch chosen by {job['train']['select']} {job['dev'].get('metric') or ''}".rstrip()
+            + f" on {sizes['dev']} dev rows"
         )
         notes.append(
             f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {', '.join(map(str, seeds))}"

@@ -73,12 +73,11 @@ class Encoder:
         return self.task.label.names
 
     @property
-    def stride(self) -> int:
-        return self.readout_config.stride
-
-    @property
     def asks_words(self) -> bool:
         return "{token}" in self.pattern.text
+
+    def step(self, room: int) -> int:
+        return self.readout_config.step(room)
 
     def render(self, row: Mapping[str, Any]) -> Query:
         """The query of a row, before it is cut to size."""

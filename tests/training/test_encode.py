@@ -291,6 +291,25 @@ def test_windows_move_by_the_stride_and_flag_the_answer():
     assert [part.gold for part in single] == [[0, 0, 0, 0, 3, 0], [0, 3, 0, 0]]
 
 
+@pytest.mark.parametrize("kind", ["bert", "xlmr"])
+@pytest.mark.parametrize("overlap", [0, 1, 4])
+def test_windows_that_share_tokens_are_those_of_the_tokenizer(kind, overlap):
+    """Tu et al. let transformers cut the passage; its stride is what two windows share."""
+    backbone = tiny.backbone(kind)
+    context = " ".join(tiny.WORDS[:30])
+    made = spans(backbone, 16, window_overlap=overlap)(asked("was it fine ?", context, "one"))
+    plain = backbone.text.tokenizer(
+        "was it fine ?",
+        context,
+        truncation="only_second",
+        max_length=16,
+        stride=overlap,
+        return_overflowing_tokens=True,
+    )
+    assert len(made) > 3
+    assert [prompt.ids for prompt in made] == plain["input_ids"]
+
+
 @pytest.mark.parametrize("tokens", range(1, 12))
 @pytest.mark.parametrize("stride", [1, 3, 4, 128])
 def test_every_passage_token_is_in_a_window_and_no_window_is_needless(tokens, stride):
