@@ -209,7 +209,7 @@ def _check_languages(job: Job, task: Task, where: str) -> None:
 
 def _check_metric(name: str, task: Task, where: str) -> None:
     try:
-        metric(name, [*task.kind.metrics, *task.metrics])
+        metric(name, {*task.kind.metrics, *task.metrics})
     except UserError as error:
         raise UserError(f"{where}: dev.{error}") from None
 

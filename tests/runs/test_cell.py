@@ -20,7 +20,7 @@ from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.runs.prepare import Prepared, prepare
-from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, measured
+from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
 from raypft.tasks.kinds import KINDS
@@ -165,6 +165,8 @@ def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     assert found["mean"] == pytest.approx(sum(found["scores"].values()) / 2)
     assert found["mean_without_english"] == found["scores"]["de"] == 0
     assert found["rows"] == {"de": 1, "en": 2}
+    assert mean_score(own, rows) == found["mean"]
+    assert mean_score(own, rows, "token_accuracy") == pytest.approx((200 / 3 + 50) / 2)
 
 
 def test_a_metric_of_written_texts_is_measured_only_where_texts_were_written():
