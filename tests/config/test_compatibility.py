@@ -21,7 +21,7 @@ from raypft.config.resolved import ResolvedJob
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
-from raypft.readouts import READOUTS
+from raypft.readouts import READOUTS, span
 from raypft.runs.scores import by_row
 from raypft.tasks.kinds import KINDS
 from raypft.training.encode import Encoder
@@ -236,7 +236,7 @@ def test_windows_that_share_all_they_hold_are_refused_before_anything_runs(folde
     made = job(folder, "full", "masked", "span", "span")
     made = replace(made, job=made.job.model_copy(update={"demos": 0}))
     for overlap in (23, 24):
-        resolved = replace(made, readout_config=made.readout.Config(window_overlap=overlap))
+        resolved = replace(made, readout_config=span.Config(window_overlap=overlap))
         if overlap < 24:
             check_fit(resolved, backbone)
         else:

@@ -151,7 +151,8 @@ def test_gnnavi_holds_out_as_many_rows_as_there_are_to_test(test_rows, expected)
     drawn = sample(rule="gnnavi", test=rows("test", test_rows), shots=2, test_limit=2)
     assert drawn.dev is not None
     assert Counter(drawn.dev["language"].to_pylist()) == {"en": expected, "de": expected}
-    assert len(sample(rule="gnnavi", test=rows("test", test_rows), shots=2, dev_limit=2).dev) == 4
+    limited = sample(rule="gnnavi", test=rows("test", test_rows), shots=2, dev_limit=2).manifest()
+    assert limited["sizes"]["dev"] == 4
 
 
 @pytest.mark.parametrize(("rule", "validation"), [("gnnavi", DEV), ("fixed", None)])
