@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ class Anatomy(nn.Module):
     first_position: int = 0
     """The id of the first token's position."""
     model: PreTrainedModel
+    _blocks: nn.ModuleList | None
     config: Any
     """The model's; its fields differ with the model type."""
     decoder: nn.Linear
@@ -41,7 +42,7 @@ class Anatomy(nn.Module):
         self.on_meta = next(model.parameters()).is_meta
         self.hidden: int = self.config.hidden_size
         self.num_layers: int = self.config.num_hidden_layers
-        self.embedding_size: int = model.get_input_embeddings().weight.shape[1]
+        self.embedding_size: int = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[1]
         # plain references: registered once more, the same parameters would stand in the state dict under two names
         self.__dict__["_blocks"] = self._find_blocks()
         self.__dict__["decoder"] = model.get_output_embeddings()
@@ -49,7 +50,7 @@ class Anatomy(nn.Module):
     @property
     def has_blocks(self) -> bool:
         """Whether the body is a row of blocks, each a module of its own."""
-        return self.__dict__["_blocks"] is not None
+        return self._blocks is not None
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -58,12 +59,12 @@ class Anatomy(nn.Module):
         Raises:
             UserError: the model is no row of blocks (ALBERT repeats one, XLM keeps their parts in lists of their own).
         """
-        if not self.has_blocks:
+        if self._blocks is None:
             raise UserError(
                 f"backbone: the body of {self.config.model_type} models is no row of blocks that a method could reach "
                 "between; expected a model whose blocks are modules of their own"
             )
-        return self.__dict__["_blocks"]
+        return self._blocks
 
     @property
     def scores_by_column(self) -> bool:

@@ -66,20 +66,17 @@ def read_tokenizer(folder: Path, config: Any) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        files = set(getattr(tokenizer, "vocab_files_names", {}).values())
     except Exception as error:
         if any(list(folder.glob(pattern)) for pattern in TOKENIZERS):
             raise UserError(
                 f"backbone: {folder}: the tokenizer can't be read: {first_line(error)}; expected the files that belong "
                 "to the model, e.g. tokenizer.json"
             ) from None
-        files = {"tokenizer.json"}
+        raise UserError(_no_tokenizer(folder, {"tokenizer.json"})) from None
+    files = set(getattr(tokenizer, "vocab_files_names", {}).values())
     # transformers makes an empty tokenizer of a folder that has none
     if files and not any((folder / name).is_file() for name in {"tokenizer.json", *files}):
-        raise UserError(
-            f"backbone: {folder} holds no tokenizer; expected {' or '.join(sorted({'tokenizer.json', *files}))}; copy "
-            "the files that belong to the model there"
-        )
+        raise UserError(_no_tokenizer(folder, {"tokenizer.json", *files}))
     if (folder / "tokenizer.json").is_file():
         tokenizer = _as_in_file(tokenizer, folder)
     last, rows = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1)), config.vocab_size
@@ -89,6 +86,13 @@ def read_tokenizer(folder: Path, config: Any) -> Any:
             f"{rows - 1}; expected a tokenizer and weights of one model; give those that were saved together"
         )
     return tokenizer
+
+
+def _no_tokenizer(folder: Path, files: set[str]) -> str:
+    return (
+        f"backbone: {folder} holds no tokenizer; expected {' or '.join(sorted(files))}; copy the files that belong "
+        "to the model there"
+    )
 
 
 def _as_in_file(tokenizer: Any, folder: Path) -> Any:

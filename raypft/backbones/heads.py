@@ -108,13 +108,13 @@ class ClassificationHead(nn.Module):
         model.eval()
         states, expected = _scored(model)
         body, left = model.base_model_prefix, nn.Module()
-        for name, child in model.named_children():
-            if name != body:
-                self.add_module(name, child)
         for name, child in model.base_model.named_children():
             if name.startswith("pooler"):
                 self.add_module(name, child)
                 left.add_module(name, child)
+        for name, child in model.named_children():
+            if name != body:
+                self.add_module(name, child)
         model._modules[body] = left
         self.__dict__["model"] = model  # a plain reference: the modules above are its own
         if expected is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from raypft.backbones.base import Backbone
 from raypft.errors import UserError
 
@@ -20,13 +22,18 @@ class ParameterInfo:
     is_norm: bool
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: layer norms and their kin, whatever a model calls them."""
+    return type(module).__name__.endswith("Norm")
+
+
 def parameter_infos(backbone: Backbone) -> dict[str, ParameterInfo]:
     """Name of every parameter of the model, once each, to its place in it (no layers where `has_blocks` is False);
     one that body and head share goes by its body's name."""
     model, blocks = backbone.model, backbone.blocks if backbone.has_blocks else None
     start = next((name for name, module in model.named_modules() if module is blocks), "no blocks") + "."
     body = f"{model.base_model_prefix}."
-    norms = {name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
+    norms = {name for name, module in model.named_modules() if is_norm(module)}
     # body first: XLM-R registers its head before the body, and named_parameters would call the embedding by the head's
     # name
     named = sorted(model.named_parameters(remove_duplicate=False), key=lambda pair: not pair[0].startswith(body))

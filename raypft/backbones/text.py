@@ -116,8 +116,11 @@ class PromptTokenizer(ABC):
         return ids, [start - len(anchor) for start in starts], [end - len(anchor) for end in ends]
 
     def shorten(self, pieces: Sequence[Piece], budget: int, where: str) -> list[list[int]]:
-        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, one token at a time;
-        a queried word only when no field has more than one token left.
+        """Token ids per piece, fields cut at their end until all fit `budget`: the longest first, the last of equals,
+        one token at a time; a queried word only when no field has more than one token left.
+
+        Differs: the released codes of ProFiT, ToPro and Zhao & Schuetze cut the longer segment; of two fields in one
+        segment (ProFiT pattern 0, SP, DP, MP) they cut the last one first, down to nothing.
 
         Raises:
             PromptError: literals and one token per field alone need more than `budget`.
@@ -133,7 +136,7 @@ class PromptTokenizer(ABC):
                     "length",
                     f"{where} needs {total} tokens for its fixed parts; only {budget} are left; raise max_tokens",
                 )
-            max(fields or words, key=len).pop()
+            max(reversed(fields or words), key=len).pop()
             total -= 1
         return ids
 

@@ -164,8 +164,10 @@ def check_jobs(campaign: Campaign, where: str) -> None:
     """
     campaign.prerequisites()
     for table_cell in campaign.table_cells():
-        search, task = table_cell.search, table_cell.resolved(table_cell.example()).task
-        known = ["dev", own_name(task.metric) if is_own(task.metric) else task.metric]
+        resolved = table_cell.resolved(table_cell.example())
+        search, task = table_cell.search, resolved.task
+        selects = resolved.job.dev.metric or task.metric
+        known = ["dev", own_name(selects) if is_own(selects) else selects]
         if search and search.metric not in known:
             raise UserError(
                 f'{where}: search.metric: no run of {task.name} has "{search.metric}" on dev; '

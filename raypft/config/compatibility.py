@@ -16,6 +16,8 @@ from raypft.methods import METHODS
 from raypft.methods.base import Method
 from raypft.readouts import READOUTS
 from raypft.tasks.kinds import KINDS
+from raypft.tasks.kinds.span import least_room
+from raypft.tasks.metrics import OF_WRITTEN
 
 FAMILIES = ("masked", "causal", "seq2seq")
 MARKERS = ("<!-- matrix -->", "<!-- /matrix -->")
@@ -72,6 +74,11 @@ def check_job(resolved: ResolvedJob, family: str | None = None) -> None:
         )
     if family is not None and readout.needs_slot and not has_slot:
         raise UserError(f"readout: {reads} reads a label word at <slot>; pattern {job.pattern} has none; {instead}")
+    if job.dev.metric in OF_WRITTEN and not (readout.writes and "{token}" not in resolved.pattern.text):
+        raise UserError(
+            f"dev.metric: found {job.dev.metric}, which reads sentences written with their tags; "
+            "use readout=text and a pattern without {token}, or another metric"
+        )
     if not set(method.families) & set(readout.families):
         raise UserError(
             f"readout: {reads} works with {_and(readout.families)} models, "
@@ -85,7 +92,7 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
     Raises:
         UserError: method, family, readout and kind (check_job), pattern and readout, marks, demonstrations, positions
         or layer
-            do not fit together; label words; nothing trains.
+            do not fit together; label words; windows without a step; nothing trains.
     """
     job, task, pattern, method = resolved.job, resolved.task, resolved.pattern, resolved.method
     named, config = job.method["name"], resolved.method_config
@@ -120,6 +127,8 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
         raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}")
     if resolved.readout.reads_vocabulary and backbone.lacks:
         raise UserError(lacking(job.backbone, backbone.lacks))
+    if task.kind.passage is not None:
+        resolved.readout_config.step(least_room(job.train.max_tokens))
     built = method(config, backbone)
     with torch.device("meta"):
         readout = resolved.readout(resolved.readout_config, task, pattern, backbone)

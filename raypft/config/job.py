@@ -34,7 +34,7 @@ class Train(Strict):
     lr: float = Field(default=1e-5, gt=0)
     batch_size: int = Field(default=32, ge=1, description="prompts per optimizer step over all workers")
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="adam couples weight decay as L2")
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="of all but biases and normalisations")
     clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
     schedule: Literal["constant", "linear", "exponential"] = Field(
         default="constant", description="linear: to 0; exponential: 0.95 an epoch"
@@ -60,9 +60,10 @@ class Train(Strict):
 
 
 class Dev(Strict):
-    """Which rows select the epoch; None takes the protocol's."""
+    """Which rows select the epoch, and by what; None takes the protocol's rows and the task's metric."""
 
     rows: DevRows | None = None
+    metric: str | None = Field(default=None, description="one of the task or its kind, in percent")
     limit: int | None = Field(default=None, ge=1, description="rows per language")
 
 

@@ -18,6 +18,7 @@ from raypft.data.sampling import protocol
 from raypft.errors import UserError, nearest
 from raypft.schema import find_yaml, read_yaml, set_key, split_override, validation_line, validation_root, yaml_names
 from raypft.tasks.load import load_task
+from raypft.tasks.metrics import metric
 from raypft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def look_up(job: Job, where: str = "job") -> ResolvedJob:
     task = load_task(job.task)
     pattern = task.pattern(job.pattern)
     _check_languages(job, task, where)
+    if job.dev.metric is not None:
+        _check_metric(job.dev.metric, task, where)
     named = {
         "method": {"name": job.method["name"], **method_config.model_dump(exclude_defaults=True)},
         "readout": {"name": job.readout["name"], **readout_config.model_dump(exclude_defaults=True)},
@@ -206,6 +209,13 @@ def _check_languages(job: Job, task: Task, where: str) -> None:
             if language not in task.languages:
                 known = nearest(language, task.languages)
                 raise UserError(f'{where}: {key}: task {task.name} has no language "{language}"; {known}')
+
+
+def _check_metric(name: str, task: Task, where: str) -> None:
+    try:
+        metric(name, {*task.kind.metrics, *task.metrics})
+    except UserError as error:
+        raise UserError(f"{where}: dev.{error}") from None
 
 
 def _check_engine(job: Job) -> None:

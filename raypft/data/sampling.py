@@ -28,9 +28,9 @@ class Protocol:
     """Sizes and roles of train, dev and test.
 
     dev: how many rows select the epoch; dev_from_train: they are held out of train although a validation split exists;
-    dev_limit, test_limit: at most so many rows a language; dev_share: so much of train is held out, 0 to 1; tests_dev:
-    what is held out is also what is tested, for data that is not there to be tested on; sample_per_seed: each seed
-    draws a sample of its own.
+    dev_limit, test_limit: at most so many rows a language; dev_as_test: what is held out is no more than there is to
+    test; dev_share: so much of train is held out, 0 to 1; tests_dev: what is held out is also what is tested, for data
+    that is not there to be tested on; sample_per_seed: each seed draws a sample of its own.
     """
 
     about: str
@@ -41,6 +41,7 @@ class Protocol:
     sample_per_seed: bool = False
     dev_share: float | None = None
     tests_dev: bool = False
+    dev_as_test: bool = False
 
 
 PROTOCOLS = {
@@ -50,12 +51,13 @@ PROTOCOLS = {
     ),
     "zs2021": Protocol("Zhao & Schuetze 2021: k per class, a dev set of the same k", "k_shot"),
     "gnnavi": Protocol(
-        "Yuan et al. 2024: k per class per seed, up to 1,000 train rows as dev, up to 1,000 test rows",
+        "Yuan et al. 2024: k per class per seed, up to 1,000 test rows, as many train rows as dev",
         "full",
         True,
         1000,
         1000,
         True,
+        dev_as_test=True,
     ),
     "ticket_search": Protocol(
         "LTP section 3.1: a tenth of the text is held out; it selects the epoch and is reported",
@@ -157,6 +159,8 @@ def draw(
     elif validation is None or rule.dev_from_train:
         share = len(train) // max(1, len(train["language"].unique()))
         size = max(1, round(rule.dev_share * share)) if rule.dev_share else min(dev_limit or 1000, share // 5)
+        if rule.dev_as_test and test is not None:
+            size = min(size, len(test) // len(test["language"].unique()))
         dev_rows, pool = _split_off(train, size, seed)
         notes.append(f"dev: {len(dev_rows)} rows held out of train by sample seed {seed}")
     if dev_rows is not None and dev == "k_shot" and shots is not None:

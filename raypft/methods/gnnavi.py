@@ -11,7 +11,8 @@ replaces the states of all tokens.
 
 Differs: label words are found by marks recorded while rendering, where the official code searches the tokens and also
 catches look-alikes in the query; any batch size works. `norm`, `activation`, `residual` follow the official code by
-default (the slides show a mean and an activation).
+default (the slides show a mean and an activation). Dropout of the frozen model is off: GPT-2's own, 0.1, is active in
+the official code, but the states below the layer could then not be kept.
 """
 
 from __future__ import annotations

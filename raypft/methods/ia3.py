@@ -78,8 +78,9 @@ class IA3(base.Method):
             backbone.scale_keys(layer, module)
         names = [feed_forward for _, feed_forward in backbone.output_names()]
         self.widths = [input_width(backbone.model.get_submodule(name)) for name in names]
-        self.feed_forward = nn.ModuleList(InnerScale(width) for width in self.widths)
-        for name, scale in zip(names, self.feed_forward, strict=True):
+        scales = [InnerScale(width) for width in self.widths]
+        self.feed_forward = nn.ModuleList(scales)
+        for name, scale in zip(names, scales, strict=True):
             backbone.wrap(name, lambda linear, scale=scale: Scaled(linear, scale))
 
     def predicted_parameters(self) -> int:

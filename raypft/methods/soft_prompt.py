@@ -4,7 +4,9 @@ Source: Zhao & Schuetze 2021 (SP, MP), prompt encoder as in their P-tuning code;
 section 3.2.
 Formula: e = MLP(BiLSTM(E)), E in R^{P x H}; BiLSTM H -> 2H (one layer), MLP 2H -> H, ReLU, H -> H. e stands at the P
 soft positions of every prompt; the encoder sees the prompt only, so e is the same for all rows of a step.
-Differs: none known; `encoder: none` (E used directly) and `train_backbone: false` are ours.
+Differs: a prompt that is too long loses the end of its longer field, where the official code leaves room for the
+special tokens twice and cuts the hypothesis first. `encoder: none` (E used directly) and `train_backbone: false` are
+ours.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@ from it.
 Source: Lottery Ticket Prompt-learning (arXiv 2404.01242), section 3.1; Ansell et al. 2022 (LT-SFT), whose selection it
 reuses.
 Formula: loss = mean over masked tokens of the cross-entropy + (l1 / N) sum |theta_i - theta_i^0|, the penalty once per
-optimizer step, N = parameters of the pretrained model. Layer normalisations are frozen. What is kept: theta - theta^0
-of every trained parameter of the body, the candidates of the ticket.
+optimizer step, N = parameters of the model, the decoupled output embedding among them. Layer normalisations are frozen.
+What is kept: theta - theta^0 of every trained parameter of the body, the candidates of the ticket.
 
     decoupled:         the output embedding is a frozen copy, the input embedding trains on its own
     vanilla:           input and output embedding stay tied and train
     freeze_embeddings: only the layers (and the head) train
 
-Differs: the head's normalisation is frozen like the others (their name filter misses it in RoBERTa models); N leaves
-the copied output embedding out.
+Differs: the head's normalisation is frozen like the others (their name filter misses it in RoBERTa models). The epoch
+is chosen after each epoch, theirs after every 1,000 steps.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ class TicketSearch(base.Method):
 
     Config = Config
     families = ("masked",)
+    numerics = 2
     max_zero_stage = 2  # the penalty reads whole parameters
     opened: dict[str, nn.Parameter]
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.strategy, self.l1 = config.strategy, config.l1
-        self.size = sum(p.numel() for p in backbone.model.parameters())
         infos = parameter_infos(backbone)
         frozen = _frozen(backbone, infos, config.strategy)
-        self.num_frozen = sum(backbone.model.get_parameter(name).numel() for name in frozen)
+        self.num_opened = sum(backbone.model.get_parameter(name).numel() for name in infos if name not in frozen)
         if config.strategy == "decoupled":
             backbone.untie()
+        self.size = sum(p.numel() for p in backbone.model.parameters())
         self.opened = {name: backbone.open(name)[0] for name in infos if name not in frozen}
         self.candidates = [name for name in self.opened if infos[name].in_body]
         self._starts: dict[str, Tensor] = {}
@@ -84,7 +85,7 @@ class TicketSearch(base.Method):
         )
 
     def predicted_parameters(self) -> int:
-        return self.size - self.num_frozen
+        return self.num_opened
 
 
 def _frozen(backbone: Backbone, infos: dict[str, ParameterInfo], strategy: str) -> set[str]:
@@ -94,10 +95,10 @@ def _frozen(backbone: Backbone, infos: dict[str, ParameterInfo], strategy: str) 
         backbone.blocks  # noqa: B018  (a model that is no row of blocks is refused)
         frozen |= {name for name, info in infos.items() if info.in_body and info.layer is None}
     if strategy == "decoupled":
-        shared = backbone.model.get_input_embeddings().weight
         backbone.check_output_embedding()
-        output = {id(p) for p in backbone.decoder.parameters() if p is not shared}
-        frozen |= {name for name in infos if id(backbone.model.get_parameter(name)) in output}
+        model, output = backbone.model, backbone.decoder.weight
+        if output is not model.get_input_embeddings().weight:
+            frozen |= {name for name in infos if model.get_parameter(name) is output}
     return frozen
 
 

@@ -23,10 +23,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @property
-    def stride(self) -> int:
-        """Tokens from one window of a passage to the next; 0: windows do not overlap."""
-        return 0
+    def step(self, room: int) -> int:
+        """Tokens from one window of a passage to the next where each has room for so many; windows do not overlap."""
+        return room
 
 
 class Answer(NamedTuple):
@@ -43,7 +42,7 @@ class Readout(nn.Module, ABC):
     Class attributes:
         Config: the YAML keys with their defaults.
         kinds, families: the task kinds and backbone families it works with.
-        needs_slot: whether the pattern must have a <slot>.
+        needs_slot: whether the pattern must have a <slot>; writes: whether answers are texts it makes, see `written`.
         reads_vocabulary: whether the language-model head answers.
         numerics: raised when a change alters results; part of the cell key.
     """
@@ -53,6 +52,7 @@ class Readout(nn.Module, ABC):
     families: tuple[str, ...] = ("masked", "causal", "seq2seq")
     needs_slot: bool = True
     reads_vocabulary: bool = False
+    writes: bool = False
     numerics: int = 1
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
@@ -106,6 +106,11 @@ class Readout(nn.Module, ABC):
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
         """The answer to a row out of the answers to its prompts: a label name, or a tag a word; and its scores."""
         return self._named(values_of(answers)), scores_of(answers)
+
+    def written(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[str, str] | None:
+        """The text that should have been written for a row and the one that was, where sentences are written with
+        their tags; None elsewhere. The metrics of `tasks.metrics.OF_WRITTEN` read them."""
+        return None
 
     def gold(self, prompts: Sequence[Encoded]) -> Any:
         """What `gather` should have given."""

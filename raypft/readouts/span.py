@@ -18,6 +18,7 @@ from torch.nn import functional
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.encoded import Encoded
+from raypft.errors import UserError
 from raypft.readouts import base
 from raypft.readouts.base import Answer, slots_of
 from raypft.tasks.task import Pattern, Task
@@ -27,14 +28,28 @@ START, END = 1, 2
 
 
 class Config(base.Config):
-    """window_stride: tokens from one window of a passage to the next; longest: tokens of an answer at most."""
+    """window_stride: tokens from one window of a passage to the next (XTREME's doc_stride); window_overlap: in its
+    place, tokens that a window shares with the next (the stride of transformers' tokenizers, which Tu et al. set);
+    longest: tokens of an answer at most."""
 
     window_stride: int = Field(default=128, ge=1)
+    window_overlap: int | None = Field(default=None, ge=0)
     longest: int = Field(default=30, ge=1)
 
-    @property
-    def stride(self) -> int:
-        return self.window_stride
+    def step(self, room: int) -> int:
+        """See `base.Config`.
+
+        Raises:
+            UserError: windows would share all they have room for.
+        """
+        if self.window_overlap is None:
+            return min(room, self.window_stride)
+        if self.window_overlap >= room:
+            raise UserError(
+                f"readout.window_overlap: found {self.window_overlap}; a window may have room for only {room} tokens "
+                "of a passage; lower it, or raise train.max_tokens"
+            )
+        return room - self.window_overlap
 
 
 class SpanReadout(base.Readout):

@@ -3,8 +3,9 @@ vocabulary.
 
 Source: Raffel et al. 2020; Ma et al. 2024 (ToPro), mT5: the target of a word's prompt is its tag, cut or padded to 5
 tokens, and padding is trained on (`pad_to: 5`). A sentence asked as a whole (no {token}) is answered
-"TAG: word $$ TAG: word".
-Differs: answers are decoded greedily; ToPro's UDPOS rows use 3 beams.
+"TAG: word $$ TAG: word". What is cut keeps its end token.
+Differs: answers are decoded greedily and may be of any length; ToPro's UDPOS rows and its vanilla rows use 3 beams, the
+latter at least 10 tokens. A sentence too long for one prompt is asked in parts, where ToPro's vanilla cuts it.
 """
 
 from __future__ import annotations
@@ -23,46 +24,54 @@ from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.readouts import base
 from raypft.readouts.base import Answer
-from raypft.tasks.prompts import WORD_SEPARATOR
+from raypft.tasks.metrics import WORD_SEPARATOR
 from raypft.tasks.task import Pattern, Task
 
 
 class Config(base.Config):
-    """longest: tokens of an answer at most; pad_to: targets get this many tokens, and the padding is trained on."""
+    """longest: tokens of an answer at most; pad_to: targets get this many tokens, longer ones are cut before their end
+    token, and the padding is trained on."""
 
     longest: int = Field(default=8, ge=1)
     pad_to: int | None = Field(default=None, ge=1)
 
 
 class TextReadout(base.Readout):
-    """Greedy decoding; an answer that is a label's word stands for the label."""
+    """Greedy decoding; an answer that is a label's word, as far as targets hold it, stands for the label."""
 
     Config = Config
+    numerics = 2
     kinds = ("choice", "tags", "text")
     families = ("seq2seq",)
     needs_slot = False
     reads_vocabulary = True
+    writes = True
     backbone: Backbone
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         self.longest = config.longest
         vars(self)["backbone"] = backbone  # its parameters belong to the method
+        text = cast(Seq2SeqTokenizer, backbone.text)
         self.asks_sentences = task.kind.answers_words and "{token}" not in pattern.text
         self.labels: list[dict[str, str]] = []
         """Label word to label, one map a wording: a word may stand for another label in another language."""
         for language in ["", *pattern.by_language]:
             labels: dict[str, str] = {}
-            for label, words in (pattern.wording(language).verbalizer or {}).items():
-                labels |= dict.fromkeys([words] if isinstance(words, str) else words, label)
-            self.labels.append(labels)
+            cut: dict[str, str] = {}
+            verbalizer = pattern.wording(language).verbalizer or {name: name for name in task.label.names}
+            for label, words in verbalizer.items():
+                for word in [words] if isinstance(words, str) else words:
+                    labels[word] = label
+                    target = _target(config, word, backbone.text)
+                    if len(target) < len(text.answer_ids(word)):
+                        cut.setdefault(text.answer_texts([target])[0], label)
+            self.labels.append(cut | labels)
 
     @staticmethod
     def prepare(config: Config, prompt: Encoded, text: Any) -> Encoded:
         start = prompt.target[:1]
-        ids = text.answer_ids(WORD_SEPARATOR.join(prompt.answers))
-        if config.pad_to is not None:
-            ids = (ids + [text.tokenizer.pad_token_id] * config.pad_to)[: config.pad_to]
+        ids = _target(config, WORD_SEPARATOR.join(prompt.answers), text)
         return replace(
             prompt, marks={**prompt.marks, "slot": list(range(len(ids)))}, gold=ids, target=[*start, *ids[:-1]]
         )
@@ -83,7 +92,7 @@ class TextReadout(base.Readout):
             chance = torch.where(ended, chance, chance * best)
             ended |= token == self.backbone.text.tokenizer.eos_token_id
             said = torch.cat([said, token.unsqueeze(1)], dim=1)
-        texts = cast(Seq2SeqTokenizer, self.backbone.text).answer_texts(said[:, 1:].tolist())
+        texts = self._spelled(said[:, 1:].tolist())
         return [Answer(name, text, [p]) for name, text, p in zip(batch.names, texts, chance.tolist(), strict=True)]
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
@@ -103,8 +112,26 @@ class TextReadout(base.Readout):
             labels += [self._label(prompt, text) for text in texts]
         return labels if self.task.kind.answers_words else labels[0]
 
+    def written(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[str, str] | None:
+        if not self.asks_sentences:
+            return None
+        asked = self._spelled([prompt.gold for prompt in prompts])
+        return WORD_SEPARATOR.join(asked), WORD_SEPARATOR.join(answer.value for answer in answers)
+
+    def _spelled(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return cast(Seq2SeqTokenizer, self.backbone.text).answer_texts(ids)
+
     def _label(self, prompt: Encoded, text: str) -> str:
         return self.labels[prompt.wording].get(text, text)
+
+
+def _target(config: Config, answer: str, text: Any) -> list[int]:
+    """The token ids of an answer, its end included; as many as `pad_to` says."""
+    *ids, end = text.answer_ids(answer)
+    if config.pad_to is None:
+        return [*ids, end]
+    kept = [*ids[: config.pad_to - 1], end]
+    return kept + [text.tokenizer.pad_token_id] * (config.pad_to - len(kept))
 
 
 def tag_of(text: str) -> str:

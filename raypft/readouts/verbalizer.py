@@ -20,8 +20,8 @@ from raypft.tasks.task import Mode, Pattern, Task, Wording
 
 
 class Config(base.Config):
-    """mode: replaces the pattern's way of looking label words up (`raw_piece` is what ProFiT's and ToPro's code
-    does)."""
+    """mode: replaces the pattern's way of looking label words up. ProFiT's code takes the piece that begins a word
+    (`word_initial`), ToPro's looks the bare word up (`raw_piece`), Zhao & Schuetze's takes the last piece."""
 
     mode: Mode | None = None
 

@@ -139,6 +139,8 @@ class Cells:
         self.searched = list(campaign.search.space) if campaign.search else []
         self.groups: dict[Hashable, dict[Hashable, Group]] = defaultdict(dict)
         self.first: dict[str, Result] = {}
+        self.metrics: dict[str, dict[str, None]] = defaultdict(dict)
+        """Task to the metrics that any of its results has: a readout may have one that another lacks."""
         self.origin: dict[str, tuple[str, tuple[Any, ...]]] = {}
         for row in rows:
             self._add(row)
@@ -179,6 +181,7 @@ class Cells:
                     "give both the same data, protocol and raypft version, and run the older ones again"
                 )
         self.first.setdefault(group.task, result)
+        self.metrics[group.task] |= dict.fromkeys(result["metrics"])
 
     def _choose(self, tried: list[Group]) -> Chosen:
         tried.sort(key=lambda group: list(map(self._rank, self.searched, group.choice)))

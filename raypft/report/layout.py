@@ -71,7 +71,7 @@ def sections(cells: Cells) -> Iterator[Section]:
         return
     for task in tasks:
         first = cells.first[task]
-        for metric in dict.fromkeys([first["metric"], *first["metrics"]]):
+        for metric in dict.fromkeys([first["metric"], *cells.metrics[task]]):
             main = metric == first["metric"] and not over
             if campaign.columns == "language":
                 languages = [Column(language, task, _of_language(metric, language)) for language in first["scores"]]
@@ -101,9 +101,9 @@ def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
             yield Section(title, view, columns, len(columns) == len(everything) > 1, main)
     others: dict[str, None] = {}
     for task in tasks:
-        others |= dict.fromkeys(name for name in cells.first[task]["metrics"] if name != first_metrics[task])
+        others |= dict.fromkeys(name for name in cells.metrics[task] if name != first_metrics[task])
     for metric in others:
-        having = [task for task in tasks if metric in cells.first[task]["metrics"]]
+        having = [task for task in tasks if metric in cells.metrics[task]]
         columns = [Column(text(task), task, _of_mean(metric, "")) for task in having]
         yield Section(metric, "", columns, main=False)
 

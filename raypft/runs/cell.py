@@ -119,6 +119,7 @@ def run_cell(
     task, folder = cell.resolved.task, cell.folder
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
+    drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
     state, lost = _state(folder / STATE)
     if state is not None:
         with torch.no_grad():
@@ -132,7 +133,7 @@ def run_cell(
     else:
         trained = _trained(before, stepper, folder)
     rows = _tested(cell, prompts["test"], stepper) if cell.test else []
-    values = stepper.values()
+    values = stepper.values() | drawn
     result = {
         "seed": cell.seed,
         **cell.facts,
@@ -197,7 +198,8 @@ def _train(
     train, dev = loaders(cell.job, learner, stepper, prompts, flow)
 
     def score(answers: Sequence[Answer]) -> float:
-        return mean_score(cell.resolved.task, by_row(learner.readout, prompts["dev"], answers))
+        rows = by_row(learner.readout, prompts["dev"], answers)
+        return mean_score(cell.resolved.task, rows, cell.job.dev.metric)
 
     def save(state: TrainState) -> None:
         state.save(cell.folder / STATE)

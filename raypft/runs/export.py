@@ -53,7 +53,7 @@ def export(trained: Trained, folder: Path) -> None:
     else:
         kind = "parts"
     if kind == "parts" or head is None:
-        parts |= {name: p for name, p in learner.trainable().items() if name.startswith("readout.")}
+        parts |= {name: p for name, p in learner.kept().items() if name.startswith("readout.")}
     place = folder if kind == "parts" else folder / "method"
     if parts:
         place.mkdir(parents=True, exist_ok=True)

@@ -153,8 +153,8 @@ def _demonstrations(cell: Path) -> pa.Table:
 
 @torch.no_grad()
 def _put(learner: Learner, path: Path) -> None:
-    """Write a file's values into the learner's trainable parameters."""
-    wanted = learner.trainable()
+    """Write a file's values into the learner's parameters that a training keeps."""
+    wanted = learner.kept()
     if not wanted:
         return
     if not path.is_file():

@@ -11,20 +11,21 @@ from typing import Any
 import pyarrow as pa
 
 from raypft.encoded import Encoded
-from raypft.tasks.metrics import metric
+from raypft.tasks.metrics import OF_WRITTEN, metric
 from raypft.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class RowAnswer:
     """The answer to a row beside what was right: a label name, a tag a word, or a text (gold is then a list of
-    texts)."""
+    texts); written: the same two as whole texts, where sentences are written with their tags."""
 
     key: str
     language: str
     gold: Any
     answer: Any
     scores: list[float]
+    written: tuple[str, str] | None = None
 
 
 def by_row(readout: Any, prompts: Sequence[Encoded], answers: Sequence[Any]) -> list[RowAnswer]:
@@ -37,40 +38,44 @@ def by_row(readout: Any, prompts: Sequence[Encoded], answers: Sequence[Any]) -> 
     rows = []
     for begin, end in itertools.pairwise([*begins, len(prompts)]):
         parts = prompts[begin:end]
-        answer, scores = readout.gather(parts, answers[begin:end])
-        rows.append(RowAnswer(parts[0].key, parts[0].language, readout.gold(parts), answer, scores))
+        said = answers[begin:end]
+        answer, scores = readout.gather(parts, said)
+        written = readout.written(parts, said)
+        rows.append(RowAnswer(parts[0].key, parts[0].language, readout.gold(parts), answer, scores, written))
     return rows
 
 
 def scores_by_language(task: Task, name: str, rows: Sequence[RowAnswer]) -> dict[str, float]:
-    """A metric per language, in the task's order."""
-    by_language: dict[str, list[RowAnswer]] = defaultdict(list)
+    """A metric per language, in the task's order; none of a metric of written texts where there are none."""
+    by_language: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
     for row in rows:
-        by_language[row.language].append(row)
+        pair = row.written if name in OF_WRITTEN else (row.gold, row.answer)
+        if pair is not None:
+            by_language[row.language].append(pair)
     function = metric(name)[1]
     scores = {}
     for language in task.languages:
         if language in by_language:
-            of_language = by_language[language]
-            gold, answers = [row.gold for row in of_language], [row.answer for row in of_language]
+            gold, answers = map(list, zip(*by_language[language], strict=True))
             scores[language] = function(gold, answers, language=language)
     return scores
 
 
-def mean_score(task: Task, rows: Sequence[RowAnswer]) -> float:
-    """The mean of the task's first metric over languages."""
-    return _mean(scores_by_language(task, task.metric, rows))
+def mean_score(task: Task, rows: Sequence[RowAnswer], name: str | None = None) -> float:
+    """The mean of a metric over languages, of the task's first where none is named."""
+    return _mean(scores_by_language(task, name or task.metric, rows))
 
 
 def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:
     """The task's metrics per language, the means of the first one with and without the pivot language, and the
     majority class."""
     scores = scores_by_language(task, task.metric, rows)
+    every = {metric(name)[0]: scores_by_language(task, name, rows) for name in task.metrics}
     others = [value for language, value in scores.items() if language != task.pivot_language]
     return {
         "metric": metric(task.metric)[0],
         "scores": scores,
-        "metrics": {metric(name)[0]: scores_by_language(task, name, rows) for name in task.metrics},
+        "metrics": {name: of_metric for name, of_metric in every.items() if of_metric},
         "majority": scores_by_language(task, task.metric, majority(task, rows)),
         "rows": dict(Counter(row.language for row in rows)),
         "mean": _mean(scores),

@@ -40,7 +40,10 @@ def run_table(folders: Sequence[Path]) -> Table:
     wide = len(languages) > 1
     pivot = pivot_in(first_results[0])
     means = ["mean", mean_without(pivot)] if wide and first_results[0]["mean_without_english"] else []
-    others = [name for name in first_results[0]["metrics"] if name != first_results[0]["metric"]]
+    every: dict[str, None] = {}
+    for result in itertools.chain.from_iterable(results for _, _, results in runs):
+        every |= dict.fromkeys(result["metrics"])
+    others = [name for name in every if name != first_results[0]["metric"]]
     columns = ["run", "shots", "n", *languages, *means, *others, "trainable", "seconds"]
     table = Table(f"{Path(str(first_job['task'])).stem}: {first_results[0]['metric']}", columns)
     for _, job, results in runs:
@@ -65,7 +68,8 @@ def _row(
     for _, key in zip(means, ("mean", "mean_without_english"), strict=False):
         cells.append(mean_std([result[key] for result in results]))
     for name in others:
-        cells.append(mean_std([statistics.mean(result["metrics"][name].values()) for result in results]))
+        having = [statistics.mean(result["metrics"][name].values()) for result in results if name in result["metrics"]]
+        cells.append(mean_std(having) if having else "")
     cells.append(f"{results[0]['trainable']:,}")
     cells.append(f"{statistics.mean(result['seconds'] for result in results):.0f}")
     return cells
@@ -99,7 +103,8 @@ def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], la
         select = (
             "nothing trained"
             if not job["train"]["epochs"]
-            else f"epoch chosen by {job['train']['select']} on {sizes['dev']} dev rows"
+            else f"epoch chosen by {job['train']['select']} {job['dev'].get('metric') or ''}".rstrip()
+            + f" on {sizes['dev']} dev rows"
         )
         notes.append(
             f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {', '.join(map(str, seeds))}"

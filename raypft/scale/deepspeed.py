@@ -67,7 +67,7 @@ class DeepSpeedStepper(Stepper):
         self.notice = DrainNotice()
         self._given: dict[str, Tensor] | None = None
         if self.parameters or self.stage == 3:
-            optimizer = make_optimizer(list(self.parameters.values()), job.train) if self.parameters else None
+            optimizer = make_optimizer(learner, job.train) if self.parameters else None
             self.engine, *_ = deepspeed.initialize(
                 model=learner,
                 optimizer=optimizer,
@@ -141,6 +141,8 @@ class DeepSpeedStepper(Stepper):
     def optimizer_state(self) -> dict[str, Any]:
         if self.stage == 0:
             return adam_state(self.engine.optimizer, self.parameters)
+        if self.stage < 3:
+            self._link_moments()
         moments = {name: self._moments(parameter) for name, parameter in self.parameters.items()}
         steps = [int(entry["step"]) for entry in self._inner().state.values()]
         return {"step": max(steps, default=0), "moments": moments}
@@ -152,6 +154,13 @@ class DeepSpeedStepper(Stepper):
             assert moment is not None
             moments[key] = moment.detach().cpu().clone()
         return moments
+
+    def _link_moments(self) -> None:
+        """Let stages 1 and 2 know where in Adam's flat state each parameter's moments are. DeepSpeed does so once, when
+        its first group has taken its first step; the groups behind it have no state then."""
+        wrapper = self.engine.optimizer
+        wrapper._hp_optimizer_states_linked = False
+        wrapper._lazy_init_hp_params_optimizer_state()
 
     def _inner(self) -> torch.optim.Optimizer:
         """The torch optimizer that ZeRO wraps."""
@@ -171,7 +180,7 @@ class DeepSpeedStepper(Stepper):
             zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
             inner.state[flat] = {"step": torch.tensor(float(state["step"])), **zeros}
         if self.stage < 3:
-            wrapper._lazy_init_hp_params_optimizer_state()
+            self._link_moments()
         for name, parameter in self.parameters.items():
             for key in MOMENTS if name in state["moments"] else ():  # none where there never was a gradient
                 self._set_moment(parameter, state["moments"][name][key].to(self.device), key)

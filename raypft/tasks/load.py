@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raypft.errors import UserError, nearest
 from raypft.schema import find_yaml, read_yaml, validation_line, yaml_names
-from raypft.tasks.metrics import check_chunks, metric
+from raypft.tasks.metrics import OF_WRITTEN, check_chunks, metric
 from raypft.tasks.task import MARKUP, SPLITS, Source, Task, Wording
 
 FOLDER = Path(__file__).parent
@@ -71,6 +71,8 @@ def _check(task: Task, where: str) -> None:
             raise UserError(f"{where}: {error}") from None
     if task.metrics[:1] != [task.metric]:
         raise UserError(f"{where}: metrics: found {task.metrics}; expected {task.metric}, the metric, first")
+    if task.metric in OF_WRITTEN:
+        raise UserError(f"{where}: metric: found {task.metric}, which not every readout has; list it in metrics only")
     if bool(task.label.names) != task.kind.has_labels:
         expected = "none, only choice and tags have a label set" if task.label.names else "the label set"
         raise UserError(

@@ -9,15 +9,12 @@ Only fields may be shortened: those of the row in each prompt, those of the demo
 
 from __future__ import annotations
 
-import unicodedata
+import string
 from collections.abc import Mapping, Sequence
 
 from raypft.tasks.kinds.tags import WORDS
 from raypft.tasks.query import Demonstration, Piece, Query, Row
 from raypft.tasks.task import MARKUP, Pattern, Task
-
-WORD_SEPARATOR = " $$ "
-"""Between the words of a tagged sentence that is written out as text (ToPro, vanilla mT5)."""
 
 
 def first_word(words: str | Sequence[str]) -> str:
@@ -113,11 +110,12 @@ def _field(task: Task, name: str, blank: str, value: object, strip: bool) -> lis
 
 
 def strip_final_punctuation(text: str) -> str:
-    """The text without punctuation at its end, as Zhao & Schuetze do; a text of nothing else is kept."""
-    end = len(text)
-    while end and (text[end - 1].isspace() or unicodedata.category(text[end - 1]).startswith("P")):
-        end -= 1
-    return text[:end] or text
+    """The text without ASCII punctuation at its end; a text of nothing else is kept.
+
+    Source: the released code of Zhao & Schuetze 2021 (SP, DP), whose rule is Python's `string.punctuation`: symbols
+    such as $ and + go, blanks and the marks of other scripts (। 。 ۔ ؟) stay.
+    """
+    return text.rstrip(string.punctuation) or text
 
 
 def readable(query: Query) -> str:

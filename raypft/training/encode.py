@@ -20,7 +20,7 @@ from raypft.tasks.query import Demonstration, Query
 from raypft.tasks.task import Pattern, Task
 
 ROLES = ("train", "dev", "test")
-ENCODING = 1
+ENCODING = 2
 """Raised when a change alters prompts or their tokens; part of the cell key."""
 KEY_OF = {"length": "train.max_tokens", "slot": "pattern", "demonstrations": "demos"}
 """What may be wrong with a prompt to the key that mends it."""
@@ -73,12 +73,11 @@ class Encoder:
         return self.task.label.names
 
     @property
-    def stride(self) -> int:
-        return self.readout_config.stride
-
-    @property
     def asks_words(self) -> bool:
         return "{token}" in self.pattern.text
+
+    def step(self, room: int) -> int:
+        return self.readout_config.step(room)
 
     def render(self, row: Mapping[str, Any]) -> Query:
         """The query of a row, before it is cut to size."""

@@ -7,13 +7,15 @@ gradients by all-reduce.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from raypft.backbones.parameters import is_norm
 from raypft.batch import Batch
 from raypft.config.job import Train
 from raypft.methods.base import Method
@@ -41,6 +43,11 @@ class Learner(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name to trainable parameter, in a fixed order."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """What is kept of a training: what trains, and what a readout has drawn and leaves frozen."""
+        own = {f"readout.{name}": p for name, p in self.readout.named_parameters()}
+        return self.trainable() | own
 
 
 class Stepper(ABC):
@@ -94,10 +101,20 @@ class Stepper(ABC):
         return out
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], settings: Train) -> torch.optim.Optimizer:
-    """Adam or AdamW with eps 1e-8, betas (0.9, 0.999)."""
+def make_optimizer(learner: Learner, settings: Train) -> torch.optim.Optimizer:
+    """Adam or AdamW with eps 1e-8, betas (0.9, 0.999); biases and normalisations do not decay.
+
+    Source: the released codes of Zhao & Schuetze 2021 and XTREME, which spare parameters with "bias" or
+    "LayerNorm.weight" in their names.
+    Differs: normalisations of other names (XLM-R's `lm_head.layer_norm`, RMSNorm) are spared too.
+    """
+    norms = [module.parameters() for module in learner.modules() if is_norm(module)]
+    of_norms = set(map(id, itertools.chain.from_iterable(norms)))
+    spared = {name: p for name, p in learner.trainable().items() if "bias" in name or id(p) in of_norms}
+    decaying = [p for name, p in learner.trainable().items() if name not in spared]
+    groups = ((decaying, settings.weight_decay), (list(spared.values()), 0.0))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=settings.lr, eps=1e-8, weight_decay=settings.weight_decay)
+    return kind([{"params": own, "weight_decay": decay} for own, decay in groups if own], lr=settings.lr, eps=1e-8)
 
 
 class TorchStepper(Stepper):
@@ -114,7 +131,7 @@ class TorchStepper(Stepper):
         if distributed.is_available() and distributed.is_initialized():
             self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.parameters = learner.trainable()
-        self.optimizer = make_optimizer(list(self.parameters.values()), settings) if self.parameters else None
+        self.optimizer = make_optimizer(learner, settings) if self.parameters else None
         if state is not None and self.optimizer is not None:
             set_adam_state(self.optimizer, self.parameters, state)
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Gemma3Config
 
@@ -55,7 +54,7 @@ def cut_short(folder: Path) -> None:
 
 def add_word(folder: Path) -> None:
     tokenizer = tiny.tokenizer(special=False)
-    tokenizer.add_tokens([AddedToken("brandnew")])
+    tokenizer.add_tokens(["brandnew"])
     tokenizer.save_pretrained(folder)
 
 

@@ -210,7 +210,7 @@ def test_a_prefix_reaches_encoder_and_decoder_and_trains(kind):
     [
         ("one two", None, "one two </s>", "<pad> one two"),
         ("one", 4, "one </s> <pad> <pad>", "<pad> one </s> <pad>"),
-        ("one two three four five", 3, "one two three", "<pad> one two"),
+        ("one two three four five", 3, "one two </s>", "<pad> one two"),
     ],
 )
 def test_a_target_is_the_answer_moved_by_one(label, pad_to, gold, target):
@@ -312,7 +312,9 @@ def test_a_sentence_is_answered_as_tags_beside_words(text, expected):
     assert len(prompts) == 1
     assert prompts[0].gold == text_of(backbone).answer_ids("THING: the $$ DOING: film $$ THING: $$")
     assert readout.gold(prompts) == ["THING", "DOING", "THING"]
-    assert readout.gather(prompts, said(prompts, text)) == (expected, [0.5])
+    answers = said(prompts, text)
+    assert readout.gather(prompts, answers) == (expected, [0.5])
+    assert readout.written(prompts, answers) == (text_of(backbone).answer_texts([prompts[0].gold])[0], text)
 
 
 def test_parts_of_a_long_sentence_are_answered_one_after_the_other():
@@ -323,6 +325,24 @@ def test_parts_of_a_long_sentence_are_answered_one_after_the_other():
     readout = TextReadout(Config(), make.task, make.pattern, backbone)
     assert readout.gold(prompts) == ["THING", "DOING", "THING", "DOING"]
     assert readout.gather(prompts, said(prompts, "A: the", "B: good")) == (["A", "", "", "B"], [0.5, 0.5])
+
+
+def test_what_was_cut_is_right_as_far_as_the_target_holds_it():
+    """The released code decodes its gold from the cut target."""
+    backbone = tiny.backbone("t5")
+    make = tags("{tokens}", backbone, readout="text", pad_to=4)
+    prompts = make(row("the film was good", ["THING", "DOING", "THING", "DOING"]))
+    readout = TextReadout(Config(pad_to=4), make.task, make.pattern, backbone)
+    assert len(prompts[0].gold) == 4
+    expected = (text_of(backbone).answer_texts([prompts[0].gold[:3]])[0], "THING: the")
+    assert readout.written(prompts, said(prompts, "THING: the")) == expected
+    own = task("choice", "{text} .", text="text")
+    verbalizer = {"THING": "one two three", "DOING": "one"}
+    own = own.model_copy(update={"patterns": {"p": own.patterns["p"].model_copy(update={"verbalizer": verbalizer})}})
+    for pad_to, expected in ((3, "THING"), (4, "one two")):
+        readout = TextReadout(Config(pad_to=pad_to), own, own.pattern("p"), backbone)
+        assert readout.gather(prompts, said(prompts, "one two"))[0] == expected
+        assert readout.gather(prompts, said(prompts, "one"))[0] == "DOING"
 
 
 # the whole chain

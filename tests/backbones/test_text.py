@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config, load_backbone, load_text
+from raypft.backbones.masked import MaskedTokenizer
 from raypft.batch import collate
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.readouts import READOUTS
+from raypft.tasks.load import load_task
+from raypft.tasks.prompts import readable, render
 from raypft.tasks.query import Demonstration, Piece, Query
 from raypft.training.encode import Encoder
 
@@ -40,6 +43,35 @@ def test_a_model_runs_without_a_text_side(kind):
     model = backbone_from_config(tiny.config(kind))
     assert model(collate(prompts, model.pad)).shape == (1, tiny.HIDDEN)
     assert (model.source, model.revision) == (None, "in memory")
+
+
+PAIRS = {"bert": "<s> $A </s> $B:1 </s>:1", "xlmr": "<s> $A </s> </s> $B </s>"}
+"""How the tokenizers of BERT and of XLM-R lay a pair out, with the first type of BERT's second segment."""
+
+
+@pytest.mark.parametrize("name", ["amazon profit0", "amazon profit1", "xnli profit0", "pawsx profit0", "pawsx profit2"])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_one_segment_of_profit_is_a_pair_with_nothing_behind(kind, name):
+    """<sep> at a pattern's end: one end token more for BERT, of the second type, two more for XLM-R."""
+    tokenizer = tiny.tokenizer(special=True, segments=kind == "bert")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair=PAIRS[kind], special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    text = MaskedTokenizer(tokenizer, tiny.config(kind))
+    task = load_task(name.split()[0])
+    row = {"review_body": "a good film", "premise": "the film was good", "hypothesis": "it is bad"}
+    query = render(task, task.pattern(name.split()[1]), row, "en")
+    shown = readable(query).replace("<slot>", "<mask>").removesuffix(" <sep>")
+    made, expected = (
+        text.encode(query),
+        tokenizer.backend_tokenizer.encode(shown, ""),
+    )  # transformers drops an empty text
+    assert made.ids == expected.ids
+    assert made.segments == expected.type_ids
+    ends = [2] * {"bert": 2, "xlmr": 3}[kind]
+    shorter = text.encode(query, max_tokens=len(made.ids) - 1).ids
+    assert made.ids[-len(ends) :] == shorter[-len(ends) :] == ends  # they count when a prompt is cut
+    assert len(shorter) == len(made.ids) - 1
 
 
 @pytest.mark.parametrize(

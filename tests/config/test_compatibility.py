@@ -14,14 +14,14 @@ import yaml
 
 from raypft.batch import collate
 from raypft.cli import main
-from raypft.config.compatibility import FAMILIES, MARKERS, MARKUP, check_job, matrix, readouts_for, rendered
+from raypft.config.compatibility import FAMILIES, MARKERS, MARKUP, check_fit, check_job, matrix, readouts_for, rendered
 from raypft.config.job import Job, Resources, Train, Zero
 from raypft.config.load import load_job, look_up
 from raypft.config.resolved import ResolvedJob
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
-from raypft.readouts import READOUTS
+from raypft.readouts import READOUTS, span
 from raypft.runs.scores import by_row
 from raypft.tasks.kinds import KINDS
 from raypft.training.encode import Encoder
@@ -210,10 +210,40 @@ def test_loading_refuses_what_no_backbone_can_mend():
             ["method=ticket_search", "zero.stage=3", "resources.workers=1"],
             "zero.stage: found 3; method ticket_search works up to stage 2",
         ),
+        (
+            ["dev.metric=accurcy"],
+            'recipes/profit.yaml: dev.metric: "accurcy" is unknown; did you mean "accuracy"? known: accuracy',
+        ),
     ):
         with pytest.raises(UserError) as caught:
             load_job("profit", [*base, *words])
         assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"), [("vanilla_tags", []), ("topro_mt5", []), ("vanilla_mt5", ["readout=head"])]
+)
+def test_only_sentences_written_with_their_tags_are_selected_by_span_f1(recipe, more):
+    base = ["task=panx", "backbone=x", "dev.metric=span_f1"]
+    assert load_job("vanilla_mt5", base).job.dev.metric == "span_f1"
+    with pytest.raises(UserError, match=r"^dev\.metric: found span_f1, which reads sentences written with their tags"):
+        load_job(recipe, [*base, *more])
+
+
+def test_windows_that_share_all_they_hold_are_refused_before_anything_runs(folder):
+    """A question may take half of a prompt: 24 of 48 tokens are sure to be the passage's."""
+    backbone = tiny.backbone("bert")
+    made = job(folder, "full", "masked", "span", "span")
+    made = replace(made, job=made.job.model_copy(update={"demos": 0}))
+    for overlap in (23, 24):
+        resolved = replace(made, readout_config=span.Config(window_overlap=overlap))
+        if overlap < 24:
+            check_fit(resolved, backbone)
+        else:
+            with pytest.raises(
+                UserError, match=r"^readout\.window_overlap: found 24; a window may have room for only 24"
+            ):
+                check_fit(resolved, backbone)
 
 
 def test_every_stage_of_the_matrix_is_allowed(folder):

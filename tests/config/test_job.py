@@ -239,6 +239,7 @@ def test_where_and_how_a_job_runs_is_not_in_the_key(override):
         "data.source=hub",
         "train.dropout=0.0",
         "task=nli",
+        "dev.metric=accuracy",
     ],
 )
 def test_what_decides_numbers_is_in_the_key(override):

@@ -69,10 +69,13 @@ def ends(cell: cases.Cell, stepper) -> dict[str, list[list[str]]]:
 
 
 ENDED = on_each_engine([("lora", "gpt2")], epochs=1, probe=ends)
+DECAYED = [("full", "bert"), ("full", "t5"), ("soft_prompt", "gpt2")]
+"""Biases and normalisations beside other weights, and a method's own parameters beside the model's."""
 EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
     Case("full", "gpt2", 2, offload=True),
+    *on_each_engine(DECAYED, weight_decay=0.5),
     *on_each_engine(PAIRS, last=1, precision="bf16"),
     *on_each_engine(STOPPED, epochs=2, keep=True),
 ]
@@ -132,6 +135,14 @@ def test_values_saved_from_any_engine_are_the_trained_ones(plan, reference, two)
 def test_accumulation_and_clipping_agree(two):
     with_deepspeed, plain = (two[plan]["losses"] for plan in EXTRA[:2])
     assert with_deepspeed == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("plan", [plan for plan in EXTRA if plan.weight_decay], ids=str)
+def test_one_loss_curve_under_weight_decay(plan, two):
+    expected = run_case(Case(plan.method, plan.kind, "torch", weight_decay=plan.weight_decay))
+    expect_the_curve(plan, two[plan]["losses"], expected["losses"], 2)
+    for name, value in two[plan]["values"].items():
+        assert name.endswith("key.bias") or (value - expected["values"][name]).abs().max() < 1e-4, name
 
 
 def test_offload_changes_nothing(reference, two):

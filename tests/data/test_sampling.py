@@ -145,6 +145,16 @@ def test_demonstrations_come_first_so_that_shots_do_not_change_them():
     assert sample(shots=2, demos=1).demos == sample(shots=8, demos=1).demos
 
 
+@pytest.mark.parametrize(("test_rows", "expected"), [(1, 3), (2, 6), (20, 12)])
+def test_gnnavi_holds_out_as_many_rows_as_there_are_to_test(test_rows, expected):
+    """3 labels times `test_rows` a language; a fifth of train at most."""
+    drawn = sample(rule="gnnavi", test=rows("test", test_rows), shots=2, test_limit=2)
+    assert drawn.dev is not None
+    assert Counter(drawn.dev["language"].to_pylist()) == {"en": expected, "de": expected}
+    limited = sample(rule="gnnavi", test=rows("test", test_rows), shots=2, dev_limit=2).manifest()
+    assert limited["sizes"]["dev"] == 4
+
+
 @pytest.mark.parametrize(("rule", "validation"), [("gnnavi", DEV), ("fixed", None)])
 def test_a_dev_set_held_out_of_train_is_named_in_the_manifest(rule, validation):
     drawn = sample(rule=rule, validation=validation, shots=None, dev_limit=6, seed=3)

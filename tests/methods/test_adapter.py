@@ -84,7 +84,7 @@ def test_causal_blocks_by_hand(kind, placement):
     batch = collate(prompts(kind)[:1], 1)
     block = (plain.transformer.h if kind == "gpt2" else plain.model.layers)[1]
     attention, norm = (block.attn, block.ln_2) if kind == "gpt2" else (block.self_attn, block.post_attention_layernorm)
-    (states, *_), found = seen_by(backbone._blocks[1], lambda: method(batch))
+    (states, *_), found = seen_by(backbone.blocks[1], lambda: method(batch))
     block.register_forward_pre_hook(lambda _, inputs: (states, *inputs[1:]))  # the same states into the untouched block
     _, attended = seen_by(attention, lambda: plain(input_ids=batch.ids, attention_mask=batch.mask))
     if placement == "houlsby":

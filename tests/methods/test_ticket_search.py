@@ -151,11 +151,11 @@ def test_what_each_strategy_trains(kind, strategy):
     norms = sum(module.weight.numel() + module.bias.numel() for module in layer_norms)
     embedding = backbone.model.base_model.get_submodule("embeddings")
     embeddings = sum(p.numel() for name, p in embedding.named_parameters() if "LayerNorm" not in name)
-    bias = backbone.decoder.bias.numel()
     method = TicketSearch(Config(strategy=strategy), backbone)
-    expected = whole - norms - {"decoupled": bias, "vanilla": 0, "freeze_embeddings": embeddings}[strategy]
+    expected = whole - norms - {"decoupled": 0, "vanilla": 0, "freeze_embeddings": embeddings}[strategy]
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == expected
     assert backbone.decoder.weight.requires_grad == (strategy == "vanilla")
+    assert backbone.decoder.bias.requires_grad
     assert backbone.model.get_input_embeddings().weight.requires_grad == (strategy != "freeze_embeddings")
     infos = parameter_infos(tiny.backbone(kind))
     assert any(name.endswith("word_embeddings.weight") for name in method.candidates) == (
@@ -166,9 +166,10 @@ def test_what_each_strategy_trains(kind, strategy):
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr"])
 def test_penalty_by_hand(kind):
-    """0.1 / N times the distance; its gradient 0.1 / N in the direction of the move, none where nothing moved."""
+    """0.1 / N times the distance; its gradient 0.1 / N in the direction of the move, none where nothing moved. N has
+    the output embedding's copy in it, as LT-SFT counts."""
     backbone = tiny.backbone(kind)
-    whole = sum(p.numel() for p in backbone.model.parameters())
+    whole = sum(p.numel() for p in backbone.model.parameters()) + backbone.decoder.weight.numel()
     method = TicketSearch(Config(l1=0.1), backbone)
     penalty = method.penalty()
     assert penalty is not None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
+from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.verbalizer import Config, Verbalizer
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Mode, Pattern, Task
+from raypft.training.stepper import Learner
 
 SPECIAL = {
     "bos_token": "<s>",
@@ -227,21 +231,22 @@ def test_decide_answers_by_key():
     assert torch.allclose(torch.tensor([answer[2] for answer in answers]), probabilities)
 
 
-def head(kind: str):
-    """The head of a task with three labels, whose pattern has no <slot>."""
+def head(kind: str, names: str = "abc", backbone: Any = None, **config):
+    """The head of a task with a label a letter, whose pattern has no <slot>."""
     task = Task(
         name="t",
         about="",
         kind=KINDS["choice"],
         fields={"text": "text"},
-        label=Label(names=["a", "b", "c"]),
+        label=Label(names=list(names)),
         languages=["en"],
         metric="accuracy",
         sources={},
         patterns={},
     )
     reads = READOUTS.load("head")
-    return reads(reads.Config(), task, Pattern(text="{text}", source="test"), tiny.backbone(kind))
+    config = reads.Config(**config)
+    return reads(config, task, Pattern(text="{text}", source="test"), backbone or tiny.backbone(kind))
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -251,6 +256,40 @@ def test_head_scores_every_label_and_trains(kind):
     assert not made.needs_slot
     assert made.scores(torch.randn(2, tiny.HIDDEN), batch(2)).shape == (2, 3)
     assert all(p.requires_grad for p in made.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        ("bert", "head.classifier"),
+        ("xlmr", "head.classifier.out_proj"),
+        ("gpt2", "head"),
+        ("llama", "head"),
+    ],
+)
+def test_of_a_head_only_the_last_layer_trains_if_asked(kind, last):
+    made = head(kind, trained="last")
+    assert {name.rpartition(".")[0] for name, p in made.named_parameters() if p.requires_grad} == {last}
+
+
+@pytest.mark.parametrize(("names", "length", "expected"), [("abc", 32, 1_575_939), ("ab", 16, 788_482)])
+def test_tu_et_al_train_as_many_parameters_as_their_code(names, length, expected):
+    """XNLI and PAWS-X on XLM-R large: keys and values of 24 layers and a linear layer, 0.28 and 0.14 % of the model."""
+    shape: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "vocab_size": 250_002,
+    }
+    shape |= {"intermediate_size": 4096, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+    with torch.device("meta"):
+        backbone = backbone_from_config(XLMRobertaConfig(**shape, architectures=["XLMRobertaForMaskedLM"]))
+        prefix = METHODS.load("prefix")
+        method = prefix(prefix.Config(length=length), backbone)
+        made = head("xlmr", names, backbone, trained="last")
+    assert sum(p.numel() for p in Learner(method, made).trainable().values()) == expected
+    share = expected / sum(p.numel() for p in backbone.model.parameters())
+    assert 0.001 < share < 0.003
 
 
 def test_a_family_without_a_head_says_what_else_reads():

@@ -11,6 +11,7 @@ import statistics
 import time
 import xml.etree.ElementTree
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -329,6 +330,16 @@ def test_other_metrics_are_further_tables(tmp_path):
     assert tables["xnli, entity_f1@1"][1:] == [["MAJ", "40.0"], ["A", "60.0 (n=1)"]]
     assert tables["xnli, token_accuracy@1"][1:] == [["MAJ", "-"], ["A", "90.0 (n=1)"]]
     assert "token" not in (tmp_path / "table.tex").read_text()
+
+
+@pytest.mark.parametrize("columns", ["language", "task"])
+def test_a_metric_that_only_one_row_has_is_a_table_too(tmp_path, columns):
+    """Whichever row finished first."""
+    more: dict[str, Any] = {"metric": "entity_f1@1", "metrics": {"entity_f1@1": {"en": 60.0}}}
+    written: dict[str, Any] = more | {"metrics": {**more["metrics"], "span_f1@1": {"en": 90.0}}}
+    cells = [cell("A", 60.0, **more), cell("B", 60.0, **written)]
+    tables = markdown(write_tables(campaign(columns=columns), cells, tmp_path))
+    assert next(rows for title, rows in tables.items() if "span_f1@1" in title)[1:] == [["A", "-"], ["B", "90.0 (n=1)"]]
 
 
 def test_csv_and_svg_have_the_same_bytes_in_whatever_order_cells_finish(tmp_path):

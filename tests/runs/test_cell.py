@@ -4,6 +4,7 @@ spans end to end."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pa_parquet
@@ -19,7 +20,8 @@ from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.runs.prepare import Prepared, prepare
-from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, measured
+from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, mean_score, measured
+from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.metrics import metric
@@ -127,7 +129,7 @@ def test_cached_states_are_those_of_the_prompt_not_of_its_name():
 def test_a_sweep_up_the_layers_takes_one_pass_over_the_backbone():
     backbone, run = tiny.backbone("llama"), list[int]()
     prompts = [prompt(f"en/{number}", [0], ids=9 + number) for number in range(11)]
-    for number, block in enumerate(backbone._blocks):
+    for number, block in enumerate(backbone.blocks):
         block.register_forward_hook(lambda *_, number=number: run.append(number))
     kept = states_of(backbone)
     for layer, expected in ((1, [0, 0]), (1, []), (3, [1, 2, 1, 2]), (2, [0, 1, 0, 1])):
@@ -163,6 +165,36 @@ def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     assert found["mean"] == pytest.approx(sum(found["scores"].values()) / 2)
     assert found["mean_without_english"] == found["scores"]["de"] == 0
     assert found["rows"] == {"de": 1, "en": 2}
+    assert mean_score(own, rows) == found["mean"]
+    assert mean_score(own, rows, "token_accuracy") == pytest.approx((200 / 3 + 50) / 2)
+
+
+def test_a_metric_of_written_texts_is_measured_only_where_texts_were_written():
+    own = task("tags", ["A", "B"], ["token_accuracy", "span_f1"])
+    rows = rows_of(("en", ["A", "B"], ["A", "A"]), ("de", ["A"], ["A"]))
+    assert list(measured(own, rows)["metrics"]) == ["token_accuracy@1"]
+    texts = [("A: x $$ B: y", "A: x $$ A: y"), ("A: z", "A: z")]
+    written = [replace(row, written=pair) for row, pair in zip(rows, texts, strict=True)]
+    assert measured(own, written)["metrics"] == {
+        "token_accuracy@1": {"en": 50, "de": 100},
+        "span_f1@1": {"en": 50, "de": 100},
+    }
+
+
+def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
+    """Two runs on the same rows, of which only the second wrote sentences."""
+    facts = {"metric": "token_accuracy@1", "scores": {"en": 50.0}, "test_rows": "x", "mean": 50.0, "rows": {"en": 2}}
+    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "notes": []}
+    facts |= {"sizes": {"train": 1, "dev": 1, "test": 2, "demos": 0}}
+    for name, more in (("a", {}), ("b", {"span_f1@1": {"en": 60.0}})):
+        job = load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla", f"recipe={name}"]).job
+        (tmp_path / name / "seed-10").mkdir(parents=True)
+        (tmp_path / name / "job.yaml").write_text(job.dump())
+        result = facts | {"metrics": {"token_accuracy@1": {"en": 50.0}, **more}}
+        (tmp_path / name / "seed-10" / "result.json").write_text(json.dumps(result))
+    table = run_table([tmp_path / "a", tmp_path / "b"])
+    shown = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["span_f1@1"] for row in shown] == ["", "60.0 (n=1)"]
 
 
 def test_the_majority_is_a_label_a_tag_a_word_or_nothing():

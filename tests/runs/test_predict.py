@@ -166,6 +166,12 @@ CASES = {
         if FAMILY[model] in METHODS.load(name).families
     },
     "head": ("choice", "xlmr", "full", {"pattern": "vanilla", "readout": "head"}),
+    "prefix head": (
+        "choice",
+        "xlmr",
+        "prefix",
+        {"pattern": "vanilla", "readout": {"name": "head", "trained": "last"}},
+    ),
     "lora head": ("choice", "llama", "lora", {"pattern": "vanilla", "readout": "head", "demos": 0}),
     "tags vanilla": ("tags", "bert", "full", {"readout": "head"}),
     "tags vanilla causal": ("tags", "gpt2", "lora", {"readout": "head"}),
@@ -215,6 +221,24 @@ def test_it_is_the_trained_model_that_answers(place):
     assert predict(first, rows)["p(positive)"][0].as_py() != pytest.approx(
         predict(second, rows)["p(positive)"][0].as_py(), abs=1e-4
     )
+
+
+def test_what_a_head_drew_and_left_frozen_is_kept(place, monkeypatch, tmp_path):
+    """Its dense layer is read from the run, whatever another version of torch would draw; an export has it too."""
+    from raypft.runs import predict as using
+
+    kind, model, method, more = CASES["prefix head"]
+    folder = ran(job(place, kind, model, method, **more))
+    other = using.build_learner
+    monkeypatch.setattr(using, "build_learner", lambda resolved, backbone, seed: other(resolved, backbone, seed + 1))
+    trained = load_trained(folder)
+    found = predict(trained, rows_of_file(trained, f"{place}/{kind}/test.parquet")).to_pylist()
+    expected = pa_parquet.read_table(folder / "seed-3" / "predictions.parquet").to_pylist()
+    known = {(row["language"], row["id"]): row["p(positive)"] for row in expected}
+    assert len(found) == len(known)
+    assert all(row["p(positive)"] == pytest.approx(known[row["language"], row["id"]], abs=1e-5) for row in found)
+    names = load_file(written(trained, tmp_path / "out") / "parts.safetensors")
+    assert {"keys", "values", "readout.head.classifier.dense.weight"} <= set(names)
 
 
 # rows

@@ -7,6 +7,7 @@ import pytest
 from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.tasks.kinds import KINDS
+from raypft.tasks.load import load_task
 from raypft.tasks.prompts import first_word, readable, render, strip_final_punctuation
 from raypft.tasks.query import Demonstration, Piece, Query
 from raypft.tasks.task import Label, Pattern, Source, Task, Wording
@@ -69,7 +70,7 @@ def test_a_literal_keeps_its_own_leading_blank_and_a_line_break_is_no_blank():
 
 def test_strip_takes_final_punctuation_off_that_field_only():
     assert cut("{a|strip} . {b}").pieces == (
-        text("it was good", field=True),
+        text("it was good ", field=True),
         text(" ."),
         text(" it was bad", field=True),
     )
@@ -121,18 +122,45 @@ def test_a_demonstration_speaks_its_own_language():
     ("given", "left"),
     [
         ("It is good.", "It is good"),
-        ("Really?! ", "Really"),
-        ("他说：“很好。”", "他说：“很好"),
-        ("هل هذا جيد؟", "هل هذا جيد"),
-        ("यह अच्छा है।", "यह अच्छा है"),
+        ("Really?!", "Really"),
+        ("Really?! ", "Really?! "),  # a blank is no punctuation
+        ("He paid 5$+<=>^`|~", "He paid 5"),
         ("3 + 4 = 7%", "3 + 4 = 7"),
         ("A (b) c", "A (b) c"),
+        ("他说：“很好。”", "他说：“很好。”"),
+        ("他来了吗?", "他来了吗"),
+        ("هل هذا جيد؟", "هل هذا جيد؟"),
+        ("هذا جيد.", "هذا جيد"),
+        ("यह अच्छा है।", "यह अच्छा है।"),
+        ("क्या यह अच्छा है?", "क्या यह अच्छा है"),
+        ("یہ اچھا ہے۔", "یہ اچھا ہے۔"),
+        ("یہ اچھا ہے!", "یہ اچھا ہے"),
+        ("?!", "?!"),
         ("?!。", "?!。"),
         ("", ""),
     ],
 )
-def test_final_punctuation_of_any_script_is_stripped_but_never_the_whole_text(given, left):
+def test_final_ascii_punctuation_is_stripped_but_never_the_whole_text(given, left):
+    """As `string.punctuation` of Zhao & Schuetze's code has it: not of other scripts, and no blanks."""
     assert strip_final_punctuation(given) == left
+
+
+@pytest.mark.parametrize("name", ["sp", "dp", "mp"])
+@pytest.mark.parametrize(
+    ("premise", "hypothesis", "shown"),
+    [
+        ("Is 5 > 4?", "I pay 5$", ("Is 5 > 4", "I pay 5")),
+        ("यह अच्छा है।", "वह गया.", ("यह अच्छा है।", "वह गया")),
+        ("他走了。", "他走了!", ("他走了。", "他走了")),
+        ("وہ گیا۔", "کیا وہ گیا؟", ("وہ گیا۔", "کیا وہ گیا؟")),
+        ("هل هذا جيد؟", "هذا جيد.", ("هل هذا جيد؟", "هذا جيد")),
+    ],
+)
+def test_prompts_of_zhao_and_schuetze_strip_both_fields_alike(name, premise, hypothesis, shown):
+    xnli = load_task("xnli")
+    row = {"premise": premise, "hypothesis": hypothesis}
+    made = render(xnli, xnli.pattern(name), row, "en", 4)
+    assert tuple(piece.text.strip() for piece in made.pieces if piece.field) == shown
 
 
 def test_readable_shows_slot_soft_tokens_and_separator():
@@ -170,12 +198,14 @@ LONG = Query(
     [
         (18, "one two three four five six", "yes no yes"),
         (15, "one two three", "yes no yes"),
-        (14, "one two", "yes no yes"),
-        (12, "one", "yes no"),
+        (14, "one two three", "yes no"),
+        (13, "one two", "yes no"),
+        (12, "one two", "yes"),
         (11, "one", "yes"),
     ],
 )
 def test_only_fields_are_shortened_the_longest_first_one_token_at_a_time(max_tokens, first, second):
+    """Of two fields as long as each other the second, as the released codes of ProFiT and Zhao & Schuetze do."""
     backbone = tiny.backbone("bert")
     encoded = backbone.text.encode(LONG, max_tokens=max_tokens)
     expected = f"<s> {first} ? </s> </s> <mask> , {second} <mask> <mask> </s>".split()

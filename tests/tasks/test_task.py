@@ -287,7 +287,13 @@ KIND_ERRORS = {
         "token_accuracy",
         "exact_match",
         'metric: "exact_match" is unknown; '
-        "known: entity_f1, token_accuracy, token_f1, topro_mt5_official, topro_official",
+        "known: entity_f1, span_f1, token_accuracy, token_f1, topro_mt5_official, topro_official",
+    ),
+    "a metric that few readouts have": (
+        "tags",
+        "token_accuracy",
+        "span_f1",
+        "metric: found span_f1, which not every readout has; list it in metrics only",
     ),
     "no context": (
         "span",

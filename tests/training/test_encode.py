@@ -51,8 +51,8 @@ def encoder(task: Task, backbone, readout: str, max_tokens: int = 64, **options)
     return Encoder(task, task.pattern("p"), backbone.text, 0, max_tokens, reads, reads.Config(**options))
 
 
-def tags(text: str, backbone, max_tokens: int = 64, readout: str = "head") -> Encoder:
-    return encoder(task("tags", text, tokens="tokens"), backbone, readout, max_tokens)
+def tags(text: str, backbone, max_tokens: int = 64, readout: str = "head", **options) -> Encoder:
+    return encoder(task("tags", text, tokens="tokens"), backbone, readout, max_tokens, **options)
 
 
 def spans(backbone, max_tokens: int = 64, text: str = "{question} <sep> {context}", **options) -> Encoder:
@@ -289,6 +289,25 @@ def test_windows_move_by_the_stride_and_flag_the_answer():
     assert all(part.answers == ["five six"] for part in made)
     single = spans(backbone, 10, window_stride=3)(asked("Yes", "one two three four five six", "four"))
     assert [part.gold for part in single] == [[0, 0, 0, 0, 3, 0], [0, 3, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr"])
+@pytest.mark.parametrize("overlap", [0, 1, 4])
+def test_windows_that_share_tokens_are_those_of_the_tokenizer(kind, overlap):
+    """Tu et al. let transformers cut the passage; its stride is what two windows share."""
+    backbone = tiny.backbone(kind)
+    context = " ".join(tiny.WORDS[:30])
+    made = spans(backbone, 16, window_overlap=overlap)(asked("was it fine ?", context, "one"))
+    plain = backbone.text.tokenizer(
+        "was it fine ?",
+        context,
+        truncation="only_second",
+        max_length=16,
+        stride=overlap,
+        return_overflowing_tokens=True,
+    )
+    assert len(made) > 3
+    assert [prompt.ids for prompt in made] == plain["input_ids"]
 
 
 @pytest.mark.parametrize("tokens", range(1, 12))

@@ -68,6 +68,28 @@ def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monke
     assert within == [(1, 1), (1, 2), (1, 3)], "states inside of an epoch, those of the epoch of the notice"
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("full", kind) for kind in (*tiny.KINDS, "t5")] + [("soft_prompt", "bert")]
+)
+def test_biases_and_normalisations_do_not_decay(method, kind, optimizer):
+    """A step without a gradient moves what decays, and only that, in whatever words a model calls its norms."""
+    learner = cases.cell(method, tiny.backbone(kind)).learner
+    settings = cases.SETTINGS.model_copy(update={"weight_decay": 0.5, "optimizer": optimizer, "lr": 0.1})
+    stepper = TorchStepper(learner, settings)
+    for parameter in learner.trainable().values():
+        with torch.no_grad():
+            parameter.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    stepper.step(0.1)
+    still = {name for name, value in stepper.values().items() if (value == 1).all()}
+    moved = set(learner.trainable()) - still
+    norms = ("LayerNorm", "layer_norm", "layernorm", ".ln_", ".norm.")
+    assert still == {name for name in learner.trainable() if "bias" in name or any(norm in name for norm in norms)}
+    assert any(word in name for name in moved for word in ("embed", "wte", "shared")), "word embeddings decay"
+    assert method == "full" or {name for name in moved if ".prompt." in name} >= {"method.prompt.embedding"}
+
+
 def test_the_rate_of_every_step():
     """Warm-up rises to the full rate; then constant, linear to 0, or 0.95 an epoch."""
     rates = {

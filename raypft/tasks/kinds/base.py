@@ -46,13 +46,12 @@ class RowEncoder(Protocol):
         ...
 
     @property
-    def stride(self) -> int:
-        """Tokens from one window of a passage to the next; 0: windows do not overlap."""
-        ...
-
-    @property
     def asks_words(self) -> bool:
         """Whether the pattern has one query a word."""
+        ...
+
+    def step(self, room: int) -> int:
+        """Tokens from one window of a passage to the next where each has room for so many."""
         ...
 
     def render(self, row: Mapping[str, Any]) -> Query:

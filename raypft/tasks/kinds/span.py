@@ -19,6 +19,11 @@ from raypft.tasks.query import Piece, Query
 CONTEXT = "context"
 
 
+def least_room(max_tokens: int) -> int:
+    """Tokens of a passage that a window holds at least: the question has at most half of a prompt."""
+    return max_tokens - max_tokens // 2
+
+
 class Span(base.Kind):
     """Answer texts and where they start; any of several is right."""
 
@@ -51,10 +56,11 @@ class Span(base.Kind):
         def framed(tokens: Sequence[int]) -> Encoded:
             pieces = list(query.pieces)
             pieces[at] = Piece("tokens", mark="passage", tokens=tuple(tokens))
-            return encoder.encode(Query(query.demos, tuple(pieces)), row, encoder.max_tokens // 2 + len(tokens))
+            share = encoder.max_tokens - least_room(encoder.max_tokens)
+            return encoder.encode(Query(query.demos, tuple(pieces)), row, share + len(tokens))
 
         room = encoder.max_tokens - len(framed(()).ids)
-        step = min(room, encoder.stride or room)
+        step = encoder.step(room)
         first, last = _answer_tokens(row, starts, ends)
         windows = []
         for begin in range(0, max(1, len(ids) - room + step), step):

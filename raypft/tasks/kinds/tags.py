@@ -24,7 +24,7 @@ class Tags(base.Kind):
     """A tag a word."""
 
     name = "tags"
-    metrics = ("entity_f1", "token_accuracy", "token_f1", "topro_official", "topro_mt5_official")
+    metrics = ("entity_f1", "token_accuracy", "token_f1", "topro_official", "topro_mt5_official", "span_f1")
     fields = (WORDS,)
     only_fields = True
     has_labels = True
