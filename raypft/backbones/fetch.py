@@ -23,6 +23,8 @@ from raypft.backbones.aliases import ALIASES, Wheel
 from raypft.errors import UserError, nearest
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+OLDER = ["pytorch_model.bin", "pytorch_model-*.bin"]
+"""Weights of a hub model that has none as safetensors; read without running what a pickle may hold."""
 HASHED = ("json", "safetensors", "bin", "txt", "model")
 """Endings of the files whose content is a model's revision."""
 
@@ -83,7 +85,10 @@ def fetch(hub: str, wheel: Wheel | None, gated: bool) -> Path:
     if wheel is not None and _converted(wheel.sha256).is_dir():
         return _converted(wheel.sha256)
     try:
-        return Path(snapshot_download(hub, allow_patterns=FILES))
+        folder = Path(snapshot_download(hub, allow_patterns=FILES))
+        return (
+            folder if any(folder.glob("*.safetensors")) else Path(snapshot_download(hub, allow_patterns=FILES + OLDER))
+        )
     except GatedRepoError:
         raise UserError(
             f"backbone: {hub} is gated; accept its licence at https://huggingface.co/{hub} and set HF_TOKEN"

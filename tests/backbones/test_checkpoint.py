@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -248,3 +249,27 @@ def test_a_tokenizer_that_transformers_would_rebuild_otherwise_is_that_of_its_fi
     text = load_backbone(str(tmp_path)).text
     assert text.tokenize("the film was good") == made.text.tokenize("the film was good")
     assert len(text.tokenize("the film was good")) == 4
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_and_weights_that_are_a_pickle_are_read(tmp_path):
+    """As mT5 lies on the hub."""
+    words = ["the film was good", "a bad film it is", "maybe fine or terrible", "yes no one two three"]
+    made = tiny.backbone("mt5")
+    made.model.save_pretrained(tmp_path)
+    torch.save(load_file(tmp_path / WEIGHTS), tmp_path / "pytorch_model.bin")
+    (tmp_path / WEIGHTS).unlink()
+    settings = {"vocab_size": 28, "model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(words * 20),
+        model_prefix=str(tmp_path / "spiece"),
+        user_defined_symbols=["<extra_id_0>"],
+        minloglevel=2,
+        **settings,
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    loaded = load_backbone(str(tmp_path))
+    assert loaded.lacks == ()
+    assert loaded.checksum() == made.checksum()
+    ids = loaded.text.tokenize("the film was good")
+    assert loaded.text.tokenizer.decode(ids) == "the film was good"
+    assert 2 not in ids
