@@ -13,7 +13,7 @@ from raypft.errors import UserError, nearest
 from raypft.methods import METHODS
 from raypft.schema import set_key, split_override
 
-KINDS = [*tiny.KINDS, *tiny.FAMILIES["seq2seq"]]
+KINDS = list(tiny.MODELS)
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,18 @@ def method_of(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 def kinds_of(method: str, asked: Sequence[str] | None = None) -> list[str]:
-    """The kinds of tiny models to try: those asked for that the method works with, all of these where None.
+    """The kinds of tiny models to try: those asked for that the method works with; two of each family where None.
 
     Raises:
         UserError: no such kind, or none that the method works with.
     """
-    fitting = cases.kinds_of(method)
     for kind in asked or ():
         if kind not in KINDS:
             raise UserError(f'contract: --on: "{kind}" is unknown; {nearest(kind, KINDS)}')
-    kinds = [kind for kind in fitting if asked is None or kind in asked]
+    families = METHODS.load(method).families
+    kinds = cases.kinds_of(method) if asked is None else [kind for kind in asked if tiny.MODELS[kind][0] in families]
     if not kinds:
+        fitting = cases.kinds_of(method)
         works = f"it works with {', '.join(fitting)}" if fitting else f"families are {', '.join(tiny.FAMILIES)}"
         raise UserError(f"contract: {method} works with none of {', '.join(asked or KINDS)}; {works}")
     return kinds
