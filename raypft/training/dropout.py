@@ -11,6 +11,7 @@ says:
     S, slots            the prompt that owns the slot; the slot's ordinal in it is one more coordinate
     B, prompts          the prompt
     B T or B U, tokens  the prompt, where a model lays tokens end to end; the token is one more coordinate
+    B A, heads          the prompt, of attention over its tokens (XGLM); the head is one more coordinate
     a table             made of parameters alone (DeBERTa's relative positions): one mask for all rows
 
 Any other input gets torch's own dropout, which `RowDropout.drew` tells, as it tells of all that draws at random.
@@ -20,11 +21,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -47,10 +48,8 @@ LOW = (1 << 31) - 1
 """The bits that are left of 64 shifted by 33; torch's shift repeats the sign above them."""
 LEVELS = 1 << 16
 """An element has 16 bits of a hash: rates are rounded to so many parts."""
-CHANGES_ROWS = ("Embedding", "Index", "Gather", "Scatter", "Expand", "Repeat", "Where", "Masked")
-"""In names of autograd's nodes: what may give a table rows of the batch."""
-DEPTH = 32
-"""Nodes that a table is made by, at most."""
+TABLE = "is_made_of_parameters"
+"""The attribute of a tensor that no row of a batch has a part in."""
 
 
 class RowDropout(TorchFunctionMode):
@@ -78,8 +77,13 @@ class RowDropout(TorchFunctionMode):
         self.drew = any(map(_differ, self._before, _generators(self.batch.ids.device)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        own = OWN.get(func)
-        return func(*args, **kwargs or {}) if own is None else own(self, *args, **kwargs or {})
+        keywords, own = kwargs or {}, OWN.get(func)
+        result = func(*args, **keywords) if own is None else own(self, *args, **keywords)
+        if isinstance(result, Tensor):
+            is_table = _are_tables([*args, *keywords.values()])
+            if is_table or TABLE in vars(result):
+                setattr(result, TABLE, is_table)
+        return result
 
     def factors(self, input: Tensor, p: float, axes: int | None = None) -> Tensor | None:
         """What an active dropout multiplies its input by, 0 or 1 / (1 - p): of the input's shape, or of its first
@@ -99,7 +103,7 @@ class RowDropout(TorchFunctionMode):
         """A number for each element of the first axis, [n]."""
         size, batch = len(input), self.batch
         prompts, widths = len(self.rows), {side.shape[1] for side in (batch.ids, batch.target) if side is not None}
-        if input.ndim == 2 and _is_table(input):
+        if _are_tables([input]):
             return self.shared + _count(size, PART, input)
         if size == len(batch.slots) and (input.ndim == 2 or size != prompts):
             owner = batch.slots[:, 0]
@@ -108,7 +112,9 @@ class RowDropout(TorchFunctionMode):
             return self.rows[owner] + (torch.arange(size, device=owner.device) - first[owner]) * PART
         if size == prompts:
             return self.rows
-        if input.ndim == 2 and size in {prompts * width for width in widths}:
+        laid_out = input.ndim == 2 and size in {prompts * width for width in widths}
+        of_heads = input.ndim == 3 and size % prompts == 0 and {*input.shape[1:]} <= widths
+        if laid_out or of_heads:
             return (self.rows.unsqueeze(1) + _count(size // prompts, PART, input)).flatten()
         return None
 
@@ -137,22 +143,14 @@ def _lanes(keys: Tensor, shape: list[int]) -> Tensor:
     return lanes if shape else lanes.squeeze(-1)
 
 
-def _is_table(input: Tensor) -> bool:
-    """Whether a tensor is made of parameters alone, so that no row of a batch has a part in it."""
-    if input.grad_fn is None:
-        return input.requires_grad
-    left: list[Any] = [input.grad_fn]
-    for _ in range(DEPTH):
-        if not left:
-            return True
-        node = left.pop()
-        if any(word in node.name() for word in CHANGES_ROWS):
-            return False
-        before = [other for other, _ in node.next_functions]
-        if None in before:  # something without a gradient
-            return False
-        left += before
-    return False
+def _are_tables(values: Sequence[Any]) -> bool:
+    """Whether there are tensors in these arguments, and all are parameters or made of parameters alone while the mode
+    was entered: so no row of a batch has a part in them. Where a trace is lost, a table is taken for none."""
+    flat = [value for value in values if isinstance(value, Tensor)]
+    for several in values:
+        if isinstance(several, list | tuple):
+            flat += [value for value in several if isinstance(value, Tensor)]
+    return bool(flat) and all(isinstance(value, nn.Parameter) or vars(value).get(TABLE, False) for value in flat)
 
 
 def _generators(device: torch.device) -> list[Tensor]:
