@@ -283,8 +283,8 @@ def forward(backbone, batch: Batch):
 
 
 def models():
-    """Tiny models by name, with dropout: of every kind (DeBERTa has it on a table, OPT on tokens laid end to end, XGLM on
-    heads), and those of the contract with both kinds of attention."""
+    """Tiny models by name, with dropout: of every kind (DeBERTa has it on a table, OPT on tokens laid end to end, XGLM
+    on heads), and those of the contract with both kinds of attention."""
     for kind in tiny.MODELS:
         yield kind, kind, None
     for kind in ("bert", "xlmr", "gpt2", "llama", "t5", "mt5"):
