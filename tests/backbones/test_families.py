@@ -17,7 +17,11 @@ from raypft.backbones.heads import CLASSES
 from raypft.backbones.load import FAMILIES, load_backbone
 from raypft.batch import collate
 from raypft.contract import cases, tiny
-from raypft.contract.checks import dataset, states_are_one_row_per_slot
+from raypft.contract.checks import (
+    cached_states_give_the_uncached_numbers,
+    dataset,
+    states_are_one_row_per_slot,
+)
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
@@ -160,3 +164,30 @@ def test_a_folder_of_the_family_is_loaded_and_checked(kind, tmp_path):
     batch = collate(guard.prompts(made), 1)
     with torch.no_grad():
         torch.testing.assert_close(loaded(batch), made(batch), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", tiny.of_family("causal"))
+def test_states_below_a_layer_may_be_kept_in_every_decoder(kind):
+    """Also where a block gives more than its states, and where the embedding is narrower than they are."""
+    cached_states_give_the_uncached_numbers("gnnavi", kind)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in tiny.MODELS if tiny.MODELS[kind][0] != "seq2seq"])
+def test_two_adapters_a_block_find_the_layers_that_end_its_halves(kind):
+    """At first they change almost nothing, with their last weights at 1 they do."""
+    if kind in ("xlm", "albert", "gpt-oss"):
+        with pytest.raises(UserError, match="no row of blocks|do not end in linear layers"):
+            cases.cell("adapter", tiny.backbone(kind), placement="houlsby")
+        return
+    cell = cases.cell("adapter", tiny.backbone(kind), placement="houlsby")
+    batch = dataset(cell).batch(range(len(cell.prompts)))
+    cell.learner.eval()
+    with torch.no_grad():
+        before = cell.learner(batch)
+        for adapter in cast(Any, cell.learner.method).adapters:
+            adapter.up.bias.fill_(1.0)
+            adapter.up.bias[0] = -3.0
+        after = cell.learner(batch)
+        cell.learner.method.backbone.reset()
+        plain = cell.learner.readout.scores(cell.learner.method.backbone(batch), batch)
+    assert (before - plain).abs().max() < 0.1 * (after - plain).abs().max()
