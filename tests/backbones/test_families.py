@@ -176,7 +176,7 @@ def test_states_below_a_layer_may_be_kept_in_every_decoder(kind):
 def test_two_adapters_a_block_find_the_layers_that_end_its_halves(kind):
     """At first they change almost nothing, with their last weights at 1 they do."""
     if kind in ("xlm", "albert", "gpt-oss"):
-        with pytest.raises(UserError, match="no row of blocks|do not end in linear layers"):
+        with pytest.raises(UserError, match=r"no row of blocks|do not end in linear layers"):
             cases.cell("adapter", tiny.backbone(kind), placement="houlsby")
         return
     cell = cases.cell("adapter", tiny.backbone(kind), placement="houlsby")
