@@ -6,10 +6,7 @@ cluster/README.md.
 
 from __future__ import annotations
 
-import codecs
-import io
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +18,7 @@ from rich.table import Table as RichTable
 
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
+from raypft.cli.terminal import check_words, quiet, speak_anyhow
 from raypft.errors import UserError
 from raypft.storage import path_of
 
@@ -322,34 +320,6 @@ def export(
 
     write(load_trained(run, seed), folder)
     console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
-
-
-def quiet() -> None:
-    """Progress belongs to raypft; the libraries' chatter stays off the terminal."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def speak_anyhow() -> None:
-    """What the terminal's encoding can't show is printed as JSON escapes it, \\u00b1 for ±, which JSON lines allow."""
-
-    def escaped(error: UnicodeError) -> tuple[str, int]:
-        assert isinstance(error, UnicodeEncodeError)
-        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-    codecs.register_error("raypft", escaped)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="raypft")
-
-
-def check_words() -> None:
-    """Raise a UserError where a word of the command is no text: bytes that are no UTF-8."""
-    for number, word in enumerate(sys.argv[1:], 1):
-        if not word.isascii() and word != word.encode("utf-8", "replace").decode("utf-8"):
-            raise UserError(f"command: word {number}, {word!r}, holds bytes that are no UTF-8; expected UTF-8 text")
 
 
 def main(command: Callable[[], None] = app) -> None:
