@@ -11,15 +11,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from raypft.errors import UserError, nearest
 
+NUMBERS = (int, float, int | None, float | None)
+"""The types of keys that take a number."""
+
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values do not change after loading."""
+    """Unknown keys are errors, numbers are finite and no truth values, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1: of `shots: yes` one row a class would be drawn."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in NUMBERS:
+            raise ValueError("expected a number")
+        return value
 
 
 def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, str]:
@@ -175,7 +186,8 @@ def validation_line(where: str, error: Exception, values: object) -> str:
         return f'{where}: unknown key "{key}"; {nearest(str(first["loc"][-1]), known)}'
     if first["type"] == "missing":
         return f'{where}: key "{key}" is missing'
-    return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+    quoted = "; write it in quotes" if first["type"] == "string_type" and not isinstance(first["input"], dict) else ""
+    return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}{quoted}"
 
 
 def _keys_at(title: str, location: tuple[int | str, ...]) -> list[str]:

@@ -70,7 +70,7 @@ class Dev(Strict):
 class Test(Strict):
     """What is tested, once, after selection."""
 
-    languages: list[str] | None = Field(default=None, description="None: all languages of the task")
+    languages: list[str] | None = Field(default=None, min_length=1, description="None: all languages of the task")
     limit: int | None = Field(default=None, ge=1, description="rows per language, the same for every seed and method")
 
 
