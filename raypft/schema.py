@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, s
         UserError: no such file, or no such name (nearest named).
     """
     is_path = name.endswith((".yaml", ".yml"))
-    path = Path(name).expanduser() if is_path else folder / f"{name}.yaml"
+    path = Path(os.path.expanduser(name)) if is_path else folder / f"{name}.yaml"
     if not path.is_file():
         if is_path:
             raise UserError(missing.format(path))

@@ -107,6 +107,18 @@ def test_a_truth_value_is_no_number(key):
     assert line_of(f"{key}=yes").startswith(f"recipes/profit.yaml: {key}: found True; ")
 
 
+@pytest.mark.parametrize(
+    ("override", "start"),
+    [
+        ("method={name: lora, rank: true}", "recipes/profit.yaml: method: rank: found True; "),
+        ("method={name: prefix, std: .inf}", "recipes/profit.yaml: method: std: found inf; "),
+        ("readout={name: span, longest: yes}", "recipes/profit.yaml: readout: longest: found True; "),
+    ],
+)
+def test_numbers_of_methods_and_readouts_are_such_too(override, start):
+    assert line_of(override).startswith(start)
+
+
 def test_a_code_that_yaml_takes_for_a_truth_value_is_to_be_quoted():
     line = line_of("train.languages=[no]")
     assert line.endswith("train.languages.0: found False; input should be a valid string; write it in quotes")
