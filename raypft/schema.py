@@ -75,6 +75,8 @@ def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
     values = load_yaml(path, where)
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of keys, found {type(values).__name__}")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{where}: found the key {odd[0]!r}, which is no text; expected a name, in quotes if need be")
     return values
 
 
@@ -107,7 +109,7 @@ def load_yaml(path: Path, where: str) -> Any:
         return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
@@ -124,7 +126,7 @@ def split_override(override: str) -> tuple[str, Any]:
         return key, yaml.load(text, _Loader)
     except UserError as error:
         raise UserError(f'override "{override}": {error}') from None
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f'override "{override}": the value is not readable as YAML; quote it') from None
 
 

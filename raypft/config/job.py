@@ -115,7 +115,9 @@ class Resources(Strict):
 class Job(Strict):
     """Everything that decides a result, and where it is computed."""
 
-    recipe: Annotated[str, PROVENANCE] = "job"
+    recipe: Annotated[str, PROVENANCE] = Field(
+        default="job", pattern=r"^[^/\n]+$", description="begins a folder's name"
+    )
     source: Annotated[str, PROVENANCE] = Field(default="", description="the paper and section the settings come from")
     task: str
     pattern: str

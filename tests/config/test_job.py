@@ -97,6 +97,11 @@ def test_some_language_is_trained_on():
     assert line_of("test.languages=[]").startswith("recipes/profit.yaml: test.languages: found []; ")
 
 
+@pytest.mark.parametrize("name", ["a/b", "../x", '"a\\nb"', '""'])
+def test_a_recipe_begins_a_folders_name(name):
+    assert line_of(f"recipe={name}").startswith("recipes/profit.yaml: recipe: found ")
+
+
 @pytest.mark.parametrize("override", ["train.lr=inf", "train.lr=1e400", "train.weight_decay=inf", "train.clip=inf"])
 def test_numbers_are_finite(override):
     assert line_of(override).endswith("input should be a finite number")
