@@ -87,9 +87,11 @@ def _selected(job: dict[str, Any], dev_rows: int) -> str:
     """Which epoch was tested."""
     if not job["train"]["epochs"]:
         return "nothing trained"
+    if job["train"]["select"] == "last":
+        return "last epoch"
     if not dev_rows:
         return "last epoch, as there are no dev rows"
-    by = f"{job['train']['select']} {job['dev'].get('metric') or ''}".rstrip()
+    by = f"best {job['dev'].get('metric') or ''}".rstrip()
     return f"epoch chosen by {by} on {dev_rows} dev rows"
 
 

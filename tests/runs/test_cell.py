@@ -203,6 +203,7 @@ def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
         ("train.epochs=2", 4, "epoch chosen by best on 4 dev rows"),
         ("dev.metric=accuracy", 4, "epoch chosen by best accuracy on 4 dev rows"),
         ("train.epochs=2", 0, "last epoch, as there are no dev rows"),
+        ("train.select=last", 4, "last epoch"),
         ("train.epochs=0", 4, "nothing trained"),
     ],
 )
