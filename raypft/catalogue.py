@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ def own_path(part: str, name: str) -> Path:
         UserError: there is none, or the package of its module can't be imported.
     """
     if name.endswith(".py"):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
             raise UserError(f"{part}: no file {path}; give the path of a Python file")
         return path

@@ -6,20 +6,32 @@ import copy
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from raypft.errors import UserError, nearest
 
+NUMBERS = (int, float, int | None, float | None)
+"""The types of keys that take a number."""
+
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values do not change after loading."""
+    """Unknown keys are errors, numbers are finite and no truth values, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1: of `shots: yes` one row a class would be drawn."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in NUMBERS:
+            raise ValueError("expected a number")
+        return value
 
 
 def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, str]:
@@ -32,7 +44,7 @@ def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, s
         UserError: no such file, or no such name (nearest named).
     """
     is_path = name.endswith((".yaml", ".yml"))
-    path = Path(name).expanduser() if is_path else folder / f"{name}.yaml"
+    path = Path(os.path.expanduser(name)) if is_path else folder / f"{name}.yaml"
     if not path.is_file():
         if is_path:
             raise UserError(missing.format(path))
@@ -63,6 +75,8 @@ def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
     values = load_yaml(path, where)
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of keys, found {type(values).__name__}")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{where}: found the key {odd[0]!r}, which is no text; expected a name, in quotes if need be")
     return values
 
 
@@ -95,7 +109,7 @@ def load_yaml(path: Path, where: str) -> Any:
         return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
@@ -112,7 +126,7 @@ def split_override(override: str) -> tuple[str, Any]:
         return key, yaml.load(text, _Loader)
     except UserError as error:
         raise UserError(f'override "{override}": {error}') from None
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f'override "{override}": the value is not readable as YAML; quote it') from None
 
 
@@ -175,7 +189,8 @@ def validation_line(where: str, error: Exception, values: object) -> str:
         return f'{where}: unknown key "{key}"; {nearest(str(first["loc"][-1]), known)}'
     if first["type"] == "missing":
         return f'{where}: key "{key}" is missing'
-    return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}"
+    quoted = "; write it in quotes" if first["type"] == "string_type" and not isinstance(first["input"], dict) else ""
+    return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}{quoted}"
 
 
 def _keys_at(title: str, location: tuple[int | str, ...]) -> list[str]:

@@ -36,10 +36,13 @@ def path_of(text: str) -> Path:
     """The path that a folder or URI names.
 
     Raises:
-        UserError: the store's client is not installed.
+        UserError: the store's client is not installed, or ~name is no one's home folder.
     """
     if "://" not in text:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise UserError(f"path: {text}: there is no such home folder; write ./{text} if it is called so") from None
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     from upath import UPath  # noqa: PLC0415  (needed only here)

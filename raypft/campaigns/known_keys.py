@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def _of_paths(names: list[str]) -> list[Stamp]:
     """The files among these names, those of the modules, and what lies in the folders among them."""
     stamps = []
     for name in names:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if path.is_dir():
             stamps += _of_folder(path)
         elif path.is_file():

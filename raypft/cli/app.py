@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(submit_app, name="submit")
-console = Console()
+console = Console(markup=False, emoji=False)  # [b] in a path or an answer is no style
 Names = Annotated[
     list[str],
     typer.Argument(
@@ -71,10 +72,8 @@ def run(
     prepared = [prepare(job) for job in jobs]
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
-        line = (
-            f"[bold]{ready.job.recipe}[/] {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
-        )
-        console.print(line, highlight=False, soft_wrap=True)
+        line = f" {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
+        console.print(Text.assemble((ready.job.recipe, "bold"), line), highlight=False, soft_wrap=True)
     with RunProgress(console, as_json, labels) as tell:
         results = run_jobs(prepared, tell, fresh)
     folders = [ready.folder for ready in prepared]
@@ -109,9 +108,8 @@ def tune(
 
     campaign = load_campaign(*words_of(words))
     if not as_json:
-        console.print(
-            f"[bold]{campaign.name}[/] {campaign.about}\nin {campaign.folder}", highlight=False, soft_wrap=True
-        )
+        line = f" {campaign.about}\nin {campaign.folder}"
+        console.print(Text.assemble((campaign.name, "bold"), line), highlight=False, soft_wrap=True)
     with CampaignProgress(console, as_json) as tell:
         rows = run_campaign(campaign, tell, fresh)
     table = write_tables(campaign, rows, campaign.folder)
@@ -190,7 +188,7 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(found, ensure_ascii=False))
     else:
         for line in found["lines"]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -247,8 +245,8 @@ def contract(
     seen = []
     for outcome in outcomes(method, kinds_of(method, on.split(",") if on else None), options, engines):
         seen.append(outcome)
-        console.print(str(outcome), highlight=False, markup=False, soft_wrap=True)
-    console.print(conclude(method, seen), highlight=False, markup=False, soft_wrap=True)
+        console.print(str(outcome), highlight=False, soft_wrap=True)
+    console.print(conclude(method, seen), highlight=False, soft_wrap=True)
 
 
 @app.command(name="list")

@@ -70,7 +70,7 @@ class RunProgress(Progress):
         super().__init__(as_json)
         self.console, self.labels = console, labels
         self.live = self.display = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("epochs"),
@@ -87,7 +87,7 @@ class RunProgress(Progress):
         self._move_bar(event, label)
         text = run_line(event, label)
         if text and (event["event"] not in ("epoch", "step") or not self.console.is_terminal):
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _move_bar(self, event: dict[str, Any], label: str) -> None:
         kind, cell = event["event"], (event.get("run"), event.get("seed"))
@@ -137,7 +137,7 @@ class CampaignProgress(Progress):
     def show(self, event: dict[str, Any]) -> None:
         text = campaign_line(event)
         if text and (event["event"] != "trial" or self.live is None):
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
         if isinstance(self.live, Live) and "total" in event:
             self.live.update(campaign_view(event))
 

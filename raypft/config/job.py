@@ -70,7 +70,7 @@ class Dev(Strict):
 class Test(Strict):
     """What is tested, once, after selection."""
 
-    languages: list[str] | None = Field(default=None, description="None: all languages of the task")
+    languages: list[str] | None = Field(default=None, min_length=1, description="None: all languages of the task")
     limit: int | None = Field(default=None, ge=1, description="rows per language, the same for every seed and method")
 
 
@@ -115,7 +115,9 @@ class Resources(Strict):
 class Job(Strict):
     """Everything that decides a result, and where it is computed."""
 
-    recipe: Annotated[str, PROVENANCE] = "job"
+    recipe: Annotated[str, PROVENANCE] = Field(
+        default="job", pattern=r"^[^/\n]+$", description="begins a folder's name"
+    )
     source: Annotated[str, PROVENANCE] = Field(default="", description="the paper and section the settings come from")
     task: str
     pattern: str

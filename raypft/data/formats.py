@@ -7,6 +7,7 @@ mark before the text is none of it.
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import re
 from collections import Counter
@@ -66,11 +67,14 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
         language: whose contractions a CoNLL-U file holds.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or no UTF-8.
     """
     reader = READERS[format or ENDINGS[path.rsplit(".", 1)[-1]]]
     try:
         with system.open_input_file(path) as stream:
+            if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise ValueError("it is UTF-16; expected UTF-8; save it as that")
+            stream.seek(0)
             return reader(stream, language or "")
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
@@ -127,7 +131,10 @@ def _words(prefix: bool) -> Callable[[pa.NativeFile, str], Columns]:
         rows = []
         for number, block in enumerate(_blocks(stream)):
             pairs = [line.partition("\t") for line in block]
-            tokens = [(word.partition(":")[2] if prefix and ":" in word else word).strip() for word, _, _ in pairs]
+            bare = next((word for word, _, _ in pairs if ":" not in word), None)
+            if prefix and bare is not None:  # of a file without prefixes, 10:30 would become 30
+                raise ValueError(f'sentence {number}: found "{bare}"; expected language:word, or format: words')
+            tokens = [(word.partition(":")[2] if prefix else word).strip() for word, _, _ in pairs]
             rows.append((str(number), tokens, [tag.strip() for _, _, tag in pairs]))
         return _sentences(rows)
 
@@ -159,7 +166,7 @@ def _conllu(stream: pa.NativeFile, language: str) -> Columns:
             )
         tokens, tags = _fuse(lines, language)
         hidden = sum(word == "_" for word in tokens)
-        if not hidden or hidden < len(tokens) - 1:
+        if tokens and (not hidden or hidden < len(tokens) - 1):
             rows.append((name, [re.sub("[ \u200c]", "", word) for word in tokens], tags))
     return _sentences(rows)
 

@@ -147,7 +147,7 @@ def draw(
         dev: replaces the protocol's; dev_limit, test_limit: rows per language, the smaller of this and the protocol's.
 
     Raises:
-        UserError: a class has fewer rows than asked for, or nothing is left to be tested.
+        UserError: a class has fewer rows than asked for, or nothing is left to train on or to be tested.
     """
     notes = []
     dev = dev or rule.dev
@@ -174,6 +174,11 @@ def draw(
     chosen = (
         _sorted(pool, seed, "train") if shots is None else _per_class(pool, languages, labels, shots, seed, "train")
     )
+    if not len(chosen):
+        raise UserError(
+            f"data: found {len(train)} train rows, of which dev and demonstrations leave none, as rows of one id stay "
+            "together; give more rows, or ids of their own"
+        )
     test = dev_rows if rule.tests_dev else test
     if test is None:
         raise UserError("dev.rows: found none; this protocol tests what it holds out; leave dev.rows out")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
 
     Raises:
         UserError: missing file or column, unreadable file, labels that do not fit the task (`columns.normalise`), no
-            row in a language, or a language that the source keeps out of this split.
+            row in a language, or a language that the source keeps out of this split or writes in another case.
     """
     task, source = origin.task, origin.source
     _check_languages(origin, split, languages)
@@ -74,6 +74,7 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
         raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
     table = with_own_ids(task, pa.concat_tables(tables))
     present = sorted(table["language"].unique().to_pylist())
+    check_spelling(origin, split, present)
     for language in languages:
         if language not in present:
             raise UserError(
@@ -82,6 +83,22 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
             )
     keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
     return table.filter(keep)
+
+
+def check_spelling(origin: Origin, split: str, present: Iterable[str]) -> None:
+    """Whether rows call the task's languages as the task does; those of "EN" would be left out without a word.
+
+    Raises:
+        UserError: a language of theirs is one of the task's but for case and blanks.
+    """
+    ours = {language.lower(): language for language in origin.task.languages}
+    for found in present:
+        meant = ours.get(found.strip().lower())
+        if meant is not None and found not in origin.task.languages:
+            raise UserError(
+                f'languages: {split} rows of {origin.task.name} ({origin.name}) have the language "{found}", the task '
+                f'"{meant}"; write {meant}, or name theirs in the source\'s languages'
+            )
 
 
 def _check_languages(origin: Origin, split: str, languages: list[str]) -> None:
@@ -287,7 +304,11 @@ def system_of(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
-    """The file at a path, an ending added if it lacks one, or in order all files that a path with * stands for."""
+    """The file at a path, an ending added if it lacks one, or in order all files that a path with * stands for.
+
+    Raises:
+        UserError: files of several endings are at a path without one.
+    """
     if "*" in path:
         folder = path[: path.index("*")].rpartition("/")[0]
         below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
@@ -298,4 +319,7 @@ def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
     endings = [f".{ending}" for ending in ENDINGS]
     if format or path.endswith(tuple(endings)):
         endings = [""]
-    return [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File][:1]
+    found = [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File]
+    if len(found) > 1:
+        raise UserError(f"data: found {' and '.join(found)}; expected one file of these rows; move the others away")
+    return found

@@ -110,7 +110,8 @@ def index(origin: Origin, languages: list[str]) -> Index:
     Read are the files' footers and, where rows say their language, that column.
 
     Raises:
-        UserError: no Parquet files, a row group or all of them are too large, or a language has no rows.
+        UserError: no Parquet files, a row group or all of them are too large, or a language has no rows or is written
+            in another case.
     """
     origin = replace(origin, root=origin.root and absolute(origin.root))  # other processes read there
     files = sources.files_of(origin, "train", languages)
@@ -128,6 +129,7 @@ def index(origin: Origin, languages: list[str]) -> Index:
                     groups += _groups(origin, parquet, path, number, language)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
+    sources.check_spelling(origin, "train", {group.language for group in groups})
     groups = [group for group in groups if group.language in languages]
     for language in languages:
         if not any(group.language == language for group in groups):

@@ -12,19 +12,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.encoded import Encoded
+from raypft.schema import Strict
 from raypft.tasks.kinds import KINDS
 
 
-class Config(BaseModel):
+class Config(Strict):
     """A method's YAML keys; a method subclasses this."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
     def soft_tokens(self) -> int:

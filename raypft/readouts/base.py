@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,13 +14,12 @@ from raypft.backbones.base import Backbone
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
+from raypft.schema import Strict
 from raypft.tasks.task import Pattern, Task
 
 
-class Config(BaseModel):
+class Config(Strict):
     """A readout's YAML keys; a readout subclasses this."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     def step(self, room: int) -> int:
         """Tokens from one window of a passage to the next where each has room for so many; windows do not overlap."""

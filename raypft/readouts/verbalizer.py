@@ -40,6 +40,8 @@ def word_columns(text: PromptTokenizer, word: str, mode: Mode, blank: str, where
             )
         return [column]
     ids = text.word_ids(word, blank)
+    if not ids:
+        raise UserError(f'{where}: "{word}" is no token for this backbone; choose another word')
     if text.tokenizer.unk_token_id in ids and text.tokenizer.unk_token_id is not None:
         raise UserError(f'{where}: "{word}" holds a piece unknown to this vocabulary; choose another word')
     if mode == "first_piece":

@@ -164,11 +164,14 @@ def _sizes(learner: Learner) -> dict[str, int]:
 
 def _state(path: Path) -> tuple[TrainState | None, list[str]]:
     """Where a cell stands, None at its beginning; and what to say where its state file is not whole."""
-    try:
-        return TrainState.load(path), []
-    except Exception as error:  # what torch raises depends on where the file ends
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        return None, [f"{path.name} can't be read ({reason}); trained from the beginning"]
+    if not path.is_file():
+        return None, []
+    with on_disk(path) as file:  # a store that fails to give it is no reason to train again
+        try:
+            return TrainState.load(file), []
+        except Exception as error:  # what torch raises depends on where the file ends
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            return None, [f"{path.name} can't be read ({reason}); trained from the beginning"]
 
 
 def _start(

@@ -1,5 +1,5 @@
-"""What a reader of a result should know of its rows: test rows that were trained on, repeated rows, empty texts, texts
-that the model's tokenizer does not know. Told, not refused: some of it may be meant.
+"""What a reader of a result should know of its rows: test rows that were trained on, classes without train rows,
+repeated rows, empty texts, texts that the model's tokenizer does not know. Told, not refused: some may be meant.
 
 Two rows are the same where language, label and all fields are.
 """
@@ -41,6 +41,9 @@ def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer)
         if role in rows and other in rows and not (tests_dev and role == "dev"):
             known = pa_compute.is_in(rows[role], rows[other].unique())  # pyright: ignore[reportAttributeAccessIssue]  # made at import
             lines += _counted(known, role, f"are also {other} rows")
+    if task.kind.one_label and "train" in tables:
+        trained = set(tables["train"]["label"].to_pylist())
+        lines += [f'no train row has the label "{name}"' for name in task.label.names if name not in trained]
     for role, table in tables.items():
         lines += _repeated(rows[role], role)
         for column in task.fields.values():

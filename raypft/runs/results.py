@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no file, or it is not whole (a full disk, a machine that died)."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 

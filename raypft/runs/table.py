@@ -83,6 +83,18 @@ def _majority(majority: dict[str, float], means: list[str], pivot: str | None) -
     return cells
 
 
+def _selected(job: dict[str, Any], dev_rows: int) -> str:
+    """Which epoch was tested."""
+    if not job["train"]["epochs"]:
+        return "nothing trained"
+    if job["train"]["select"] == "last":
+        return "last epoch"
+    if not dev_rows:
+        return "last epoch, as there are no dev rows"
+    by = f"best {job['dev'].get('metric') or ''}".rstrip()
+    return f"epoch chosen by {by} on {dev_rows} dev rows"
+
+
 def label(job: dict[str, Any]) -> str:
     """The run's name in a table: its recipe, and its pattern where that is called otherwise."""
     return job["recipe"] if job["recipe"] == job["pattern"] else f"{job['recipe']} ({job['pattern']})"
@@ -100,12 +112,7 @@ def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], la
         tested = f"{per_language[0]}" if len(per_language) == 1 else f"{per_language[0]} to {per_language[-1]}"
         seeds = [result["seed"] for result in results]
         missing = [seed for seed in job["seeds"] if seed not in seeds]
-        select = (
-            "nothing trained"
-            if not job["train"]["epochs"]
-            else f"epoch chosen by {job['train']['select']} {job['dev'].get('metric') or ''}".rstrip()
-            + f" on {sizes['dev']} dev rows"
-        )
+        select = _selected(job, sizes["dev"])
         notes.append(
             f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {', '.join(map(str, seeds))}"
             + (f" (unfinished: {missing})" if missing else "")

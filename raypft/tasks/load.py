@@ -160,5 +160,9 @@ def _check_wording(task: Task, wording: Wording, where: str) -> None:
         raise UserError(
             f"{where}.verbalizer: found {sorted(wording.verbalizer)}; expected one entry for each of {task.label.names}"
         )
+    for label, words in (wording.verbalizer or {}).items():
+        words = [words] if isinstance(words, str) else words
+        if not words or not all(map(str.strip, words)):
+            raise UserError(f"{where}.verbalizer.{label}: found {words}; expected a word that stands for the label")
     if "<slot>" in text and wording.verbalizer is None:
         raise UserError(f"{where}: a pattern with <slot> needs a verbalizer")

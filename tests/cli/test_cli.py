@@ -16,7 +16,9 @@ import pyarrow.parquet as pa_parquet
 import pytest
 
 from raypft.cli import main
+from raypft.cli.app import print_table
 from raypft.contract import tiny
+from raypft.report.table import Table
 
 TASK = """
 about: test
@@ -349,3 +351,19 @@ def test_words_that_are_no_text_are_one_line(monkeypatch, capsys):
     assert caught.value.code == 2
     line = "raypft: command: word 4, 'caf\\udce9', holds bytes that are no UTF-8; expected UTF-8 text\n"
     assert capsys.readouterr().err == line
+
+
+def test_what_a_table_and_its_notes_say_in_brackets_stays(capsys):
+    shown = Table("t: [x]@1", ["run", "[red]"], [["[b]", ":key:"]], ["in /runs/[v2]/[/a]"])
+    print_table(shown)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("t: [x]@1", "[red]", "[b]", ":key:", "- in /runs/[v2]/[/a]"))
+
+
+@pytest.mark.parametrize(
+    "word", ["storage=~no-one/r", "task=~no-one/t.yaml", "backbone=~no-one/m", "method=~no-one/m.py"]
+)
+def test_the_home_of_no_one_is_one_line(place, word, monkeypatch, capsys):
+    assert call(monkeypatch, "check", *words(place, "seeds=1", word)) == 2
+    error = capsys.readouterr().err
+    assert (error.count("\n"), "~no-one/" in error) == (1, True)

@@ -45,6 +45,15 @@ def test_a_run_is_told_in_lines_or_with_bars_a_seed(is_terminal):
         assert LINES[3] not in out.getvalue(), "a bar moves instead"
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_brackets_and_colons_in_what_is_told_stay(is_terminal):
+    out = io.StringIO()
+    note = 'no train row has the label "[/neg]", [red] or :key:'
+    with RunProgress(Console(file=out, force_terminal=is_terminal, width=100), False, {"a": "[b]"}) as tell:
+        tell({**RUN[0], "notes": [note]})
+    assert f"[b] seed 0: {note}" in out.getvalue()
+
+
 def test_as_json_every_event_of_a_run_is_a_line(capsys):
     with RunProgress(Console(), as_json=True, labels={}) as tell:
         for event in RUN:

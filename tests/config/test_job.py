@@ -94,6 +94,39 @@ def test_a_language_is_named_once(key):
 
 def test_some_language_is_trained_on():
     assert line_of("train.languages=[]").startswith("recipes/profit.yaml: train.languages: found none; expected some")
+    assert line_of("test.languages=[]").startswith("recipes/profit.yaml: test.languages: found []; ")
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", '"a\\nb"', '""'])
+def test_a_recipe_begins_a_folders_name(name):
+    assert line_of(f"recipe={name}").startswith("recipes/profit.yaml: recipe: found ")
+
+
+@pytest.mark.parametrize("override", ["train.lr=inf", "train.lr=1e400", "train.weight_decay=inf", "train.clip=inf"])
+def test_numbers_are_finite(override):
+    assert line_of(override).endswith("input should be a finite number")
+
+
+@pytest.mark.parametrize("key", ["shots", "train.epochs", "train.lr", "test.limit", "resources.workers", "seeds"])
+def test_a_truth_value_is_no_number(key):
+    assert line_of(f"{key}=yes").startswith(f"recipes/profit.yaml: {key}: found True; ")
+
+
+@pytest.mark.parametrize(
+    ("override", "start"),
+    [
+        ("method={name: lora, rank: true}", "recipes/profit.yaml: method: rank: found True; "),
+        ("method={name: prefix, std: .inf}", "recipes/profit.yaml: method: std: found inf; "),
+        ("readout={name: span, longest: yes}", "recipes/profit.yaml: readout: longest: found True; "),
+    ],
+)
+def test_numbers_of_methods_and_readouts_are_such_too(override, start):
+    assert line_of(override).startswith(start)
+
+
+def test_a_code_that_yaml_takes_for_a_truth_value_is_to_be_quoted():
+    line = line_of("train.languages=[no]")
+    assert line.endswith("train.languages.0: found False; input should be a valid string; write it in quotes")
 
 
 def test_a_key_that_stands_twice_in_a_value_is_refused():

@@ -13,7 +13,7 @@ from raypft.cluster.definition import load
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.results import read_job
-from raypft.schema import load_yaml
+from raypft.schema import load_yaml, read_yaml
 from raypft.tasks.load import load_task
 
 READERS = {
@@ -62,13 +62,23 @@ def test_what_yaml_allows_is_read(tmp_path):
     assert whole == {"base": {"p": 1, "q": 1}, "mine": {"p": 2, "q": 1}, "other": {"p": "é", "1": "a", 1: "b"}}
 
 
-@pytest.mark.parametrize("content", [b"a: 2020-13-45", b"a: \xff", b"{[a]: 1}", b"a: b: c", b"- a\n---\n- b\n"])
+@pytest.mark.parametrize(
+    "content", [b"a: 2020-13-45", b"a: \xff", b"{[a]: 1}", b"a: b: c", b"- a\n---\n- b\n", b"[" * 5000]
+)
 def test_what_is_no_yaml_is_one_line(tmp_path, content):
     path = tmp_path / "x.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^here: not readable as YAML: ") as caught:
         load_yaml(path, "here")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "shown"), [("1", "1"), ("on", "True"), ("~", "None")])
+def test_a_key_that_is_no_text_is_refused(tmp_path, key, shown):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"task: sst2\n{key}: 2\n")
+    with pytest.raises(UserError, match=f"^here: found the key {shown}, which is no text; "):
+        read_yaml(path, "here")
 
 
 def test_a_campaigns_key_is_given_nested_or_dotted_not_both():

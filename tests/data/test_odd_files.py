@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from raypft.data.sources import Origin, choose, languages_of, read_rows, read_split
+from raypft.data.streaming import index
 from raypft.errors import UserError
 from raypft.tasks.load import load_task
 
@@ -357,3 +359,48 @@ def test_languages_of_which_the_task_has_none_are_told(origin, tmp_path):
     (tmp_path / "test.jsonl").write_text(lines([{"language": "EN", **ROWS[0]}]))
     with pytest.raises(UserError, match=r"test rows of mine .mine. hold none of en, de; found: EN"):
         languages_of(origin(CHOICE), "test")
+
+
+def test_rows_whose_language_is_written_in_another_case_are_not_left_out(origin, tmp_path):
+    rows = [{**row, "language": code} for row, code in zip(ROWS, ("en", "EN "), strict=True)]
+    (tmp_path / "train.jsonl").write_text(lines(rows), encoding="utf-8")
+    message = 'languages: train rows of mine (mine) have the language "EN ", the task "en"; write en, or name theirs'
+    assert refused(origin(CHOICE)).startswith(message)
+    pa_parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(UserError, match=re.escape(message)):
+        index(origin(CHOICE, files={"train": "train.parquet"}), ["en"])
+
+
+def test_languages_that_a_task_does_not_have_are_left_out(origin, tmp_path):
+    rows = [{**row, "language": code} for row, code in zip(ROWS, ("en", "fr"), strict=True)]
+    (tmp_path / "train.jsonl").write_text(lines(rows), encoding="utf-8")
+    assert told(read(origin(CHOICE)), "text") == [("Zug fährt",)]
+
+
+def test_files_of_two_endings_for_one_split_are_refused(origin, tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nalt,no\n", encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text(lines(ROWS), encoding="utf-8")
+    assert refused(origin(CHOICE)).startswith(f"data: found {tmp_path}/train.jsonl and {tmp_path}/train.csv; ")
+    assert len(read(origin(CHOICE, files={"train": "train.csv"}))) == 1
+
+
+def test_words_without_a_language_are_no_panx(origin, tmp_path):
+    (tmp_path / "train.tsv").write_text("Um\tO\n10:30\tA\n", encoding="utf-8")
+    source = {"files": {"train": "train.tsv"}}
+    assert 'sentence 0: found "Um"; expected language:word' in refused(origin(TAGS, format="panx", **source))
+    assert told(read(origin(TAGS, format="words", **source)), "tokens") == [(["Um", "10:30"],)]
+
+
+def test_comments_alone_are_no_sentence(origin, tmp_path):
+    (tmp_path / "train.conllu").write_text(f"# newdoc\n\n{CONLLU}# end\n", encoding="utf-8")
+    assert told(read(origin(TAGS)), "tokens") == [(["Die", "Uhr"],)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "conllu"])
+def test_utf_16_is_told(origin, tmp_path, ending, encoding):
+    text = {"csv": "text,label\na,no\n", "jsonl": lines(ROWS), "conllu": CONLLU}[ending]
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    (tmp_path / f"train.{ending}").write_bytes(mark + text.encode(encoding))
+    assert "can't be read: it is UTF-16; expected UTF-8" in refused(origin(TAGS if ending == "conllu" else CHOICE))

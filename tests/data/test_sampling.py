@@ -211,6 +211,13 @@ def test_a_language_or_class_without_any_row_is_an_error_too():
         sample(train=rows("train", count=1, languages=("de",)), demos=1)
 
 
+def test_rows_of_one_id_that_are_all_held_out_leave_none_to_train_on():
+    alike = pa.Table.from_pylist([{**row, "id": "same"} for row in TRAIN.to_pylist()])
+    with pytest.raises(UserError, match=r"^data: found 120 train rows, of which dev and demonstrations leave none, "):
+        sample(train=alike, validation=None, shots=None)
+    assert len(sample(train=alike, validation=None, shots=None, dev="none").train) == 120
+
+
 def test_an_unknown_protocol_names_the_nearest():
     with pytest.raises(UserError, match=r'^protocol: "zs2012" is unknown; did you mean "zs2021"\?'):
         protocol("zs2012")

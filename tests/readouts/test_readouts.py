@@ -151,6 +151,7 @@ def test_blank_before_the_slot_belongs_to_the_word(text, expected):
         (wordpiece, {"yes": "terrible", "no": "good"}, "raw_piece", r"\"terrible\" is no piece of the vocabulary"),
         (wordpiece, {"yes": "xyz", "no": "good"}, "first_piece", r"verbalizer.yes: \"xyz\" holds a piece unknown"),
         (wordpiece, {"yes": "greatly", "no": "great"}, "first_piece", r"yes and no have the same token"),
+        (wordpiece, {"yes": " ", "no": "good"}, "last_piece", r"verbalizer.yes: \".*\" is no token"),
         (wordpiece, {"yes": ["great", "bad"], "no": ["bad", "great"]}, "mean", r"yes and no have the same token"),
         (wordpiece, {"yes": ["great", "terrible"], "no": "good"}, "mean", r"verbalizer.yes: \"terrible\" is 3 tokens"),
         (

@@ -197,6 +197,27 @@ def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
     assert [row["span_f1@1"] for row in shown] == ["", "60.0 (n=1)"]
 
 
+@pytest.mark.parametrize(
+    ("override", "dev", "said"),
+    [
+        ("train.epochs=2", 4, "epoch chosen by best on 4 dev rows"),
+        ("dev.metric=accuracy", 4, "epoch chosen by best accuracy on 4 dev rows"),
+        ("train.epochs=2", 0, "last epoch, as there are no dev rows"),
+        ("train.select=last", 4, "last epoch"),
+        ("train.epochs=0", 4, "nothing trained"),
+    ],
+)
+def test_a_table_says_which_epoch_was_tested(tmp_path, override, dev, said):
+    job = load_job("vanilla", ["task=sst2", "backbone=x", "seeds=[10]", override]).job
+    facts = {"metric": "accuracy@1", "scores": {"en": 50.0}, "test_rows": "x", "mean": 50.0, "rows": {"en": 2}}
+    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "notes": []}
+    facts |= {"sizes": {"train": 1, "dev": dev, "test": 2, "demos": 0}, "metrics": {"accuracy@1": {"en": 50.0}}}
+    (tmp_path / "seed-10").mkdir()
+    (tmp_path / "job.yaml").write_text(job.dump())
+    (tmp_path / "seed-10" / "result.json").write_text(json.dumps(facts))
+    assert f"0 demonstrations, {said}; 2 test rows" in run_table([tmp_path]).notes[1]
+
+
 def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
     choice = rows_of(("en", "A", "B"), ("en", "A", "B"), ("en", "B", "B"), ("de", "B", "A"))
     assert [row.answer for row in majority(task("choice", ["A", "B"], ["accuracy"]), choice)] == ["A", "A", "A", "B"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
@@ -14,7 +15,7 @@ import pytest
 from raypft.config.load import load_job
 from raypft.contract import tiny
 from raypft.errors import UserError
-from raypft.runs import provenance
+from raypft.runs import cell, provenance
 from raypft.runs.inspect import checked
 from raypft.runs.predict import load_trained
 from raypft.runs.prepare import prepare
@@ -210,3 +211,17 @@ def test_rows_of_a_program_are_answered_or_refused(finished, monkeypatch, rows, 
         assert len(trained.predict(rows)) == 2
     else:
         assert refused(lambda: trained.predict(rows)).startswith(line)
+
+
+def test_a_store_that_fails_to_give_a_state_does_not_train_it_away(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    path.write_bytes(b"torn")
+    assert cell._state(path)[0] is None
+
+    def fails(path: Path) -> Any:
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(cell, "on_disk", fails)
+    with pytest.raises(OSError, match="connection reset"):
+        cell._state(path)
+    assert cell._state(tmp_path / "none.pt") == (None, [])

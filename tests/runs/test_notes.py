@@ -36,8 +36,8 @@ def told(
 ) -> list[str]:
     fields = FIELDS[kind]
     task = Task(
-        name="t", about="", kind=KINDS[kind], fields=fields, label=Label(names=["a", "b"]), languages=["en", "de"],
-        metric="accuracy", sources={"files": Source(files={"train": "x"})}, patterns={},
+        name="t", about="", kind=KINDS[kind], fields=fields, label=Label(names=more.get("names", ["a"])),
+        languages=["en", "de"], metric="accuracy", sources={"files": Source(files={"train": "x"})}, patterns={},
     )  # fmt: skip
 
     def table(rows: list[dict]) -> pa.Table:
@@ -64,6 +64,14 @@ def test_train_rows_that_are_test_rows_are_counted():
         "1 of 2 dev rows are also test rows",
         "1 of 3 train rows are also dev rows",
     ]
+
+
+def test_a_class_without_train_rows_is_told():
+    assert told("choice", [row("x")], [row("y"), row("z", "b")], names=["a", "b", "c"]) == [
+        'no train row has the label "b"',
+        'no train row has the label "c"',
+    ]
+    assert told("tags", [{"words": ["x"], "label": ["a"]}], [{"words": ["y"], "label": ["b"]}], names=["a", "b"]) == []
 
 
 def test_what_the_protocol_wants_or_no_one_has_read_is_not_told():

@@ -104,9 +104,28 @@ ERRORS = {
     "word read as a truth value": (
         '"yes": good',
         '"yes": Yes',
-        "patterns.p1.verbalizer.yes: found True; input should be a valid string",
+        "patterns.p1.verbalizer.yes: found True; input should be a valid string; write it in quotes",
     ),
-    "number for a label": ('"no", "yes"', '0, "yes"', "label.names.0: found 0; input should be a valid string"),
+    "number for a label": (
+        '"no", "yes"',
+        '0, "yes"',
+        "label.names.0: found 0; input should be a valid string; write it in quotes",
+    ),
+    "no word for a label": (
+        '"yes": good',
+        '"yes": " "',
+        "patterns.p1.verbalizer.yes: found [' ']; expected a word that stands for the label",
+    ),
+    "an empty list of words for a label": (
+        '"yes": good',
+        '"yes": []',
+        "patterns.p1.verbalizer.yes: found []; expected a word that stands for the label",
+    ),
+    "no word for a label in a language": (
+        "source: mine",
+        'source: mine, by_language: {de: {verbalizer: {"no": nein, "yes": ""}}}',
+        "patterns.p1.by_language.de.verbalizer.yes: found ['']; expected a word that stands for the label",
+    ),
     "unknown mode": (
         "source: mine",
         "source: mine, mode: firstpiece",
