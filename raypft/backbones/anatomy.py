@@ -40,12 +40,18 @@ class Anatomy(nn.Module):
         self.model = model
         self.config = model.config
         self.on_meta = next(model.parameters()).is_meta
-        self.hidden: int = self.config.hidden_size
-        self.num_layers: int = self.config.num_hidden_layers
-        self.embedding_size: int = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[1]
+        try:
+            self.hidden: int = self.config.hidden_size
+            self.num_layers: int = self.config.num_hidden_layers
+            self.embedding_size: int = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[1]
+        except (AttributeError, NotImplementedError) as error:
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: {error}; expected word embeddings, "
+                "blocks of one width and an output embedding; choose another backbone"
+            ) from None
         # plain references: registered once more, the same parameters would stand in the state dict under two names
         self.__dict__["_blocks"] = self._find_blocks()
-        self.__dict__["decoder"] = model.get_output_embeddings()
+        self.__dict__["decoder"] = self._find_decoder()
 
     @property
     def has_blocks(self) -> bool:
@@ -156,6 +162,15 @@ class Anatomy(nn.Module):
             if whole:
                 return whole[0] if len(whole) == 1 else None
         return None
+
+    def _find_decoder(self) -> nn.Linear:
+        decoder = self.model.get_output_embeddings()
+        if getattr(decoder, "weight", None) is None:
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: transformers does not say which "
+                "layer its vocabulary scores come from; choose another backbone"
+            )
+        return cast(nn.Linear, decoder)
 
     def _find_embedding(self) -> nn.Module:
         """The module that is called with the prompt's ids."""

@@ -66,6 +66,7 @@ class Backbone(Seams, ABC):
         if self.scores_by_column:
             self.decoder.__class__ = ColumnLinear
         self.lacks: tuple[str, ...] = ()
+        self._takes_columns = self._can_take_columns()  # while the weights are whole: ZeRO-3 shares them out
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self.lower, self.pad)
 
@@ -172,7 +173,7 @@ class Backbone(Seams, ABC):
         if self.lacks:
             raise UserError(lacking(self.source, self.lacks))
         with self._sparse_put():
-            if columns is None or not self.scores_by_column:
+            if columns is None or not self._takes_columns:
                 scores = self.own_scores(states)
                 return scores if columns is None else scores[:, columns]
             decoder = cast(ColumnLinear, self.decoder)
@@ -183,6 +184,25 @@ class Backbone(Seams, ABC):
                 decoder.columns = None
 
     # inside
+
+    def _can_take_columns(self) -> bool:
+        """Whether chosen columns of the output embedding give the model's scores of them: what its code does behind
+        that layer may need all (ESM adds a bias of the whole vocabulary)."""
+        if self.on_meta or not self.scores_by_column:
+            return self.scores_by_column
+        self.model.eval()
+        decoder = cast(ColumnLinear, self.decoder)
+        some = torch.tensor([2, 0, 1], device=decoder.weight.device)
+        states = torch.linspace(-1, 1, self.state_size, device=some.device, dtype=self.dtype).unsqueeze(0)
+        with torch.no_grad():
+            try:
+                whole = self.own_scores(states)[:, some]
+                decoder.columns = some
+                return torch.allclose(self.own_scores(states), whole, rtol=1e-3, atol=1e-3)
+            except RuntimeError:  # shapes that do not go together
+                return False
+            finally:
+                decoder.columns = None
 
     def _run(self, batch: Batch) -> Tensor:
         positions = {}

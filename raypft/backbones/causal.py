@@ -13,6 +13,7 @@ from raypft.backbones.heads import classifier, new_linear
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
+from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 ANCHORS = ("\n", ":", ".", "1")
@@ -142,4 +143,10 @@ class CausalBackbone(Backbone):
         model = classifier(AutoModelForSequenceClassification, self.config, self._stored_at, num_labels)
         if model is None:
             return new_linear(self.state_size, self.config, num_labels, bias=False)
-        return model.get_submodule("score")
+        score = getattr(model, "score", None)
+        if not isinstance(score, nn.Linear):
+            raise UserError(
+                f"readout: {type(model).__name__} does not read the last token, the only one that has seen the text in "
+                "a decoder; choose another backbone, or readout=verbalizer"
+            )
+        return score

@@ -84,6 +84,11 @@ class MaskedBackbone(Backbone):
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
+        if not self.takes("attention_mask"):
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: it has no attention mask, so that "
+                "the scores of a text depend on the texts beside it in a batch; choose another backbone"
+            )
         named = [module for name, module in self.model.named_modules() if name.endswith("position_embeddings")]
         padding = [module.padding_idx for module in named if isinstance(module, nn.Embedding)]
         # RoBERTa's positions start after its padding id, BERT's at 0

@@ -33,6 +33,8 @@ class Seams(Anatomy):
         model: a transformers model with a language-model head.
     """
 
+    fixed: frozenset[str]
+    """Names of parameters that no gradient reaches in any training: a router's balancing terms, say."""
     _sparse: list[Sparse]
     _tied: nn.Parameter | None
 
@@ -48,6 +50,7 @@ class Seams(Anatomy):
         self.__dict__["_tied"] = None
         self._positions_taken = 0
         self._batch: Batch | None = None
+        self.fixed = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         self.requires_grad_(False)
         self._find_embedding().register_forward_hook(self._after_embedding)
         for layer, block in enumerate(self._blocks or (), start=1):
@@ -56,7 +59,16 @@ class Seams(Anatomy):
 
     def on_embed(self, module: nn.Module) -> None:
         """Run `module(states [B, T, E], batch) -> [B, T, E]` on the word embeddings; E is `embedding_size`, not
-        always H."""
+        always H.
+
+        Raises:
+            UserError: the model's embedding gives more than states.
+        """
+        if not isinstance(self._find_embedding(), nn.Embedding):
+            raise UserError(
+                f"backbone: the word embedding of {self.config.model_type} models gives no plain states, nothing can "
+                "be put behind it; choose another backbone or method"
+            )
         self._embed_seams.append(module)
 
     def on_layer(self, layer: int, module: nn.Module) -> None:
@@ -271,6 +283,11 @@ class Seams(Anatomy):
 
     def _through_seams(self, layer: int, states: Tensor) -> Tensor:
         for module in self._layer_seams.get(layer, ()):
+            if states.ndim != 3:
+                raise UserError(
+                    f"backbone: the blocks of {self.config.model_type} models pass on {list(states.shape)}, expected "
+                    "one state a token, [B, T, H]; nothing can be put between them; choose another backbone or method"
+                )
             states = module(states, self._batch)
         return states
 
