@@ -93,9 +93,15 @@ class Anatomy(nn.Module):
     @property
     def key_shape(self) -> tuple[int, int]:
         """Number of key heads and their size, A and D."""
-        heads = self.config.num_attention_heads
-        size = getattr(self.config, "head_dim", None) or self.hidden // heads
-        return getattr(self.config, "num_key_value_heads", None) or heads, size
+        try:
+            heads = self.config.num_attention_heads
+            size = getattr(self.config, "head_dim", None) or self.hidden // heads
+            return getattr(self.config, "num_key_value_heads", None) or heads, size
+        except Exception as error:  # transformers has an error of its own for a value that differs by layer
+            raise UserError(
+                f"backbone: {self.config.model_type} models do not say how many heads of which size all their "
+                f"attentions have ({type(error).__name__}); this method can't reach their keys, choose another"
+            ) from None
 
     def takes(self, argument: str) -> bool:
         """Whether the model's body can be called with an argument of this name."""
@@ -156,6 +162,11 @@ class Anatomy(nn.Module):
         return next(self.model.parameters()).dtype
 
     def _find_blocks(self) -> nn.ModuleList | None:
+        if self.model.base_model is self.model:
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: transformers does not say which "
+                "part of it is the body; choose another backbone"
+            )
         for module in self.model.base_model.modules():
             lists = [part for part in module.children() if isinstance(part, nn.ModuleList)]
             whole = [part for part in lists if len(part) == self.num_layers]

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
-from raypft.backbones.heads import ColumnLinear, given_states, word_classifier
+from raypft.backbones.heads import ColumnLinear, classifier, given_states, word_classifier
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
@@ -26,14 +26,17 @@ class _Passing(nn.Module):
     """Stands in for a block that need not run: passes its input on, in the form in which the block gives its output.
 
     Args:
-        block: whose plain attributes (the kind of its attention, say) a model's body reads.
+        block: whose attributes (the kind of its attention, say) a model's body reads.
         form: what `Seams._form` knows of the output.
     """
 
     def __init__(self, block: nn.Module, form: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        vars(self).update({key: value for key, value in vars(block).items() if isinstance(value, str | int | float)})
+        self.__dict__["block"] = block  # a plain reference: it is the model's
         self.form = form
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         return self.form(arguments[0] if arguments else keywords["hidden_states"])
@@ -103,7 +106,12 @@ class Backbone(Seams, ABC):
 
     def word_head(self, num_labels: int) -> nn.Module:
         """A head over words, [S, H] -> [S, C], equal to AutoModelForTokenClassification's."""
-        return word_classifier(self.config, self.state_size, self._stored_at, num_labels)
+        return word_classifier(self.config, self.state_size, self._stored_at, num_labels, self.model._modules)
+
+    def _classifier(self, num_labels: int) -> PreTrainedModel | None:
+        return classifier(
+            AutoModelForSequenceClassification, self.config, self._stored_at, num_labels, self.model._modules
+        )
 
     @property
     def _stored_at(self) -> str | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.heads import ClassificationHead, classifier
+from raypft.backbones.heads import ClassificationHead
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
@@ -104,5 +103,5 @@ class MaskedBackbone(Backbone):
         return self.model(input_ids=batch.ids, attention_mask=batch.mask, **self.arguments(batch)).logits
 
     def head(self, num_labels: int) -> nn.Module | None:
-        model = classifier(AutoModelForSequenceClassification, self.config, self._stored_at, num_labels)
+        model = self._classifier(num_labels)
         return None if model is None else ClassificationHead(model)

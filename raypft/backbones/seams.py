@@ -272,7 +272,7 @@ class Seams(Anatomy):
     def _after_block(self, layer: int):
         def hook(_module, _inputs, output):
             # some give more beside the states: their attention, T5's its bias
-            self._rest_of_output = output[1:] if isinstance(output, tuple) else None
+            self._rest_of_output = output[1:] if isinstance(output, tuple | list) else None
             return self._form(self._through_seams(layer, states_of(output)))
 
         return hook
@@ -294,4 +294,4 @@ class Seams(Anatomy):
 
 def states_of(output: Any) -> Tensor:
     """The states, [B, T, H], in what a block gives."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
