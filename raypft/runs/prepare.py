@@ -93,14 +93,14 @@ def prepare(resolved: ResolvedJob, memo: Memo | None = None) -> Prepared:
         for sample in {id(sample): sample for sample in prepared.samples.values()}.values():
             first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
             for prompts in encode_sample(resolved, skeleton.text, first).values():
-                _try_shapes(method, prompts[:1])
+                try_shapes(method, prompts[:1])
     finally:
         skeleton.reset()
     return replace(prepared, warnings=_warnings(prepared, memo))
 
 
 @torch.no_grad()
-def _try_shapes(method: Method, prompts: list[Encoded]) -> None:
+def try_shapes(method: Method, prompts: list[Encoded]) -> None:
     """Run prompts through a method on a model without weights: what its seams can't take there (keys of another shape
     than config.json says, say) they tell.
 

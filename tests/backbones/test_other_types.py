@@ -20,7 +20,7 @@ from raypft.backbones.load import backbone_from_config, load_backbone, load_skel
 from raypft.batch import collate
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
-from raypft.runs.prepare import _try_shapes
+from raypft.runs.prepare import try_shapes
 
 SIZES = {
     "vocab_size": tiny.VOCABULARY,
@@ -34,6 +34,15 @@ SIZES = {
     "eos_token_id": 2,
 }
 GPT = {"vocab_size": tiny.VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 160}
+LATENT = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 3,
+}
 MIXTURE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "num_key_value_heads": 2}
 
 
@@ -104,19 +113,14 @@ def test_a_head_of_a_decoder_whose_classifier_reads_the_first_token_is_refused()
         backbone.head(2)
 
 
-@pytest.mark.parametrize("method", ["ia3", "prefix"])
-def test_keys_of_another_shape_than_the_configuration_says_are_told_in_check(method):
-    """One key head for all (GPT-BigCode): its configuration names none."""
-    config = transformers.GPTBigCodeConfig(**GPT, multi_query=True)
+def test_keys_of_another_shape_than_the_configuration_says_are_told_in_check():
+    """DeepSeek's keys are longer than head_dim, which counts their rotated part alone."""
+    config = transformers.DeepseekV2Config(**SIZES, **LATENT)
     with torch.device("meta"):
         skeleton = backbone_from_config(config, tiny.tokenizer(False))
-    try:
-        cell = cases.cell(method, skeleton)
-    except UserError:
-        assert method == "ia3"  # its feed-forward part may be refused first
-        return
-    with pytest.raises(UserError, match=r"have the heads and sizes \[1, 8\] and \[1, 8\]; expected \[4, 8\]"):
-        _try_shapes(cell.learner.method, cell.prompts[:1])
+    cell = cases.cell("prefix", skeleton)
+    with pytest.raises(UserError, match=r"have the heads and sizes \[4, 8\] and \[4, 8\]; expected \[4, 4\]"):
+        try_shapes(cell.learner.method, cell.prompts[:1])
 
 
 def test_terms_that_a_router_keeps_for_itself_are_no_biases_to_train(tmp_path):
@@ -172,4 +176,4 @@ def test_the_head_of_another_task_is_not_taken_over(kind, auto, labels, tmp_path
         assert bool((value == 0.5).all()) == taken, name
     last = [value for name, value in head.named_parameters() if value.ndim == 2][-1]
     assert tuple(last.shape) == (2, 32)
-    assert 0 < float(last.std()) < 0.1
+    assert 0 < float(last.detach().std()) < 0.3
