@@ -272,7 +272,7 @@ class Seams(Anatomy):
     def _after_block(self, layer: int):
         def hook(_module, _inputs, output):
             # some give more beside the states: their attention, T5's its bias
-            self._rest_of_output = output[1:] if isinstance(output, tuple | list) else None
+            self._rest_of_output = tuple(output[1:]) if isinstance(output, tuple | list) else None
             return self._form(self._through_seams(layer, states_of(output)))
 
         return hook
