@@ -40,12 +40,18 @@ class Anatomy(nn.Module):
         self.model = model
         self.config = model.config
         self.on_meta = next(model.parameters()).is_meta
-        self.hidden: int = self.config.hidden_size
-        self.num_layers: int = self.config.num_hidden_layers
-        self.embedding_size: int = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[1]
+        try:
+            self.hidden: int = self.config.hidden_size
+            self.num_layers: int = self.config.num_hidden_layers
+            self.embedding_size: int = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[1]
+        except (AttributeError, NotImplementedError) as error:
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: {error}; expected word embeddings, "
+                "blocks of one width and an output embedding; choose another backbone"
+            ) from None
         # plain references: registered once more, the same parameters would stand in the state dict under two names
         self.__dict__["_blocks"] = self._find_blocks()
-        self.__dict__["decoder"] = model.get_output_embeddings()
+        self.__dict__["decoder"] = self._find_decoder()
 
     @property
     def has_blocks(self) -> bool:
@@ -87,9 +93,15 @@ class Anatomy(nn.Module):
     @property
     def key_shape(self) -> tuple[int, int]:
         """Number of key heads and their size, A and D."""
-        heads = self.config.num_attention_heads
-        size = getattr(self.config, "head_dim", None) or self.hidden // heads
-        return getattr(self.config, "num_key_value_heads", None) or heads, size
+        try:
+            heads = self.config.num_attention_heads
+            size = getattr(self.config, "head_dim", None) or self.hidden // heads
+            return getattr(self.config, "num_key_value_heads", None) or heads, size
+        except Exception as error:  # transformers has an error of its own for a value that differs by layer
+            raise UserError(
+                f"backbone: {self.config.model_type} models do not say how many heads of which size all their "
+                f"attentions have ({type(error).__name__}); this method can't reach their keys, choose another"
+            ) from None
 
     def takes(self, argument: str) -> bool:
         """Whether the model's body can be called with an argument of this name."""
@@ -150,12 +162,26 @@ class Anatomy(nn.Module):
         return next(self.model.parameters()).dtype
 
     def _find_blocks(self) -> nn.ModuleList | None:
+        if self.model.base_model is self.model:
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: transformers does not say which "
+                "part of it is the body; choose another backbone"
+            )
         for module in self.model.base_model.modules():
             lists = [part for part in module.children() if isinstance(part, nn.ModuleList)]
             whole = [part for part in lists if len(part) == self.num_layers]
             if whole:
                 return whole[0] if len(whole) == 1 else None
         return None
+
+    def _find_decoder(self) -> nn.Linear:
+        decoder = self.model.get_output_embeddings()
+        if getattr(decoder, "weight", None) is None:
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: transformers does not say which "
+                "layer its vocabulary scores come from; choose another backbone"
+            )
+        return cast(nn.Linear, decoder)
 
     def _find_embedding(self) -> nn.Module:
         """The module that is called with the prompt's ids."""

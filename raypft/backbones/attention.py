@@ -91,7 +91,8 @@ def find_attention(block: nn.Module) -> nn.Module:
 
 
 def _wrapped(kind: str) -> Callable:
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **keywords):
+    # the names are transformers': some models give them by name
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords):
         # every model file has its own eager function (gemma2's caps its scores)
         inner = (
             ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -101,19 +102,34 @@ def _wrapped(kind: str) -> Callable:
         scale, give = vars(module).get(SCALES_KEYS), vars(module).get(GIVES_KEYS)
         if scale is not None:
             of_key, of_value = scale()
+            _expect_shape(module, (key, value), (of_key, of_value))
             key, value = key * of_key.to(key), value * of_value.to(value)
         if give is not None:
             first_key, first_value = (first.to(key).expand(len(key), -1, -1, -1) for first in give())
+            _expect_shape(module, (key, value), (first_key, first_value))
             width = first_key.shape[2]
             key, value = torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)
-            if mask is not None:  # [B, 1, T, T] -> [B, 1, T, P + T]
-                mask = functional.pad(mask, (width, 0), value=1 if mask.dtype == torch.bool else 0)
+            if attention_mask is not None:  # [B, 1, T, T] -> [B, 1, T, P + T]
+                opened = 1 if attention_mask.dtype == torch.bool else 0
+                attention_mask = functional.pad(attention_mask, (width, 0), value=opened)
             if keywords.get("position_bias") is not None:
                 keywords["position_bias"] = functional.pad(keywords["position_bias"], (width, 0))
             keywords["is_causal"] = False  # the mask says it; without one every token sees all
-        return inner(module, query, key, value, mask, **keywords)
+        return inner(module, query, key, value, attention_mask, **keywords)
 
     return attend
+
+
+def _expect_shape(module: nn.Module, own: Keys, given: Keys) -> None:
+    """Raise a UserError unless both have as many heads of the same size: some models make keys of another size than
+    values, or share them between all heads."""
+    shapes = [[tensor.shape[-3], tensor.shape[-1]] for tensor in (*own, *given)]
+    if shapes[:2] != shapes[2:]:
+        raise UserError(
+            f"backbone: the keys and values of {type(module).__name__} have the heads and sizes {shapes[0]} and "
+            f"{shapes[1]}; expected {shapes[2]} of both, as config.json says; this method can't reach them, choose "
+            "another"
+        )
 
 
 def _mask(kind: str) -> Callable:

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
-from raypft.backbones.heads import ColumnLinear, given_states, word_classifier
+from raypft.backbones.heads import ColumnLinear, classifier, given_states, word_classifier
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
@@ -26,14 +26,17 @@ class _Passing(nn.Module):
     """Stands in for a block that need not run: passes its input on, in the form in which the block gives its output.
 
     Args:
-        block: whose plain attributes (the kind of its attention, say) a model's body reads.
+        block: whose attributes (the kind of its attention, say) a model's body reads.
         form: what `Seams._form` knows of the output.
     """
 
     def __init__(self, block: nn.Module, form: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        vars(self).update({key: value for key, value in vars(block).items() if isinstance(value, str | int | float)})
+        self.__dict__["block"] = block  # a plain reference: it is the model's
         self.form = form
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         return self.form(arguments[0] if arguments else keywords["hidden_states"])
@@ -66,6 +69,7 @@ class Backbone(Seams, ABC):
         if self.scores_by_column:
             self.decoder.__class__ = ColumnLinear
         self.lacks: tuple[str, ...] = ()
+        self._takes_columns = self._can_take_columns()  # while the weights are whole: ZeRO-3 shares them out
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self.lower, self.pad)
 
@@ -102,7 +106,12 @@ class Backbone(Seams, ABC):
 
     def word_head(self, num_labels: int) -> nn.Module:
         """A head over words, [S, H] -> [S, C], equal to AutoModelForTokenClassification's."""
-        return word_classifier(self.config, self.state_size, self._stored_at, num_labels)
+        return word_classifier(self.config, self.state_size, self._stored_at, num_labels, self.model._modules)
+
+    def _classifier(self, num_labels: int) -> PreTrainedModel | None:
+        return classifier(
+            AutoModelForSequenceClassification, self.config, self._stored_at, num_labels, self.model._modules
+        )
 
     @property
     def _stored_at(self) -> str | None:
@@ -172,7 +181,7 @@ class Backbone(Seams, ABC):
         if self.lacks:
             raise UserError(lacking(self.source, self.lacks))
         with self._sparse_put():
-            if columns is None or not self.scores_by_column:
+            if columns is None or not self._takes_columns:
                 scores = self.own_scores(states)
                 return scores if columns is None else scores[:, columns]
             decoder = cast(ColumnLinear, self.decoder)
@@ -183,6 +192,25 @@ class Backbone(Seams, ABC):
                 decoder.columns = None
 
     # inside
+
+    def _can_take_columns(self) -> bool:
+        """Whether chosen columns of the output embedding give the model's scores of them: what its code does behind
+        that layer may need all (ESM adds a bias of the whole vocabulary)."""
+        if self.on_meta or not self.scores_by_column:
+            return self.scores_by_column
+        self.model.eval()
+        decoder = cast(ColumnLinear, self.decoder)
+        some = torch.tensor([2, 0, 1], device=decoder.weight.device)
+        states = torch.linspace(-1, 1, self.state_size, device=some.device, dtype=self.dtype).unsqueeze(0)
+        with torch.no_grad():
+            try:
+                whole = self.own_scores(states)[:, some]
+                decoder.columns = some
+                return torch.allclose(self.own_scores(states), whole, rtol=1e-3, atol=1e-3)
+            except RuntimeError:  # shapes that do not go together
+                return False
+            finally:
+                decoder.columns = None
 
     def _run(self, batch: Batch) -> Tensor:
         positions = {}

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.heads import classifier, new_linear
+from raypft.backbones.heads import new_linear
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
+from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 ANCHORS = ("\n", ":", ".", "1")
@@ -139,7 +139,13 @@ class CausalBackbone(Backbone):
 
     def head(self, num_labels: int) -> nn.Module:
         """The linear layer that transformers' classifiers call `score`; a new one for a model type that has none."""
-        model = classifier(AutoModelForSequenceClassification, self.config, self._stored_at, num_labels)
+        model = self._classifier(num_labels)
         if model is None:
             return new_linear(self.state_size, self.config, num_labels, bias=False)
-        return model.get_submodule("score")
+        score = getattr(model, "score", None)
+        if not isinstance(score, nn.Linear):
+            raise UserError(
+                f"readout: {type(model).__name__} is no linear layer on the last token, the only one of a decoder that "
+                "has seen the text; choose another backbone, or readout=verbalizer"
+            )
+        return score

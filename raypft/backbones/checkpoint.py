@@ -158,6 +158,11 @@ def read(auto: Any, folder: Path, config: Any) -> Read:
     """
     lacks = settle(auto, folder, config)
     model, _ = _read(auto, folder, config)
+    with torch.device("meta"):
+        fresh = auto.from_config(config)
+    for name, parameter in fresh.named_parameters():
+        if not parameter.requires_grad:  # reading opens what the model's code says never to train
+            model.get_parameter(name).requires_grad_(False)
     with torch.no_grad():
         named = dict(model.named_parameters(remove_duplicate=False))
         for name in lacks:

@@ -7,10 +7,13 @@ one batch, against the model's own forward pass.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.checkpoint import first_line
 from raypft.batch import collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError
@@ -70,6 +73,15 @@ def differences(backbone: Backbone) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
+def reads_context(backbone: Backbone) -> bool:
+    """Whether the scores at a text's last slot change with its first word."""
+    device = next(backbone.parameters()).device
+    prompt = prompts(backbone)[1]
+    other = replace(prompt, ids=[prompts(backbone)[0].ids[1], *prompt.ids[1:]])
+    return not torch.equal(_ours(backbone, [prompt], device)[-1], _ours(backbone, [other], device)[-1])
+
+
 def check_scores(backbone: Backbone) -> None:
     """Refuse a model whose scores are not its own when it is run through the seams.
 
@@ -79,7 +91,22 @@ def check_scores(backbone: Backbone) -> None:
     if backbone.on_meta or backbone.lacks or sum(p.numel() for p in backbone.parameters()) > LARGEST:
         return
     kind = backbone.config.model_type
-    for how, apart in differences(backbone).items():
+    try:
+        found = differences(backbone)
+        sees = reads_context(backbone)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model's own code raises on a text that does not suit it
+        raise UserError(
+            f"backbone: {backbone.source} ({kind}) can't score three short texts: {first_line(error)}; models like "
+            "this one are not supported"
+        ) from None
+    if not sees:
+        raise UserError(
+            f"backbone: {backbone.source} ({kind}): the scores of a token do not change with the words beside it; its "
+            "attention does nothing (a kernel it needs may be missing); choose another backbone"
+        )
+    for how, apart in found.items():
         if apart <= CLOSE:
             continue
         if how == "a beginning":

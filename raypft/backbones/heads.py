@@ -8,7 +8,7 @@ body is exchanged for a stand-in that gives states which are known already, and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,27 +160,55 @@ def classification_config(config: Any, **settings: Any) -> Any:
     return type(config).from_dict({**config.to_dict(), **settings})
 
 
-def classifier(auto: Any, config: Any, source: str | None, num_labels: int) -> PreTrainedModel | None:
+def classifier(
+    auto: Any, config: Any, source: str | None, num_labels: int, pretrained: Collection[str] = ()
+) -> PreTrainedModel | None:
     """The model type's AutoModelForSequenceClassification or ...TokenClassification; None where it has none.
 
     Args:
         source: the folder it is read from, what is not stored there is new; None: everything is new.
+        pretrained: names of the language model's own children. What else stands beside the body is new even where the
+            folder has it: it was trained for another task's labels.
     """
     if config.model_type not in CLASSES[auto]:
         return None
     config = classification_config(config, num_labels=num_labels)
     if source is None:
         return auto.from_config(config)
-    keys = keys_of(Path(source), config)
-    return auto.from_pretrained(source, config=config, dtype=torch.float32, key_mapping=keys, trust_remote_code=False)
+    model, info = auto.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        key_mapping=keys_of(Path(source), config),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # of another number of labels
+        trust_remote_code=False,
+    )
+    fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    for name, child in model.named_children():
+        stored = {f"{name}.{key}" for key, _ in child.named_parameters()} - fresh
+        if stored and name != model.base_model_prefix and name not in pretrained:
+            _draw_again(model, child)
+    return model
 
 
-def word_classifier(config: Any, width: int, source: str | None, num_labels: int) -> nn.Module:
+def _draw_again(model: PreTrainedModel, part: nn.Module) -> None:
+    """Give a part of a model the values that its code begins with."""
+    for tensor in part.parameters():
+        vars(tensor).pop("_is_hf_initialized", None)  # transformers spares what it marked as read
+    for module in part.modules():
+        vars(module).pop("_is_hf_initialized", None)
+        model._init_weights(module)
+
+
+def word_classifier(
+    config: Any, width: int, source: str | None, num_labels: int, pretrained: Collection[str] = ()
+) -> nn.Module:
     """What the model type's AutoModelForTokenClassification has behind its body, [S, H] -> [S, C]: dropout and a linear
     layer in most, and where a model type has no such class.
 
     Args:
-        width: of the states; source: as in `classifier`.
+        width: of the states; source, pretrained: as in `classifier`.
     """
     with torch.device("meta"):
         shape = classifier(AutoModelForTokenClassification, config, None, num_labels)
@@ -192,7 +220,7 @@ def word_classifier(config: Any, width: int, source: str | None, num_labels: int
     if len(linears) == 1 and len(linears) + len(rates) == len(parts):
         linear = new_linear(linears[0].in_features, config, num_labels, bias=linears[0].bias is not None)
         return nn.Sequential(nn.Dropout(max(rates, default=0.0)), linear)
-    model = classifier(AutoModelForTokenClassification, config, source, num_labels)
+    model = classifier(AutoModelForTokenClassification, config, source, num_labels, pretrained)
     assert model is not None
     return ClassificationHead(model)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.heads import ClassificationHead, classifier
+from raypft.backbones.heads import ClassificationHead
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
@@ -84,6 +83,11 @@ class MaskedBackbone(Backbone):
 
     def __init__(self, *arguments, **keywords) -> None:
         super().__init__(*arguments, **keywords)
+        if not self.takes("attention_mask"):
+            raise UserError(
+                f"backbone: model type {self.config.model_type} is not supported: it has no attention mask, so that "
+                "the scores of a text depend on the texts beside it in a batch; choose another backbone"
+            )
         named = [module for name, module in self.model.named_modules() if name.endswith("position_embeddings")]
         padding = [module.padding_idx for module in named if isinstance(module, nn.Embedding)]
         # RoBERTa's positions start after its padding id, BERT's at 0
@@ -99,5 +103,5 @@ class MaskedBackbone(Backbone):
         return self.model(input_ids=batch.ids, attention_mask=batch.mask, **self.arguments(batch)).logits
 
     def head(self, num_labels: int) -> nn.Module | None:
-        model = classifier(AutoModelForSequenceClassification, self.config, self._stored_at, num_labels)
+        model = self._classifier(num_labels)
         return None if model is None else ClassificationHead(model)

@@ -33,6 +33,8 @@ class Seams(Anatomy):
         model: a transformers model with a language-model head.
     """
 
+    fixed: frozenset[str]
+    """Names of parameters that no gradient reaches in any training: a router's balancing terms, say."""
     _sparse: list[Sparse]
     _tied: nn.Parameter | None
 
@@ -48,6 +50,7 @@ class Seams(Anatomy):
         self.__dict__["_tied"] = None
         self._positions_taken = 0
         self._batch: Batch | None = None
+        self.fixed = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         self.requires_grad_(False)
         self._find_embedding().register_forward_hook(self._after_embedding)
         for layer, block in enumerate(self._blocks or (), start=1):
@@ -56,7 +59,16 @@ class Seams(Anatomy):
 
     def on_embed(self, module: nn.Module) -> None:
         """Run `module(states [B, T, E], batch) -> [B, T, E]` on the word embeddings; E is `embedding_size`, not
-        always H."""
+        always H.
+
+        Raises:
+            UserError: the model's embedding gives more than states.
+        """
+        if not isinstance(self._find_embedding(), nn.Embedding):
+            raise UserError(
+                f"backbone: the word embedding of {self.config.model_type} models gives no plain states, nothing can "
+                "be put behind it; choose another backbone or method"
+            )
         self._embed_seams.append(module)
 
     def on_layer(self, layer: int, module: nn.Module) -> None:
@@ -260,7 +272,7 @@ class Seams(Anatomy):
     def _after_block(self, layer: int):
         def hook(_module, _inputs, output):
             # some give more beside the states: their attention, T5's its bias
-            self._rest_of_output = output[1:] if isinstance(output, tuple) else None
+            self._rest_of_output = tuple(output[1:]) if isinstance(output, tuple | list) else None
             return self._form(self._through_seams(layer, states_of(output)))
 
         return hook
@@ -271,10 +283,15 @@ class Seams(Anatomy):
 
     def _through_seams(self, layer: int, states: Tensor) -> Tensor:
         for module in self._layer_seams.get(layer, ()):
+            if states.ndim != 3:
+                raise UserError(
+                    f"backbone: the blocks of {self.config.model_type} models pass on {list(states.shape)}, expected "
+                    "one state a token, [B, T, H]; nothing can be put between them; choose another backbone or method"
+                )
             states = module(states, self._batch)
         return states
 
 
 def states_of(output: Any) -> Tensor:
     """The states, [B, T, H], in what a block gives."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output

@@ -35,6 +35,11 @@ class Seq2SeqTokenizer(PromptTokenizer):
         super().__init__(*arguments, **keywords)
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"backbone: the tokenizer of {self.source} has no end token; expected T5's </s>")
+        if getattr(self.config, "decoder_start_token_id", None) is None:
+            raise UserError(
+                f"backbone: config.json of {self.source} has no decoder_start_token_id, which a decoder begins with; "
+                "expected T5's, the id of its padding"
+            )
         alone = self.tokenize(SENTINEL)
         self._sentinel = alone[-1] if self.tokenizer.decode(alone[-1:]).strip() == SENTINEL else None
 

@@ -86,8 +86,8 @@ def check_job(resolved: ResolvedJob, family: str | None = None) -> None:
         )
 
 
-def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
-    """What a job and its backbone must agree on, known without weights.
+def check_fit(resolved: ResolvedJob, backbone: Backbone) -> Method:
+    """What a job and its backbone must agree on, known without weights; the method as built on the backbone.
 
     Raises:
         UserError: method, family, readout and kind (check_job), pattern and readout, marks, demonstrations, positions
@@ -138,6 +138,7 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> None:
             f"method: {named} opens nothing, no parameter trains; open some through the backbone's seams, "
             "set trains = False in it, or train.epochs=0"
         )
+    return built
 
 
 def _instead(method: type[Method], family: str | None, kind: str, has_slot: bool) -> str:

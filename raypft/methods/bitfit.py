@@ -19,7 +19,8 @@ class BitFit(base.Method):
 
     def __init__(self, config: base.Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        names = [name for name, _ in backbone.model.named_parameters() if name.rpartition(".")[2].endswith("bias")]
+        named = (name for name, _ in backbone.model.named_parameters() if name not in backbone.fixed)
+        names = [name for name in named if name.rpartition(".")[2].endswith("bias")]
         if not any(name.startswith(f"{backbone.model.base_model_prefix}.") for name in names):
             raise UserError(
                 f"method: bitfit trains biases; the body of {backbone.config.model_type} models has none; use "

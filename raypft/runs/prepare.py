@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.load import load_skeleton
@@ -18,8 +19,10 @@ from raypft.config.job import Job, Train
 from raypft.config.resolved import ResolvedJob
 from raypft.data import sources, streaming
 from raypft.data.sampling import Sample, draw
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
+from raypft.methods.base import Method
 from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.runs.memo import Memo
@@ -28,6 +31,7 @@ from raypft.schema import digest
 from raypft.storage import path_of
 from raypft.tasks.metrics import metric
 from raypft.training.encode import ENCODING, encode_sample
+from raypft.training.loader import PromptDataset
 from raypft.training.stepper import TRAINING
 
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
@@ -84,12 +88,32 @@ def prepare(resolved: ResolvedJob, memo: Memo | None = None) -> Prepared:
     memo = memo or Memo()
     prepared = identify(resolved, memo)
     skeleton = prepared.skeleton
-    check_fit(resolved, skeleton)
-    skeleton.reset()
-    for sample in {id(sample): sample for sample in prepared.samples.values()}.values():
-        first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
-        encode_sample(resolved, skeleton.text, first)
+    try:
+        method = check_fit(resolved, skeleton)
+        for sample in {id(sample): sample for sample in prepared.samples.values()}.values():
+            first = Sample(sample.train.slice(0, 1), None, sample.test.slice(0, 1), sample.demos)
+            for prompts in encode_sample(resolved, skeleton.text, first).values():
+                try_shapes(method, prompts[:1])
+    finally:
+        skeleton.reset()
     return replace(prepared, warnings=_warnings(prepared, memo))
+
+
+@torch.no_grad()
+def try_shapes(method: Method, prompts: list[Encoded]) -> None:
+    """Run prompts through a method on a model without weights: what its seams can't take there (keys of another shape
+    than config.json says, say) they tell.
+
+    Raises:
+        UserError: what a seam says.
+    """
+    rows = PromptDataset(prompts, method, method.backbone.pad)
+    try:
+        method(rows.batch(range(len(prompts))).to("meta"))
+    except UserError:
+        raise
+    except Exception:  # without weights a model can't branch on values, nor mix with tensors that have some
+        return
 
 
 def _warnings(prepared: Prepared, memo: Memo) -> dict[int, list[str]]:

@@ -113,6 +113,11 @@ def _optimizer_step(
         with RowDropout(batch, seed, number) as dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
         passes.add((dropout.drew, dropout.places))
+        if not loss.requires_grad:
+            raise UserError(
+                "train: no parameter that trains has a part in the loss; the model does not use them for texts like "
+                "these; choose another method or backbone"
+            )
         loss = loss * (stepper.world / work.weight)
         total_loss += float(loss.detach())
         penalty = learner.method.penalty() if i == work.count else None
