@@ -32,6 +32,7 @@ class HeadReadout(base.Readout):
     Config = Config
     families = ("masked", "causal")
     needs_slot = False
+    numerics = 2  # the last layer is new even where the folder holds a classifier of another task
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)

@@ -22,7 +22,7 @@ from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.runs.prepare import try_shapes
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": tiny.VOCABULARY,
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -34,7 +34,7 @@ SIZES = {
     "eos_token_id": 2,
 }
 GPT = {"vocab_size": tiny.VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 160}
-LATENT = {
+LATENT: dict[str, Any] = {
     "kv_lora_rank": 8,
     "q_lora_rank": 8,
     "qk_rope_head_dim": 4,

@@ -63,7 +63,7 @@ def test_keys_values_and_inner_activations_are_scaled_and_nothing_else(kind):
     torch.testing.assert_close(method(batch), plain(batch), rtol=0, atol=1e-6)
     seen: list[torch.Tensor] = []
     block = backbone.blocks[1]
-    block.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output]), prepend=True)
+    block.register_forward_hook(lambda _, inputs, output: seen.extend(cast(Any, [inputs[0], output])), prepend=True)
     for name, parameter in backbone.model.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
