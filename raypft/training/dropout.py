@@ -48,6 +48,8 @@ LOW = (1 << 31) - 1
 """The bits that are left of 64 shifted by 33; torch's shift repeats the sign above them."""
 LEVELS = 1 << 16
 """An element has 16 bits of a hash: rates are rounded to so many parts."""
+MAKES_ROWS = (Tensor.expand, Tensor.expand_as, Tensor.repeat, Tensor.repeat_interleave, torch.repeat_interleave)
+"""What may give every row of a batch its own copy of a table."""
 TABLE = "is_made_of_parameters"
 """The attribute of a tensor that no row of a batch has a part in."""
 
@@ -80,7 +82,7 @@ class RowDropout(TorchFunctionMode):
         keywords, own = kwargs or {}, OWN.get(func)
         result = func(*args, **keywords) if own is None else own(self, *args, **keywords)
         if isinstance(result, Tensor):
-            is_table = _are_tables([*args, *keywords.values()])
+            is_table = func not in MAKES_ROWS and _are_tables([*args, *keywords.values()])
             if is_table or TABLE in vars(result):
                 setattr(result, TABLE, is_table)
         return result

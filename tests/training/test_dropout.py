@@ -101,6 +101,18 @@ def test_a_table_has_one_mask_for_all_rows():
         assert torch.equal(masks[0], masks[2])
 
 
+@pytest.mark.parametrize("copies", [lambda t, n: t.expand(n, -1, -1), lambda t, n: t.repeat(n, 1, 1)])
+def test_a_table_that_each_row_has_a_copy_of_has_a_mask_for_each(copies):
+    """As a prefix has, whose keys stand before those of every prompt."""
+    table, masks = nn.Parameter(torch.ones(1, 5, 8)), {}
+    for names in ("abc", "b"):
+        with RowDropout(batch_of(names), 0, 0) as mode:
+            masks[names] = functional.dropout(copies(table, len(names)), 0.5) > 0
+        assert not mode.drew
+    assert torch.equal(masks["abc"][1], masks["b"][0])
+    assert not torch.equal(masks["abc"][0], masks["abc"][1])
+
+
 def test_the_generators_of_torch_have_no_part_in_it():
     torch.manual_seed(0)
     before = torch.get_rng_state()
