@@ -7,6 +7,7 @@ Two rows are the same where language, label and all fields are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pa_compute
@@ -14,6 +15,8 @@ import pyarrow.compute as pa_compute
 from raypft.backbones.text import PromptTokenizer
 from raypft.data.sampling import Sample
 from raypft.tasks.task import Task
+
+compute: Any = pa_compute  # its functions are made at import
 
 SHARED = (("train", "test"), ("dev", "test"), ("demos", "test"), ("train", "dev"))
 """Roles that should share no row."""
@@ -39,7 +42,7 @@ def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer)
     lines = []
     for role, other in SHARED:
         if role in rows and other in rows and not (tests_dev and role == "dev"):
-            known = pa_compute.is_in(rows[role], rows[other].unique())  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+            known = compute.is_in(rows[role], rows[other].unique())
             lines += _counted(known, role, f"are also {other} rows")
     if task.kind.one_label and "train" in tables:
         trained = set(tables["train"]["label"].to_pylist())
@@ -55,18 +58,18 @@ def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer)
 def _contents(task: Task, table: pa.Table) -> pa.ChunkedArray:
     """Language, label and fields of each row as one text, [rows]."""
     columns = [_flat(table[name]) for name in dict.fromkeys(["language", "label", *task.fields.values()])]
-    return pa_compute.binary_join_element_wise(*columns, pa.scalar("\x1f", pa.large_string()))  # pyright: ignore[reportAttributeAccessIssue]
+    return compute.binary_join_element_wise(*columns, pa.scalar("\x1f", pa.large_string()))
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not pa.types.is_list(column.type):
         return column.cast(pa.large_string())
-    return pa_compute.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar("\x1e", pa.large_string()))  # pyright: ignore[reportAttributeAccessIssue]
+    return compute.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar("\x1e", pa.large_string()))
 
 
 def _counted(flags: pa.ChunkedArray, role: str, what: str) -> list[str]:
     """`3 of 40 train rows …`; nothing where no flag is true."""
-    count = pa_compute.sum(flags).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    count = compute.sum(flags).as_py()
     return [f"{count} of {len(flags)} {role} rows {what}"] if count else []
 
 
@@ -77,21 +80,21 @@ def _repeated(rows: pa.ChunkedArray, role: str) -> list[str]:
 
 def _odd_texts(column: pa.ChunkedArray, role: str, name: str) -> Iterator[str]:
     if pa.types.is_list(column.type):  # words: what is odd in a text may be a word
-        words = pa_compute.list_flatten(column)  # pyright: ignore[reportAttributeAccessIssue]
-        count = pa_compute.sum(_is_blank(words)).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        words = compute.list_flatten(column)
+        count = compute.sum(_is_blank(words)).as_py()
         if count:
             yield f"{count} of {len(words)} words of {role} rows are empty"
         return
     yield from _counted(_is_blank(column), role, f"have an empty {name}")
-    missing = pa_compute.is_in(column, pa.array(MISSING))  # pyright: ignore[reportAttributeAccessIssue]
+    missing = compute.is_in(column, pa.array(MISSING))
     yield from _counted(missing, role, f"have nan, null or the like for {name}; is a value missing there?")
-    quoted = pa_compute.match_substring_regex(column, QUOTED)  # pyright: ignore[reportAttributeAccessIssue]
+    quoted = compute.match_substring_regex(column, QUOTED)
     told = f"have doubled quotes in {name}, as pandas writes them; tsv is read without quoting: write csv instead"
     yield from _counted(quoted, role, told)
 
 
 def _is_blank(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pa_compute.equal(pa_compute.utf8_trim_whitespace(texts), "")  # pyright: ignore[reportAttributeAccessIssue]
+    return compute.equal(compute.utf8_trim_whitespace(texts), "")
 
 
 def _unknown(task: Task, table: pa.Table, role: str, text: PromptTokenizer) -> Iterator[str]:
@@ -100,7 +103,7 @@ def _unknown(task: Task, table: pa.Table, role: str, text: PromptTokenizer) -> I
     if unknown is None:
         return
     for language in table["language"].unique().to_pylist():
-        of_language = table.filter(pa_compute.equal(table["language"], language)).slice(0, TOKENIZED)  # pyright: ignore[reportAttributeAccessIssue]
+        of_language = table.filter(compute.equal(table["language"], language)).slice(0, TOKENIZED)
         ids: list[int] = []
         for column in task.fields.values():
             for value in of_language[column].to_pylist():

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
+from test_columns import MLM, SPAN, TAGS, TEXT
 
 from raypft.data.sources import Origin, choose, languages_of, read_rows, read_split
 from raypft.data.streaming import index
@@ -19,20 +20,6 @@ from raypft.errors import UserError
 from raypft.tasks.load import load_task
 
 CHOICE = {"kind": "choice", "fields": {"text": "text"}, "label": {"names": ["no", "yes"]}, "metric": "accuracy"}
-TAGS = {
-    "kind": "tags",
-    "fields": {"tokens": "tokens"},
-    "label": {"column": "tags", "names": ["A", "B", "O"]},
-    "metric": "token_accuracy",
-}
-SPAN = {
-    "kind": "span",
-    "fields": {"question": "question", "context": "context"},
-    "label": {"column": "answers"},
-    "metric": "f1",
-}
-TEXT = {"kind": "text", "fields": {"text": "text"}, "metric": "accuracy"}
-MLM = {"kind": "mlm", "fields": {"text": "text"}, "metric": "token_accuracy"}
 ROWS = [{"text": "Zug fährt", "label": "no"}, {"text": "2020", "label": "yes"}]
 ASKED = {"question": "Who?", "context": "A cat sat."}
 
