@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Gemma3Config
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, ByT5Tokenizer, Gemma3Config
 
 from raypft.backbones import guard
 from raypft.backbones.fetch import locate
@@ -19,6 +19,7 @@ from raypft.backbones.load import backbone_from_config, family_of, load_backbone
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.errors import UserError
+from raypft.tasks.query import Piece, Query
 
 WEIGHTS = "model.safetensors"
 
@@ -273,3 +274,18 @@ def test_a_tokenizer_that_is_a_sentencepiece_model_and_weights_that_are_a_pickle
     ids = loaded.text.tokenize("the film was good")
     assert loaded.text.tokenizer.decode(ids) == "the film was good"
     assert 2 not in ids
+
+
+def test_a_tokenizer_of_bytes_is_read(tmp_path):
+    """ByT5: no vocabulary file, its sentinel one token, every letter another."""
+    config = tiny.config("t5")
+    config.vocab_size, config.pad_token_id, config.eos_token_id = 384, 0, 1
+    backbone_from_config(config).model.save_pretrained(tmp_path)
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    text: Any = load_backbone(str(tmp_path)).text
+    assert text.tokenize("hé") == [byte + 3 for byte in "hé".encode()]
+    assert text.answer_texts([text.answer_ids("bad")]) == ["bad"]
+    made = text.encode(Query((), (Piece("text", "ab"), Piece("slot", mark="slot"))))
+    assert made.ids == [ord("a") + 3, ord("b") + 3, 259, 1]
+    with pytest.raises(UserError, match="does not say which characters"):
+        text.offsets("ab")
