@@ -12,14 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 
 INNER = {r"^(model\.)?language_model\.(model\.)?": "model.", r"^language_model\.lm_head": "lm_head"}
 """Names of the language model's tensors inside a multimodal model to those it has alone."""
 BUFFER = re.compile(r"(rotary_emb\.inv_freq|position_ids|masked_bias|\.attn\.bias|\.attention\.bias|_float_tensor)$")
 """Tensors of older files that the code computes today."""
-
-
 TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
 """Files that a tokenizer is read from."""
 
@@ -134,8 +132,7 @@ def settle(auto: Any, folder: Path, config: Any) -> tuple[str, ...]:
             f"backbone: {folder}: {name} has the shape {list(found)}, config.json makes it {list(expected)}; expected "
             "weights and config.json of one model"
         )
-    of_head = {name for name in missing if _is_of_head(model, name)}
-    lost = [name for name in missing if name not in of_head]
+    lost = [name for name in missing if not _is_of_head(model, name)]
     if lost:
         raise UserError(
             f"backbone: {folder} lacks {len(lost)} of the model's tensors ({_some(lost)}); expected the weights of a "
@@ -175,12 +172,6 @@ def keys_of(folder: Path, config: Any) -> dict[str, str] | None:
     """How the folder's tensors are renamed for a configuration: those of a language model inside a multimodal one."""
     whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return None if whole.model_type == config.model_type else INNER
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _read(auto: Any, folder: Path, config: Any, **keywords: Any) -> tuple[Any, dict[str, Any]]:

@@ -20,7 +20,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from raypft.backbones.aliases import ALIASES, Wheel
-from raypft.errors import UserError, nearest
+from raypft.errors import UserError, first_line, nearest
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 OLDER = ["pytorch_model.bin", "pytorch_model-*.bin"]
@@ -144,9 +144,8 @@ def _convert(path: Path, sha256: str) -> Path:
             AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(partial)
             partial.rename(folder)
         except Exception as error:  # whatever a damaged file makes transformers raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"backbone: {path} can't be converted: {reason}; expected a whole GGUF file of a causal model"
+                f"backbone: {path} can't be converted: {first_line(error)}; expected a whole GGUF of a causal model"
             ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)

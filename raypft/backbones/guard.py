@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.checkpoint import first_line
 from raypft.batch import collate
 from raypft.encoded import Encoded
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 
 LENGTHS = (9, 3, 6)
 CLOSE = 1e-3

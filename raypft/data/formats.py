@@ -21,7 +21,7 @@ import pyarrow.parquet as pa_parquet
 from pyarrow import fs
 
 from raypft.data.json_rows import records
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 
 ENDINGS = {"parquet": "parquet", "jsonl": "jsonl", "tsv": "tsv", "csv": "csv", "conllu": "conllu", "json": "squad"}
 """What a file's ending says of its format."""
@@ -77,7 +77,7 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
             stream.seek(0)
             return reader(stream, language or "")
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"data: {path} can't be read: {first_line(error)}") from None
 
 
 def _parquet(stream: pa.NativeFile, _: str) -> Columns:

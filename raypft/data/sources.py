@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
 from raypft.data.formats import ENDINGS, Columns, read_file
-from raypft.errors import UserError, nearest
+from raypft.errors import UserError, first_line, nearest
 from raypft.tasks.task import Source, Task
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -225,7 +225,7 @@ def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
         )
     except Exception as error:  # the library raises many kinds; each is one line for the user
         gated = f"; see {source.gated}" if source.gated else ""
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"data: {name} ({split}) can't be read from the hub: {reason}{gated}; "
             "or give local files with data.root=FOLDER"
@@ -300,7 +300,7 @@ def system_of(path: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data: {path} can't be reached: {str(error).splitlines()[0]}") from None
+        raise UserError(f"data: {path} can't be reached: {first_line(error)}") from None
 
 
 def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:

@@ -27,7 +27,7 @@ from raypft.data import sources
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
 from raypft.data.formats import Columns
 from raypft.data.sources import Origin
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 from raypft.storage import absolute
 
 ORDER = 1
@@ -128,7 +128,7 @@ def index(origin: Origin, languages: list[str]) -> Index:
                 for number in range(parquet.num_row_groups):
                     groups += _groups(origin, parquet, path, number, language)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"data: {path} can't be read: {str(error).splitlines()[0]}") from None
+            raise UserError(f"data: {path} can't be read: {first_line(error)}") from None
     sources.check_spelling(origin, "train", {group.language for group in groups})
     groups = [group for group in groups if group.language in languages]
     for language in languages:
@@ -192,7 +192,7 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
             raw = pa_parquet.ParquetFile(source).read_row_group(group.number)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"data: {group.file} can't be read: {str(error).splitlines()[0]}; every node that reads rows must see it"
+            f"data: {group.file} can't be read: {first_line(error)}; every node that reads rows must see it"
         ) from None
     table = normalise(origin.task, origin.source, Columns.of_arrow(raw), group.file, group.language)
     table = with_own_ids(origin.task, table)

@@ -96,6 +96,22 @@ def without_folders(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def asked(trained: Trained) -> list[str]:
+    """How the model was asked: pattern, label words, demonstrations."""
+    job, pattern = trained.job, trained.encoder.pattern
+    lines = [f"- pattern `{job.pattern}`: `{json.dumps(pattern.text, ensure_ascii=False)}` ({pattern.source})"]
+    if pattern.verbalizer:
+        lines.append(
+            f"- label words ({pattern.mode}): "
+            + ", ".join(f"{name} = {words}" for name, words in pattern.verbalizer.items())
+        )
+    if pattern.by_language:
+        lines.append(f"- other wordings for {', '.join(pattern.by_language)}: see the task's YAML")
+    if job.demos:
+        lines.append(f"- {job.demos} demonstrations a class before every row: demos.parquet of the run")
+    return lines
+
+
 def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...]]) -> str:
     """The model card, README.md.
 
@@ -104,19 +120,8 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
         shape.
     """
     job, task, result = trained.job, trained.task, trained.result
-    pattern = trained.encoder.pattern
     base = base_name(job.backbone)
     languages = job.train.languages
-    asked = [f"- pattern `{job.pattern}`: `{json.dumps(pattern.text, ensure_ascii=False)}` ({pattern.source})"]
-    if pattern.verbalizer:
-        asked.append(
-            f"- label words ({pattern.mode}): "
-            + ", ".join(f"{name} = {words}" for name, words in pattern.verbalizer.items())
-        )
-    if pattern.by_language:
-        asked.append(f"- other wordings for {', '.join(pattern.by_language)}: see the task's YAML")
-    if job.demos:
-        asked.append(f"- {job.demos} demonstrations a class before every row: demos.parquet of the run")
     held = ["", "Parts:", "", *(f"- `{name}` {list(shape)}" for name, shape in parts.items())] if parts else []
     sizes, settings = result["sizes"], job.train.model_dump(exclude={"languages"})
     training = [f"{key} {value}" for key, value in settings.items() if value is not None]
@@ -138,7 +143,7 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             + (f", labels {', '.join(task.label.names)}" if task.label.names else ""),
             f"- languages: trained on {', '.join(languages)}; tested on {', '.join(result['scores'])}",
             f"- metric: {result['metric']}",
-            *asked,
+            *asked(trained),
             "",
             "## Results",
             "",

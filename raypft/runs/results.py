@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 from raypft.schema import read_yaml
 from raypft.storage import Log, on_disk
 
@@ -166,7 +166,7 @@ def read_parquet(path: Path) -> pa.Table:
         with on_disk(path) as file:
             return pa_parquet.read_table(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"run: {path} can't be read: {str(error).splitlines()[0]}; run the job again") from None
+        raise UserError(f"run: {path} can't be read: {first_line(error)}; run the job again") from None
 
 
 def read_run(folder: Path) -> RunResults:

@@ -289,3 +289,16 @@ def test_a_tokenizer_of_bytes_is_read(tmp_path):
     assert made.ids == [ord("a") + 3, ord("b") + 3, 259, 1]
     with pytest.raises(UserError, match="does not say which characters"):
         text.offsets("ab")
+
+
+@pytest.mark.parametrize(("error", "said"), [(MemoryError(), "MemoryError"), (OSError("\n torn \n more"), "torn;")])
+def test_what_another_library_says_is_one_line_even_where_it_says_nothing(error, said, tmp_path, monkeypatch):
+    saved(tmp_path, "llama")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(UserError, match=f"can't be read: {said}") as raised:
+        load_backbone(str(tmp_path))
+    assert "\n" not in str(raised.value)
