@@ -8,6 +8,7 @@ Padding is always on the right, so that a mark's position in a prompt is its pos
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +24,8 @@ class Batch:
 
     names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a
     row that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower:
-    [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry per prompt.
+    [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry per prompt; read: [B, R]
+    the slots' tokens prompt by prompt, the first repeated where others have more; number: [S] of a slot in its prompt.
     """
 
     names: list[str]
@@ -34,6 +36,8 @@ class Batch:
     gold: Tensor
     wording: Tensor
     weight: Tensor
+    read: Tensor
+    number: Tensor
     soft: Tensor | None = None
     target: Tensor | None = None
     lower: Tensor | None = None
@@ -79,6 +83,8 @@ def collate(
         slots += [(row, position) for position in prompt.marks["slot"]]
         gold += prompt.gold
     owner = [row for row, _ in slots]
+    places = [prompt.marks["slot"] for prompt in prompts]
+    most = max(2, *map(len, places))  # of a single query transformers lays out the heads in another way
     stacked = None
     if lower:
         stacked = lower[0].new_zeros((len(prompts), length, lower[0].shape[-1]))
@@ -97,6 +103,8 @@ def collate(
         gold=torch.tensor(gold),
         wording=torch.tensor([prompts[row].wording for row in owner]),
         weight=torch.full((len(slots),), weight),
+        read=torch.tensor([at + at[:1] * (most - len(at)) for at in places]),
+        number=torch.tensor(list(itertools.chain.from_iterable(map(range, map(len, places))))),
         soft=None if soft is None else torch.tensor(soft),
         target=_padded([p.target for p in prompts], pad) if prompts[0].target else None,
         lower=stacked,

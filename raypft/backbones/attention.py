@@ -2,14 +2,17 @@
 
 transformers looks attention functions up by name. `take_keys` selects a name under which its own function (SDPA or
 eager) is wrapped: the wrapper asks the attention module for keys and values, puts them first and opens the mask for
-them; `scale_keys` likewise for what the own ones are multiplied by. Only the module's own projections see positions, so
-rotary embeddings, grouped heads and sliding windows need no care here.
+them; `scale_keys` likewise for what the own ones are multiplied by; `attend_for` asks for the queries of some tokens.
+Only the module's own projections see positions, so rotary embeddings, grouped heads and sliding windows need no care
+here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,12 +22,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from raypft.backbones.reading import reading
 from raypft.errors import UserError
 
 KINDS = ("sdpa", "eager")
 PREFIX = "keys_first_"
 GIVES_KEYS = "gives_keys"
 SCALES_KEYS = "scales_keys"
+ATTENDS_FOR = "attends_for"
 
 Keys = tuple[Tensor, Tensor]
 """Keys and values, [B, A, P, D] each, B = 1 where all prompts get the same; A is the number of key heads."""
@@ -49,6 +54,59 @@ def scale_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
     """
     _listen(attention)
     attention.__dict__[SCALES_KEYS] = give
+
+
+@dataclass
+class Attended:
+    """What an attention has of all tokens, kept at its first call: queries, keys and values, mask; and then the tokens
+    to attend for, [B, R]."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    mask: Tensor | None = None
+    rows: Tensor | None = None
+
+    def few(self, is_causal: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries of `rows`, keys and values of all, the mask of those queries."""
+        assert self.query is not None
+        assert self.key is not None
+        assert self.value is not None
+        assert self.rows is not None
+        size, heads, length, width = self.query.shape
+        at = self.rows.view(size, 1, -1, 1)
+        query = self.query.gather(2, at.expand(-1, heads, -1, width))
+        mask = self.mask
+        if mask is None and is_causal:
+            # the keys behind a query's own are what was known before
+            known = self.key.shape[2] - length
+            mask = torch.arange(self.key.shape[2], device=at.device) <= at + known
+        elif mask is not None and mask.shape[2] == length:
+            mask = mask.expand(size, -1, -1, -1)
+            mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
+        return query, self.key, self.value, mask
+
+
+class KeysKnown(Exception):
+    """An attention has its queries, keys and values; no error, it ends a call of which only these were wanted."""
+
+
+@contextlib.contextmanager
+def attend_for(attention: nn.Module, attended: Attended) -> Iterator[None]:
+    """While open, the first call of `attention` ends in KeysKnown, the next ones attend for `attended.rows`.
+
+    Raises:
+        UserError: see `_listen`.
+    """
+    config = cast(Any, attention.config)
+    before = config._attn_implementation
+    _listen(attention)
+    attention.__dict__[ATTENDS_FOR] = attended
+    try:
+        yield
+    finally:
+        del attention.__dict__[ATTENDS_FOR]
+        config._attn_implementation = before
 
 
 def _listen(attention: nn.Module) -> None:
@@ -99,13 +157,24 @@ def _wrapped(kind: str) -> Callable:
             if kind == "sdpa"
             else sys.modules[type(module).__module__].eager_attention_forward
         )
-        scale, give = vars(module).get(SCALES_KEYS), vars(module).get(GIVES_KEYS)
+        scale, give, attended = (vars(module).get(name) for name in (SCALES_KEYS, GIVES_KEYS, ATTENDS_FOR))
+        if attended is not None:
+            if attended.rows is None:
+                attended.query, attended.key, attended.value, attended.mask = query, key, value, attention_mask
+                raise KeysKnown
+            is_causal = keywords.get("is_causal")
+            is_causal = kind == "sdpa" and (module.is_causal if is_causal is None else is_causal)
+            query, key, value, attention_mask = attended.few(bool(is_causal))
+            keywords["is_causal"] = False  # the mask says it
         if scale is not None:
-            of_key, of_value = scale()
+            with reading(None):
+                of_key, of_value = scale()
             _expect_shape(module, (key, value), (of_key, of_value))
             key, value = key * of_key.to(key), value * of_value.to(value)
         if give is not None:
-            first_key, first_value = (first.to(key).expand(len(key), -1, -1, -1) for first in give())
+            with reading(None):  # what a method gives has no rows of tokens
+                given = give()
+            first_key, first_value = (first.to(key).expand(len(key), -1, -1, -1) for first in given)
             _expect_shape(module, (key, value), (first_key, first_value))
             width = first_key.shape[2]
             key, value = torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)

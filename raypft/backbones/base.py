@@ -16,9 +16,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.heads import ColumnLinear, classifier, given_states, word_classifier
+from raypft.backbones.last_block import LastBlock, can_attend_for
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
-from raypft.batch import Batch
+from raypft.batch import Batch, collate
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 
 
@@ -61,6 +63,9 @@ class Backbone(Seams, ABC):
     family: str
     lacks: tuple[str, ...]
     """Names of the tensors of the language-model head that the checkpoint has not; nothing may be scored with them."""
+    reads_rows: bool
+    """Whether the last block runs for the tokens alone that are read, where the model allows it; False for comparison.
+    """
     text: PromptTokenizer
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
 
@@ -72,6 +77,8 @@ class Backbone(Seams, ABC):
         self._takes_columns = self._can_take_columns()  # while the weights are whole: ZeRO-3 shares them out
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self.lower, self.pad)
+        self._reads_rows = self._can_read_rows()
+        self.reads_rows = True
 
     @property
     def pad(self) -> int:
@@ -132,8 +139,8 @@ class Backbone(Seams, ABC):
 
     def forward(self, batch: Batch) -> Tensor:
         """The states at the slots after all blocks, [S, H]."""
-        hidden = self.body(batch)
-        return hidden[batch.slots[:, 0], batch.slots[:, 1]]
+        with self._last_for(batch) if self._reads_few(batch) else contextlib.nullcontext():
+            return self.body(batch)[batch.slots[:, 0], batch.slots[:, 1]]
 
     def body(self, batch: Batch, after: int | None = None) -> Tensor:
         """The states of all tokens after all blocks, [B, T, H]; blocks below `batch.lower` are not run.
@@ -192,6 +199,43 @@ class Backbone(Seams, ABC):
                 decoder.columns = None
 
     # inside
+
+    def _reads_few(self, batch: Batch) -> bool:
+        """Whether the last block need not run for all tokens: a seam behind it may mix them."""
+        few = 2 * batch.read.shape[1] <= batch.ids.shape[1]
+        return few and self.reads_rows and self._reads_rows and self.num_layers not in self._layer_seams
+
+    @contextlib.contextmanager
+    def _last_for(self, batch: Batch) -> Iterator[None]:
+        """The last block gives the states at the slots alone."""
+        last = self.blocks[-1]
+        self.blocks[-1] = LastBlock(last, batch)
+        try:
+            yield
+        finally:
+            self.blocks[-1] = last
+
+    @torch.no_grad()
+    def _can_read_rows(self) -> bool:
+        """Whether the last block, run for some tokens, gives what it gives when run for all (a state-space part beside
+        the attention would not)."""
+        if self.on_meta or self._blocks is None or self.family == "seq2seq" or not can_attend_for(self.blocks[-1]):
+            return False
+        self.model.eval()
+        length = 8
+        some = [3 + (7 * place) % max(1, self.config.vocab_size - 3) for place in range(length)]
+        made = [
+            Encoded(f"en/{size}", "en", some[:size], [0] * size, {"slot": [place]}) for size, place in ((8, 4), (5, 4))
+        ]
+        batch = collate(made, 0).to(self.decoder.weight.device)
+        prompts, places = batch.slots.unbind(1)
+        try:
+            whole = self.body(batch)[prompts, places]
+            with self._last_for(batch):
+                few = self.body(batch)[prompts, places]
+        except Exception:  # a block may be given what can't be cut to some tokens
+            return False
+        return float((few - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
 
     def _can_take_columns(self) -> bool:
         """Whether chosen columns of the output embedding give the model's scores of them: what its code does behind

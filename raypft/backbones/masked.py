@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor, nn
 
 from raypft.backbones.base import Backbone
@@ -93,8 +95,10 @@ class MaskedBackbone(Backbone):
         # RoBERTa's positions start after its padding id, BERT's at 0
         self.first_position = padding[0] + 1 if padding and padding[0] is not None else 0
 
-        # an XLM would add the embeddings of words 0 and 1
-        self.takes_segments = self.takes("token_type_ids") and getattr(self.config, "type_vocab_size", 0) > 1
+    @functools.cached_property
+    def takes_segments(self) -> bool:
+        """Whether the model knows a second segment; an XLM would add the embeddings of words 0 and 1."""
+        return self.takes("token_type_ids") and getattr(self.config, "type_vocab_size", 0) > 1
 
     def arguments(self, batch: Batch) -> dict:
         return {"token_type_ids": batch.segments} if self.takes_segments else {}

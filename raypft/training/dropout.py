@@ -14,6 +14,8 @@ says:
     B A, heads          the prompt, of attention over its tokens (XGLM); the head is one more coordinate
     a table             made of parameters alone (DeBERTa's relative positions): one mask for all rows
 
+A last block that runs for some tokens alone (backbones/last_block.py) drops what it would drop if it ran for all.
+
 Any other input gets torch's own dropout, which `RowDropout.drew` tells, as it tells of all that draws at random.
 """
 
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from raypft.backbones.reading import READING, Reading
 from raypft.batch import Batch
 
 
@@ -90,16 +93,43 @@ class RowDropout(TorchFunctionMode):
     def factors(self, input: Tensor, p: float, axes: int | None = None) -> Tensor | None:
         """What an active dropout multiplies its input by, 0 or 1 / (1 - p): of the input's shape, or of its first
         `axes` with the others 1 long; None where no one can say whose rows these are."""
-        self.places += 1
-        keys = self._keys(input)
+        reading = READING.get()
+        place = self._place(reading)
+        tokens = None if reading is None else reading.positions
+        keys = self._keys(input) if tokens is None else self._keys_of(input, tokens)
         if keys is None or input.ndim > 2 + len(AXES):
             return None
         shape = [*input.shape[:axes], *[1] * (input.ndim - (axes or input.ndim))]
         dropped = round(p * LEVELS)
         if dropped == LEVELS:
             return input.new_zeros(shape)
-        kept = _lanes(keys + _signed(self.places * PLACE), shape[1:]) >= dropped - LEVELS // 2
+        if tokens is not None:
+            tokens = tokens.repeat_interleave(len(keys) // len(tokens), 0) if input.ndim > 2 else None
+        kept = _lanes(keys + _signed(place * PLACE), shape[1:], tokens) >= dropped - LEVELS // 2
         return kept.to(input.dtype).mul_(LEVELS / (LEVELS - dropped))
+
+    def _place(self, reading: Reading | None) -> int:
+        """The ordinal of the dropout that is met now; the first call of a last block meets what the second does."""
+        if reading is not None and reading.positions is None:
+            reading.skipped += 1
+            return self.places + reading.skipped
+        self.places += 1
+        return self.places
+
+    def _keys_of(self, input: Tensor, tokens: Tensor) -> Tensor | None:
+        """`_keys` of a tensor that has the tokens [B, R] in place of [B, T]."""
+        size, prompts = len(input), len(self.rows)
+        if _are_tables([input]):
+            return self.shared + _count(size, PART, input)
+        if input.ndim > 2 and input.shape[-2] != tokens.shape[1]:
+            return None
+        if size == prompts and input.ndim > 2:
+            return self.rows
+        if input.ndim == 2 and size == tokens.numel():
+            return (self.rows.unsqueeze(1) + tokens * PART).flatten()
+        if input.ndim == 3 and size % prompts == 0:
+            return (self.rows.unsqueeze(1) + _count(size // prompts, PART, input)).flatten()
+        return None
 
     def _keys(self, input: Tensor) -> Tensor | None:
         """A number for each element of the first axis, [n]."""
@@ -131,12 +161,20 @@ def _count(size: int, by: int, like: Tensor) -> Tensor:
     return torch.arange(size, device=like.device) * by
 
 
-def _lanes(keys: Tensor, shape: list[int]) -> Tensor:
-    """16 uniform bits for each element of [n, *shape], int16."""
+def _lanes(keys: Tensor, shape: list[int], tokens: Tensor | None = None) -> Tensor:
+    """16 uniform bits for each element of [n, *shape], int16.
+
+    Args:
+        tokens: what the axis before the last counts instead of 0, 1, 2, ..., [n, its size].
+    """
     *between, last = shape or [1]
     numbers = keys
     for axis, size in enumerate(between):
-        numbers = numbers.unsqueeze(-1) + _count(size, AXES[axis], keys)
+        if tokens is not None and axis == len(between) - 1:
+            counted = tokens.view(len(tokens), *[1] * axis, size) * AXES[axis]
+        else:
+            counted = _count(size, AXES[axis], keys)
+        numbers = numbers.unsqueeze(-1) + counted
     numbers = numbers.unsqueeze(-1) + _count(-(-last // 4), LANES, keys)
     for factor in (FIRST, SECOND):
         numbers.bitwise_xor_((numbers >> 33).bitwise_and_(LOW)).mul_(factor)
