@@ -9,13 +9,28 @@ Padding is always on the right, so that a mark's position in a prompt is its pos
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raypft.encoded import Encoded
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The tokens that all prompts of a run begin with, run once; a batch that goes on behind them has the others alone.
+
+    length: how many, P; states: after the last block that ran, [1, P, H]; before: module behind a block to the states
+    that it got, [1, P, H]; cache: the keys and values of every block, the backbone's.
+    """
+
+    length: int
+    states: Tensor
+    before: Mapping[Any, Tensor]
+    cache: Any
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,8 @@ class Batch:
     names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a
     row that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower:
     [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry per prompt; read: [B, R]
-    the slots' tokens prompt by prompt, the first repeated where others have more; number: [S] of a slot in its prompt.
+    the slots' tokens prompt by prompt, the first repeated where others have more; number: [S] of a slot in its prompt;
+    beginning: what stands before these tokens, all positions count from behind it.
     """
 
     names: list[str]
@@ -42,6 +58,12 @@ class Batch:
     target: Tensor | None = None
     lower: Tensor | None = None
     extra: dict[str, list] = field(default_factory=dict)
+    beginning: Beginning | None = None
+
+    @property
+    def begins(self) -> int:
+        """How many tokens stand before these in every prompt."""
+        return 0 if self.beginning is None else self.beginning.length
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -60,6 +82,7 @@ def collate(
     columns: Sequence[dict] = (),
     weight: float = 1.0,
     lower: Sequence[Tensor] = (),
+    beginning: Beginning | None = None,
 ) -> Batch:
     """Pad prompts on the right and stack them.
 
@@ -67,7 +90,7 @@ def collate(
         pad: token id for padding.
         columns: a method's own columns, one dict per prompt.
         weight: weight of every slot in the loss.
-        lower: cached states, [T_i, H] per prompt.
+        lower: cached states, [T_i, H] per prompt; beginning: what stands before the prompts' tokens.
     """
     length = max(len(p.ids) for p in prompts)
     ids = torch.full((len(prompts), length), pad)
@@ -109,6 +132,7 @@ def collate(
         target=_padded([p.target for p in prompts], pad) if prompts[0].target else None,
         lower=stacked,
         extra=extra,
+        beginning=beginning,
     )
 
 

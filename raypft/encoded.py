@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,23 @@ class Encoded:
     def name(self) -> str:
         """Key and part: unique among the prompts of a role."""
         return f"{self.key}#{self.part}"
+
+    def behind(self, count: int) -> Encoded:
+        """The prompt without its first `count` tokens, positions counted from behind them; marks there are gone."""
+        marks = {mark: [at - count for at in places if at >= count] for mark, places in self.marks.items()}
+        return replace(self, ids=self.ids[count:], segments=self.segments[count:], marks=marks, demo_tokens=0)
+
+    def until(self, count: int) -> Encoded:
+        """The first `count` tokens of the prompt, its slot at the last."""
+        marks = {mark: [at for at in places if at < count] for mark, places in self.marks.items()}
+        marks["slot"] = [count - 1]
+        return replace(self, ids=self.ids[:count], segments=self.segments[:count], marks=marks, gold=[-1])
+
+
+def shared_tokens(prompts: Sequence[Encoded]) -> int:
+    """How many tokens of demonstrations begin all these prompts; 0 where they differ, or nothing is behind them."""
+    sizes = {prompt.demo_tokens for prompt in prompts}
+    if len(sizes) != 1 or not (size := sizes.pop()):
+        return 0
+    first = prompts[0].ids[:size]
+    return size if all(prompt.ids[:size] == first and len(prompt.ids) > size for prompt in prompts) else 0

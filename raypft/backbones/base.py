@@ -19,7 +19,7 @@ from raypft.backbones.heads import ColumnLinear, classifier, given_states, word_
 from raypft.backbones.last_block import LastBlock, can_attend_for
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
-from raypft.batch import Batch, collate
+from raypft.batch import Batch, Beginning, collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 
@@ -76,7 +76,7 @@ class Backbone(Seams, ABC):
         self.lacks: tuple[str, ...] = ()
         self._takes_columns = self._can_take_columns()  # while the weights are whole: ZeRO-3 shares them out
         self.text = cast(PromptTokenizer, text)
-        self.frozen_states = FrozenStates(self.lower, self.pad)
+        self.frozen_states = FrozenStates(self)
         self._reads_rows = self._can_read_rows()
         self.reads_rows = True
 
@@ -157,6 +157,15 @@ class Backbone(Seams, ABC):
                 return states
             with self._known_below(after or min(self._layer_seams), batch.lower.to(self.dtype)):
                 return self._run(batch)
+
+    @property
+    def takes_beginnings(self) -> bool:
+        """Whether what all prompts begin with can be run once, before the rest of them."""
+        return False
+
+    def begin(self, batch: Batch, layer: int | None = None, after: int = 0) -> Beginning:
+        """Run what all prompts begin with, a batch of one; arguments as of `lower`, all blocks where layer is None."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def lower(self, batch: Batch, layer: int, after: int = 0) -> Tensor:
@@ -259,11 +268,14 @@ class Backbone(Seams, ABC):
     def _run(self, batch: Batch) -> Tensor:
         positions = {}
         if self._positions_taken and self.takes("position_ids"):
-            first = self.first_position + self._positions_taken
+            first = self.first_position + self._positions_taken + batch.begins
             size, length = batch.ids.shape
             positions["position_ids"] = torch.arange(first, first + length, device=batch.ids.device).expand(size, -1)
+        mask = batch.mask
+        if batch.begins:
+            mask = torch.cat([mask.new_ones(len(mask), batch.begins), mask], dim=1)
         return self.model.base_model(
-            input_ids=batch.ids, attention_mask=batch.mask, **positions, **self.arguments(batch)
+            input_ids=batch.ids, attention_mask=mask, **positions, **self.arguments(batch)
         ).last_hidden_state
 
     @contextlib.contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.heads import new_linear
 from raypft.backbones.text import PromptError, PromptTokenizer
-from raypft.batch import Batch
+from raypft.batch import Batch, Beginning, collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
@@ -55,7 +59,7 @@ class CausalTokenizer(PromptTokenizer):
                 return anchor, len(ids)
         return "", 0
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokens_of(self, text: str) -> list[int]:
         anchor, size = self._anchor(text)
         return self._cut(anchor + text)[size:]
 
@@ -131,8 +135,59 @@ class CausalBackbone(Backbone):
     def state_size(self) -> int:
         return self.decoder.in_features
 
+    def __init__(self, *arguments, **keywords) -> None:
+        self._cache: DynamicCache | None = None
+        super().__init__(*arguments, **keywords)
+        self._can_begin = self._goes_on_behind_a_beginning()
+        self.shares_beginnings = True
+
     def arguments(self, batch: Batch) -> dict:
-        return {"use_cache": False}
+        cache = self._cache if batch.beginning is None else copies(batch.beginning.cache, len(batch.ids))
+        return {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+
+    @property
+    def takes_beginnings(self) -> bool:
+        return self._can_begin and self.shares_beginnings and self.seams_take_beginnings
+
+    @torch.no_grad()
+    def begin(self, batch: Batch, layer: int | None = None, after: int = 0) -> Beginning:
+        cache, before = DynamicCache(config=self.config), dict[nn.Module, Tensor]()
+        self._cache, self._before = cache, before
+        try:
+            states = self.body(batch) if layer is None else self.lower(batch, layer, after)
+        finally:
+            self._cache = self._before = None
+        length = batch.ids.shape[1]
+        for block in cache.layers:
+            if not isinstance(block, DynamicLayer):
+                raise TypeError(f"{type(block).__name__} keeps no keys and values")
+            if block.keys is None:  # a block that did not run; a model asks the first how much is known
+                block.keys = block.values = states.new_zeros(1, 1, 1, 1).expand(1, 1, length, 1)
+                block.is_initialized = True
+                if isinstance(block, DynamicSlidingWindowLayer):
+                    block.cumulative_length = length
+        return Beginning(length, states, before, cache)
+
+    @torch.no_grad()
+    def _goes_on_behind_a_beginning(self) -> bool:
+        """Whether the states of a text's end are the same where its beginning was run before (transformers keeps keys
+        and values of most decoders, but not what a state-space part knows)."""
+        if self.on_meta or self._blocks is None:
+            return False
+        self.model.eval()
+        some = [3 + (7 * place) % max(1, self.config.vocab_size - 3) for place in range(8)]
+        made = [Encoded(f"en/{size}", "en", some[:size], [0] * size, {"slot": [size - 1]}) for size in (8, 6)]
+        device = self.decoder.weight.device
+        whole = collate(made, 0).to(device)
+        try:
+            beginning = self.begin(collate([made[0].until(3)], 0).to(device))
+            rest = collate([prompt.behind(3) for prompt in made], 0, beginning=beginning).to(device)
+            apart = self.body(whole)[:, 3:] - self.body(rest)
+        except Exception:  # whatever a model raises that keeps something else
+            return False
+        prompts, places = whole.slots.unbind(1)
+        apart = apart[prompts, places - 3]
+        return float(apart.abs().max()) <= 1e-5 * float(beginning.states.abs().max())
 
     def whole_model(self, batch: Batch) -> Tensor:
         return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
@@ -149,3 +204,12 @@ class CausalBackbone(Backbone):
                 "has seen the text; choose another backbone, or readout=verbalizer"
             )
         return score
+
+
+def copies(cache: DynamicCache, size: int) -> DynamicCache:
+    """A cache of one prompt for so many; what is added to it is not added to the other."""
+    made = copy.copy(cache)
+    made.layers = [copy.copy(block) for block in cache.layers]
+    for block in made.layers:
+        block.keys, block.values = (kept.expand(size, -1, -1, -1) for kept in (block.keys, block.values))
+    return made

@@ -36,9 +36,6 @@ class MaskedTokenizer(PromptTokenizer):
         self._end = ids[of_text[-1] + 1 :]
         self._second_segment = pair["token_type_ids"][second] if "token_type_ids" in pair else 0
 
-    def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
     def word_ids(self, word: str, blank: str) -> list[int]:
         return self.tokenize(" " + word)
 

@@ -11,6 +11,7 @@ A layer is always a number of blocks below the cut, from 1 to L.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,6 +51,7 @@ class Seams(Anatomy):
         self.__dict__["_tied"] = None
         self._positions_taken = 0
         self._batch: Batch | None = None
+        self._before: dict[nn.Module, Tensor] | None = None  # what modules behind blocks get, while a beginning runs
         self.fixed = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         self.requires_grad_(False)
         self._find_embedding().register_forward_hook(self._after_embedding)
@@ -59,7 +61,7 @@ class Seams(Anatomy):
 
     def on_embed(self, module: nn.Module) -> None:
         """Run `module(states [B, T, E], batch) -> [B, T, E]` on the word embeddings; E is `embedding_size`, not
-        always H.
+        always H. See `on_layer` for `behind_a_beginning`.
 
         Raises:
             UserError: the model's embedding gives more than states.
@@ -73,6 +75,9 @@ class Seams(Anatomy):
 
     def on_layer(self, layer: int, module: nn.Module) -> None:
         """Run `module(states [B, T, H], batch) -> [B, T, H]` after `layer` blocks.
+
+        A module with a true attribute `behind_a_beginning` is right also where the first `batch.begins` tokens of all
+        prompts were run before, and `states` are those of the others; `batch.beginning.before[module]` has theirs.
 
         Raises:
             UserError: no such layer.
@@ -104,6 +109,12 @@ class Seams(Anatomy):
         """
         self.check_layer(layer, last=len(self.attentions))
         scale_keys(self.attentions[layer - 1], module)
+
+    @property
+    def seams_take_beginnings(self) -> bool:
+        """Whether all modules behind the embeddings and between the blocks are right behind a beginning."""
+        modules = [*self._embed_seams, *itertools.chain.from_iterable(self._layer_seams.values())]
+        return all(getattr(module, "behind_a_beginning", False) for module in modules)
 
     def take_positions(self, count: int) -> None:
         """Let the text's positions start after `count` others; nothing changes where the model's positions are relative
@@ -288,6 +299,8 @@ class Seams(Anatomy):
                     f"backbone: the blocks of {self.config.model_type} models pass on {list(states.shape)}, expected "
                     "one state a token, [B, T, H]; nothing can be put between them; choose another backbone or method"
                 )
+            if self._before is not None:
+                self._before[module] = states
             states = module(states, self._batch)
         return states
 

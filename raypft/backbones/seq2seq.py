@@ -43,9 +43,6 @@ class Seq2SeqTokenizer(PromptTokenizer):
         alone = self.tokenize(SENTINEL)
         self._sentinel = alone[-1] if self.tokenizer.decode(alone[-1:]).strip() == SENTINEL else None
 
-    def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
     def word_ids(self, word: str, blank: str) -> list[int]:
         return self.tokenize(" " + word)
 

@@ -14,6 +14,10 @@ from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
 
+REMEMBERED = 1 << 15
+"""Texts whose tokens are remembered at most: a sentence is asked for once a word, its words again in other sentences."""
+
+
 class PromptError(UserError):
     """A prompt that a model can't take. `about` says what is wrong with it, so that who knows the key to set can name
     it: "length", "slot" or "demonstrations"."""
@@ -42,6 +46,7 @@ class PromptTokenizer(ABC):
         self.config = config
         self.source = source
         self.revision = revision
+        self._known: dict[str, list[int]] = {}
 
     @property
     def pad(self) -> int:
@@ -62,10 +67,6 @@ class PromptTokenizer(ABC):
     # what families differ in
 
     @abstractmethod
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text inside a prompt, without special tokens."""
-
-    @abstractmethod
     def word_ids(self, word: str, blank: str) -> list[int]:
         """Token ids of a label word where it stands in a prompt, after `blank`."""
 
@@ -82,7 +83,20 @@ class PromptTokenizer(ABC):
                 family can't take.
         """
 
+    def tokens_of(self, text: str) -> list[int]:
+        """Token ids of a text inside a prompt, without special tokens, found anew."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
     # shared by the families
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text inside a prompt, without special tokens; of texts met before they are remembered."""
+        ids = self._known.get(text)
+        if ids is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            ids = self._known[text] = self.tokens_of(text)
+        return ids.copy()
 
     def _anchor(self, text: str) -> tuple[str, int]:
         """What a text is tokenized after, where the tokenizer would put a blank before it, and how many tokens that is;

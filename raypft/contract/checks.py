@@ -148,6 +148,27 @@ def cached_states_give_the_uncached_numbers(method: str, kind: str, **options: A
     )
 
 
+def a_shared_beginning_gives_equal_scores(method: str, kind: str, **options: Any) -> None:
+    """Demonstrations in front of all prompts may be run once, before the rest."""
+    cell = cases.cell(method, tiny.backbone(kind), **options)
+    if cell.learner.method.trains:
+        trained(cell)
+    backbone, rows = cell.learner.method.backbone, dataset(cell)
+    cell.learner.eval()
+    beginning = rows.begin(backbone, "cpu")
+    if beginning is None:
+        raise DoesNotApply("no beginning is shared")
+    chosen = [2, 0, 4]
+    with torch.no_grad():
+        shared, whole = (cell.learner(rows.batch(chosen, beginning=begun)) for begun in (beginning, None))
+    off = float((shared - whole).abs().max())
+    expect(
+        off <= 1e-5,
+        f"scores behind a beginning that was run before are off by {off:.2g}; a module that says "
+        "behind_a_beginning must read batch.begins and batch.beginning",
+    )
+
+
 def cells_a_b_a_give_equal_bits(method: str, kind: str, **options: Any) -> None:
     """One backbone serves cell after cell; a seed gives the same bits before and after another seed's."""
     backbone = tiny.backbone(kind, dropout=0.1)
@@ -215,6 +236,7 @@ PROMISES = (
     Promise("the trainable count is the predicted one", the_trainable_count_is_the_predicted_one),
     Promise("saved parameters give equal scores", saved_parameters_give_equal_scores, of_training=True),
     Promise("cached states give the uncached numbers", cached_states_give_the_uncached_numbers),
+    Promise("a beginning that is run once gives equal scores", a_shared_beginning_gives_equal_scores),
     Promise("cells A, B, A on one backbone give equal bits", cells_a_b_a_give_equal_bits, of_training=True),
     Promise("bf16 stays finite", bf16_stays_finite, of_training=True),
     Promise("micro-batches do not change the losses", micro_batches_do_not_change_the_losses, of_training=True),

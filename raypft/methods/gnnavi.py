@@ -44,34 +44,59 @@ class Config(base.Config):
     distribution: bool = True
 
 
-class GraphLayer(nn.Module):
-    """A PyG convolution over the tokens of a padded batch.
+class Gcn(GCNConv):
+    """A graph convolution whose sums over neighbours are made already."""
 
-    Shapes: states [B, T, H], `batch.extra["edges"]` B tensors [2, E_b] with token positions -> [B, T, H].
+    def forward(self, states: Tensor, at: tuple[Tensor, Tensor], mixed: Tensor) -> Tensor:
+        """states [B, T, H], of which those at `at` are replaced by `mixed`, [N, H], as weighted with their neighbours'.
+
+        Nodes without neighbours are weighted with 1, so that the states are theirs.
+        """
+        out = self.lin(states.index_put(at, mixed))
+        return out if self.bias is None else out + self.bias
+
+
+class Sage(SAGEConv):
+    """GraphSAGE's convolution whose means over neighbours are made already."""
+
+    def forward(self, states: Tensor, at: tuple[Tensor, Tensor], mixed: Tensor) -> Tensor:
+        """states [B, T, H]; the neighbours of those at `at` have the means `mixed`, [N, H], of others it is 0."""
+        bias, *_ = given = self.lin_l(torch.cat([torch.zeros_like(states[:1, 0]), mixed]))
+        return (self.lin_r(states) + bias).index_put(at, given[1:] - bias, accumulate=True)
+
+
+class GraphLayer(nn.Module):
+    """A graph convolution over the tokens of a padded batch.
+
+    Few nodes have neighbours: the label words and the last token. `batch.extra` says of each prompt which ("targets",
+    [N]) and how its tokens are weighted there ("mix", [N, T]); the sums are small products of matrices.
+
+    Shapes: states [B, T, H] -> [B, T, H].
     """
+
+    behind_a_beginning = True
 
     def __init__(self, config: Config, hidden: int) -> None:
         super().__init__()
-        self.symmetric = config.norm == "sym"
-        self.conv = (
-            SAGEConv(hidden, hidden) if config.conv == "sage" else GCNConv(hidden, hidden, normalize=self.symmetric)
-        )
-        self.is_mean_gcn = config.conv == "gcn" and not self.symmetric
+        if config.conv == "sage":
+            self.conv: Gcn | Sage = Sage(hidden, hidden)
+        else:
+            self.conv = Gcn(hidden, hidden, normalize=config.norm == "sym")
         self.activation = ACTIVATIONS[config.activation]()
         self.residual = config.residual
 
     def forward(self, states: Tensor, batch: Batch) -> Tensor:
-        size, length, hidden = states.shape
-        edges = torch.cat([edges + row * length for row, edges in enumerate(batch.extra["edges"])], dim=1)
-        nodes = states.reshape(size * length, hidden)
-        if self.is_mean_gcn:
-            loops = torch.arange(len(nodes), device=nodes.device)
-            edges = torch.cat([edges, loops.expand(2, -1)], dim=1)
-            weight = 1.0 / torch.bincount(edges[1], minlength=len(nodes)).to(nodes.dtype)
-            out = self.conv(nodes, edges, weight[edges[1]])
-        else:
-            out = self.conv(nodes, edges)
-        out = self.activation(out).view(size, length, hidden)
+        rows, places, mixed = list[Tensor](), list[Tensor](), list[Tensor]()
+        begins, length = batch.begins, states.shape[1]
+        known = None if batch.beginning is None else batch.beginning.before[self][0]
+        for row, (targets, mix) in enumerate(zip(batch.extra["targets"], batch.extra["mix"], strict=True)):
+            here = (targets >= begins) & (targets < begins + length)
+            weights, size = mix[here].to(states.dtype), min(mix.shape[1] - begins, length)
+            sums = weights[:, begins : begins + size] @ states[row, :size]
+            mixed.append(sums if known is None else sums + weights[:, :begins] @ known.to(states))
+            places.append(targets[here] - begins)
+            rows.append(torch.full_like(places[-1], row))
+        out = self.activation(self.conv(states, (torch.cat(rows), torch.cat(places)), torch.cat(mixed)))
         return states + out if self.residual else out
 
 
@@ -92,6 +117,21 @@ class GNNavi(base.Method):
         self.constant_below = layer
 
     def columns(self, prompt: Encoded) -> dict[str, Tensor]:
+        """Which tokens have neighbours, "targets" [N], and the weight of every token there, "mix" [N, T]."""
+        sources, ends = self.edges(prompt)
+        degree = torch.bincount(ends, minlength=len(prompt.ids))
+        targets = degree.nonzero().flatten()
+        mix = torch.zeros(len(prompt.ids), len(prompt.ids))
+        mix[ends, sources] = 1.0
+        if self.config.conv == "sage":
+            return {"targets": targets, "mix": mix[targets] / degree[targets].unsqueeze(1)}
+        mix[targets, targets] = 1.0
+        inverse = 1.0 / (1.0 + degree)
+        if self.config.norm == "mean":
+            return {"targets": targets, "mix": mix[targets] * inverse[targets].unsqueeze(1)}
+        return {"targets": targets, "mix": mix[targets] * (inverse.sqrt()[targets].unsqueeze(1) * inverse.sqrt())}
+
+    def edges(self, prompt: Encoded) -> Tensor:
         """The prompt's edges, source and target token positions, [2, E]."""
         target = prompt.marks["slot"][-1]
         pairs = []
@@ -100,7 +140,7 @@ class GNNavi(base.Method):
                 pairs += [(token, anchor) for token in range(anchor)]
             if self.config.distribution:
                 pairs.append((anchor, target))
-        return {"edges": torch.tensor(pairs, dtype=torch.long).view(-1, 2).T.contiguous()}
+        return torch.tensor(pairs, dtype=torch.long).view(-1, 2).T.contiguous()
 
     def predicted_parameters(self) -> int:
         h = self.backbone.hidden

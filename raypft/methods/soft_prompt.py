@@ -44,6 +44,8 @@ class PromptEncoder(nn.Module):
     Shapes: () -> [P, H].
     """
 
+    behind_a_beginning = True  # soft tokens stand behind the demonstrations
+
     def __init__(self, length: int, hidden: int, encoder: str) -> None:
         super().__init__()
         self.embedding = nn.Parameter(nn.Embedding(length, hidden).weight.detach())
@@ -62,8 +64,9 @@ class PromptEncoder(nn.Module):
 
     def forward(self, states: Tensor, batch: Batch) -> Tensor:
         """Word embeddings [B, T, H] with the rows at `batch.soft` [B, P] replaced."""
+        if batch.soft is None:  # demonstrations alone
+            return states
         prompt = self.vectors()
-        assert batch.soft is not None  # the method's mark
         at = batch.soft.unsqueeze(-1).expand(-1, -1, states.shape[-1])
         return states.scatter(1, at, prompt.to(states.dtype).expand(len(states), -1, -1))
 

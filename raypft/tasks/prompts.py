@@ -49,10 +49,14 @@ def queries(
         return [render(task, pattern, row, language, soft_length, demos)]
     column = task.fields[WORDS]
     words: Sequence[str] = row[column]  # type: ignore[assignment]
-    sentence = " ".join(words)
-    return [
-        render(task, pattern, {**row, column: sentence, "token": word}, language, soft_length, demos) for word in words
-    ]
+    asked = {**row, column: " ".join(words), "token": ""}
+    # the prompts of a sentence differ in the word alone
+    empty = render(task, pattern, asked, language, soft_length, demos)
+    return [Query(empty.demos, tuple(_asking(piece, word) for piece in empty.pieces)) for word in words]
+
+
+def _asking(piece: Piece, word: str) -> Piece:
+    return piece if piece.mark != "word" else Piece("text", piece.text + word, mark="word", field=True)
 
 
 def _cut(

@@ -103,8 +103,10 @@ class Pattern(Strict):
 
     def wording(self, language: str) -> Wording:
         """The text, verbalizer and mode for a language, base values where the language changes nothing."""
-        own = self.by_language.get(language, Wording())
-        return Wording(
+        own = self.by_language.get(language)
+        if own is None:
+            return Wording.model_construct(text=self.text, verbalizer=self.verbalizer, mode=self.mode)
+        return Wording.model_construct(
             text=own.text or self.text, verbalizer=own.verbalizer or self.verbalizer, mode=own.mode or self.mode
         )
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from raypft.backbones.frozen_states import tokens_of
-from raypft.batch import Batch, collate
+from raypft.backbones.base import Backbone
+from raypft.backbones.frozen_states import Known
+from raypft.batch import Batch, Beginning, collate
 from raypft.config.job import Train
 from raypft.data.streaming import Index, Mix, Reader
-from raypft.encoded import Encoded
+from raypft.encoded import Encoded, shared_tokens
 from raypft.methods.base import Method
 from raypft.training.encode import Encoder
 from raypft.training.stepper import Stepper
@@ -62,7 +62,7 @@ class PromptDataset:
     """Encoded prompts with their method's columns and, where it pays, cached states.
 
     Args:
-        lower: the states below the method's cut by a prompt's tokens, [T, H]; None computes them each time.
+        lower: the states below the method's cut; None computes them each time.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PromptDataset:
         prompts: Sequence[Encoded],
         method: Method,
         pad: int,
-        lower: Mapping[tuple[int, ...], Tensor] | None = None,
+        lower: Known | None = None,
     ) -> None:
         self.prompts = list(prompts)
         self.columns = [method.columns(prompt) for prompt in self.prompts]
@@ -96,18 +96,29 @@ class PromptDataset:
                 sum(map(readout.weight, drawn.values())), len(parts), map(self.batch, parts, [drawn] * len(parts))
             )
 
-    def batch(self, rows: Sequence[int], drawn: Mapping[int, Encoded] | None = None) -> Batch:
+    def batch(
+        self, rows: Sequence[int], drawn: Mapping[int, Encoded] | None = None, beginning: Beginning | None = None
+    ) -> Batch:
         """The batch of some rows; of no rows, a filler of weight 0 that keeps a rank in step.
 
         Args:
-            drawn: prompts that stand in for the rows' own.
+            drawn: prompts that stand in for the rows' own; beginning: what was run of all of them before.
         """
         chosen, weight = (rows, 1.0) if rows else ([0], 0.0)
         prompts = [(drawn or {}).get(row, self.prompts[row]) for row in chosen]
         columns = [self.columns[row] for row in chosen]
-        if self.lower is None:
-            return collate(prompts, self.pad, columns, weight)
-        return collate(prompts, self.pad, columns, weight, [self.lower[tokens_of(prompt)] for prompt in prompts])
+        begins = 0 if beginning is None else beginning.length
+        lower = [] if self.lower is None else [self.lower.of(prompt, begins) for prompt in prompts]
+        return collate([prompt.behind(begins) for prompt in prompts], self.pad, columns, weight, lower, beginning)
+
+    def begin(self, backbone: Backbone, device: str) -> Beginning | None:
+        """Run what all prompts begin with; None where they share nothing, or the backbone can't go on behind it."""
+        size = shared_tokens(self.prompts) if len(self.prompts) > 1 and backbone.takes_beginnings else 0
+        if not size or (self.lower is not None and self.lower.begins != size):
+            return None
+        lower = [] if self.lower is None else [self.lower.before]
+        first = collate([self.prompts[0].until(size)], self.pad, self.columns[:1], lower=lower)
+        return backbone.begin(first.to(device))
 
     def by_length(self, rows: Sequence[int]) -> list[int]:
         """The rows ordered by prompt length, so that batches pad little."""

@@ -176,9 +176,10 @@ def evaluate(stepper: Stepper, rows: PromptDataset, batch_size: int) -> list[Ans
     numbers = share(rows.by_length(range(len(rows))), stepper.rank, stepper.world)
     count = math.ceil(math.ceil(len(rows) / stepper.world) / batch_size)
     answers: dict[int, Answer] = {}
+    beginning = rows.begin(stepper.learner.method.backbone, stepper.device)
     for i in range(count):
         part = numbers[i * batch_size : (i + 1) * batch_size]
-        given = stepper.learner.answer(rows.batch(part).to(stepper.device))
+        given = stepper.learner.answer(rows.batch(part, beginning=beginning).to(stepper.device))
         if part:
             answers |= zip(part, given, strict=True)
     for others in stepper.gather(answers):

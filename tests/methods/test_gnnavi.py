@@ -123,7 +123,7 @@ def test_edges_come_from_marks(paths):
     assert made.marks["demo_label"] == [first, second]
     assert tokens.count("Positive") == 2
     config = Config(layer=1, aggregation="aggregation" in paths, distribution="distribution" in paths)
-    edges = GNNavi(config, backbone).columns(made)["edges"]
+    edges = GNNavi(config, backbone).edges(made)
     expected = []
     for anchor in (first, second):
         expected += [(token, anchor) for token in range(anchor)] if "aggregation" in paths else []
