@@ -47,14 +47,19 @@ class Encoded:
 
     def behind(self, count: int) -> Encoded:
         """The prompt without its first `count` tokens, positions counted from behind them; marks there are gone."""
-        marks = {mark: [at - count for at in places if at >= count] for mark, places in self.marks.items()}
-        return replace(self, ids=self.ids[count:], segments=self.segments[count:], marks=marks, demo_tokens=0)
+        return self._cut(slice(count, len(self.ids)))
 
     def until(self, count: int) -> Encoded:
         """The first `count` tokens of the prompt, its slot at the last."""
-        marks = {mark: [at for at in places if at < count] for mark, places in self.marks.items()}
-        marks["slot"] = [count - 1]
-        return replace(self, ids=self.ids[:count], segments=self.segments[:count], marks=marks, gold=[-1])
+        cut = self._cut(slice(0, count))
+        return replace(cut, marks={**cut.marks, "slot": [count - 1]}, gold=[-1])
+
+    def _cut(self, part: slice) -> Encoded:
+        inside = range(part.start, part.stop)
+        marks = dict[str, list[int]]()
+        for mark, places in self.marks.items():
+            marks[mark] = [at - part.start for at in places if at in inside]
+        return replace(self, ids=self.ids[part], segments=self.segments[part], marks=marks, demo_tokens=0)
 
 
 def shared_tokens(prompts: Sequence[Encoded]) -> int:

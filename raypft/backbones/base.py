@@ -63,9 +63,9 @@ class Backbone(Seams, ABC):
     family: str
     lacks: tuple[str, ...]
     """Names of the tensors of the language-model head that the checkpoint has not; nothing may be scored with them."""
-    reads_rows: bool
-    """Whether the last block runs for the tokens alone that are read, where the model allows it; False for comparison.
-    """
+    shortcuts: bool
+    """Whether the last block runs for the tokens alone that are read and what all prompts begin with is run once, where
+    the model allows it; False for comparison."""
     text: PromptTokenizer
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
 
@@ -78,7 +78,7 @@ class Backbone(Seams, ABC):
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
         self._reads_rows = self._can_read_rows()
-        self.reads_rows = True
+        self.shortcuts = True
 
     @property
     def pad(self) -> int:
@@ -212,7 +212,7 @@ class Backbone(Seams, ABC):
     def _reads_few(self, batch: Batch) -> bool:
         """Whether the last block need not run for all tokens: a seam behind it may mix them."""
         few = 2 * batch.read.shape[1] <= batch.ids.shape[1]
-        return few and self.reads_rows and self._reads_rows and self.num_layers not in self._layer_seams
+        return few and self.shortcuts and self._reads_rows and self.num_layers not in self._layer_seams
 
     @contextlib.contextmanager
     def _last_for(self, batch: Batch) -> Iterator[None]:

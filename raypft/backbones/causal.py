@@ -139,7 +139,6 @@ class CausalBackbone(Backbone):
         self._cache: DynamicCache | None = None
         super().__init__(*arguments, **keywords)
         self._can_begin = self._goes_on_behind_a_beginning()
-        self.shares_beginnings = True
 
     def arguments(self, batch: Batch) -> dict:
         cache = self._cache if batch.beginning is None else copies(batch.beginning.cache, len(batch.ids))
@@ -147,7 +146,7 @@ class CausalBackbone(Backbone):
 
     @property
     def takes_beginnings(self) -> bool:
-        return self._can_begin and self.shares_beginnings and self.seams_take_beginnings
+        return self._can_begin and self.shortcuts and self.seams_take_beginnings
 
     @torch.no_grad()
     def begin(self, batch: Batch, layer: int | None = None, after: int = 0) -> Beginning:

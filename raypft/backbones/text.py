@@ -13,9 +13,8 @@ from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
 
-
 REMEMBERED = 1 << 15
-"""Texts whose tokens are remembered at most: a sentence is asked for once a word, its words again in other sentences."""
+"""Texts whose tokens are remembered at most: a sentence is asked for once a word, its words again in others."""
 
 
 class PromptError(UserError):

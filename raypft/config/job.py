@@ -51,9 +51,17 @@ class Train(Strict):
         default="best", description="gain over the best epoch or over the one before"
     )
     micro_batch: Annotated[int | None, PROVENANCE] = Field(
-        default=None, ge=1, description="prompts a worker runs at once; None: its whole share"
+        default=None, ge=1, description="prompts a worker trains on at once; None: as many as tokens_at_once allow"
     )
-    eval_batch: Annotated[int, PROVENANCE] = Field(default=32, ge=1)
+    eval_batch: Annotated[int | None, PROVENANCE] = Field(
+        default=None, ge=1, description="prompts a worker answers at once; None: as many as tokens_at_once allow"
+    )
+    tokens_at_once: Annotated[int | None, PROVENANCE] = Field(
+        default=None, ge=1, description="padded tokens a worker runs at once; None: what its memory allows"
+    )
+    shortcuts: Annotated[bool, PROVENANCE] = Field(
+        default=True, description="compute only what is read, and what is shared once; false: all of it, to compare"
+    )
     save_every: Annotated[int | None, PROVENANCE] = Field(
         default=None, ge=1, description="steps between state files; None: as often as costs under a tenth of the time"
     )

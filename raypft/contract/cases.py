@@ -44,7 +44,7 @@ ROWS = [
     ("bad bad three", 0),
     ("it was fine yes one two three four", 1),
 ]
-SETTINGS = Train(epochs=5, lr=1e-3, batch_size=4)
+SETTINGS = Train(epochs=5, lr=1e-3, batch_size=4, eval_batch=2)
 """5 rows in steps of 4: two steps an epoch, the second of one row, which leaves a rank of two empty."""
 
 

@@ -123,7 +123,7 @@ def saved_parameters_give_equal_scores(method: str, kind: str, **options: Any) -
         fresh = TorchStepper(again.learner, cases.SETTINGS)
         fresh.set_values(load_file(path))
     expect(
-        evaluate(stepper, dataset(cell), 2) == evaluate(fresh, dataset(again), 2),
+        evaluate(stepper, dataset(cell), cases.SETTINGS) == evaluate(fresh, dataset(again), cases.SETTINGS),
         "the trained parameters, saved and put into a fresh model, give other scores; "
         "something that forward uses is no trainable parameter and not the same in every model",
     )

@@ -32,7 +32,7 @@ from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, meas
 from raypft.storage import on_disk, written
 from raypft.tasks.task import Task
 from raypft.training.checkpoint import TrainState
-from raypft.training.loader import Flow, PromptDataset, Streamed, share
+from raypft.training.loader import Flow, PromptDataset, Streamed
 from raypft.training.loop import evaluate, fit
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
@@ -117,6 +117,7 @@ def run_cell(
     began = time.perf_counter()
     keep_freed_memory()
     task, folder = cell.resolved.task, cell.folder
+    backbone.shortcuts = cell.job.train.shortcuts
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
@@ -215,7 +216,7 @@ def _train(
         kept = state.best_score if settings.select == "best" else state.history[-1].get("dev")
     else:
         state = TrainState(best_epoch=0)
-        kept = score(evaluate(stepper, dev, settings.eval_batch)) if dev is not None else None
+        kept = score(evaluate(stepper, dev, settings)) if dev is not None else None
     last = state.history[-1] if state.history else None
     return {
         "best_epoch": state.best_epoch if settings.select == "best" or last is None else last["epoch"],
@@ -238,7 +239,7 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[Ro
     """The answers to the test rows."""
     learner = stepper.learner
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-    return by_row(learner.readout, prompts, evaluate(stepper, dataset, cell.job.train.eval_batch))
+    return by_row(learner.readout, prompts, evaluate(stepper, dataset, cell.job.train))
 
 
 def loaders(
@@ -253,16 +254,16 @@ def loaders(
     train = PromptDataset(prompts["train"], method, backbone.pad)
     cached = method.constant_below and job.train.epochs and not method.backbone_moves
     if cached and backbone.frozen_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
-        asked = rows_to_cache(dev, stepper.rank, stepper.world) if len(dev) else []
+        asked = rows_to_cache(dev, stepper.rank, stepper.world, job.train.shortcuts) if len(dev) else []
         for dataset, numbers in ((train, range(len(train))), (dev, asked)):
             chosen = [dataset.prompts[number] for number in numbers]
             dataset.lower = backbone.frozen_states.after(method.constant_below, chosen, stepper.device)
     return train, dev if len(dev) else None
 
 
-def rows_to_cache(dataset: PromptDataset, rank: int, world: int) -> list[int]:
+def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = True) -> list[int]:
     """The rows a rank evaluates and row 0, the filler; as many on every rank."""
-    chosen = {0, *share(dataset.by_length(range(len(dataset))), rank, world)}
+    chosen = {0, *dataset.distinct(alike)[rank::world]}
     size = min(len(dataset), -(-len(dataset) // world) + 1)
     others = [row for row in range(len(dataset)) if row not in chosen]
     return sorted(chosen.union(others[: size - len(chosen)]))

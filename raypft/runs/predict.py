@@ -231,7 +231,7 @@ def predict(trained: Trained, rows: pa.Table) -> pa.Table:
         chunk = rows.slice(start, CHUNK).to_pylist()
         prompts = list(itertools.chain.from_iterable(map(trained.encoder, chunk)))
         dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-        answers = evaluate(stepper, dataset, settings.eval_batch)
+        answers = evaluate(stepper, dataset, settings)
         tables.append(answer_table(trained.task, by_row(learner.readout, prompts, answers)).drop_columns("gold"))
     return pa.concat_tables(tables, promote_options="permissive")
 

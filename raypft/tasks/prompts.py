@@ -52,11 +52,16 @@ def queries(
     asked = {**row, column: " ".join(words), "token": ""}
     # the prompts of a sentence differ in the word alone
     empty = render(task, pattern, asked, language, soft_length, demos)
-    return [Query(empty.demos, tuple(_asking(piece, word) for piece in empty.pieces)) for word in words]
+    return [_asking(empty, word) for word in words]
 
 
-def _asking(piece: Piece, word: str) -> Piece:
-    return piece if piece.mark != "word" else Piece("text", piece.text + word, mark="word", field=True)
+def _asking(query: Query, word: str) -> Query:
+    """A query about a word."""
+    pieces = list(query.pieces)
+    for place, piece in enumerate(pieces):
+        if piece.mark == "word":
+            pieces[place] = Piece("text", piece.text + word, mark="word", field=True)
+    return Query(query.demos, tuple(pieces))
 
 
 def _cut(

@@ -6,21 +6,23 @@ from.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.frozen_states import Known
+from raypft.backbones.frozen_states import Known, tokens_of
 from raypft.batch import Batch, Beginning, collate
 from raypft.config.job import Train
 from raypft.data.streaming import Index, Mix, Reader
 from raypft.encoded import Encoded, shared_tokens
 from raypft.methods.base import Method
 from raypft.training.encode import Encoder
+from raypft.training.room import room_for
 from raypft.training.stepper import Stepper
 
 
@@ -28,22 +30,6 @@ def order(size: int, seed: int, epoch: int) -> list[int]:
     """A permutation of range(size), the same on every rank."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
     return torch.randperm(size, generator=generator).tolist()
-
-
-def share(rows: Sequence[int], rank: int, world: int) -> list[int]:
-    """The rows of one rank: every world-th."""
-    return list(rows[rank::world])
-
-
-def micro_batches(rows: Sequence[int], rank: int, world: int, limit: int | None) -> list[list[int]]:
-    """A rank's rows of one optimizer step, cut into micro-batches of at most `limit`.
-
-    Every rank gets the same number of micro-batches; one without rows is empty.
-    """
-    largest = -(-len(rows) // world)
-    limit = limit or largest
-    own = share(rows, rank, world)
-    return [own[start : start + limit] for start in range(0, largest, limit)]
 
 
 @dataclass(frozen=True)
@@ -87,11 +73,13 @@ class PromptDataset:
     def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Step]:
         """A rank's work in an epoch, from an optimizer step on."""
         rows, readout = order(len(self), seed, epoch), stepper.learner.readout
+        room = room_for(stepper, settings, settings.micro_batch, trains=True)
         for start in range(step * settings.batch_size, len(self), settings.batch_size):
             drawn = {
                 row: readout.redraw(self.prompts[row], seed, epoch) for row in rows[start : start + settings.batch_size]
             }
-            parts = micro_batches(self.by_length(list(drawn)), stepper.rank, stepper.world, settings.micro_batch)
+            ordered = self.by_length(list(drawn))
+            parts = room.parts(ordered, self.lengths(ordered), stepper.rank, stepper.world)
             yield Step(
                 sum(map(readout.weight, drawn.values())), len(parts), map(self.batch, parts, [drawn] * len(parts))
             )
@@ -123,6 +111,28 @@ class PromptDataset:
     def by_length(self, rows: Sequence[int]) -> list[int]:
         """The rows ordered by prompt length, so that batches pad little."""
         return sorted(rows, key=lambda row: (len(self.prompts[row].ids), row))
+
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """Tokens of the prompts of rows."""
+        return [len(self.prompts[row].ids) for row in rows]
+
+    @functools.cached_property
+    def first_alike(self) -> list[int]:
+        """For each row the first whose prompt a model can't tell from its own, [rows]."""
+        known: dict[Any, int] = {}
+        return [known.setdefault(_asked(prompt, row), row) for row, prompt in enumerate(self.prompts)]
+
+    def distinct(self, alike: bool) -> list[int]:
+        """The rows by length; where those alike need be answered once only, without the others."""
+        return self.by_length(sorted(set(self.first_alike)) if alike else range(len(self)))
+
+
+def _asked(prompt: Encoded, row: int) -> Any:
+    """What an answer depends on; a passage's windows are taken for unlike."""
+    if prompt.passage is not None:
+        return row
+    marks = tuple((mark, *places) for mark, places in prompt.marks.items())
+    return (*tokens_of(prompt), marks, prompt.wording, *prompt.target)
 
 
 @dataclass(frozen=True)
@@ -167,13 +177,15 @@ class Streamed:
     def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Step]:
         """A rank's work in an epoch, from an optimizer step on."""
         readout = stepper.learner.readout
+        room = room_for(stepper, settings, settings.micro_batch, trains=True)
         for prompts in self.flow(Share(seed, epoch, step, settings.batch_size, stepper.rank, stepper.world)):
             drawn = sorted(
                 (readout.redraw(prompt, seed, epoch) for prompt in prompts), key=lambda prompt: len(prompt.ids)
             )
-            weights, sizes = zip(*stepper.gather((sum(map(readout.weight, drawn)), len(drawn))), strict=True)
-            limit = settings.micro_batch or max(sizes)
-            parts = [drawn[start : start + limit] for start in range(0, max(sizes), limit)]
+            cuts = room.cuts([len(prompt.ids) for prompt in drawn])
+            weights, counts = zip(*stepper.gather((sum(map(readout.weight, drawn)), len(cuts))), strict=True)
+            parts = [drawn[run.start : run.stop] for run in cuts]
+            parts += [[] for _ in range(max(counts) - len(parts))]
             yield Step(sum(weights), len(parts), map(self.batch, parts))
 
     def batch(self, prompts: Sequence[Encoded]) -> Batch:

@@ -19,7 +19,8 @@ from raypft.errors import UserError
 from raypft.readouts.base import Answer
 from raypft.training.checkpoint import StateWriter, TrainState
 from raypft.training.dropout import RowDropout
-from raypft.training.loader import PromptDataset, Step, Streamed, share
+from raypft.training.loader import PromptDataset, Step, Streamed
+from raypft.training.room import room_for
 from raypft.training.stepper import Stepper
 
 TELL_SECONDS = 30
@@ -89,7 +90,7 @@ def fit(
         state.step, state.epoch = 0, state.epoch + 1
         record = {"epoch": state.epoch, "loss": sum(state.losses[-steps:]) / steps, "train_seconds": seconds}
         if dev is not None:
-            record["dev"] = score(evaluate(stepper, dev, settings.eval_batch))
+            record["dev"] = score(evaluate(stepper, dev, settings))
         state.history.append(record)
         _keep(state, stepper, settings, record)
         told = time.perf_counter()
@@ -124,7 +125,7 @@ def _optimizer_step(
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
     losses, leaving, others = zip(*stepper.gather((total_loss, stepper.leaving(), passes)), strict=True)
     if stepper.world * work.count > 1:
-        _check_draws(passes.union(*others))
+        _check_draws(passes.union(*others), settings.batch_size)
     mean = sum(losses) / stepper.world
     if not math.isfinite(mean):
         raise _diverged(f"the loss is {mean}", number)
@@ -133,12 +134,13 @@ def _optimizer_step(
     return mean, any(leaving)
 
 
-def _check_draws(passes: set[tuple[bool, int]]) -> None:
+def _check_draws(passes: set[tuple[bool, int]], batch_size: int) -> None:
     """Raise a UserError unless all forward passes of a step drew by row alone: (drew otherwise, number of dropouts)."""
     if len(passes) > 1 or any(drew for drew, _ in passes):
         raise UserError(
             "train: the model or the method draws random numbers that are no row's dropout, so its numbers would "
-            "depend on workers and micro-batches; use resources.workers=1 (or 0) and train.micro_batch=null"
+            "depend on workers and micro-batches; use resources.workers=1 (or 0) and "
+            f"train.micro_batch={batch_size}, all rows of a step at once"
         )
 
 
@@ -166,25 +168,30 @@ def _out_of_patience(state: TrainState, settings: Train) -> bool:
 
 
 @torch.no_grad()
-def evaluate(stepper: Stepper, rows: PromptDataset, batch_size: int) -> list[Answer]:
+def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Answer]:
     """The answers of all rows, on every rank, in the rows' order; each rank runs its share in equally many batches.
+
+    A prompt that repeats is answered once, what all prompts begin with is run once.
 
     Raises:
         UserError: scores say nothing, see `expect_scores`.
     """
-    stepper.learner.eval()
-    numbers = share(rows.by_length(range(len(rows))), stepper.rank, stepper.world)
-    count = math.ceil(math.ceil(len(rows) / stepper.world) / batch_size)
+    learner = stepper.learner
+    learner.eval()
+    numbers = rows.distinct(settings.shortcuts)
+    room = room_for(stepper, settings, settings.eval_batch, trains=False)
+    beginning = rows.begin(learner.method.backbone, stepper.device)
+    begins = 0 if beginning is None else beginning.length
+    lengths = [length - begins for length in rows.lengths(numbers)]
     answers: dict[int, Answer] = {}
-    beginning = rows.begin(stepper.learner.method.backbone, stepper.device)
-    for i in range(count):
-        part = numbers[i * batch_size : (i + 1) * batch_size]
-        given = stepper.learner.answer(rows.batch(part, beginning=beginning).to(stepper.device))
+    for part in room.parts(numbers, lengths, stepper.rank, stepper.world):
+        given = learner.answer(rows.batch(part, beginning=beginning).to(stepper.device))
         if part:
             answers |= zip(part, given, strict=True)
     for others in stepper.gather(answers):
         answers |= others
-    return expect_scores([answers[number] for number in range(len(rows))])
+    given = [answers[first] if settings.shortcuts else answers[row] for row, first in enumerate(rows.first_alike)]
+    return expect_scores([answer._replace(prompt=p.name) for answer, p in zip(given, rows.prompts, strict=True)])
 
 
 def expect_scores(answers: list[Answer]) -> list[Answer]:

@@ -359,7 +359,7 @@ def test_answers_of_several_words_are_learned(kind, pad_to):
     settings = Train(epochs=40, lr=1e-2, batch_size=4, select="last")
     stepper, data = TorchStepper(learner, settings), PromptDataset(prompts, learner.method, 1)
     fit(stepper, data, None, settings, 0, lambda answers: 0.0)
-    found = by_row(readout, prompts, evaluate(stepper, data, 2))
+    found = by_row(readout, prompts, evaluate(stepper, data, Train(eval_batch=2)))
     assert [row.answer for row in found] == [row.gold for row in found] == ["one two", "three", "one five"]
 
 

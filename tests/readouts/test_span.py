@@ -127,10 +127,10 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
         found = by_row(learner.readout, prompts, answers)
         return exact_match([row.gold for row in found], [row.answer for row in found])
 
-    assert score(evaluate(stepper, data, 2)) < 100
+    assert score(evaluate(stepper, data, Train(eval_batch=2))) < 100
     progress = fit(stepper, data, data, settings, 0, score)
     assert progress.history[-1]["dev"] == 100
-    assert [row.answer for row in by_row(learner.readout, prompts, evaluate(stepper, data, 2))] == [
+    assert [row.answer for row in by_row(learner.readout, prompts, evaluate(stepper, data, Train(eval_batch=2)))] == [
         "good film",
         "bad",
         "great fine",

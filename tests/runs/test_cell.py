@@ -13,6 +13,7 @@ import torch
 
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.batch import collate
+from raypft.config.job import Train
 from raypft.config.load import load_job
 from raypft.contract import tiny
 from raypft.encoded import Encoded
@@ -101,7 +102,7 @@ def test_rows_of_one_name_keep_their_own_answers():
     learner = Learner(frozen(frozen.Config(), backbone), head(own)).eval()
     prompts = [prompt("en/1", [0], ids=9), prompt("en/1", [1], ids=20), prompt("en/2", [1], ids=30)]
     stepper = TorchStepper(learner, load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla"]).job.train)
-    answers = evaluate(stepper, PromptDataset(prompts, learner.method, 1), 2)
+    answers = evaluate(stepper, PromptDataset(prompts, learner.method, 1), Train(eval_batch=2))
     with torch.no_grad():
         alone = [learner.answer(PromptDataset([p], learner.method, 1).batch([0]))[0] for p in prompts]
     for found, expected in zip(answers, alone):
@@ -169,7 +170,7 @@ def test_a_sweep_runs_demonstrations_once_for_all_prompts(kind):
                 assert torch.allclose(known.of(own), whole, atol=1e-5)
                 assert torch.allclose(known.of(own, 12), whole[12:], atol=1e-5)
     assert known.begins == 12
-    backbone.shares_beginnings = False
+    backbone.shortcuts = False
     assert states_of(backbone).after(1, train, "cpu").begins == 0
 
 

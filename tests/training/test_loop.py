@@ -185,7 +185,7 @@ def test_an_evaluation_has_no_dropout():
     stepper = TorchStepper(cell.learner, settings)
     state = fit(stepper, rows, rows, settings, 0, lambda answers: seen.append(answers) or 0.0)
     assert state.losses == plain.losses
-    assert evaluate(stepper, rows, 2) == evaluate(stepper, rows, 2)
+    assert evaluate(stepper, rows, Train(eval_batch=2)) == evaluate(stepper, rows, Train(eval_batch=2))
     cell.learner.eval()
     expected = cell.learner.answer(rows.batch(range(5)))
     assert [answer.scores for answer in seen[-1]] == [pytest.approx(answer.scores, abs=1e-6) for answer in expected]
@@ -279,7 +279,7 @@ def test_scores_that_are_nan_are_no_answer(kind, readout):
     with torch.no_grad():
         next(iter(cell.learner.trainable().values())).fill_(math.nan)
     with pytest.raises(UserError, match=r"^scores are nan, first for row en/0; expected finite ones"):
-        evaluate(TorchStepper(cell.learner, cases.SETTINGS), dataset(cell), 2)
+        evaluate(TorchStepper(cell.learner, cases.SETTINGS), dataset(cell), cases.SETTINGS)
 
 
 def test_readouts_of_tokens_tell_nan_in_their_scores():
