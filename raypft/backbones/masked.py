@@ -31,6 +31,7 @@ class MaskedTokenizer(PromptTokenizer):
             )
         size = len(self.tokenize("a"))
         first, second = of_text[0], of_text[size]
+        self._mask = self.tokenizer.mask_token_id
         self._begin = ids[:first]
         self._between = ids[first + size : second]
         self._end = ids[of_text[-1] + 1 :]
@@ -42,7 +43,7 @@ class MaskedTokenizer(PromptTokenizer):
     def special(self, piece: Piece) -> list[int]:
         if piece.kind == "sep":
             return self._between
-        mask = self.tokenizer.mask_token_id
+        mask = self._mask
         if piece.kind == "slot" and mask is None:
             raise PromptError(
                 "slot", f"the tokenizer of {self.source} has no mask token, which <slot> stands for; use readout=head"

@@ -93,7 +93,7 @@ class GraphLayer(nn.Module):
             here = (targets >= begins) & (targets < begins + length)
             weights, size = mix[here].to(states.dtype), min(mix.shape[1] - begins, length)
             sums = weights[:, begins : begins + size] @ states[row, :size]
-            mixed.append(sums if known is None else sums + weights[:, :begins] @ known.to(states))
+            mixed.append((sums if known is None else sums + weights[:, :begins] @ known.to(states)).to(states))
             places.append(targets[here] - begins)
             rows.append(torch.full_like(places[-1], row))
         out = self.activation(self.conv(states, (torch.cat(rows), torch.cat(places)), torch.cat(mixed)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -62,7 +62,7 @@ class Encoder:
         wording = wordings.index(language) if language in wordings else 0
         prompts = []
         for part, prompt in enumerate(self.task.kind.prompts(self, row)):
-            placed = replace(prompt, wording=wording, part=part)
+            placed = prompt.but(wording=wording, part=part)
             prompts.append(self.readout.prepare(self.readout_config, placed, self.text))
         return prompts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -145,7 +145,7 @@ class Kind:
         label = row.get("label")
         gold = [encoder.names.index(label)] if encoder.names and label else [-1]
         answers = [encoder.word(row, str(label or ""))]
-        return [replace(encoder.encode(encoder.render(row), row), gold=gold, answers=answers)]
+        return [encoder.encode(encoder.render(row), row).but(gold=gold, answers=answers)]
 
 
 def as_text(values: Sequence[Any], column: str, where: str) -> list[str]:

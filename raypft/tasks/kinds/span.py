@@ -6,7 +6,6 @@ A passage longer than a prompt is read in windows that overlap; each window is a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +74,7 @@ class Span(base.Kind):
             passage = Passage(context, [0, *starts[window]], [0, *ends[window]])
             marks = {**prompt.marks, "slot": [0, *range(place, place + size)]}
             answers = list(row.get("label") or [])
-            windows.append(replace(prompt, marks=marks, gold=gold, answers=answers, passage=passage))
+            windows.append(prompt.but(marks=marks, gold=gold, answers=answers, passage=passage))
         return windows
 
 

@@ -6,7 +6,6 @@ A pattern asks about one word at a time ({token}), or shows the sentence, whose 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -79,7 +78,7 @@ class Tags(base.Kind):
         if encoder.asks_words:
             asked = zip(encoder.queries(row), gold, tags, strict=True)
             return [
-                replace(encoder.encode(query, row), gold=[index], answers=[encoder.word(row, tag or "")])
+                encoder.encode(query, row).but(gold=[index], answers=[encoder.word(row, tag or "")])
                 for query, index, tag in asked
             ]
         made = []
@@ -87,7 +86,7 @@ class Tags(base.Kind):
             query = encoder.render(encoder.with_value(row, WORDS, words[start:end]))
             told = zip(tags[start:end], words[start:end], strict=True)
             answers = [f"{tag or ''}: {word}" for tag, word in told]
-            made.append(replace(encoder.encode(query, row), gold=gold[start:end], answers=answers))
+            made.append(encoder.encode(query, row).but(gold=gold[start:end], answers=answers))
         return made
 
 
