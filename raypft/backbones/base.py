@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
-from raypft.backbones.heads import ColumnLinear, classifier, given_states, word_classifier
+from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
 from raypft.backbones.last_block import LastBlock, can_attend_for
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
@@ -70,6 +70,7 @@ class Backbone(Seams, ABC):
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
 
     def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None) -> None:
+        exchange_gelu(model)
         super().__init__(model)
         if self.scores_by_column:
             self.decoder.__class__ = ColumnLinear
@@ -202,6 +203,7 @@ class Backbone(Seams, ABC):
                 return scores if columns is None else scores[:, columns]
             decoder = cast(ColumnLinear, self.decoder)
             decoder.columns = columns
+            decoder.adds_to_embedding = self.decoder_is_tied and isinstance(decoder.weight, nn.Parameter)
             try:
                 return self.own_scores(states)
             finally:

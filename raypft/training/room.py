@@ -14,7 +14,7 @@ import torch
 from raypft.config.job import Train
 from raypft.training.stepper import Stepper
 
-USUAL_TOKENS = 2048
+USUAL_TOKENS = 1024
 """At once on a CPU: more at once are not faster there, and prompts of unlike length stand together in fewer batches."""
 MOST_TOKENS = 1 << 16
 """At once on a GPU, which is busy with fewer."""

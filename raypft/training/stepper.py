@@ -114,7 +114,8 @@ def make_optimizer(learner: Learner, settings: Train) -> torch.optim.Optimizer:
     decaying = [p for name, p in learner.trainable().items() if name not in spared]
     groups = ((decaying, settings.weight_decay), (list(spared.values()), 0.0))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind([{"params": own, "weight_decay": decay} for own, decay in groups if own], lr=settings.lr, eps=1e-8)
+    own_groups = [{"params": own, "weight_decay": decay} for own, decay in groups if own]
+    return kind(own_groups, lr=settings.lr, eps=1e-8, fused=True)
 
 
 class TorchStepper(Stepper):
