@@ -168,6 +168,10 @@ class Backbone(Seams, ABC):
         """Run what all prompts begin with, a batch of one; arguments as of `lower`, all blocks where layer is None."""
         raise NotImplementedError
 
+    def encode(self, batch: Batch) -> Beginning:
+        """Run the encoder; a batch with this beginning has the next tokens of its answers as targets."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def lower(self, batch: Batch, layer: int, after: int = 0) -> Tensor:
         """The states after `layer` blocks, [B, T, H], in eval mode and before any layer seam; the blocks above are not

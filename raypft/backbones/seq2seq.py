@@ -12,13 +12,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from raypft.backbones.attention import find_attention
 from raypft.backbones.base import Backbone
 from raypft.backbones.heads import given_states
 from raypft.backbones.text import PromptError, PromptTokenizer
-from raypft.batch import Batch
+from raypft.batch import Batch, Beginning
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Piece, Query
@@ -131,10 +132,24 @@ class Seq2SeqBackbone(Backbone):
     def _find_embedding(self) -> nn.Module:
         return self.model.get_encoder().get_input_embeddings()
 
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Beginning:
+        self._batch, self._before_embedding = batch, True
+        with self._sparse_put():
+            states = self._encoded(batch)
+        return Beginning(0, states, {}, EncoderDecoderCache(DynamicCache(), DynamicCache()))
+
     def _run(self, batch: Batch) -> Tensor:
         """The decoder's states, [B, U, H]."""
-        encoded = self.model.get_submodule("encoder")(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        if batch.beginning is None:
+            encoded, kept = self._encoded(batch), {"use_cache": False}
+        else:
+            self._before_embedding = False  # the encoder's embeddings are behind
+            encoded, kept = batch.beginning.states, {"use_cache": True, "past_key_values": batch.beginning.cache}
         decoded = self.model.get_submodule("decoder")(
-            input_ids=batch.target, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, use_cache=False
+            input_ids=batch.target, encoder_hidden_states=encoded, encoder_attention_mask=batch.mask, **kept
         )
         return decoded.last_hidden_state
+
+    def _encoded(self, batch: Batch) -> Tensor:
+        return self.model.get_submodule("encoder")(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state

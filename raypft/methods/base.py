@@ -111,6 +111,11 @@ class Method(nn.Module, ABC):
         return self.backbone(batch)
 
     @property
+    def runs_the_backbone(self) -> bool:
+        """Whether `forward` is the backbone's and nothing else, so that a part of it may be run before the rest."""
+        return type(self).forward is Method.forward
+
+    @property
     def backbone_moves(self) -> bool:
         """Whether weights of the pretrained model train; its dropout is active only then."""
         return any(p.requires_grad for p in self.backbone.parameters())

@@ -4,8 +4,8 @@ vocabulary.
 Source: Raffel et al. 2020; Ma et al. 2024 (ToPro), mT5: the target of a word's prompt is its tag, cut or padded to 5
 tokens, and padding is trained on (`pad_to: 5`). A sentence asked as a whole (no {token}) is answered
 "TAG: word $$ TAG: word". What is cut keeps its end token.
-Differs: answers are decoded greedily and may be of any length; ToPro's UDPOS rows and its vanilla rows use 3 beams, the
-latter at least 10 tokens. A sentence too long for one prompt is asked in parts, where ToPro's vanilla cuts it.
+Differs: answers may be of any length, where those of ToPro's vanilla rows have 10 tokens at least. A sentence too long
+for one prompt is asked in parts, where ToPro's vanilla cuts it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,20 +23,23 @@ from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.readouts import base
 from raypft.readouts.base import Answer
+from raypft.readouts.decoding import Speaker, beam_search, greedy
 from raypft.tasks.metrics import WORD_SEPARATOR
 from raypft.tasks.task import Pattern, Task
 
 
 class Config(base.Config):
-    """longest: tokens of an answer at most; pad_to: targets get this many tokens, longer ones are cut before their end
-    token, and the padding is trained on."""
+    """longest: tokens of an answer at most; beams: how many answers are followed at once, 1: the likeliest token each
+    time; pad_to: targets get this many tokens, longer ones are cut before their end token, and the padding is trained
+    on."""
 
     longest: int = Field(default=8, ge=1)
+    beams: int = Field(default=1, ge=1)
     pad_to: int | None = Field(default=None, ge=1)
 
 
 class TextReadout(base.Readout):
-    """Greedy decoding; an answer that is a label's word, as far as targets hold it, stands for the label."""
+    """Decoding; an answer that is a label's word, as far as targets hold it, stands for the label."""
 
     Config = Config
     numerics = 2
@@ -50,7 +52,7 @@ class TextReadout(base.Readout):
 
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
-        self.longest = config.longest
+        self.longest, self.beams = config.longest, config.beams
         vars(self)["backbone"] = backbone  # its parameters belong to the method
         text = cast(Seq2SeqTokenizer, backbone.text)
         self.asks_sentences = task.kind.answers_words and "{token}" not in pattern.text
@@ -80,20 +82,14 @@ class TextReadout(base.Readout):
         return self.backbone.vocabulary_scores(states)
 
     def answer(self, method: nn.Module, batch: Batch) -> list[Answer]:
-        # a fixed number of steps: under ZeRO-3 every rank must run equally many
-        size = len(batch.names)
-        assert batch.target is not None
-        said, chance = batch.target[:, :1], torch.ones(size, device=batch.ids.device)
-        ended = torch.zeros(size, dtype=torch.bool, device=batch.ids.device)
-        for step in range(self.longest):
-            at = torch.tensor([(row, step) for row in range(size)], device=batch.ids.device)
-            states = method(replace(batch, target=said, slots=at))
-            best, token = self.backbone.vocabulary_scores(states).float().softmax(-1).max(-1)
-            chance = torch.where(ended, chance, chance * best)
-            ended |= token == self.backbone.text.tokenizer.eos_token_id
-            said = torch.cat([said, token.unsqueeze(1)], dim=1)
-        texts = self._spelled(said[:, 1:].tolist())
-        return [Answer(name, text, [p]) for name, text, p in zip(batch.names, texts, chance.tolist(), strict=True)]
+        speaker = Speaker(method, self.backbone, batch, self.beams)
+        end = self.backbone.text.tokenizer.eos_token_id
+        if self.beams == 1:
+            said, chance = greedy(speaker, self.longest, end)
+        else:
+            said, chance = beam_search(speaker, self.beams, self.longest, end, self.backbone.pad)
+        told = zip(batch.names, self._spelled(said.tolist()), chance.exp().tolist(), strict=True)
+        return [Answer(name, text, [p]) for name, text, p in told]
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
         said = []

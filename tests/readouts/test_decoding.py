@@ -1,0 +1,97 @@
+"""Answers of a decoder: those of transformers' generate, with and without what is kept from token to token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raypft.backbones import guard
+from raypft.batch import collate
+from raypft.contract import cases, tiny
+from raypft.methods import METHODS
+from raypft.readouts.decoding import Speaker, beam_search, greedy
+
+END, PAD = 2, 1
+METHODS_TRIED = {"full": {}, "prefix": {"length": 3}, "lora": {}, "soft_prompt": {"length": 2}}
+
+
+def made(kind: str, seed: int, name: str):
+    """A method on a tiny model whose weights are large enough to say different things, and a batch of three prompts."""
+    backbone = tiny.backbone(kind, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    torch.manual_seed(0)
+    method = METHODS.load(name)(cases.config_of(name, backbone, **METHODS_TRIED[name]), backbone).eval()
+    marks = {"slot": [0], "soft": [1, 2]} if name == "soft_prompt" else {"slot": [0]}
+    prompts = [replace(p, target=p.target[:1], marks=marks, gold=[-1]) for p in guard.prompts(backbone)]
+    return method, collate(prompts, backbone.pad)
+
+
+@torch.no_grad()
+def said(method, batch, beams: int, longest: int) -> tuple[list[list[int]], torch.Tensor]:
+    """What is said up to the end, and its log-probability."""
+    speaker = Speaker(method, method.backbone, batch, beams)
+    if beams == 1:
+        tokens, chance = greedy(speaker, longest, END)
+    else:
+        tokens, chance = beam_search(speaker, beams, longest, END, PAD)
+    return [until_end(row) for row in tokens.tolist()], chance
+
+
+def until_end(row: list[int]) -> list[int]:
+    return row[: row.index(END) + 1] if END in row else row
+
+
+@pytest.mark.parametrize("longest", [1, 4, 7])
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5"])
+def test_answers_are_those_of_generate(kind, beams, longest):
+    for seed in range(4):
+        method, batch = made(kind, seed, "full")
+        expected = method.backbone.model.generate(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            num_beams=beams,
+            max_new_tokens=longest,
+            do_sample=False,
+            eos_token_id=END,
+            pad_token_id=PAD,
+        )
+        assert said(method, batch, beams, longest)[0] == [until_end(row) for row in expected[:, 1:].tolist()]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", METHODS_TRIED)
+def test_what_is_kept_from_token_to_token_changes_nothing(name, beams):
+    """Also where a method's vectors, keys or layers are in the encoder and the decoder."""
+    method, batch = made("mt5", 1, name)
+    texts, chance = said(method, batch, beams, 6)
+    method.backbone.shortcuts = False
+    again, expected = said(method, batch, beams, 6)
+    assert texts == again
+    assert torch.allclose(chance, expected, atol=1e-4)
+
+
+def test_the_encoder_runs_once_and_an_answer_ends_early():
+    method, batch = made("t5", 0, "full")
+    encoder, decoder = (method.backbone.model.get_submodule(side) for side in ("encoder", "decoder"))
+    run = []
+    encoder.register_forward_hook(lambda *_: run.append("encoder"))
+    decoder.register_forward_hook(lambda *_: run.append("decoder"))
+    lengths = [len(row) for row in said(method, batch, 1, 40)[0]]
+    assert run == ["encoder", *["decoder"] * max(lengths)]
+
+
+def test_a_method_with_a_forward_of_its_own_is_asked_each_time():
+    method, batch = made("t5", 0, "full")
+
+    class Own(type(method)):
+        def forward(self, batch):
+            return 2 * self.backbone(batch)
+
+    method.__class__ = Own
+    assert Speaker(method, method.backbone, batch).beginning is None
