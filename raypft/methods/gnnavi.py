@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GCNConv, SAGEConv
 
 from raypft.backbones.base import Backbone
 from raypft.batch import Batch
@@ -44,20 +43,32 @@ class Config(base.Config):
     distribution: bool = True
 
 
-class Gcn(GCNConv):
-    """A graph convolution whose sums over neighbours are made already."""
+class Gcn(nn.Module):
+    """A graph convolution whose sums over neighbours are made already: weight and bias, as PyG's GCNConv draws them."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.lin = nn.Linear(hidden, hidden, bias=False)
+        nn.init.xavier_uniform_(self.lin.weight)
+        self.bias = nn.Parameter(torch.zeros(hidden))
 
     def forward(self, states: Tensor, at: tuple[Tensor, Tensor], mixed: Tensor) -> Tensor:
         """states [B, T, H], of which those at `at` are replaced by `mixed`, [N, H], as weighted with their neighbours'.
 
         Nodes without neighbours are weighted with 1, so that the states are theirs.
         """
-        out = self.lin(states.index_put(at, mixed))
-        return out if self.bias is None else out + self.bias
+        return self.lin(states.index_put(at, mixed)) + self.bias
 
 
-class Sage(SAGEConv):
-    """GraphSAGE's convolution whose means over neighbours are made already."""
+class Sage(nn.Module):
+    """GraphSAGE's convolution whose means over neighbours are made already, as PyG's SAGEConv draws its weights."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.lin_l = nn.Linear(hidden, hidden)
+        self.lin_r = nn.Linear(hidden, hidden, bias=False)
+        for linear in (self.lin_l, self.lin_r):  # PyG draws twice
+            linear.reset_parameters()
 
     def forward(self, states: Tensor, at: tuple[Tensor, Tensor], mixed: Tensor) -> Tensor:
         """states [B, T, H]; the neighbours of those at `at` have the means `mixed`, [N, H], of others it is 0."""
@@ -78,10 +89,7 @@ class GraphLayer(nn.Module):
 
     def __init__(self, config: Config, hidden: int) -> None:
         super().__init__()
-        if config.conv == "sage":
-            self.conv: Gcn | Sage = Sage(hidden, hidden)
-        else:
-            self.conv = Gcn(hidden, hidden, normalize=config.norm == "sym")
+        self.conv = Sage(hidden) if config.conv == "sage" else Gcn(hidden)
         self.activation = ACTIVATIONS[config.activation]()
         self.residual = config.residual
 

@@ -22,8 +22,8 @@ from raypft.backbones.seq2seq import Seq2SeqTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.readouts import base
+from raypft.readouts._decoding import Speaker, beam_search, greedy
 from raypft.readouts.base import Answer
-from raypft.readouts.decoding import Speaker, beam_search, greedy
 from raypft.tasks.metrics import WORD_SEPARATOR
 from raypft.tasks.task import Pattern, Task
 

@@ -21,7 +21,6 @@ PACKAGES = (
     "deepspeed",
     "ray",
     "peft",
-    "torch-geometric",
     "datasets",
     "pyarrow",
     "safetensors",

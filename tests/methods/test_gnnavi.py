@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch_geometric.nn import GCNConv, SAGEConv
 from transformers import GPT2Config, LlamaConfig
 
 from raypft.backbones.load import backbone_from_config
@@ -162,3 +163,39 @@ def test_layer_out_of_range_is_refused(layer):
     """The official code would then never apply the layer."""
     with pytest.raises(UserError, match=f"method.layer: found {layer}; expected 1 to 3"):
         GNNavi(Config(layer=layer), tiny.backbone("gpt2"))
+
+
+@pytest.mark.parametrize("config", FORMULAS)
+def test_the_layer_is_pygs_with_the_same_seed(config):
+    """The same first values, bit for bit, and the same output: what the official code calls."""
+    torch.manual_seed(5)
+    made = GraphLayer(Config(**config), tiny.HIDDEN)
+    torch.manual_seed(5)
+    if config["conv"] == "sage":
+        theirs = SAGEConv(tiny.HIDDEN, tiny.HIDDEN)
+    else:
+        theirs = GCNConv(tiny.HIDDEN, tiny.HIDDEN, normalize=config.get("norm") != "mean")
+    ours, expected = dict(made.conv.state_dict()), dict(theirs.state_dict())
+    assert set(ours) == set(expected)
+    assert all(torch.equal(ours[name], expected[name]) for name in ours)
+    assert torch.rand(1) == torch.rand(1, generator=_generator_after(config))
+    states, own = torch.randn(1, 9, tiny.HIDDEN), prompt("a", 9, [2, 5])
+    method_of = GNNavi(Config(layer=2, **config), tiny.backbone("gpt2"))
+    edges, weight = method_of.edges(own), None
+    if config.get("norm") == "mean":
+        edges = torch.cat([edges, torch.arange(9).expand(2, -1)], dim=1)
+        weight = (1.0 / torch.bincount(edges[1], minlength=9))[edges[1]]
+    out = theirs(states[0], edges) if weight is None else theirs(states[0], edges, weight)
+    found = made(states, collate([own], 1, [method_of.columns(own)]))
+    assert torch.allclose(found[0], out, atol=1e-6)
+
+
+def _generator_after(config) -> torch.Generator:
+    """Where PyG's layer leaves torch's generator."""
+    torch.manual_seed(5)
+    (SAGEConv if config["conv"] == "sage" else GCNConv)(tiny.HIDDEN, tiny.HIDDEN)
+    generator = torch.Generator()
+    generator.set_state(torch.get_rng_state())
+    torch.manual_seed(5)
+    GraphLayer(Config(**config), tiny.HIDDEN)
+    return generator

@@ -11,7 +11,7 @@ from raypft.backbones import guard
 from raypft.batch import collate
 from raypft.contract import cases, tiny
 from raypft.methods import METHODS
-from raypft.readouts.decoding import Speaker, beam_search, greedy
+from raypft.readouts._decoding import Speaker, beam_search, greedy
 
 END, PAD = 2, 1
 METHODS_TRIED = {"full": {}, "prefix": {"length": 3}, "lora": {}, "soft_prompt": {"length": 2}}
