@@ -1,5 +1,6 @@
-"""What a reader of a result should know of its rows: test rows that were trained on, classes without train rows,
-repeated rows, empty texts, texts that the model's tokenizer does not know. Told, not refused: some may be meant.
+"""What a reader of a result should know of its rows: those left out of a file, test rows that were trained on, classes
+without train rows, repeated rows, empty texts, texts that the model's tokenizer does not know. Told, not refused: some
+may be meant.
 
 Two rows are the same where language, label and all fields are.
 """
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 
 from raypft.backbones.text import PromptTokenizer
+from raypft.data.columns import notes_of
 from raypft.data.sampling import Sample
 from raypft.tasks.task import Task
 
@@ -39,7 +41,7 @@ def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer)
         del tables["train"]  # there are only the first rows of it
     tables = {role: table for role, table in tables.items() if table is not None and len(table)}
     rows = {role: _contents(task, table) for role, table in tables.items()}
-    lines = []
+    lines = list(dict.fromkeys(note for table in tables.values() for note in notes_of(table)))
     for role, other in SHARED:
         if role in rows and other in rows and not (tests_dev and role == "dev"):
             known = compute.is_in(rows[role], rows[other].unique())

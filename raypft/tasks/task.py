@@ -50,6 +50,8 @@ class Label(Strict):
 
     column: str = "label"
     names: list[str] = []
+    unanswerable: bool = False
+    """Of span: a question may have no answer, as in SQuAD 2.0; its list of answers is then empty."""
 
 
 class Source(Strict):
