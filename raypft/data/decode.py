@@ -29,16 +29,16 @@ def unpacked(stream: pa.NativeFile, compression: str | None) -> pa.NativeFile:
     """What a file holds, whole in memory where it is packed.
 
     Raises:
-        ValueError, OSError: damaged or cut off.
+        ValueError: damaged or cut off.
     """
     if compression is None:
         return stream
-    if compression != "xz":
-        return pa.BufferReader(pa.CompressedInputStream(stream, COMPRESSIONS[compression]).read())
     try:
-        return pa.BufferReader(lzma.decompress(stream.read()))
-    except lzma.LZMAError as error:
-        raise ValueError(str(error)) from None
+        if compression == "xz":  # which Arrow does not know
+            return pa.BufferReader(lzma.decompress(stream.read()))
+        return pa.BufferReader(pa.CompressedInputStream(stream, COMPRESSIONS[compression]).read())
+    except (lzma.LZMAError, OSError) as error:
+        raise ValueError(f"it can't be unpacked as .{compression}: {error}") from None
 
 
 def check_text(data: bytes) -> None:

@@ -129,7 +129,7 @@ class Place:
             return ""
         if self._is(path, fs.FileType.Directory):
             return f"; it is a folder: name its files, such as {self.name}/*, or data.root={self}"
-        names = [_last(info.path) for info in self._beside()]
+        names = [_last(info.path) + ("" if info.is_file else "/") for info in self._beside()]
         stem = _last(path)
         near = [name for name in names if name.lower().startswith(stem.lower().partition(".")[0])]
         near = (near or difflib.get_close_matches(stem, names) or names)[:5]

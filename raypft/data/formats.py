@@ -107,7 +107,10 @@ def _parquet(stream: pa.NativeFile, _: str) -> Columns:
 
 
 def _arrow(stream: pa.NativeFile, _: str) -> Columns:
-    is_file = stream.read(6) == b"ARROW1"  # Feather's second version too; datasets.save_to_disk writes a stream
+    begin = stream.read(6)
+    if begin[:4] == b"FEA1":
+        raise ValueError("it is of Feather's first version; write it anew with pyarrow.feather.write_feather")
+    is_file = begin == b"ARROW1"  # Feather's second version too; datasets.save_to_disk writes a stream
     stream.seek(0)
     with pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream) as batches:
         return Columns.of_arrow(batches.read_all())

@@ -17,6 +17,7 @@ import pyarrow.compute as pa_compute
 import pyarrow.csv as pa_csv
 
 from raypft.data.decode import check_text, decoded
+from raypft.errors import first_line
 
 compute: Any = pa_compute  # its functions are made at import
 SEPARATORS = ",;\t"
@@ -35,15 +36,15 @@ def separated(stream: pa.NativeFile, kind: str) -> tuple[pa.Table, list[str]]:
     """
     data = stream.read().removeprefix(codecs.BOM_UTF8)
     check_text(data)
-    if not data.strip():
-        return pa.table({}), []
-    head, rest = _line(data)
-    told = re.fullmatch(rb"sep=(.)", head.strip())
+    head = _first_line(data)
+    told = re.fullmatch(rb"sep=(.)[\r\n]*", head)
     if told:
-        data = rest
-        head, _ = _line(data)
+        data = data[len(head) :]
+        head = _first_line(data)
+    if re.compile(rb"\S").search(data, len(head)) is None:
+        return pa.table({}), []
     separator = told[1].decode("latin-1") if told else _separator(head.decode("utf-8", "replace"), kind)
-    quoted = separator != "\t" or kind != "\t" or _all_quoted(head.split(b"\t"))
+    quoted = separator != "\t" or kind != "\t" or _all_quoted(head.strip().split(b"\t"))
     # every column is text: "007" is no number, "2020-01-01" no date
     convert = pa_csv.ConvertOptions(default_column_type=pa.string(), strings_can_be_null=False)
     parse = pa_csv.ParseOptions(delimiter=separator, quote_char='"' if quoted else False, newlines_in_values=quoted)
@@ -51,18 +52,18 @@ def separated(stream: pa.NativeFile, kind: str) -> tuple[pa.Table, list[str]]:
     try:
         table = pa_csv.read_csv(pa.BufferReader(data), read, parse, convert)
         names = table.column_names
-    except (pa.ArrowInvalid, UnicodeDecodeError):
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         decoded(data)  # what is wrong with the bytes, in words that help
-        raise
+        advice = f'; put quotes around values that hold "{separator}"' if quoted and "columns" in str(error) else ""
+        raise ValueError(f"{first_line(error)}{advice}") from None
     over_lines = quoted and any(_breaks(table[place]) for place in range(len(names)))
     return table, _unclosed(data, table, separator) if over_lines else []
 
 
-def _line(data: bytes) -> tuple[bytes, bytes]:
-    """The first line and what follows it."""
-    end = re.search(rb"\r\n?|\n|$", data)
-    assert end is not None
-    return data[: end.start()], data[end.end() :]
+def _first_line(data: bytes) -> bytes:
+    """The first line, with its end."""
+    end = re.search(rb"\r\n?|\n", data)
+    return data if end is None else data[: end.end()]
 
 
 def _separator(head: str, kind: str) -> str:
@@ -104,4 +105,4 @@ def _unclosed(data: bytes, table: pa.Table, separator: str) -> list[str]:
                 and any(cell in known[other] for other, cell in enumerate(line) if other != place)
                 for line in lines
             )
-    return [f"{odd} values go over several lines that look like rows; is a quote open?"] if odd else []
+    return [f"values that hold lines which look like rows of their own: {odd}; is a quote left open?"] if odd else []

@@ -83,6 +83,8 @@ def _repeated(rows: pa.ChunkedArray, role: str) -> list[str]:
 def _odd_texts(column: pa.ChunkedArray, role: str, name: str) -> Iterator[str]:
     if pa.types.is_list(column.type):  # words: what is odd in a text may be a word
         words = compute.list_flatten(column)
+        if len(column) == len(words) > 1 and role != "demos":
+            yield f"all {role} rows are of one word; a sentence is a row, of a word a line the format is words"
         count = compute.sum(_is_blank(words)).as_py()
         if count:
             yield f"{count} of {len(words)} words of {role} rows are empty"

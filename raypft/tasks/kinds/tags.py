@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -98,7 +99,8 @@ class Tags(base.Kind):
 
 
 def _listed(value: Any) -> Any:
-    """Words or tags that are written as one text: with blanks between, or as Python or JSON writes a list."""
+    """Words or tags that are written as one text: with blanks between, or as Python or JSON writes a list; a list that
+    is written otherwise stays a text."""
     if not isinstance(value, str):
         return value
     if value.startswith("[") and value.endswith("]"):
@@ -110,7 +112,7 @@ def _listed(value: Any) -> Any:
             # to Python ['a' 'b'], as NumPy writes it, is one word
             if isinstance(found, list) and (write is None or write(found) == value):
                 return found
-    return value.split()
+    return value if re.match("\\[['\"]", value) else value.split()
 
 
 def _chunks(encoder: base.RowEncoder, row: Mapping[str, Any], words: Sequence[str]) -> list[tuple[int, int]]:
