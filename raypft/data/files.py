@@ -110,11 +110,15 @@ class Place:
         Args:
             purpose: what the file is for, with a blank before.
         """
-        if not format and self._is(self.path, fs.FileType.File):
-            advice = UNREAD.get(_ending(self.path), "rename it, or write its format in the task's source")
-            return UserError(f"data: {self}: expected a file that ends in {TOLD}; {advice}")
+        try:
+            if not format and self._is(self.path, fs.FileType.File):
+                advice = UNREAD.get(_ending(self.path), "rename it, or write its format in the task's source")
+                return UserError(f"data: {self}: expected a file that ends in {TOLD}; {advice}")
+            hint = self._hint()
+        except (pa.ArrowException, OSError):  # what lies beside may be another's
+            hint = ""
         endings = "" if format or ending_of(self.path)[0] else f" ({TOLD})"
-        return UserError(f"data: no file {self}{endings}{purpose}{self._hint()}")
+        return UserError(f"data: no file {self}{endings}{purpose}{hint}")
 
     def _hint(self) -> str:
         """What is there instead."""
@@ -132,7 +136,7 @@ class Place:
         names = [_last(info.path) + ("" if info.is_file else "/") for info in self._beside()]
         stem = _last(path)
         near = [name for name in names if name.lower().startswith(stem.lower().partition(".")[0])]
-        near = (near or difflib.get_close_matches(stem, names) or names)[:5]
+        near = (near or [name for name in names if _is_close(stem, name)] or names)[:5]
         advice = [
             f"a .{ending} is not read, {UNREAD[ending]}"
             for ending in dict.fromkeys(map(_ending, near))
@@ -163,6 +167,10 @@ def system_of(path: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"data: {path} can't be reached: {first_line(error)}") from None
+
+
+def _is_close(stem: str, name: str) -> bool:
+    return bool(difflib.get_close_matches(stem, [name.partition(".")[0]], cutoff=0.5))
 
 
 def _last(path: str) -> str:

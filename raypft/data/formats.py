@@ -113,7 +113,9 @@ def _arrow(stream: pa.NativeFile, _: str) -> Columns:
     is_file = begin == b"ARROW1"  # Feather's second version too; datasets.save_to_disk writes a stream
     stream.seek(0)
     with pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream) as batches:
-        return Columns.of_arrow(batches.read_all())
+        table = batches.read_all()
+    table.validate(full=True)  # a damaged one is taken as it is, and read outside of its memory
+    return Columns.of_arrow(table)
 
 
 def _json(by_columns: bool) -> Callable[[pa.NativeFile, str], Columns]:
