@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any
 
 PRECEDENCE = {
@@ -52,10 +53,10 @@ def words(text: str, prefix: bool) -> Rows:
         ValueError: lines of unequal length, words counted in the first column, or no language before a word.
     """
     blocks = list(_blocks(text))
-    tabbed = any("\t" in line for block in blocks for line in block if not line.startswith("# "))
-    cells = [[_cells(line, tabbed) for line in block] for block in blocks]
-    lines = [line for block in cells for line in block]
-    plain = [line for line in lines if not line[0].startswith("#")] or lines
+    tabbed = any("\t" in line for line in chain.from_iterable(blocks) if not line.startswith("# "))
+    cells = [list(map(_cells, block, repeat(tabbed))) for block in blocks]
+    every = list(chain.from_iterable(cells))
+    plain = [line for line in every if not line[0].startswith("#")] or every
     usual = Counter(map(len, plain)).most_common(1)[0][0] if plain else 0
     tags = {line[-1] for line in plain if len(line) == usual}
     rows: Rows = []
@@ -71,15 +72,17 @@ def words(text: str, prefix: bool) -> Rows:
         bare = next((word for word in tokens if ":" not in word), None)
         if prefix and bare is not None:  # of a file without prefixes, 10:30 would become 30
             raise ValueError(f'sentence {number}: found "{bare}"; expected language:word, or format: words')
+        tokens = [word.partition(":")[2].strip() for word in tokens] if prefix else tokens
+        said = [line[-1] if len(line) > 1 else "" for line in lines]
         if lines:
-            tokens = [word.partition(":")[2].strip() for word in tokens] if prefix else tokens
-            rows.append(
-                {"id": str(number), "tokens": tokens, "tags": [line[-1] if len(line) > 1 else "" for line in lines]}
-            )
-    counted = [row["tokens"] == [str(place + 1) for place in range(len(row["tokens"]))] for row in rows]
-    if len(plain) > len(rows) and all(counted):
+            rows.append({"id": str(number), "tokens": tokens, "tags": said})
+    if len(plain) > len(rows) and all(_counts(row["tokens"]) for row in rows):
         raise ValueError("the first column counts the words; expected the word first and its tag last, or conllu")
     return rows
+
+
+def _counts(words: list[str]) -> bool:
+    return words == list(map(str, range(1, len(words) + 1)))
 
 
 def _cells(line: str, tabbed: bool) -> list[str]:

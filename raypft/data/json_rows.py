@@ -81,9 +81,8 @@ def _rows_of_object(document: Row, by_columns: bool) -> list[Any]:
     if values and all(isinstance(value, dict) for value in values):  # columns or rows by their number in the index
         index = list(values[0])
         if index and all(key.isdecimal() for key in index) and all(list(value) == index for value in values):
-            return [
-                dict(zip(document, row, strict=True)) for row in zip(*(value.values() for value in values), strict=True)
-            ]
+            rows = zip(*map(dict.values, values), strict=True)
+            return [dict(zip(document, row, strict=True)) for row in rows]
         if all(key.isdecimal() for key in document):
             return values
     if by_columns and values and all(isinstance(value, list) for value in values):

@@ -98,11 +98,20 @@ def _unclosed(data: bytes, table: pa.Table, separator: str) -> list[str]:
     known = [set(column) for column in columns]
     odd = 0
     for place, column in enumerate(columns):
-        for value in filter(lambda value: "\n" in value, column):
+        for value in filter(_breaks_in, column):
             lines = [line.split(separator) for line in value.splitlines()]
-            odd += any(
-                len(line) == len(columns)
-                and any(cell in known[other] for other, cell in enumerate(line) if other != place)
-                for line in lines
-            )
+            odd += any(_is_row(line, place, known) for line in lines)
     return [f"values that hold lines which look like rows of their own: {odd}; is a quote left open?"] if odd else []
+
+
+def _breaks_in(value: str) -> bool:
+    return "\n" in value
+
+
+def _is_row(cells: list[str], place: int, known: list[set[str]]) -> bool:
+    """Whether a line within a value of the column at `place` has as many cells as a row, and one that another column
+    has elsewhere."""
+    others = enumerate(zip(cells, known, strict=False))
+    return len(cells) == len(known) and any(
+        cell in of_column for number, (cell, of_column) in others if number != place
+    )

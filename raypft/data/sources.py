@@ -72,8 +72,9 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     tables = [normalise(task, source, table, where, language) for table, where, language in parts if table.rows]
     if not tables:
         raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
-    notes = [f"{where}: {note}" for columns, where, _ in parts for note in columns.notes]
-    notes += [f"{where}: the file has no rows" for columns, where, _ in parts if not columns.rows]
+    notes: list[str] = []
+    for columns, where, _ in parts:
+        notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
     table = with_notes(with_own_ids(task, pa.concat_tables(tables)), notes)
     present = sorted(table["language"].unique().to_pylist())
     check_spelling(origin, split, present)

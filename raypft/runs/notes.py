@@ -7,6 +7,7 @@ Two rows are the same where language, label and all fields are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,7 @@ def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer)
         del tables["train"]  # there are only the first rows of it
     tables = {role: table for role, table in tables.items() if table is not None and len(table)}
     rows = {role: _contents(task, table) for role, table in tables.items()}
-    lines = list(dict.fromkeys(note for table in tables.values() for note in notes_of(table)))
+    lines = list(dict.fromkeys(itertools.chain.from_iterable(map(notes_of, tables.values()))))
     for role, other in SHARED:
         if role in rows and other in rows and not (tests_dev and role == "dev"):
             known = compute.is_in(rows[role], rows[other].unique())

@@ -214,15 +214,16 @@ def class_names(values: Sequence[str], rows: ReadRows) -> list[str]:
 def named(values: Sequence[str], rows: ReadRows) -> list[str]:
     """Label values by our names; 1.0 is 1 and True is true or 1 where the task knows those only."""
     known = {*rows.names, *rows.ours}
-    spelt = {value: next((text for text in _spellings(value) if text in known), value) for value in set(values)}
+    spelt = {value: _spelt(value, known) for value in set(values)}
     return [rows.ours.get(spelt[value], spelt[value]) for value in values]
 
 
-def _spellings(value: str) -> list[str]:
-    """How else a label may be written that some file formats have no way to write."""
+def _spelt(value: str, known: set[str]) -> str:
+    """A label value as the task spells it, where a file format has only another way to write it."""
     truth = {"True": ["true", "1"], "False": ["false", "0"]}
     whole = re.fullmatch(r"(-?\d+)\.0*", value)
-    return [value, *truth.get(value, []), *([whole[1]] if whole else [])]
+    spellings = [value, *truth.get(value, []), *([whole[1]] if whole else [])]
+    return next((text for text in spellings if text in known), value)
 
 
 def wanted(value: str, values: Sequence[str], rows: ReadRows) -> str:
