@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class Place:
             raise UserError(f"data: {self} can't be reached: {first_line(error)}") from None
 
     def _several(self, format: str | None) -> list[str]:
-        folder = (self.base + self.name[: self.name.index("*")]).rpartition("/")[0]
+        folder = _folder(self.base + self.name.partition("*")[0])
         if not self._is(folder, fs.FileType.Directory):
             return []
         # only * stands for others: a folder may be called "data [v2]"
@@ -68,7 +69,10 @@ class Place:
         named = re.compile(re.escape(self.base) + tail, re.DOTALL)
         below = self.system.get_file_info(fs.FileSelector(folder, recursive=True))
         files = [info.path for info in below if info.is_file and (format or ending_of(info.path)[0])]
-        return sorted(file for file in files if named.fullmatch(file))
+        meant = [file for file in files if named.fullmatch(file)]
+        if isinstance(self.system, fs.LocalFileSystem):  # a link to a folder above shows its files again and again
+            meant = {os.path.realpath(file): file for file in sorted(meant, key=len, reverse=True)}.values()
+        return sorted(meant)
 
     def _one(self, format: str | None) -> list[str]:
         path = self.path
@@ -85,13 +89,13 @@ class Place:
 
     def _beside(self) -> list[fs.FileInfo]:
         """What lies in the folder of the path, in order."""
-        folder = self.path.rpartition("/")[0]
+        folder = _folder(self.path)
         if not self._is(folder, fs.FileType.Directory):
             return []
         return sorted(self.system.get_file_info(fs.FileSelector(folder)), key=lambda info: info.path)
 
     def _is(self, path: str, type: fs.FileType) -> bool:
-        return self.system.get_file_info(path or ".").type == type
+        return self.system.get_file_info(path).type == type
 
     def _saved(self, folder: str) -> list[str]:
         """The files of a data set that `datasets.save_to_disk` wrote."""
@@ -132,7 +136,7 @@ class Place:
         if "*" in self.name:
             return ""
         if self._is(path, fs.FileType.Directory):
-            return f"; it is a folder: name its files, such as {self.name}/*, or data.root={self}"
+            return f"; it is a folder: name its files, such as {self.name or self}/*"
         names = [_last(info.path) + ("" if info.is_file else "/") for info in self._beside()]
         stem = _last(path)
         near = [name for name in names if name.lower().startswith(stem.lower().partition(".")[0])]
@@ -171,6 +175,11 @@ def system_of(path: str) -> tuple[fs.FileSystem, str]:
 
 def _is_close(stem: str, name: str) -> bool:
     return bool(difflib.get_close_matches(stem, [name.partition(".")[0]], cutoff=0.5))
+
+
+def _folder(path: str) -> str:
+    folder, slash, _ = path.rpartition("/")
+    return folder or slash or "."
 
 
 def _last(path: str) -> str:

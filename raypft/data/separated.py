@@ -111,7 +111,6 @@ def _breaks_in(value: str) -> bool:
 def _is_row(cells: list[str], place: int, known: list[set[str]]) -> bool:
     """Whether a line within a value of the column at `place` has as many cells as a row, and one that another column
     has elsewhere."""
-    others = enumerate(zip(cells, known, strict=False))
-    return len(cells) == len(known) and any(
-        cell in of_column for number, (cell, of_column) in others if number != place
-    )
+    if len(cells) != len(known):
+        return False
+    return any(cell in known[number] for number, cell in enumerate(cells) if number != place)

@@ -75,6 +75,14 @@ def test_links_are_followed(origin, tmp_path):
         languages_of(origin(CHOICE), "test")
 
 
+def test_a_link_to_a_folder_above_shows_no_file_twice(origin, tmp_path):
+    put(tmp_path, "deep/train-0.jsonl", "deep/train-1.jsonl")
+    (tmp_path / "deep/up").symlink_to(tmp_path, target_is_directory=True)
+    made = origin(CHOICE, files={"train": "*/train-*"})
+    assert told(read(made), "text") == [("train-0.jsonl",), ("train-1.jsonl",)]
+    assert [info.path for info in existing_files(made)] == [f"{tmp_path}/deep/train-{i}.jsonl" for i in (0, 1)]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -106,7 +114,7 @@ def test_the_ending_says_the_format_and_how_a_file_is_packed(name, said):
         (["training.csv", "x.csv"], "found there: training.csv"),
         (["tarin.csv", "x.csv"], "found there: tarin.csv"),
         (["one.csv", "two/a.csv"], "found there: mine.yaml, one.csv, two/"),
-        (["train/a.csv"], "it is a folder: name its files, such as train/*, or data.root="),
+        (["train/a.csv"], "it is a folder: name its files, such as train/*"),
     ],
 )
 def test_what_lies_near_is_named(origin, tmp_path, names, line):
@@ -143,6 +151,21 @@ def test_predicting_finds_no_other_file(origin, tmp_path):
     put(tmp_path, "a*b.jsonl")
     rows = read_rows(origin(CHOICE), f"{tmp_path}/a*b.jsonl", None, "en")
     assert rows["text"].to_pylist() == ["a*b.jsonl"]
+
+
+def test_paths_from_here_and_from_the_root(origin, tmp_path, monkeypatch):
+    put(tmp_path, "train.jsonl", "sub/x-1.jsonl")
+    monkeypatch.chdir(tmp_path)
+    for root in (".", "./", "sub/..", "./sub/../"):
+        assert told(read(origin(CHOICE, root)), "text") == [("train.jsonl",)]
+        assert len(read(origin(CHOICE, root, files={"train": "*/x-*"}))) == 1
+        assert len(read(origin(CHOICE, root, files={"train": "tr*"}))) == 1
+    assert len(read_rows(origin(CHOICE), "train.jsonl", None, "en")) == 1
+    assert len(read_rows(origin(CHOICE), "train", None, "en")) == 1
+    with pytest.raises(UserError, match=r"^data: no file sub \(.*\); it is a folder: name its files, such as sub/\*$"):
+        read_rows(origin(CHOICE), "sub", None, "en")
+    below = str(tmp_path).lstrip("/")
+    assert len(read(origin(CHOICE, "/", files={"train": f"{below}/tr*"}))) == 1
 
 
 def test_a_packed_copy_beside_a_file_is_told(origin, tmp_path):
