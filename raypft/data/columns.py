@@ -97,18 +97,34 @@ def _label_values(task: Task, source: Source, table: Columns, where: str) -> lis
     """The column of labels, as it is; empty where the kind has none."""
     if not task.kind.reads_labels:
         return []
-    values = _column(source, table, task.label.column, where)
+    column = task.label.column
+    values = _column(source, table, column, where)
     if values is None:
-        raise _missing(source, table, task.label.column, where)
+        values = _flattened(source, table, column, where)
+    if values is None:
+        raise _missing(source, table, column, where)
     return values
+
+
+def _flattened(source: Source, table: Columns, ours: str, where: str) -> list[Any] | None:
+    """A column of objects out of the columns that `datasets` flattens it to: answers.text, answers.answer_start."""
+    for name in their_columns(source, ours):
+        parts = [part for part in table.names if part.startswith(f"{name}.")]
+        if parts:
+            keys = [part.removeprefix(f"{name}.") for part in parts]
+            columns = [_values(table, part, where) for part in parts]
+            return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+    return None
 
 
 def _column(source: Source, table: Columns, ours: str, where: str) -> list[Any] | None:
     name = next((name for name in their_columns(source, ours) if name in table.names), None)
-    if table.names.count(str(name)) > 1:
-        raise UserError(f'data: {where} has {table.names.count(str(name))} columns called "{name}"; expected one')
-    if name is None:
-        return None
+    return None if name is None else _values(table, name, where)
+
+
+def _values(table: Columns, name: str, where: str) -> list[Any]:
+    if table.names.count(name) > 1:
+        raise UserError(f'data: {where} has {table.names.count(name)} columns called "{name}"; expected one')
     try:
         return table.values(name)
     except (pa.ArrowException, OverflowError, ValueError) as error:

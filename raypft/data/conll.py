@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -59,9 +60,10 @@ def words(text: str, prefix: bool) -> Rows:
     plain = [line for line in every if not line[0].startswith("#")] or every
     usual = Counter(map(len, plain)).most_common(1)[0][0] if plain else 0
     tags = {line[-1] for line in plain if len(line) == usual}
+    is_word = partial(_is_word, usual=usual, tags=tags)
     rows: Rows = []
     for number, block in enumerate(cells):
-        lines = [line for line in block if line[0] != DOCUMENT and not _is_comment(line, usual, tags)]
+        lines = [line for line in block if line[0] != DOCUMENT and (line[0][:1] != "#" or is_word(line))]
         odd = next((line for line in lines if len(line) not in (1, usual)), None)
         if odd is not None:
             raise ValueError(
@@ -87,15 +89,15 @@ def _counts(words: list[str]) -> bool:
 
 def _cells(line: str, tabbed: bool) -> list[str]:
     if tabbed:
-        return [cell.strip() for cell in line.rstrip("\t").split("\t")]
+        return list(map(str.strip, line.rstrip("\t").split("\t")))
     return re.split("[ \t]+", line.strip(" \t"))
 
 
-def _is_comment(line: list[str], usual: int, tags: set[str]) -> bool:
-    """Whether a line begins with "# " and is not the word "#": its columns are not as many as those of words, or it
-    ends in no tag of theirs."""
+def _is_word(line: list[str], usual: int, tags: set[str]) -> bool:
+    """Whether a line that begins with # is no comment: it does not begin with "# ", or has as many columns as those of
+    words and ends in a tag of theirs."""
     begins = line[0].startswith("# ") or (line[0] == "#" and len(line) > 2)
-    return begins and (len(line) != usual or line[-1] not in tags)
+    return not begins or (len(line) == usual and line[-1] in tags)
 
 
 def conllu(text: str, language: str) -> tuple[Rows, list[str]]:

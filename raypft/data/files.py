@@ -136,7 +136,7 @@ class Place:
         if "*" in self.name:
             return ""
         if self._is(path, fs.FileType.Directory):
-            return f"; it is a folder: name its files, such as {self.name or self}/*"
+            return f"; it is a folder: name {f'its files, such as {self.name}/*' if self.name else 'one of its files'}"
         names = [_last(info.path) + ("" if info.is_file else "/") for info in self._beside()]
         stem = _last(path)
         near = [name for name in names if name.lower().startswith(stem.lower().partition(".")[0])]

@@ -488,6 +488,17 @@ def test_questions_without_an_answer_are_read_where_the_task_has_such(origin, tm
     assert 'row "b" has no answer; if it is hidden, drop the row; if questions may have none' in refused(origin(SPAN))
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_answers_that_datasets_has_flattened_are_put_together(origin, tmp_path, ending):
+    row = {**ASKED, "answers.text": ["cat"], "answers.answer_start": [2]}
+    if ending == "parquet":
+        pa_parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+    else:
+        (tmp_path / "train.jsonl").write_text(lines([row]))
+    assert told(read(origin(SPAN)), "label", "starts") == [(["cat"], [2])]
+    assert told(read(origin(SPAN, columns={"answers": ["gold", "answers"]})), "label") == [(["cat"],)]
+
+
 @pytest.mark.parametrize("answers", [[], {"text": [], "answer_start": []}, {"text": [""], "answer_start": [-1]}])
 def test_an_empty_list_of_answers_is_none(origin, tmp_path, answers):
     (tmp_path / "train.jsonl").write_text(lines([{**ASKED, "answers": answers}]))
