@@ -26,6 +26,9 @@ UNREAD = {
 }
 """What to do with a file of an ending that is not read."""
 
+HIDDEN = re.compile(r"(^|/)\.[^/.]")
+"""A part of a path that * does not stand for."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -70,6 +73,8 @@ class Place:
         below = self.system.get_file_info(fs.FileSelector(folder, recursive=True))
         files = [info.path for info in below if info.is_file and (format or ending_of(info.path)[0])]
         meant = [file for file in files if named.fullmatch(file)]
+        if not HIDDEN.search(self.name):  # as of a shell: copies of notebooks and of other systems begin with a dot
+            meant = [file for file in meant if not HIDDEN.search(file.removeprefix(self.base))]
         if isinstance(self.system, fs.LocalFileSystem):  # a link to a folder above shows its files again and again
             meant = {os.path.realpath(file): file for file in sorted(meant, key=len, reverse=True)}.values()
         return sorted(meant)
@@ -139,6 +144,9 @@ class Place:
             return f"; it is a folder: name {f'its files, such as {self.name}/*' if self.name else 'one of its files'}"
         names = [_last(info.path) + ("" if info.is_file else "/") for info in self._beside()]
         stem = _last(path)
+        parts = next((name for name in names if name.endswith("/") and _bare(name[:-1]) == stem), None)
+        if parts is not None:  # as Spark writes a table
+            return f"; {parts} is a folder: name its files, such as {self.name.removesuffix(stem)}{parts}*"
         near = [name for name in names if name.lower().startswith(stem.lower().partition(".")[0])]
         near = (near or [name for name in names if _is_close(stem, name)] or names)[:5]
         advice = [

@@ -56,8 +56,9 @@ def separated(stream: pa.NativeFile, kind: str) -> tuple[pa.Table, list[str]]:
         decoded(data)  # what is wrong with the bytes, in words that help
         advice = f'; put quotes around values that hold "{separator}"' if quoted and "columns" in str(error) else ""
         raise ValueError(f"{first_line(error)}{advice}") from None
-    over_lines = quoted and any(_breaks(table[place]) for place in range(len(names)))
-    return table, _unclosed(data, table, separator) if over_lines else []
+    # Arrow takes what it finds: a quote that is left open, or written \" within a value, as one that closes it
+    doubtful = quoted and (b'\\"' in data or any(_breaks(table[place]) for place in range(len(names))))
+    return table, _check_quotes(data, table, separator) if doubtful else []
 
 
 def _first_line(data: bytes) -> bytes:
@@ -78,7 +79,7 @@ def _breaks(column: pa.ChunkedArray) -> bool:
     return bool(compute.any(compute.match_substring_regex(column, "[\r\n]")).as_py())
 
 
-def _unclosed(data: bytes, table: pa.Table, separator: str) -> list[str]:
+def _check_quotes(data: bytes, table: pa.Table, separator: str) -> list[str]:
     """A line where values hold what looks like rows: a quote that should not be there swallows what follows it.
 
     Raises:

@@ -75,6 +75,14 @@ def test_links_are_followed(origin, tmp_path):
         languages_of(origin(CHOICE), "test")
 
 
+def test_a_star_stands_for_nothing_that_is_hidden(origin, tmp_path):
+    put(tmp_path, "d/train-0.jsonl", "d/.ipynb_checkpoints/train-0.jsonl", "d/._train-1.jsonl", ".d/train-2.jsonl")
+    for pattern in ("*/train-*", "d/*", "*"):
+        assert told(read(origin(CHOICE, files={"train": pattern})), "text") == [("train-0.jsonl",)]
+    assert told(read(origin(CHOICE, files={"train": ".d/*"})), "text") == [("train-2.jsonl",)]
+    assert len(read(origin(CHOICE, tmp_path / ".d", files={"train": "*"}))) == 1
+
+
 def test_a_link_to_a_folder_above_shows_no_file_twice(origin, tmp_path):
     put(tmp_path, "deep/train-0.jsonl", "deep/train-1.jsonl")
     (tmp_path / "deep/up").symlink_to(tmp_path, target_is_directory=True)
@@ -114,6 +122,7 @@ def test_the_ending_says_the_format_and_how_a_file_is_packed(name, said):
         (["training.csv", "x.csv"], "found there: training.csv"),
         (["tarin.csv", "x.csv"], "found there: tarin.csv"),
         (["one.csv", "two/a.csv"], "found there: mine.yaml, one.csv, two/"),
+        (["train.parquet/part-0.parquet"], "train.parquet/ is a folder: name its files, such as train.parquet/*"),
         (["train/a.csv"], "it is a folder: name its files, such as train/*"),
     ],
 )
@@ -203,4 +212,4 @@ def test_rights_are_asked_for(origin, tmp_path):
 def test_a_folder_called_like_a_file_is_none(origin, tmp_path):
     put(tmp_path, "train.jsonl/x.jsonl")
     assert "it is a folder: name its files" in refused(origin(CHOICE, files={"train": "train.jsonl"}))
-    assert refused(origin(CHOICE)).endswith("found there: train.jsonl/")
+    assert refused(origin(CHOICE)).endswith("train.jsonl/ is a folder: name its files, such as train.jsonl/*")

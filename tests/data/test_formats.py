@@ -352,6 +352,16 @@ def test_a_quote_that_is_not_closed_is_refused(origin, tmp_path, text):
     )
 
 
+def test_quotes_that_are_not_doubled_are_refused(origin, tmp_path):
+    """They would move within the text."""
+    (tmp_path / "train.csv").write_text('text,label\na,no\n"he said \\"b\\".",no\n')
+    assert "a value that begins in line 3 has a quote that does not end where the value does (line 3)" in refused(
+        origin(CHOICE)
+    )
+    (tmp_path / "train.csv").write_text('text,label\n"C:\\",no\n')
+    assert told(read(origin(CHOICE)), "text") == [("C:\\",)]
+
+
 def test_rows_that_two_odd_quotes_may_have_swallowed_are_told(origin, tmp_path):
     (tmp_path / "train.csv").write_text('label,text\nno,"odd\nyes,b\nno,c"\nyes,d\n')
     assert notes(origin(CHOICE), tmp_path) == [
