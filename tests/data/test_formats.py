@@ -468,8 +468,13 @@ def test_lists_as_numpy_writes_them_are_no_words(origin, tmp_path):
     assert line in refused(origin(TAGS))
     with pytest.raises(UserError, match="expected a list of words"):
         read_rows(origin(TAGS), f"{tmp_path}/train.tsv", None, "en")
-    (tmp_path / "train.tsv").write_text("tokens\ttags\n[ he laughs ]\tO O O O\n")
-    assert told(read(origin(TAGS)), "tokens") == [(["[", "he", "laughs", "]"],)]
+    (tmp_path / "train.tsv").write_text("tokens\ttags\n[ he laughs ]\tO O O O\n[ 12 ]\tO A O\n[12]\tA\n[7]\t[0]\n")
+    assert told(read(origin(TAGS, labels={"0": "O"})), "tokens", "label") == [
+        (["[", "he", "laughs", "]"], ["O"] * 4),
+        (["[", "12", "]"], ["O", "A", "O"]),
+        (["[12]"], ["A"]),
+        (["[7]"], ["O"]),
+    ]
 
 
 # questions

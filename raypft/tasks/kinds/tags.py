@@ -39,7 +39,7 @@ class Tags(base.Kind):
         return WORDS
 
     def read_field(self, values: Sequence[Any], column: str, where: str) -> list[list[str]]:
-        lists = [_listed(value) for value in values]
+        lists = [_listed(value, numbers=False) for value in values]
         for row, value in enumerate(lists):
             told = f'data: {where} row {row}: column "{column}" holds'
             if base.is_missing(value) or value == []:
@@ -57,7 +57,7 @@ class Tags(base.Kind):
         ours: dict[str, str] = {}
         for number, (words, value) in enumerate(zip(rows.fields[WORDS], values, strict=True)):
             where = f"data: {rows.where} row {number}"
-            value = _listed(value)
+            value = _listed(value, numbers=True)
             if not (base.is_missing(value) or isinstance(value, list)):
                 raise UserError(f"{where} has {base.shown(value)} for tags; expected a list, one tag a word")
             given = base.as_text([] if base.is_missing(value) else value, "tags", f"{rows.where} row {number} tags")
@@ -98,9 +98,13 @@ class Tags(base.Kind):
         return made
 
 
-def _listed(value: Any) -> Any:
-    """Words or tags that are written as one text: with blanks between, or as Python or JSON writes a list; a list that
-    is written otherwise stays a text."""
+def _listed(value: Any, numbers: bool) -> Any:
+    """Words or tags that are written as one text: with blanks between, or as Python or JSON writes a list of texts; a
+    list that is written otherwise stays a text.
+
+    Args:
+        numbers: a list may be one of numbers. As words, [ 12 ] are three and [12] is one.
+    """
     if not isinstance(value, str):
         return value
     if value.startswith("[") and value.endswith("]"):
@@ -109,8 +113,9 @@ def _listed(value: Any) -> Any:
                 found = read(value)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
+            fits = isinstance(found, list) and (numbers or all(isinstance(word, str) for word in found))
             # to Python ['a' 'b'], as NumPy writes it, is one word
-            if isinstance(found, list) and (write is None or write(found) == value):
+            if fits and (write is None or write(found) == value):
                 return found
     return value if re.match("\\[['\"]", value) else value.split()
 
