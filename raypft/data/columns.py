@@ -75,7 +75,7 @@ def normalise(
     labels: dict[str, pa.Array] = {}
     if labelled:
         fields = {field: columns[name] for field, name in task.fields.items()}
-        rows = ReadRows(where, ids, fields, task.label.names, source.labels, task.label.unanswerable)
+        rows = ReadRows(where, ids, fields, task.label.names, _our_labels(task, source, table), task.label.unanswerable)
         labels = kind.read_labels(_label_values(task, source, table, where), rows)
     return pa.table(
         {
@@ -85,6 +85,15 @@ def normalise(
             **{name: pa.array(values, kind.field_type) for name, values in columns.items()},
         }
     )
+
+
+def _our_labels(task: Task, source: Source, table: Columns) -> dict[str, str]:
+    """Their label value to our name: what the source says, and the classes that the file names as the task does."""
+    column = next((name for name in their_columns(source, task.label.column) if name in table.names), "")
+    named = [source.labels.get(name, name) for name in table.classes.get(column, ())]
+    ours = task.label.names
+    told = {str(number): name for number, name in enumerate(named) if name in ours}
+    return {**{number: name for number, name in told.items() if number not in ours}, **source.labels}
 
 
 def _content_hash(values: Sequence[Any]) -> str:

@@ -8,8 +8,9 @@ mark before the text is none of it. A file may be packed; endings count in any c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -47,18 +48,21 @@ class Columns:
     """What a file or data set holds, not yet looked at.
 
     names: of the columns, as they stand there; rows: how many there are; values: a column's, one a row; notes: what a
-    reader of the rows should know, a line each, such as how many were left out.
+    reader of the rows should know, a line each, such as how many were left out; classes: a column's class names in the
+    order of their numbers, where the file says them.
     """
 
     names: list[str]
     rows: int
     values: Callable[[str], list[Any]]
     notes: tuple[str, ...] = ()
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def of_arrow(cls, table: pa.Table, notes: list[str] | None = None) -> Columns:
         """The columns of an Arrow table."""
-        return cls(table.column_names, table.num_rows, lambda name: _listed(table[name]), tuple(notes or ()))
+        told, named = tuple(notes or ()), _classes(table.schema.metadata or {})
+        return cls(table.column_names, table.num_rows, lambda name: _listed(table[name]), told, named)
 
     @classmethod
     def of_records(cls, rows: list[dict[str, Any]], notes: list[str] | None = None) -> Columns:
@@ -72,6 +76,19 @@ def _listed(column: pa.ChunkedArray) -> list[Any]:
         return column.to_pylist()
     except (OverflowError, ValueError):  # a point in time that Python does not have
         return column.cast(pa.string()).to_pylist()
+
+
+def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of each column of classes, of words too, as `datasets` writes them into Arrow and Parquet files."""
+    named: dict[str, list[str]] = {}
+    try:
+        for column, feature in json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"].items():
+            inner = feature.get("feature", feature)
+            if inner.get("_type") == "ClassLabel":
+                named[column] = list(map(str, inner["names"]))
+    except (ValueError, LookupError, TypeError, AttributeError):  # written by another version, or by someone else
+        return {}
+    return named
 
 
 def ending_of(path: str) -> tuple[str | None, str | None]:

@@ -137,6 +137,39 @@ def test_what_datasets_saved_is_read_split_by_split_and_part_by_part(origin, tmp
     assert refused(mine).endswith("state.json can't be read; expected that of datasets.save_to_disk")
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_classes_that_a_file_names_are_those_of_the_task(origin, tmp_path, ending):
+    datasets = pytest.importorskip("datasets")
+    classes = datasets.ClassLabel(names=["yes", "no", "PERHAPS"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": classes})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 2]}, features=features)
+    table = rows.with_format("arrow")[:].replace_schema_metadata(rows.data.table.schema.metadata)
+    if ending == "parquet":
+        pa_parquet.write_table(table, tmp_path / "train.parquet")
+    else:
+        write_arrow(tmp_path / "train.arrow", table, True)
+    names = {**CHOICE, "label": {"names": ["no", "yes", "maybe"]}}
+    right = [("yes",), ("no",), ("maybe",)]
+    assert told(read(origin(names, labels={"PERHAPS": "maybe"})), "label") == right
+    assert told(read(origin(names, labels={"0": "no", "1": "yes", "2": "maybe"})), "label")[:2] == [("no",), ("yes",)]
+    assert 'row 2 has label "2", outside the label set' in refused(origin(names))
+    numbered = {**CHOICE, "label": {"names": ["0", "1", "2", "yes"]}}
+    assert told(read(origin(numbered)), "label") == [("0",), ("1",), ("2",)]
+
+
+def test_classes_of_words_are_named_too(origin, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B", "A"]))
+    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "tags": tags})
+    rows = datasets.Dataset.from_dict({"tokens": [["a", "b", "c"]], "tags": [[2, 0, 1]]}, features=features)
+    pa_parquet.write_table(rows.data.table, tmp_path / "train.parquet")
+    assert told(read(origin(TAGS)), "label") == [(["A", "O", "B"],)]
+    for metadata in (b"[]", b"{", b'{"info": {"features": [1]}}', b'{"info": {"features": {"tags": 3}}}'):
+        table = rows.data.table.replace_schema_metadata({b"huggingface": metadata})
+        pa_parquet.write_table(table, tmp_path / "train.parquet")
+        assert 'has tag "2", outside the tag set' in refused(origin(TAGS))
+
+
 COLUMNS = {
     "dictionary": pa.array(["0", "1"]).dictionary_encode(),
     "large text": pa.array(["0", "1"], pa.large_string()),
