@@ -99,8 +99,8 @@ class Clock:
 
 
 def decisions(answers: Sequence[Answer]) -> list[int]:
-    """The index of the best label of each answer."""
-    return [max(range(len(answer.scores)), key=answer.scores.__getitem__) for answer in answers]
+    """The index of the label of each answer."""
+    return [answer.value[0] for answer in answers]
 
 
 def no_score(_answers: Sequence[Answer]) -> float:
@@ -200,51 +200,54 @@ class ToProPair:
         """Prepare sentences; the same tokens."""
         backbone, rows = self.material.backbone, self.rows[: self.sizes.prepared]
         loop = ToProLoop(torch.nn.Linear(1, 1), self.tokenizer, self.labels)
-        reference = clock("reference preparation", len(rows), lambda: [loop.prepare(row["tokens"]) for row in rows])
+        words = [row["tokens"] for row in rows]
+        reference = clock("reference preparation", len(rows), lambda: loop.prepare(words))
         backbone.text._known.clear()  # as in a process that begins
-        ours = clock("ours preparation", len(rows), lambda: [self.material.encoder(row) for row in rows])
-        for number, (own, other) in enumerate(zip(ours, reference, strict=True)):
-            shown = [prompt["input_ids"][: sum(prompt["attention_mask"])] for prompt in other]
-            expect_equal(f"ToPro, tokens of sentence {number}", [prompt.ids for prompt in own], shown)
+        ours = clock("ours preparation", len(rows), lambda: self.material.encoded(rows))
+        sizes = reference["attention_mask"].sum(1).tolist()
+        shown = [ids[:size] for ids, size in zip(reference["input_ids"].tolist(), sizes, strict=True)]
+        expect_equal("ToPro, tokens", [prompt.ids for prompt in ours], shown)
 
     def trained(self, clock: Clock) -> None:
         """Train on whole steps of prompts, then answer those of other sentences; the same losses and decisions."""
-        number = 2 * self.sizes.evaluated
-        train = self.material.encoded(self.rows[number : 4 * number])[: 2 * self.sizes.step]
-        test = self.material.encoded(self.rows[: self.sizes.evaluated])
-        each = len(train) * self.sizes.evaluated / len(test)  # sentences that so many prompts are
+        sizes, encoded = self.sizes, self.material.encoded
+        train, test = encoded(self.rows[sizes.evaluated :])[: 2 * sizes.step], encoded(self.rows[: sizes.evaluated])
+        each = len(train) * sizes.evaluated / len(test)  # sentences that so many prompts are
         model = BertForMaskedLM(self.config)
         model.load_state_dict(self.weights)
         loop = ToProLoop(model, self.tokenizer, self.labels, steps=2)
-        padded, rows = [self._padded(prompt) for prompt in train], order(len(train), 0, 0)
+        padded, shown, rows = self._padded(train), self._padded(test), order(len(train), 0, 0)
 
         def steps() -> list[float]:
             losses = []
-            for start in range(0, len(rows), self.sizes.step):
-                chosen = rows[start : start + self.sizes.step]
+            for start in range(0, len(rows), sizes.step):
+                chosen = rows[start : start + sizes.step]
                 gold = [train[row].gold[0] for row in chosen]
-                losses.append(loop.step([padded[row] for row in chosen], gold))
+                losses.append(loop.step(chosen, padded, gold))
             return losses
 
         expected = clock("reference training", each, steps)
-        shown = [self._padded(prompt) for prompt in test]
-        answers = clock("reference evaluation", self.sizes.evaluated, lambda: loop.answers(shown))
+        answers = clock("reference evaluation", sizes.evaluated, lambda: loop.answers(shown))
         self.material.backbone.model.load_state_dict(self.weights)
         stepper = TorchStepper(self.material.learner("full"), self.train)
         method, pad = stepper.learner.method, self.material.backbone.pad
         own_train, own_test = PromptDataset(train, method, pad), PromptDataset(test, method, pad)
         state = clock("ours training", each, lambda: fit(stepper, own_train, None, self.train, 0, no_score))
-        ours = clock("ours evaluation", self.sizes.evaluated, lambda: evaluate(stepper, own_test, self.train))
+        ours = clock("ours evaluation", sizes.evaluated, lambda: evaluate(stepper, own_test, self.train))
         expect_equal("ToPro, loss", state.losses, expected)
         expect_equal("ToPro, decision", decisions(ours), answers)
 
-    def _padded(self, prompt: Encoded) -> dict[str, list[int]]:
-        missing = ToProLoop.length - len(prompt.ids)
-        return {
-            "input_ids": prompt.ids + [self.material.backbone.pad] * missing,
-            "attention_mask": [1] * len(prompt.ids) + [0] * missing,
-            "token_type_ids": prompt.segments + [0] * missing,
-        }
+    def _padded(self, prompts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """What the reference is given of prompts."""
+        shape = (len(prompts), ToProLoop.length)
+        ids = torch.full(shape, self.material.backbone.pad)
+        mask, segments, at_mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+        for row, prompt in enumerate(prompts):
+            size = len(prompt.ids)
+            ids[row, :size], segments[row, :size] = torch.tensor(prompt.ids), torch.tensor(prompt.segments)
+            mask[row, :size] = 1
+            at_mask[row, prompt.marks["slot"]] = 1
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments, "at_mask": at_mask}
 
 
 class ShortcutPair:

@@ -93,42 +93,46 @@ class ToProLoop:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: (steps - step) / steps)
 
-    def prepare(self, words: Sequence[str]) -> list[dict[str, list[int]]]:
-        """The prompts of a sentence's words, each tokenized as a whole."""
-        return [self._prompt(" ".join(words), word) for word in words]
+    def prepare(self, sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        """The data set of all words of some sentences: each argument of the model and where the mask is, [N, 128]."""
+        prompts = []
+        for words in sentences:
+            prompts += [self.prompt(" ".join(words), word) for word in words]
+        return {name: torch.tensor([prompt[name] for prompt in prompts]) for name in prompts[0]}
 
-    def _prompt(self, sentence: str, word: str) -> dict[str, list[int]]:
-        tokenizer = self.tokenizer
-
-        def tokens(text: str) -> list[int]:
-            return tokenizer.encode(text, add_special_tokens=False)
-
-        behind = [tokens(" The pos tag of"), tokens(" " + word), tokens(" is a kind of:")]
-        asked = [*(token for part in behind for token in part), tokenizer.mask_token_id, *tokens(" .")]
-        shown = tokens(sentence)[: self.length - 3 - len(asked)]
+    def prompt(self, sentence: str, word: str) -> dict[str, list[int]]:
+        """The prompt of a word: each of its parts is tokenized, then they are cut, joined and padded."""
+        tokenizer, mask = self.tokenizer, self.tokenizer.mask_token
+        parts = [" The pos tag of", " " + word, " is a kind of:", " " + mask, " ."]
+        asked = [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False)]
+        shown = tokenizer.encode(sentence, add_special_tokens=False)
+        while len(shown) + len(asked) > self.length - 3:
+            shown.pop()
         ids = [tokenizer.cls_token_id, *shown, tokenizer.sep_token_id, *asked, tokenizer.sep_token_id]
+        segments = [0] * (len(shown) + 2) + [1] * (len(asked) + 1)
         missing = self.length - len(ids)
         return {
             "input_ids": ids + [tokenizer.pad_token_id] * missing,
             "attention_mask": [1] * len(ids) + [0] * missing,
-            "token_type_ids": [0] * (len(shown) + 2) + [1] * (len(asked) + 1) + [0] * missing,
+            "token_type_ids": segments + [0] * missing,
+            "at_mask": [int(token == tokenizer.mask_token_id) for token in ids] + [0] * missing,
         }
 
-    def scores(self, prompts: Sequence[dict[str, list[int]]]) -> Tensor:
+    def scores(self, rows: Sequence[int], data: dict[str, Tensor]) -> Tensor:
         """Of the labels, [B, C]."""
-        batch = {name: torch.tensor([prompt[name] for prompt in prompts]) for name in prompts[0]}
+        batch = {name: values[rows] for name, values in data.items()}
+        at_mask = batch.pop("at_mask").bool()
         logits = self.model(**batch).logits  # [B, 128, V]
-        at_mask = logits[batch["input_ids"] == self.tokenizer.mask_token_id]  # [B, V]
-        return at_mask[:, self.labels]
+        return logits[at_mask][:, self.labels]
 
-    def step(self, prompts: Sequence[dict[str, list[int]]], gold: Sequence[int]) -> float:
-        """One optimizer step; the mean loss of its prompts."""
+    def step(self, rows: Sequence[int], data: dict[str, Tensor], gold: Sequence[int]) -> float:
+        """One optimizer step on rows of a data set; their mean loss."""
         self.model.train()
         total = 0.0
-        for start in range(0, len(prompts), self.micro_batch):
+        for start in range(0, len(rows), self.micro_batch):
             part = slice(start, start + self.micro_batch)
-            summed = functional.cross_entropy(self.scores(prompts[part]), torch.tensor(gold[part]), reduction="sum")
-            loss = summed / len(prompts)
+            scores, right = self.scores(rows[part], data), torch.tensor(gold[part])
+            loss = functional.cross_entropy(scores, right, reduction="sum") / len(rows)
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -138,10 +142,11 @@ class ToProLoop:
         return total
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[dict[str, list[int]]]) -> list[int]:
+    def answers(self, data: dict[str, Tensor]) -> list[int]:
         """The index of each prompt's likeliest tag."""
         self.model.eval()
         found: list[int] = []
-        for start in range(0, len(prompts), self.micro_batch):
-            found += self.scores(prompts[start : start + self.micro_batch]).argmax(1).tolist()
+        rows = range(len(data["input_ids"]))
+        for start in rows[:: self.micro_batch]:
+            found += self.scores(list(rows[start : start + self.micro_batch]), data).argmax(1).tolist()
         return found
