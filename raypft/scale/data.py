@@ -34,6 +34,8 @@ from raypft.storage import absolute, on_disk, path_of, written
 from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
 from raypft.training.loader import Share, steps
 
+FEW = 2000
+"""So many rows are encoded in the process that asks: a process of Ray Data takes longer to start."""
 AHEAD, TASKS = 256, 4096
 """Rows that a task of a stream reads for a worker, at least; tasks that are planned at a time."""
 IN_FLIGHT = 256 << 20
@@ -120,7 +122,8 @@ def unpacked(message: dict[str, Any]) -> Cell:
 
 
 def encode_on_ray(cells: Sequence[Cell]) -> None:
-    """Encode what the cells need and is not there yet, in one pass of Ray Data, into one Arrow file per sample."""
+    """Encode what the cells need and is not there yet, into one Arrow file per sample; many rows in one pass of Ray
+    Data."""
     for cell in cells:
         index = sample_of(cell).stream
         if isinstance(index, streaming.Index) and not (path := index_file(cell, index)).is_file():
@@ -135,28 +138,36 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
         name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(sample_of(cell))))
         for name, (_, cell) in missing.items()
     }
-    folder = next(iter(missing.values()))[0].parent
+    folder, all_rows = next(iter(missing.values()))[0].parent, pa.concat_tables(tables)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = folder / f"{os.getpid()}-{time.time_ns()}.rows.parquet"  # several processes may encode at once
-    with written(rows) as file:
-        pa_parquet.write_table(pa.concat_tables(tables), file)
-    dataset = ray.data.read_parquet(str(rows)).map_batches(
-        encode_batch,  # pyright: ignore[reportArgumentType]  # its type knows no fn_kwargs
-        fn_kwargs={"files": files},
-        batch_format="pyarrow",
-        batch_size=256,
-        num_cpus=ENCODER_CPUS,
-        **_where(cells[0].job),
-    )
-    tables_encoded = ray.get(cast("list[ray.ObjectRef[pa.Table]]", dataset.to_arrow_refs()))
-    encoded = pa.concat_tables(tables_encoded)
+    if len(all_rows) <= FEW:
+        encoded = encode_batch(all_rows, files)
+    else:
+        encoded = _encoded_on_ray(all_rows, files, folder, cells[0].job)
     for name, (path, _) in missing.items():
         of_file = pa_compute.equal(encoded["file"], name)  # pyright: ignore[reportAttributeAccessIssue]  # made at import
         prompts = encoded.filter(of_file).drop_columns("file")
         prompts = prompts.sort_by([("number", "ascending"), ("part", "ascending")])
         with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, prompts.schema) as writer:
             writer.write_table(prompts)
+
+
+def _encoded_on_ray(all_rows: pa.Table, files: dict[str, tuple[str, str]], folder: Path, job: Job) -> pa.Table:
+    """`encode_batch` by processes of Ray Data, which read the rows from shared storage."""
+    rows = folder / f"{os.getpid()}-{time.time_ns()}.rows.parquet"  # several processes may encode at once
+    with written(rows) as file:
+        pa_parquet.write_table(all_rows, file)
+    dataset = ray.data.read_parquet(str(rows)).map_batches(
+        encode_batch,  # pyright: ignore[reportArgumentType]  # its type knows no fn_kwargs
+        fn_kwargs={"files": files},
+        batch_format="pyarrow",
+        batch_size=256,
+        num_cpus=ENCODER_CPUS,
+        **_where(job),
+    )
+    tables = ray.get(cast("list[ray.ObjectRef[pa.Table]]", dataset.to_arrow_refs()))
     rows.unlink(missing_ok=True)
+    return pa.concat_tables(tables)
 
 
 def _where(job: Job) -> dict[str, Any]:

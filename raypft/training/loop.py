@@ -108,40 +108,44 @@ def _optimizer_step(
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
     torch.manual_seed((seed * 1_000_003 + number) % (1 << 63))
     learner = stepper.learner
-    total_loss, passes = 0.0, set[tuple[bool, int]]()
+    total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
+    drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
         batch = batch.to(stepper.device)
         with RowDropout(batch, seed, number) as dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
-        passes.add((dropout.drew, dropout.places))
+        drew |= dropout.drew
+        places.append(dropout.places)
         if not loss.requires_grad:
             raise UserError(
                 "train: no parameter that trains has a part in the loss; the model does not use them for texts like "
                 "these; choose another method or backbone"
             )
         loss = loss * (stepper.world / work.weight)
-        total_loss += float(loss.detach())
+        total_loss += loss.detach()
         penalty = learner.method.penalty() if i == work.count else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
-    losses, leaving, others = zip(*stepper.gather((total_loss, stepper.leaving(), passes)), strict=True)
-    if stepper.world * work.count > 1:
-        _check_draws(passes.union(*others), settings.batch_size)
-    mean = sum(losses) / stepper.world
+    counted = [stepper.leaving(), drew, sum(places), sum(place**2 for place in places)]
+    told = stepper.sum(torch.cat([total_loss.view(1), total_loss.new_tensor(counted)]))
+    loss_of_all, leaving, drew, first, second = told.tolist()
+    passes = stepper.world * work.count
+    if passes > 1 and (drew or passes * second != first**2):  # equal numbers alone have such sums
+        raise _drawn_otherwise(settings.batch_size)
+    mean = loss_of_all / stepper.world
     if not math.isfinite(mean):
         raise _diverged(f"the loss is {mean}", number)
     if not stepper.step(learning_rate(settings, number, total)):
         raise _diverged("the gradient is not finite", number)
-    return mean, any(leaving)
+    return mean, bool(leaving)
 
 
-def _check_draws(passes: set[tuple[bool, int]], batch_size: int) -> None:
-    """Raise a UserError unless all forward passes of a step drew by row alone: (drew otherwise, number of dropouts)."""
-    if len(passes) > 1 or any(drew for drew, _ in passes):
-        raise UserError(
-            "train: the model or the method draws random numbers that are no row's dropout, so its numbers would "
-            "depend on workers and micro-batches; use resources.workers=1 (or 0) and "
-            f"train.micro_batch={batch_size}, all rows of a step at once"
-        )
+def _drawn_otherwise(batch_size: int) -> UserError:
+    """What to say where not all forward passes of a step had equally many dropouts and drew by row alone."""
+    return UserError(
+        "train: the model or the method draws random numbers that are no row's dropout, so its numbers would depend on "
+        "workers and micro-batches; use resources.workers=1 (or 0) and "
+        f"train.micro_batch={batch_size}, all rows of a step at once"
+    )
 
 
 def _diverged(found: str, number: int) -> UserError:

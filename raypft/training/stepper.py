@@ -92,6 +92,12 @@ class Stepper(ABC):
         """Whether this worker's node was told to go away soon."""
         return False
 
+    def sum(self, numbers: Tensor) -> Tensor:
+        """Numbers, [n], added up over the ranks."""
+        if self.world > 1:
+            distributed.all_reduce(numbers)
+        return numbers
+
     def gather(self, value: Any) -> list[Any]:
         """One value per rank, on every rank."""
         if self.world == 1:

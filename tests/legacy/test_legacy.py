@@ -1,5 +1,5 @@
-"""Folders written by an earlier commit with the same numbers are reused, gone on with and computed again, bit for bit
-(README.md beside this)."""
+"""Folders written by an earlier commit with the same numbers are reused, gone on with and computed again: to the
+rounding of sums that are taken in another order (README.md beside this)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_finished_seeds_are_reused(run, folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_numbers_are_the_stored_ones_bit_for_bit(run, folder, monkeypatch, capsys):
+def test_numbers_are_the_stored_ones(run, folder, monkeypatch, capsys):
     call(monkeypatch, capsys, "run", *RUNS[run].split(), "--fresh")
     for seed in seeds_of(run):
         made, stored = (root / "runs" / run / seed for root in (folder, FOLDER))
@@ -97,11 +97,12 @@ def test_numbers_are_the_stored_ones_bit_for_bit(run, folder, monkeypatch, capsy
         for file in stored.glob("*.safetensors"):
             values, expected = load_file(made / file.name), load_file(file)
             assert list(values) == list(expected)
-            assert not SAME_MACHINE or all(torch.equal(values[name], expected[name]) for name in expected)
+            assert not SAME_MACHINE or all(torch.allclose(values[name], expected[name], atol=1e-4) for name in expected)
         if SAME_MACHINE:
-            assert pa_parquet.read_table(made / "predictions.parquet").equals(
-                pa_parquet.read_table(stored / "predictions.parquet")
-            )
+            found, expected = (pa_parquet.read_table(place / "predictions.parquet") for place in (made, stored))
+            for name in found.column_names:
+                ours, theirs = found[name].to_pylist(), expected[name].to_pylist()
+                assert ours == (pytest.approx(theirs, abs=1e-4) if isinstance(theirs[0], float) else theirs)
 
 
 def test_a_run_stopped_before_goes_on_to_the_numbers_of_one_left_alone(folder, monkeypatch, capsys):
@@ -113,7 +114,7 @@ def test_a_run_stopped_before_goes_on_to_the_numbers_of_one_left_alone(folder, m
     assert "goes on at epoch 2, step 3" in out
     result = json.loads((folder / "runs" / STOPPED / "seed-0" / "result.json").read_text())
     expected = json.loads((FOLDER / "uninterrupted.json").read_text())
-    assert result["losses"] == (expected["losses"] if SAME_MACHINE else pytest.approx(expected["losses"], rel=1e-4))
+    assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5 if SAME_MACHINE else 1e-4)
     assert result["scores"] == expected["scores"]
 
 
