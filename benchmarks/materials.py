@@ -151,6 +151,8 @@ def tagged_rows(words: Sequence[Sequence[str]], names: Sequence[str], start: int
 
 FEW_SHOT = {"sst2": (72, 114), "trec": (203, 226)}
 """Task to the tokens of its demonstrations, and of a prompt in the mean, as GPT-2 cuts the data sets."""
+SPREAD = (0, 3, -3, 1, -1, 2, -2)
+"""Sixths of the mean by which the texts are longer, one after the other."""
 
 
 def few_shot(
@@ -188,8 +190,8 @@ def few_shot(
     mean = length - shared - (len(least.ids) - least.demo_tokens) + 1
     prompts = {}
     for role, count in counts.items():
-        spread = [mean + round(mean * (place % 7 - 3) / 6) for place in range(count)]  # half to one and a half times
-        prompts[role] = result.encoded(rows(role, [max(1, size) for size in spread]))
+        spread = [max(1, mean + round(mean * part / 6)) for part in itertools.islice(itertools.cycle(SPREAD), count)]
+        prompts[role] = result.encoded(rows(role, spread))
     return result, prompts
 
 

@@ -30,14 +30,17 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is run: repetitions; train and dev rows and epochs of GNNavi; test rows; prompts of a ToPro step; its
-    evaluated and prepared sentences; blocks of the model that shows demonstrations, its rows; answered texts."""
+    """How much is run: repetitions; train and dev rows and epochs of GNNavi, after how many of these the reference
+    validates (each costs the same); test rows, those of the reference; prompts of a ToPro step; its evaluated and
+    prepared sentences; blocks of the model that shows demonstrations, its rows; answered texts."""
 
     times: int = 3
     train: int = 10
     dev: int = 40
     epochs: int = 3
+    validations: int = 3
     test: int = 40
+    reference_test: int = 40
     step: int = 32
     evaluated: int = 8
     prepared: int = 400
@@ -91,6 +94,12 @@ class Clock:
         self.wall.setdefault(name, []).append((time.perf_counter() - wall) / units)
         return result
 
+    def sum(self, name: str, units: dict[str, float]) -> None:
+        """Note the seconds of so many units of several parts, from their last medians."""
+        for seconds in (self.cpu, self.wall):
+            whole = sum(count * statistics.median(seconds[part]) for part, count in units.items())
+            seconds.setdefault(name, []).append(whole)
+
     def row(self, name: str, goal: float, part: str) -> Row:
         """The row of a part, whose times were noted as "ours PART" and "reference PART"."""
         cpu, wall = ({key: statistics.median(all_) for key, all_ in of.items()} for of in (self.cpu, self.wall))
@@ -114,7 +123,7 @@ class GNNaviPair:
     def __init__(self, task: str, config: GPT2Config, layer: int, sizes: Sizes, tokens: tuple[int, int] | None = None):
         counts = {"train": sizes.train, "dev": sizes.dev, "test": sizes.test}
         self.material, self.prompts = few_shot(task, config, counts, tokens)
-        self.layer, self.epochs = layer, sizes.epochs
+        self.layer, self.sizes = layer, sizes
         self.train = Train(epochs=sizes.epochs, lr=1e-2, batch_size=1, optimizer="adam", select="last", max_tokens=1024)
         self.job = Job(task=task, pattern="gnnavi", backbone="random", method={"name": "gnnavi"}, train=self.train)
         self.weights = {name: value.clone() for name, value in self.material.backbone.model.state_dict().items()}
@@ -135,15 +144,15 @@ class GNNaviPair:
         losses, dev = list[float](), list[int]()
         train, validation = self.prompts["train"], self.prompts["dev"]
 
-        def whole() -> None:
-            nonlocal losses, dev
-            for epoch in range(self.epochs):
-                rows = [train[row] for row in order(len(train), 0, epoch)]
-                losses += clock("reference step", len(train), lambda rows=rows: loop.epoch(rows))
+        for epoch in range(self.sizes.epochs):
+            rows = [train[row] for row in order(len(train), 0, epoch)]
+            losses += clock("reference step", len(train), lambda rows=rows: loop.epoch(rows))
+            if epoch >= self.sizes.epochs - self.sizes.validations:
                 dev = clock("reference validation", len(validation), lambda: loop.answers(validation))
-
-        clock("reference fit", 1, whole)
-        test = clock("reference test", len(self.prompts["test"]), lambda: loop.answers(self.prompts["test"]))
+        epochs = {"reference step": len(train), "reference validation": len(validation)}
+        clock.sum("reference fit", {part: self.sizes.epochs * size for part, size in epochs.items()})
+        asked = self.prompts["test"][: self.sizes.reference_test]
+        test = clock("reference test", len(asked), lambda: loop.answers(asked))
         loop.handle.remove()
         return losses, dev, test
 
@@ -169,9 +178,9 @@ class GNNaviPair:
         test = clock("ours test", len(self.prompts["test"]), tested)
         again = TorchStepper(self.learner(), self.train)
         train.columns = [again.learner.method.columns(prompt) for prompt in train.prompts]
-        steps = self.epochs * len(train)
+        steps = self.sizes.epochs * len(train)
         clock("ours step", steps, lambda: fit(again, train, None, self.train, 0, no_score))
-        return parts["state"].losses, decisions(validated), decisions(test)
+        return parts["state"].losses, decisions(validated), decisions(test)[: self.sizes.reference_test]
 
     def compared(self, clock: Clock, name: str) -> None:
         """Run both once, and compare."""

@@ -5,8 +5,9 @@
 One line a row: NAME ours/reference RATIO goal GOAL, where RATIO is how many times the work of a CPU-second the package
 does; rows of seconds say NAME SECONDS s goal GOAL s. Losses and decisions of both are compared, and the benchmark ends
 with a message where they differ. Reference loops: reference_loops.py; of the last two ratios the package itself with
-train.shortcuts=false. --quick repeats nothing, runs less of everything, the two workers not at all, and takes 50 s on
-two idle cores. --data: a folder with UDPOS rows (train.parquet with a column `tokens`); made-up sentences else.
+train.shortcuts=false. --quick repeats nothing, runs less of everything, counts one validation of the reference for each
+epoch, leaves the two workers out, and takes 50 s on two idle cores. --data: a folder with UDPOS rows (train.parquet
+with a column `tokens`); sentences are made up else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,19 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, MT5Config
 
 from raypft.runs.cell import keep_freed_memory
 
-QUICK = Sizes(1, train=4, dev=14, test=14, step=16, evaluated=2, prepared=100, blocks=6, shown=32, texts=8)
+QUICK = Sizes(
+    times=1,
+    train=6,
+    dev=24,
+    validations=1,
+    reference_test=8,
+    step=16,
+    evaluated=2,
+    prepared=200,
+    blocks=4,
+    shown=32,
+    texts=8,
+)
 MODEL_S = {
     "n_layer": 16,
     "n_embd": 384,
