@@ -298,14 +298,13 @@ class Backbone(Seams, ABC):
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:
         """The blocks with these 0-based numbers pass their input on."""
-        saved = [self.blocks[i] for i in layers]
-        for i, block in zip(layers, saved, strict=True):
-            self.blocks[i] = _Passing(block, self._form)
+        own = self.blocks._modules  # written past nn.Module, which looks through all it has each time
+        saved = {str(i): own[str(i)] for i in layers}
+        own.update({name: _Passing(block, self._form) for name, block in saved.items()})
         try:
             yield
         finally:
-            for i, block in zip(layers, saved, strict=True):
-                self.blocks[i] = block
+            own.update(saved)
 
     @contextlib.contextmanager
     def _known_below(self, cut: int, states: Tensor) -> Iterator[None]:

@@ -186,11 +186,15 @@ def _lanes(keys: Tensor, shape: list[int], tokens: Tensor | None = None) -> Tens
 def _are_tables(values: Sequence[Any]) -> bool:
     """Whether there are tensors in these arguments, and all are parameters or made of parameters alone while the mode
     was entered: so no row of a batch has a part in them. Where a trace is lost, a table is taken for none."""
-    flat = [value for value in values if isinstance(value, Tensor)]
-    for several in values:
-        if isinstance(several, list | tuple):
-            flat += [value for value in several if isinstance(value, Tensor)]
-    return bool(flat) and all(isinstance(value, nn.Parameter) or vars(value).get(TABLE, False) for value in flat)
+    found = False
+    for value in values:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, Tensor):
+                found = True
+                is_parameter = type(one) is not Tensor and isinstance(one, nn.Parameter)  # the first is asked faster
+                if not is_parameter and not vars(one).get(TABLE, False):
+                    return False
+    return found
 
 
 def _generators(device: torch.device) -> list[Tensor]:

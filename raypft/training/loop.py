@@ -106,7 +106,7 @@ def _optimizer_step(
 ) -> tuple[float, bool]:
     """The step's loss, and whether any worker's node goes away."""
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
-    torch.manual_seed((seed * 1_000_003 + number) % (1 << 63))
+    _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
     drew, places = False, list[int]()
@@ -137,6 +137,14 @@ def _optimizer_step(
     if not stepper.step(learning_rate(settings, number, total)):
         raise _diverged("the gradient is not finite", number)
     return mean, bool(leaving)
+
+
+def _seed(number: int, device: str) -> None:
+    """Seed torch's generators of the CPU and of this device. `torch.manual_seed` asks every kind of device, and where
+    one is not there it keeps the stack of each call for later."""
+    torch.default_generator.manual_seed(number)
+    if device.startswith("cuda"):
+        torch.cuda.manual_seed(number)
 
 
 def _drawn_otherwise(batch_size: int) -> UserError:
