@@ -150,7 +150,8 @@ class Seams(Anatomy):
             raise UserError(f'open("{pattern}"): no parameter of the model has such a name; e.g. {known}')
         for parameter, name in matching.items():
             if not parameter.is_meta:
-                self._opened.setdefault(name, parameter.detach().clone())
+                # in CPU memory: on a GPU that a cell was on before, it would stand there beside the weights
+                self._opened.setdefault(name, parameter.detach().to("cpu", copy=True))
             parameter.requires_grad_(True)
         return list(matching)
 

@@ -22,7 +22,7 @@ from raypft.report.paper import Paper
 from raypft.report.plots import write_plots
 from raypft.report.table import Table
 
-COSTS = ("n", "trainable parameters", "training seconds", "all seconds", "peak memory MB")
+COSTS = ("n", "trainable parameters", "training seconds", "all seconds", "peak memory MB", "peak GPU memory MB")
 CSV = (
     "metric",
     "mean over",
@@ -174,4 +174,7 @@ def _cost(group: Group) -> list[str]:
     training = statistics.fmean(result.get("train_seconds") or 0.0 for result in results)
     whole = statistics.fmean(result.get("seconds") or 0.0 for result in results)
     memory = max(result.get("peak_memory_mb") or 0.0 for result in results)
-    return [str(len(results)), f"{results[0]['trainable']:,}", f"{training:.1f}", f"{whole:.1f}", f"{memory:.0f}"]
+    of_gpus = [result["peak_gpu_memory_mb"] for result in results if "peak_gpu_memory_mb" in result]
+    seconds = [f"{training:.1f}", f"{whole:.1f}"]
+    gpu = f"{max(of_gpus):.0f}" if of_gpus else ""
+    return [str(len(results)), f"{results[0]['trainable']:,}", *seconds, f"{memory:.0f}", gpu]

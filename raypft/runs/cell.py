@@ -126,6 +126,8 @@ def run_cell(
         with torch.no_grad():
             for name, parameter in learner.trainable().items():
                 parameter.copy_(state.values[name])
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     stepper = engine(cell, learner, state.optimizer if state else None)
     before = read_json(folder / UNTESTED)
     if before is None:
@@ -143,6 +145,7 @@ def run_cell(
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
+        **_gpu_memory(stepper),
         "workers": stepper.world,
     }
     if stepper.rank == 0:
@@ -151,6 +154,13 @@ def run_cell(
         else:
             write_searched(folder, result, values)
     return result
+
+
+def _gpu_memory(stepper: Stepper) -> dict[str, float]:
+    """The most memory of a GPU that any worker used since the cell's start; nothing where they have none."""
+    if not stepper.device.startswith("cuda"):
+        return {}
+    return {"peak_gpu_memory_mb": max(stepper.gather(torch.cuda.max_memory_allocated(stepper.device))) / 2**20}
 
 
 def _sizes(learner: Learner) -> dict[str, int]:
@@ -256,8 +266,9 @@ def loaders(
     if cached and backbone.frozen_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
         asked = rows_to_cache(dev, stepper.rank, stepper.world, job.train.shortcuts) if len(dev) else []
         for dataset, numbers in ((train, range(len(train))), (dev, asked)):
-            chosen = [dataset.prompts[number] for number in numbers]
-            dataset.lower = backbone.frozen_states.after(method.constant_below, chosen, stepper.device)
+            if numbers:  # there may be no dev
+                chosen = [dataset.prompts[number] for number in numbers]
+                dataset.lower = backbone.frozen_states.after(method.constant_below, chosen, stepper.device)
     return train, dev if len(dev) else None
 
 

@@ -65,5 +65,6 @@ def _tokens(stepper: Stepper, trains: bool) -> int:
         return USUAL_TOKENS
     backbone = stepper.learner.method.backbone
     free, _ = torch.cuda.mem_get_info(stepper.device)
+    free += torch.cuda.memory_reserved(stepper.device) - torch.cuda.memory_allocated(stepper.device)  # torch's, unused
     kept = backbone.num_layers if trains else 1
     return max(USUAL_TOKENS, min(MOST_TOKENS, free // 2 // (kept * PER_BLOCK * backbone.hidden * 4)))

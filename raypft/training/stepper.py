@@ -208,4 +208,5 @@ def set_adam_state(
     for name, parameter in parameters.items():
         if name in state["moments"]:
             own = {key: value.to(parameter.device).clone() for key, value in state["moments"][name].items()}
-            optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **own}
+            step = torch.tensor(float(state["step"]), device=parameter.device)  # where a fused Adam counts
+            optimizer.state[parameter] = {"step": step, **own}

@@ -1,0 +1,107 @@
+"""On a GPU as on a CPU: every method's epoch, the cache, answers of a saved run, bf16, and a Ray worker with NCCL. All
+is skipped where there is no CUDA."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from test_cli import call, place, words  # noqa: F401  (a fixture)
+
+from raypft.config.job import Job
+from raypft.contract import cases, tiny
+from raypft.contract.checks import dataset
+from raypft.methods import METHODS
+from raypft.runs.cell import loaders
+from raypft.training.loader import PromptDataset
+from raypft.training.loop import evaluate, fit
+from raypft.training.stepper import TorchStepper
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")]
+PAIRS = [pair for pair in cases.supported() if METHODS.load(pair[0]).trains]
+EPOCH = cases.SETTINGS.model_copy(update={"epochs": 1})
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    """Products in fp32 as the CPU makes them."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def trained(method: str, kind: str, device: str, settings=EPOCH, dropout: float = 0.0):
+    """A stepper behind its training, the losses, and the answers to its rows."""
+    cell = cases.cell(method, tiny.backbone(kind, dropout=dropout))
+    stepper, rows = TorchStepper(cell.learner, settings, device), dataset(cell)
+    state = fit(stepper, rows, rows, settings, 0, cell.score)
+    return stepper, state.losses, evaluate(stepper, rows, settings)
+
+
+@pytest.mark.parametrize(("method", "kind"), PAIRS)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_epoch_is_that_of_a_cpu(method, kind, dropout):
+    here, losses, answers = trained(method, kind, "cuda", dropout=dropout)
+    there, expected, right = trained(method, kind, "cpu", dropout=dropout)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for answer, own in zip(answers, right, strict=True):
+        assert answer.scores == pytest.approx(own.scores, abs=1e-4)
+    values = there.values()
+    for name, value in here.values().items():
+        assert value.device.type == "cpu"
+        # Adam's first steps are the rate's size even where a gradient is nothing but rounding
+        assert torch.allclose(value, values[name], atol=4 * EPOCH.lr), name
+
+
+@pytest.mark.parametrize(("method", "kind"), PAIRS)
+def test_half_precision_stays_finite(method, kind):
+    settings = cases.SETTINGS.model_copy(update={"precision": "bf16"})
+    _, losses, answers = trained(method, kind, "cuda", settings)
+    assert all(map(math.isfinite, losses))
+    assert all(map(math.isfinite, [score for answer in answers for score in answer.scores]))
+
+
+@pytest.mark.parametrize("kind", tiny.FAMILIES["causal"])
+def test_the_cache_gives_the_same_numbers(kind):
+    curves = []
+    for cached in (True, False):
+        cell = cases.cell("gnnavi", tiny.backbone(kind))
+        stepper, rows = TorchStepper(cell.learner, cases.SETTINGS, "cuda"), dataset(cell)
+        train, dev = rows, rows
+        if cached:
+            job = Job(task="t", pattern="p", backbone="b", method={"name": "gnnavi"}, train=cases.SETTINGS)
+            prompts = {"train": cell.prompts, "dev": cell.prompts}
+            train, dev = loaders(job, cell.learner, stepper, prompts, None)
+            assert isinstance(train, PromptDataset)
+            assert train.lower is not None
+        state = fit(stepper, train, dev, cases.SETTINGS, 0, cell.score)
+        curves.append((state.losses, [record["dev"] for record in state.history]))
+    assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-5)
+    assert curves[0][1] == curves[1][1]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_training_goes_on_from_its_state(method):
+    """Adam's state, saved in CPU memory, is put back where a fused Adam counts."""
+    whole = trained(method, "gpt2", "cuda", EPOCH.model_copy(update={"epochs": 2}))[1]
+    cell = cases.cell(method, tiny.backbone("gpt2"))
+    stepper, rows = TorchStepper(cell.learner, EPOCH, "cuda"), dataset(cell)
+    state = fit(stepper, rows, None, EPOCH, 0, cell.score)
+    again = TorchStepper(cell.learner, EPOCH, "cuda", stepper.optimizer_state())
+    settings = EPOCH.model_copy(update={"epochs": 2})
+    assert fit(again, rows, None, settings, 0, cell.score, state).losses == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_says_what_memory_it_took_and_answers_again(place, monkeypatch, workers):  # noqa: F811
+    """In this process, and on a Ray worker, whose collectives are NCCL's; then `predict` with what was saved."""
+    own = words(place, "seeds=1", f"resources.workers={workers}", f"resources.gpus_per_worker={workers}")
+    assert call(monkeypatch, "run", *own) == 0
+    (path,) = (place / "runs").glob("*/seed-*/result.json")
+    result = json.loads(path.read_text())
+    assert result["peak_gpu_memory_mb"] > 0
+    assert all(map(math.isfinite, result["losses"]))
+    out = place / "answers.jsonl"
+    assert call(monkeypatch, "predict", str(path.parent), str(place / "test.parquet"), "--out", str(out)) == 0
+    assert out.read_text().count("\n") == 32
