@@ -6,6 +6,8 @@ cluster/README.md.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -322,6 +324,9 @@ def export(
 
 def main(command: Callable[[], None] = app) -> None:
     """Entry point: one line and exit code 2 for what the user can mend."""
+    # what is imported lives to the end: to look for garbage in it, again and again, is a quarter of a short command
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     quiet()
     speak_anyhow()
     try:
