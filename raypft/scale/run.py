@@ -13,6 +13,7 @@ from raypft.runs.executor import Executor, Executors, LocalExecutor
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
+from raypft.scale.address import check_address
 from raypft.scale.resources import shapes_here
 
 
@@ -26,6 +27,22 @@ def run_jobs(
     """
     with executors([ready.job for ready in prepared]) as executor_of:
         return run(prepared, executor_of, tell, fresh)
+
+
+def check_machine(resources: Resources) -> None:
+    """Raise a UserError where this machine, or the cluster that is named, has too little for a job, or is not there."""
+    check_named(resources)
+    if resources.workers:
+        from raypft.scale.session import check_resources  # noqa: PLC0415  (ray is loaded only where it is used)
+
+        check_resources(resources)
+
+
+def check_named(resources: Resources) -> None:
+    """What of `check_machine` can be told at once, before anything is read and without joining a cluster."""
+    check_gpus(resources)
+    if resources.workers:
+        check_address(os.environ.get("RAY_ADDRESS"))
 
 
 def check_gpus(resources: Resources) -> None:
@@ -55,8 +72,7 @@ def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
     """
     with_workers = [job for job in jobs if job.resources.workers]
     for job in jobs:
-        if not job.resources.workers:
-            check_gpus(job.resources)
+        check_named(job.resources)
     if not with_workers:
         yield lambda resources: LocalExecutor()
         return
@@ -68,5 +84,5 @@ def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
 
     with ray_session():
         for job in with_workers:
-            check_resources(job)
+            check_resources(job.resources)  # Ray's own count, now that it runs
         yield executor_of

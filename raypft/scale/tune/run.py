@@ -18,6 +18,7 @@ from raypft.campaigns.state import CampaignState
 from raypft.config.job import Job
 from raypft.runs.prepare import prepare
 from raypft.runs.results import Tell
+from raypft.scale.address import check_address
 from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_at_once
 from raypft.scale.run import run_jobs
 from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
@@ -38,6 +39,7 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
         UserError: anything that can be known before compute is spent; or another process works on the campaign.
     """
     watch = tracker(campaign.tracker)
+    check_address(os.environ.get("RAY_ADDRESS"))  # before prerequisites, which need no Ray, are run
     with locked(campaign.folder):
         for prerequisite in campaign.prerequisites():
             run_jobs([prepare(prerequisite)], tell, fresh)
@@ -67,7 +69,7 @@ def _tune(
         cpus = logical_cpus(shapes)
         jobs = [search.table_cell.resolved(search.example).job for search in searches]
         for job in jobs:
-            check_label(job)
+            check_label(job.resources)
         together = trials_at_once([job.resources for job in jobs], shapes)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)  # a cluster that grows is asked for all of them
         # an idle worker group could keep what another kind of trial waits for
