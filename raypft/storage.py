@@ -197,7 +197,9 @@ def _write_remote(folder: Path) -> None:
         UserError: nothing can be written there, or it would be gone with this process.
     """
     if str(folder).startswith("memory:"):
-        raise UserError(f"storage: {folder} ends with this process; give a folder, or a bucket such as s3://bucket/runs")
+        raise UserError(
+            f"storage: {folder} ends with this process; give a folder, or a bucket such as s3://bucket/runs"
+        )
     try:
         (folder / MARKER).write_bytes(b"")
     except Exception as error:  # each client has its own

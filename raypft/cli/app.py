@@ -10,24 +10,26 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from raypft._version import __version__
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.terminal import check_words, quiet, speak_anyhow
+from raypft.cli.usage import Commands
 from raypft.errors import UserError
 from raypft.storage import path_of
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Prompt-based fine-tuning of language models, distributed on Ray.",
 )
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(submit_app, name="submit")
@@ -42,6 +44,21 @@ Names = Annotated[
 Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="The folder of a finished run.")]
 Seed = Annotated[int | None, typer.Option(help="Which seed of the run; the first finished one by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"raypft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Prompt-based fine-tuning of language models, distributed on Ray."""
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
@@ -64,7 +81,7 @@ def run(
     """Train and test jobs: every seed, then the table of mean and std."""
     from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415  (torch is loaded only where it is needed)
-    from raypft.runs.table import run_table  # noqa: PLC0415
+    from raypft.runs.table import interrupted, run_table  # noqa: PLC0415
     from raypft.scale.run import run_jobs  # noqa: PLC0415
 
     names, overrides = split_words(words)
@@ -74,8 +91,14 @@ def run(
     for ready in prepared if not as_json else ():
         line = f" {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
         console.print(Text.assemble((ready.job.recipe, "bold"), line), highlight=False, soft_wrap=True)
-    with RunProgress(console, as_json, labels) as tell:
-        results = run_jobs(prepared, tell, fresh)
+    try:
+        with RunProgress(console, as_json, labels) as tell:
+            results = run_jobs(prepared, tell, fresh)
+    except KeyboardInterrupt:
+        table, line = interrupted(prepared)
+        if table and not as_json:
+            print_table(table)
+        say_interrupted(line)
     folders = [ready.folder for ready in prepared]
     if not as_json:
         print_table(run_table(folders))
@@ -84,6 +107,12 @@ def run(
         for result in of_job:
             result.pop("losses")
             print(json.dumps({"event": "finished", "folder": str(folder), **result}), flush=True)
+
+
+def say_interrupted(line: str) -> NoReturn:
+    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C."""
+    print(f"raypft: interrupted; {line}; the same command (without --fresh) goes on", file=sys.stderr, flush=True)
+    raise typer.Exit(130)
 
 
 Campaigns = Annotated[
@@ -103,6 +132,7 @@ def tune(
 ) -> None:
     """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Then its tables."""
     from raypft.campaigns.load import load_campaign, words_of  # noqa: PLC0415
+    from raypft.campaigns.state import CampaignState  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
     from raypft.scale.tune.run import run_campaign  # noqa: PLC0415  (ray is loaded only where it is used)
 
@@ -110,8 +140,16 @@ def tune(
     if not as_json:
         line = f" {campaign.about}\nin {campaign.folder}"
         console.print(Text.assemble((campaign.name, "bold"), line), highlight=False, soft_wrap=True)
-    with CampaignProgress(console, as_json) as tell:
-        rows = run_campaign(campaign, tell, fresh)
+    try:
+        with CampaignProgress(console, as_json) as tell:
+            rows = run_campaign(campaign, tell, fresh)
+    except KeyboardInterrupt:
+        rows = CampaignState(campaign).rows()
+        done = sum(row["status"] == "finished" for row in rows)
+        if done and not as_json:
+            print(f"partial, {done} of {len(rows)} cells:")
+            print(write_tables(campaign, rows, campaign.folder).read_text(encoding="utf-8"), end="")
+        say_interrupted(f"{done} of {len(rows)} cells are finished, others go on from their last state")
     table = write_tables(campaign, rows, campaign.folder)
     if as_json:
         print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)
@@ -150,10 +188,8 @@ def report(
     table = run_table(folders)
     if as_json:
         print(json.dumps(vars(table)))
-    elif console.is_terminal:
-        print_table(table)
     else:
-        print(table.markdown(), end="")
+        print_table(table)
 
 
 def report_campaign(folder: Path, as_json: bool) -> None:
@@ -171,12 +207,16 @@ def report_campaign(folder: Path, as_json: bool) -> None:
 
 
 def print_table(table: Any) -> None:
-    """A report table on the terminal."""
-    shown = RichTable(title=table.title, title_justify="left")
+    """A report table: as one where a terminal is wide enough for its words and numbers, else as Markdown."""
+    shown = RichTable(title=Text(table.title), title_justify="left")
     for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if i == 0 else "right")
+        shown.add_column(Text(column), justify="left" if i == 0 else "right")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
+    least = console.measure(shown, options=console.options.update(max_width=sys.maxsize)).minimum
+    if not console.is_terminal or least > console.width:
+        print(table.markdown(), end="")
+        return
     console.print(shown)
     for note in table.notes:
         console.print(f"- {note}", highlight=False, style="dim", soft_wrap=True)

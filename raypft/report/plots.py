@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypft.report.groups import Cells, Group, Score, frozen, text
 from raypft.storage import written
+from raypft.tasks.metrics import called
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +74,7 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
 
 
 def _measure(cells: Cells, key: str, task: str) -> str:
-    metric = cells.first[task]["metric"] if task in cells.first else "score"
+    metric = called(cells.first[task]["metric"]) if task in cells.first else "score"
     return f"{metric} on {'dev' if key in cells.searched else 'test'}"
 
 

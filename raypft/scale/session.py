@@ -22,6 +22,7 @@ from raypft.scale.address import check_address, no_cluster
 from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
 from raypft.storage import absolute, path_of
 
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for the time of a command: joins a running cluster ($RAY_ADDRESS), else starts one here and ends it after."""

@@ -243,6 +243,11 @@ def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
     return f"{name}@{version}", function
 
 
+def called(metrics: str) -> str:
+    """What tables call metrics: without the versions of their ids, which result.json has; `accuracy` of `accuracy@1`."""
+    return re.sub(r"@\w+", "", metrics)
+
+
 def pivot_in(result: Mapping[str, Any]) -> str | None:
     """The pivot language that a result names; English in one of a version that named none."""
     return result["pivot"] if "pivot" in result else pivot_of(result["scores"])

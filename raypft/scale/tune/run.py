@@ -62,6 +62,7 @@ def _tune(
 ) -> None:
     """One Tune experiment over all searches."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would end as if all were done
     files = campaign.folder / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
         check_storage(str(campaign.folder.parent))
