@@ -76,9 +76,9 @@ def check(job: ResolvedJob) -> dict[str, Any]:
     """
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
-    from raypft.scale.run import check_gpus  # noqa: PLC0415
+    from raypft.scale.run import check_machine  # noqa: PLC0415
 
-    check_gpus(job.job.resources)
+    check_machine(job.job.resources)
     return checked(prepare(job))
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from raypft.cli.terminal import check_words, quiet, speak_anyhow
 from raypft.cli.usage import Commands
 from raypft.errors import UserError
 from raypft.storage import path_of
+
+if TYPE_CHECKING:
+    from raypft.config.resolved import ResolvedJob
 
 app = typer.Typer(
     cls=Commands,
@@ -72,6 +75,17 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     return names, [word for word in words if "=" in word]
 
 
+def load_jobs(words: list[str]) -> list[ResolvedJob]:
+    """The jobs of a command; whether the machine or cluster that they name is there is told first."""
+    from raypft.config.load import load_job, load_resources  # noqa: PLC0415  (torch is loaded only where it is needed)
+    from raypft.scale.run import check_named  # noqa: PLC0415
+
+    names, overrides = split_words(words)
+    for name in names:
+        check_named(load_resources(name, overrides))
+    return [load_job(name, overrides) for name in names]
+
+
 @app.command()
 def run(
     words: Names,
@@ -79,14 +93,11 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
-    from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415  (torch is loaded only where it is needed)
     from raypft.runs.table import interrupted, run_table  # noqa: PLC0415
     from raypft.scale.run import run_jobs  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    jobs = [load_job(name, overrides) for name in names]
-    prepared = [prepare(job) for job in jobs]
+    prepared = [prepare(job) for job in load_jobs(words)]
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
         line = f" {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
@@ -234,16 +245,17 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
 @app.command()
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
-    from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
-    from raypft.scale.run import check_gpus  # noqa: PLC0415
+    from raypft.runs.run import check_distinct  # noqa: PLC0415
+    from raypft.scale.run import check_machine  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    for name in names:
-        job = load_job(name, overrides)
-        check_gpus(job.job.resources)
-        print_found(checked(prepare(job)), as_json)
+    prepared = []
+    for job in load_jobs(words):
+        check_machine(job.job.resources)
+        prepared.append(prepare(job))
+        check_distinct(prepared)
+        print_found(checked(prepared[-1]), as_json)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.runs.memo import Memo
 from raypft.runs.notes import notes_on
+from raypft.runs.scores import try_metrics
 from raypft.schema import digest
 from raypft.storage import path_of
 from raypft.tasks.metrics import metric
@@ -96,6 +97,7 @@ def prepare(resolved: ResolvedJob, memo: Memo | None = None) -> Prepared:
                 try_shapes(method, prompts[:1])
     finally:
         skeleton.reset()
+    _try_metrics(prepared, memo)
     return replace(prepared, warnings=_warnings(prepared, memo))
 
 
@@ -114,6 +116,16 @@ def try_shapes(method: Method, prompts: list[Encoded]) -> None:
         raise
     except Exception:  # without weights a model can't branch on values, nor mix with tensors that have some
         return
+
+
+def _try_metrics(prepared: Prepared, memo: Memo) -> None:
+    task, asked = prepared.resolved.task, prepared.job.dev.metric
+    names = (*task.metrics, *([asked] if asked else []))
+    for sample in prepared.samples.values():
+        for table in (sample.test, sample.dev):
+            if table is not None and len(table):
+                make = functools.partial(try_metrics, task, names, table)
+                memo.once(("metrics", names, id(table)), make)
 
 
 def _warnings(prepared: Prepared, memo: Memo) -> dict[int, list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from raypft.config.job import Job, Resources
 from raypft.errors import UserError
 from raypft.runs.executor import Executor, Executors, LocalExecutor
+from raypft.runs.inspect import check_memory
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
@@ -23,8 +24,10 @@ def run_jobs(
     """Run the unfinished cells of jobs and return each job's results by seed; see `raypft.runs.run.run`.
 
     Raises:
-        UserError: as `run`; or Ray has, and can get, too little for a job.
+        UserError: as `run`; or this machine or Ray has, and can get, too little for a job.
     """
+    for ready in prepared:
+        check_memory(ready)
     with executors([ready.job for ready in prepared]) as executor_of:
         return run(prepared, executor_of, tell, fresh)
 

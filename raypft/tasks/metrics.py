@@ -244,7 +244,7 @@ def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
 
 
 def called(metrics: str) -> str:
-    """What tables call metrics: without the versions of their ids, which result.json has; `accuracy` of `accuracy@1`."""
+    """What tables call metrics: `accuracy` of `accuracy@1`; result.json has the versions."""
     return re.sub(r"@\w+", "", metrics)
 
 
