@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypft.errors import UserError
+from raypft.report.formats import metric_name
 from raypft.report.table import WIDEST, Table, mean_std
 from raypft.runs.results import EVENTS, STATE, damaged, read_job, read_results
-from raypft.tasks.metrics import called, mean_without, pivot_in
+from raypft.tasks.metrics import mean_without, pivot_in
 
 if TYPE_CHECKING:
     from raypft.runs.prepare import Prepared
@@ -48,10 +49,8 @@ def run_table(folders: Sequence[Path]) -> Table:
     for result in itertools.chain.from_iterable(results for _, _, results in runs):
         every |= dict.fromkeys(result["metrics"])
     others = [name for name in every if name != first_results[0]["metric"]]
-    bare = list(map(called, others))
-    shown = [name if bare.count(called(name)) > 1 else called(name) for name in others]
-    columns = ["run", "shots", "n", *languages, *means, *shown, "trainable", "seconds"]
-    table = Table(f"{Path(str(first_job['task'])).stem}: {called(first_results[0]['metric'])}", columns)
+    columns = ["run", "shots", "n", *languages, *means, *map(metric_name, others), "trainable", "seconds"]
+    table = Table(f"{Path(str(first_job['task'])).stem}: {metric_name(first_results[0]['metric'])}", columns)
     for _, job, results in runs:
         table.rows.append(_row(job, results, languages, means, others))
     majority = first_results[0]["majority"]
@@ -61,27 +60,30 @@ def run_table(folders: Sequence[Path]) -> Table:
     table.notes = _notes(runs, languages)
     if others:
         over = ", mean over languages" if wide else ""
-        table.notes.append(f"{', '.join(shown)}: the same predictions by the papers' other metrics{over}")
+        table.notes.append(
+            f"{', '.join(map(metric_name, others))}: the same predictions by the papers' other metrics{over}"
+        )
     return table.turned() if len(columns) > WIDEST else table
 
 
 def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:
     """What interrupted jobs of one command have finished as a table, None where that is nothing; and a line about it
     and the states that are kept."""
-    cells = [cell for ready in prepared for cell in ready.cells()]
+    of_jobs = [ready.cells() for ready in prepared]
+    cells = list(itertools.chain.from_iterable(of_jobs))
     done = [cell for cell in cells if cell.finished]
-    folders = [ready.folder for ready in prepared if any(cell in done for cell in ready.cells())]
+    folders = [of_job[0].folder.parent for of_job in of_jobs if any(cell.finished for cell in of_job)]
     table = None
     with suppress(UserError):  # of jobs that go into no one table each is shown by report
         table = run_table(folders) if folders else None
     if table is not None:
         table.title = f"partial, {len(done)} of {len(cells)} seeds: {table.title}"
-    begun = [cell for cell in cells if not cell.finished and (cell.folder / EVENTS).is_file()]
-    kept = [f"seed {cell.seed}" for cell in begun if (cell.folder / STATE).is_file()]
-    lost = [f"seed {cell.seed}" for cell in begun if not (cell.folder / STATE).is_file()]
     told = [f"{len(done)} of {len(cells)} seeds are finished"]
-    told += [f"the last state of {', '.join(kept)} is kept"] if kept else []
-    told += [f"no state of {', '.join(lost)} was kept yet (train.save_every), training begins anew"] if lost else []
+    for cell in cells:
+        if not cell.finished and (cell.folder / STATE).is_file():
+            told.append(f"the last state of seed {cell.seed} is kept")
+        elif not cell.finished and (cell.folder / EVENTS).is_file():
+            told.append(f"no state of seed {cell.seed} was kept yet (train.save_every), it begins anew")
     return table, "; ".join(told)
 
 
@@ -117,7 +119,7 @@ def _selected(job: dict[str, Any], dev_rows: int, metric: str) -> str:
         return "last epoch"
     if not dev_rows:
         return "last epoch, as there are no dev rows"
-    return f"epoch chosen by best {job['dev'].get('metric') or called(metric)} on {dev_rows} dev rows"
+    return f"epoch chosen by best {job['dev'].get('metric') or metric_name(metric)} on {dev_rows} dev rows"
 
 
 def label(job: dict[str, Any]) -> str:

@@ -243,11 +243,6 @@ def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
     return f"{name}@{version}", function
 
 
-def called(metrics: str) -> str:
-    """What tables call metrics: `accuracy` of `accuracy@1`; result.json has the versions."""
-    return re.sub(r"@\w+", "", metrics)
-
-
 def pivot_in(result: Mapping[str, Any]) -> str | None:
     """The pivot language that a result names; English in one of a version that named none."""
     return result["pivot"] if "pivot" in result else pivot_of(result["scores"])
