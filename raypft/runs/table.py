@@ -69,10 +69,9 @@ def run_table(folders: Sequence[Path]) -> Table:
 def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:
     """What interrupted jobs of one command have finished as a table, None where that is nothing; and a line about it
     and the states that are kept."""
-    of_jobs = [ready.cells() for ready in prepared]
-    cells = list(itertools.chain.from_iterable(of_jobs))
+    cells = list(itertools.chain.from_iterable(ready.cells() for ready in prepared))
     done = [cell for cell in cells if cell.finished]
-    folders = [of_job[0].folder.parent for of_job in of_jobs if any(cell.finished for cell in of_job)]
+    folders = list(dict.fromkeys(cell.folder.parent for cell in done))
     table = None
     with suppress(UserError):  # of jobs that go into no one table each is shown by report
         table = run_table(folders) if folders else None
