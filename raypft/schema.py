@@ -149,6 +149,13 @@ def set_key(values: dict[str, Any], key: str, value: Any, told: str = "") -> Non
     level[last] = number(value) if isinstance(value, str) else value
 
 
+def at_key(values: dict[str, Any], key: str) -> Any:
+    """What nested values hold at a dotted key, None where they hold nothing."""
+    group, _, rest = key.partition(".")
+    below = values.get(group)
+    return at_key(below, rest) if rest and isinstance(below, dict) else None if rest else below
+
+
 def number(text: str) -> str | float:
     """YAML 1.1 reads 1e-4 as text; researchers do not."""
     try:

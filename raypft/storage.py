@@ -168,10 +168,14 @@ def _acquired(folder: Path, wait: float) -> BaseFileLock:
     return lock
 
 
-def check_writable(folder: Path) -> None:
-    """Raise a UserError where a folder can't be made or written to; nothing is left behind."""
+def check_writable(folder: Path, part: str = "storage") -> None:
+    """Raise a UserError where a folder can't be made or written to; nothing is left behind.
+
+    Args:
+        part: how messages call what the folder is for.
+    """
     if is_remote(folder):
-        _write_remote(folder)
+        _write_remote(folder, part)
         (folder / MARKER).unlink()
         return
     made: list[Path] = []
@@ -183,34 +187,33 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(prefix=".raypft-", dir=folder)).rmdir()
     except (OSError, ValueError) as error:
-        raise _not_made(folder, error) from None
+        raise _not_made(folder, error, part) from None
     finally:
         for there in made:
             with suppress(OSError, ValueError):  # not made, or another process has put something there
                 there.rmdir()
 
 
-def _write_remote(folder: Path) -> None:
+def _write_remote(folder: Path, part: str = "storage") -> None:
     """Write an empty object behind a URI.
 
     Raises:
         UserError: nothing can be written there, or it would be gone with this process.
     """
     if str(folder).startswith("memory:"):
-        raise UserError(
-            f"storage: {folder} ends with this process; give a folder, or a bucket such as s3://bucket/runs"
-        )
+        raise UserError(f"{part}: {folder} ends with this process; give a folder, or a bucket such as s3://bucket/runs")
     try:
         (folder / MARKER).write_bytes(b"")
     except Exception as error:  # each client has its own
         raise UserError(
-            f"storage: {folder} can't be written: {first_line(error)}; see its credentials and address"
+            f"{part}: {folder} can't be written: {first_line(error)}; see its credentials and address"
         ) from None
 
 
-def _not_made(folder: Path, error: Exception) -> UserError:
+def _not_made(folder: Path, error: Exception, part: str = "storage") -> UserError:
     told = getattr(error, "strerror", None) or error
-    return UserError(f"storage: {folder} can't be written: {told}; give another folder with storage=…")
+    how = " with storage=…" if part == "storage" else ""
+    return UserError(f"{part}: {folder} can't be written: {told}; give another folder{how}")
 
 
 class Log:

@@ -10,18 +10,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from raypft._version import __version__
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
+from raypft.cli.shown import Json, console, print_found, print_table
 from raypft.cli.terminal import check_words, quiet, speak_anyhow
 from raypft.cli.usage import Commands
+from raypft.cli.using import Moved, Run, Seed, moved, predict
 from raypft.errors import UserError
 from raypft.storage import path_of
 
@@ -36,7 +36,6 @@ app = typer.Typer(
 )
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(submit_app, name="submit")
-console = Console(markup=False, emoji=False)  # [b] in a path or an answer is no style
 Names = Annotated[
     list[str],
     typer.Argument(
@@ -44,9 +43,6 @@ Names = Annotated[
         help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.",
     ),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="The folder of a finished run.")]
-Seed = Annotated[int | None, typer.Option(help="Which seed of the run; the first finished one by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
 
 def _version(asked: bool) -> None:
@@ -217,31 +213,6 @@ def report_campaign(folder: Path, as_json: bool) -> None:
         print(table.read_text(encoding="utf-8"), end="")
 
 
-def print_table(table: Any) -> None:
-    """A report table: as one where a terminal is wide enough for its words and numbers, else as Markdown."""
-    shown = RichTable(title=Text(table.title), title_justify="left")
-    for i, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="left" if i == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
-    least = console.measure(shown, options=console.options.update(max_width=sys.maxsize)).minimum
-    if not console.is_terminal or least > console.width:
-        print(table.markdown(), end="")
-        return
-    console.print(shown)
-    for note in table.notes:
-        console.print(f"- {note}", highlight=False, style="dim", soft_wrap=True)
-
-
-def print_found(found: dict[str, Any], as_json: bool) -> None:
-    """What was found out: its lines for a person, or all of it as JSON."""
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False))
-    else:
-        for line in found["lines"]:
-            console.print(line, highlight=False, soft_wrap=True)
-
-
 @app.command()
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
@@ -317,58 +288,21 @@ def list_(
         print(line)
 
 
-@app.command()
-def predict(
-    folder: Run,
-    data: Annotated[str | None, typer.Option(help="A file with the task's columns; labels are not looked at.")] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="One row: a text, or field=text for each field; words are split at blanks.")
-    ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Of rows that do not say theirs; the training language by default.")
-    ] = None,
-    seed: Seed = None,
-    out: Annotated[
-        Path | None, typer.Option(parser=path_of, help="A .parquet or .jsonl file instead of the terminal.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Score new rows with a finished run: labels with probabilities, a tag a word, or answer texts."""
-    if (data is None) == (not text):
-        found = "both --data and --text" if text else "neither --data nor --text"
-        raise UserError(f"predict: found {found}; expected rows with --data FILE, or one row with --text")
-    from raypft.runs import predict as using  # noqa: PLC0415
-
-    if out is not None:
-        using.check_ending(out)
-    trained = using.load_trained(folder, seed)
-    rows = (
-        using.rows_of_file(trained, data, language)
-        if data is not None
-        else using.rows_of_texts(trained, text or [], language)
-    )
-    found = using.predict(trained, rows)
-    if out is not None:
-        using.write(found, out)
-        console.print(f"{len(found)} rows in {out}", highlight=False, soft_wrap=True)
-    elif as_json or not console.is_terminal:
-        for line in using.lines_of(found):
-            print(line)
-    else:
-        print_table(using.shown(trained, found))
+app.command()(predict)
 
 
 @app.command()
 def export(
     run: Run,
     folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")],
+    words: Moved = None,
     seed: Seed = None,
 ) -> None:
     """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
     from raypft.runs.export import export as write  # noqa: PLC0415
     from raypft.runs.predict import load_trained  # noqa: PLC0415
 
-    write(load_trained(run, seed), folder)
+    write(load_trained(run, seed, moved(words)), folder)
     console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
 
 

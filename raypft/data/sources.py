@@ -112,26 +112,42 @@ def _check_languages(origin: Origin, split: str, languages: list[str]) -> None:
 
 
 def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -> pa.Table:
-    """The rows of any one file, in the task's or the source's columns; labels are not looked at.
-
-    Args:
-        language: of all rows; None takes the column "language", and `otherwise` where there is none.
+    """The rows of any one file, in the task's or the source's columns, see `rows_of_table`.
 
     Raises:
-        UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does
-            not have, or one given although the file says it.
+        UserError: no such file, unknown ending, damaged; see `rows_of_table`.
+    """
+    parts = read_columns(path, language)
+    return pa.concat_tables([rows_of_table(origin, columns, where, language, otherwise) for columns, where in parts])
+
+
+def read_columns(path: str, language: str | None = None) -> list[tuple[Columns, str]]:
+    """What each file at a path holds, as it stands there, and how messages call it.
+
+    Raises:
+        UserError: no such file, unknown ending, damaged.
     """
     path = os.path.expanduser(path)
     if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
         raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
     system, inner = system_of(path)
-    if not _find(system, inner, None):
+    found = _find(system, inner, None)
+    if not found:
         raise UserError(f"data: no file {path}")
-    return rows_of_table(origin, read_file(system, inner, None, language), path, language, otherwise)
+    return [(read_file(system, file, None, language), file) for file in found]
 
 
 def rows_of_table(origin: Origin, table: Columns, where: str, language: str | None, otherwise: str) -> pa.Table:
-    """`read_rows` of columns that are read already; where: what messages call them."""
+    """Rows in the task's columns, out of the task's or the source's; labels are not looked at.
+
+    Args:
+        where: what messages call the table; language: of all rows; None takes the column "language", and `otherwise`
+        where there is none.
+
+    Raises:
+        UserError: a column is missing, no rows; a language that the task does not have, or one given although the table
+            says it.
+    """
     task, theirs = origin.task, origin.source
     columns: dict[str, str | list[str]] = {
         ours: list(dict.fromkeys([*their_columns(theirs, ours), ours]))

@@ -153,11 +153,12 @@ def identify(resolved: ResolvedJob, memo: Memo) -> Prepared:
     return Prepared(resolved, path_of(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 
-def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> dict[int, str]:
+def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str, named: Job | None = None) -> dict[int, str]:
     """The key of each seed's cell: a hash over all that decides its numbers.
 
     Args:
-        data: hash of the sample manifest by seed; weights: revision of the backbone.
+        data: hash of the sample manifest by seed; weights: revision of the backbone; named: the job as it was called
+        where the key was made first, if its files lie elsewhere now.
     """
     job, task = resolved.job, resolved.task
     asked = {
@@ -179,7 +180,7 @@ def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> d
     if any(plug_ins):
         asked["plug_ins"] = plug_ins
     numerics = [resolved.method.numerics, resolved.readout.numerics, ENCODING, TRAINING]
-    common = {**job.scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
+    common = {**(named or job).scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
     return {seed: digest({**common, "seed": seed, "data": manifest}) for seed, manifest in data.items()}
 
 
