@@ -83,7 +83,7 @@ def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
     from raypft.scale.session import check_resources, ray_session  # noqa: PLC0415
 
     def executor_of(resources: Resources) -> Executor:
-        return RayExecutor() if resources.workers else LocalExecutor()
+        return RayExecutor(ends_on_failure=True) if resources.workers else LocalExecutor()
 
     with ray_session():
         for job in with_workers:
