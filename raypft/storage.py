@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -178,20 +178,15 @@ def check_writable(folder: Path, part: str = "storage") -> None:
         _write_remote(folder, part)
         (folder / MARKER).unlink()
         return
-    made: list[Path] = []
+    there, missing = folder.absolute(), list[str]()
     try:
-        for there in (folder, *folder.parents):
-            if there.exists():
-                break
-            made.append(there)
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(tempfile.mkdtemp(prefix=".raypft-", dir=folder)).rmdir()
+        while not there.exists():
+            missing.append(there.name)
+            there = there.parent
+        with tempfile.TemporaryDirectory(prefix=".raypft-", dir=there) as made:
+            Path(made, *reversed(missing)).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise _not_made(folder, error, part) from None
-    finally:
-        for there in made:
-            with suppress(OSError, ValueError):  # not made, or another process has put something there
-                there.rmdir()
 
 
 def _write_remote(folder: Path, part: str = "storage") -> None:

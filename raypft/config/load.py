@@ -243,6 +243,11 @@ def _check_engine(job: Job) -> None:
             "train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more "
             "(DeepSpeed scales the loss)"
         )
+    if precision == "fp16" and not resources.gpus_per_worker:
+        raise UserError(
+            "train.precision: found fp16 with workers that have no GPU, which can't compute in it; use bf16, or "
+            "resources.gpus_per_worker=1"
+        )
     if resources.workers and precision != "fp32" and zero.stage == 0:
         raise UserError(
             f"zero.stage: found 0 with train.precision {precision}; its state can't be saved whole; "

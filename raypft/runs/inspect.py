@@ -28,8 +28,8 @@ from raypft.training.loop import expect_scores
 
 LOOKED_AT = 200
 """Rows whose prompts are counted and measured."""
-EXTREMES = 20
-"""Longest and shortest rows of which prompts are made."""
+EXTREMES = 5
+"""Longest and shortest rows of each language of which prompts are made."""
 GIB = 2**30
 
 
@@ -41,11 +41,9 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         makes no prompt; memory does not hold it.
     """
     job, skeleton = prepared.job, prepared.skeleton
-    check_writable(prepared.folder)
+    check_start(prepared)
     check_free(prepared.folder)
     check_unchanged(prepared)
-    check_memory(prepared)
-    _check_extremes(prepared)
     seed = job.seeds[0]
     sample, manifest = prepared.samples[seed], prepared.manifests[seed]
     sizes = manifest["sizes"]
@@ -75,7 +73,18 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": lines}
 
 
-def check_memory(prepared: Prepared) -> None:
+def check_start(prepared: Prepared) -> None:
+    """What can be told before a run's folder is made.
+
+    Raises:
+        UserError: nothing can be written there; memory does not hold the job; a row makes no prompt.
+    """
+    check_writable(prepared.folder)
+    _check_memory(prepared)
+    _check_extremes(prepared)
+
+
+def _check_memory(prepared: Prepared) -> None:
     """Raise a UserError where this machine can't hold a job that runs in this process, activations not counted: weights
     in its memory, with gradients and Adam's moments there too, or on its GPU."""
     if prepared.job.resources.workers:
@@ -120,14 +129,17 @@ def _check_extremes(prepared: Prepared) -> None:
 
 
 def extremes(table: pa.Table, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows whose field, or whose longest word of a field of words, is among the `EXTREMES` longest or shortest."""
+    """The rows of which a field, or its longest word where it holds words, is among the `EXTREMES` longest or shortest
+    of its language."""
     chosen: set[int] = set()
-    for field in fields:
-        column = table[field].combine_chunks()
-        sizes = [pa_compute.utf8_length(column)] if not pa.types.is_list(column.type) else _sizes(column)
-        for of_rows in sizes:
-            order = pa_compute.sort_indices(of_rows).to_pylist()
-            chosen.update(order[:EXTREMES] + order[-EXTREMES:])
+    languages = table["language"].combine_chunks()
+    for language in languages.unique():
+        own = pa_compute.indices_nonzero(pa_compute.equal(languages, language))
+        for field in fields:
+            column = table[field].combine_chunks().take(own)
+            for sizes in [pa_compute.utf8_length(column)] if not pa.types.is_list(column.type) else _sizes(column):
+                order = own.take(pa_compute.sort_indices(sizes)).to_pylist()
+                chosen.update(order[:EXTREMES] + order[-EXTREMES:])
     return table.take(sorted(chosen)).to_pylist()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from raypft.config.job import Job, Resources
 from raypft.errors import UserError
 from raypft.runs.executor import Executor, Executors, LocalExecutor
-from raypft.runs.inspect import check_memory
+from raypft.runs.inspect import check_start
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
@@ -27,7 +27,7 @@ def run_jobs(
         UserError: as `run`; or this machine or Ray has, and can get, too little for a job.
     """
     for ready in prepared:
-        check_memory(ready)
+        check_start(ready)
     with executors([ready.job for ready in prepared]) as executor_of:
         return run(prepared, executor_of, tell, fresh)
 
