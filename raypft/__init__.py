@@ -76,7 +76,7 @@ def check(job: ResolvedJob) -> dict[str, Any]:
     """
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
-    from raypft.scale.run import check_machine  # noqa: PLC0415
+    from raypft.scale.machine import check_machine  # noqa: PLC0415
 
     check_machine(job.job.resources)
     return checked(prepare(job))

@@ -74,7 +74,7 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
 def load_jobs(words: list[str]) -> list[ResolvedJob]:
     """The jobs of a command; whether the machine or cluster that they name is there is told first."""
     from raypft.config.load import load_job, load_resources  # noqa: PLC0415  (torch is loaded only where it is needed)
-    from raypft.scale.run import check_named  # noqa: PLC0415
+    from raypft.scale.machine import check_named  # noqa: PLC0415
 
     names, overrides = split_words(words)
     for name in names:
@@ -89,11 +89,12 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
+    jobs = load_jobs(words)
     from raypft.runs.prepare import prepare  # noqa: PLC0415  (torch is loaded only where it is needed)
     from raypft.runs.table import interrupted, run_table  # noqa: PLC0415
     from raypft.scale.run import run_jobs  # noqa: PLC0415
 
-    prepared = [prepare(job) for job in load_jobs(words)]
+    prepared = [prepare(job) for job in jobs]
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
         line = f" {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
@@ -216,13 +217,14 @@ def report_campaign(folder: Path, as_json: bool) -> None:
 @app.command()
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
+    jobs = load_jobs(words)
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
     from raypft.runs.run import check_distinct  # noqa: PLC0415
-    from raypft.scale.run import check_machine  # noqa: PLC0415
+    from raypft.scale.machine import check_machine  # noqa: PLC0415
 
     prepared = []
-    for job in load_jobs(words):
+    for job in jobs:
         check_machine(job.job.resources)
         prepared.append(prepare(job))
         check_distinct(prepared)

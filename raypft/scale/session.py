@@ -70,7 +70,9 @@ def check_resources(resources: Resources) -> None:
         shapes = capacity()
         check_label(resources)
     else:
-        shapes = [Shape("here", {"CPU": get_num_cpus(True), "GPU": math.inf}, 1)]  # GPUs: `raypft.scale.run.check_gpus`
+        shapes = [
+            Shape("here", {"CPU": get_num_cpus(True), "GPU": math.inf}, 1)
+        ]  # GPUs: `raypft.scale.machine.check_gpus`
         _check_label(resources, [])
     cpus_per_worker(resources, logical_cpus(shapes))
     asked = resources.gpus_per_worker * resources.workers

@@ -7,6 +7,8 @@ import threading
 from contextlib import suppress
 
 import pytest
+from test_campaign import small
+from test_cli import call, place  # noqa: F401  (a fixture)
 
 from raypft.errors import UserError
 from raypft.scale import address as addresses
@@ -61,6 +63,18 @@ def test_something_else_that_listens_is_one_line(answer, reason, monkeypatch):
         with pytest.raises(UserError, match=f"^RAY_ADDRESS: no Ray cluster at 127.0.0.1:{port}: {reason}; start it, "):
             check_address(f"127.0.0.1:{port}")
         served.join()
+
+
+@pytest.mark.parametrize("verb", ["tune", "plan"])
+def test_a_campaign_is_refused_before_anything_is_trained(free_port, verb, place, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port}")
+    command = [verb, small(place, search=None)]
+    code = call(monkeypatch, *command)
+    both = capsys.readouterr()
+    assert f"RAY_ADDRESS: no Ray cluster at 127.0.0.1:{free_port}: " in both.out + both.err
+    assert code == 2 or verb == "plan"
+    assert not list(place.rglob("result.json"))
+    assert not list(place.rglob("state.pt"))
 
 
 def test_names_are_left_to_ray():

@@ -18,7 +18,6 @@ from raypft.campaigns.state import CampaignState
 from raypft.config.job import Job
 from raypft.runs.prepare import prepare
 from raypft.runs.results import Tell
-from raypft.scale.address import check_address
 from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_at_once
 from raypft.scale.run import run_jobs
 from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
@@ -39,7 +38,6 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
         UserError: anything that can be known before compute is spent; or another process works on the campaign.
     """
     watch = tracker(campaign.tracker)
-    check_address(os.environ.get("RAY_ADDRESS"))  # before prerequisites, which need no Ray, are run
     with locked(campaign.folder):
         for prerequisite in campaign.prerequisites():
             run_jobs([prepare(prerequisite)], tell, fresh)
