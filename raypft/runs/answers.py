@@ -101,11 +101,11 @@ def check_out(path: Path) -> None:
 
 def lines_of(table: pa.Table) -> list[str]:
     """The rows of a table as JSON, which has no nan and no infinity: null stands for them."""
+    return [_json(dict(zip(row, map(_finite, row.values()), strict=True))) for row in table.to_pylist()]
 
-    def known(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return [_json({name: known(value) for name, value in row.items()}) for row in table.to_pylist()]
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(title: str, table: pa.Table) -> Table:
@@ -139,7 +139,7 @@ def write(table: pa.Table, path: Path) -> None:
 
 def _separated(table: pa.Table, file: Path, path: Path) -> None:
     """csv, or tsv as the field writes it and `data/formats.py` reads it: without quoting."""
-    rows = [table.column_names, *([_cell(value) for value in row.values()] for row in table.to_pylist())]
+    rows = [table.column_names, *(list(map(_cell, row.values())) for row in table.to_pylist())]
     with file.open("w", encoding="utf-8", newline="") as stream:
         if path.suffix == ".csv":
             csv.writer(stream, lineterminator="\n").writerows(rows)

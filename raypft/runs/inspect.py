@@ -26,6 +26,7 @@ from raypft.tasks.prompts import readable
 from raypft.training.encode import Encoder, label_distribution, prompts_an_epoch
 from raypft.training.loop import expect_scores
 
+compute: Any = pa_compute  # its functions are made at import
 LOOKED_AT = 200
 """Rows whose prompts are counted and measured."""
 EXTREMES = 5
@@ -134,20 +135,20 @@ def extremes(table: pa.Table, fields: Sequence[str]) -> list[dict[str, Any]]:
     chosen: set[int] = set()
     languages = table["language"].combine_chunks()
     for language in languages.unique():
-        own = pa_compute.indices_nonzero(pa_compute.equal(languages, language))
+        own = compute.indices_nonzero(compute.equal(languages, language))
         for field in fields:
             column = table[field].combine_chunks().take(own)
-            for sizes in [pa_compute.utf8_length(column)] if not pa.types.is_list(column.type) else _sizes(column):
-                order = own.take(pa_compute.sort_indices(sizes)).to_pylist()
+            for sizes in [compute.utf8_length(column)] if not pa.types.is_list(column.type) else _sizes(column):
+                order = own.take(compute.sort_indices(sizes)).to_pylist()
                 chosen.update(order[:EXTREMES] + order[-EXTREMES:])
     return table.take(sorted(chosen)).to_pylist()
 
 
 def _sizes(column: Any) -> list[pa.Array]:
     """Number of words and length of the longest, [rows] each."""
-    words = pa.table({"row": pa_compute.list_parent_indices(column), "size": pa_compute.utf8_length(column.flatten())})
+    words = pa.table({"row": compute.list_parent_indices(column), "size": compute.utf8_length(column.flatten())})
     longest = words.group_by("row").aggregate([("size", "max")]).sort_by("row")
-    return [pa_compute.list_value_length(column), longest["size_max"].combine_chunks()]
+    return [compute.list_value_length(column), longest["size_max"].combine_chunks()]
 
 
 def method_shape(prepared: Prepared) -> Method:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from raypft.errors import UserError, first_line
@@ -34,11 +35,11 @@ def check_address(address: str | None) -> None:
 
 
 def _ask(address: str) -> None:
-    from ray._raylet import GcsClient  # noqa: PLC0415  (only where something answers is ray loaded)
+    from ray import _raylet  # noqa: PLC0415  (only where something answers is ray loaded)
     from ray.exceptions import RayError  # noqa: PLC0415
 
     try:
-        GcsClient(address=address)
+        cast(Any, _raylet).GcsClient(address=address)
     except RayError as error:
         raise ValueError(first_line(error)) from None
 
