@@ -118,7 +118,7 @@ def test_rows_without_a_text_are_not_answered(place, monkeypatch, capsys, name, 
     [
         (
             ["predict", "--text", "a", "--out", "file/x.csv"],
-            "out: file can't be written: Not a directory; give another",
+            "out: file can't be written: Not a directory; give",
         ),
         (["predict", "--text", "a", "--out", "memory://x/a.csv"], "out: memory://x ends with this process"),
         (["predict", "--text", "a", "--out", "folder.csv"], "out: found folder.csv; expected a file that ends in"),
