@@ -38,7 +38,8 @@ def given(trained: Trained, data: str | None, texts: Sequence[str], language: st
     """
     if data == "-":
         try:
-            return [(Columns.of_records(records(sys.stdin.buffer.read())), "stdin")]
+            rows, notes = records(sys.stdin.buffer.read().decode("utf-8-sig"), by_columns=False)
+            return [(Columns.of_records(rows, notes), "stdin")]
         except ValueError as error:
             raise UserError(f"data: stdin can't be read: {first_line(error)}; expected rows as JSON lines") from None
     if data is not None:
