@@ -22,7 +22,7 @@ from raypft.campaigns.search_space import Search
 from raypft.config.job import Resources, provenance_keys
 from raypft.config.load import load_values, make_job, resources_of
 from raypft.errors import UserError, nearest
-from raypft.schema import Strict, set_key, validation_root
+from raypft.schema import Strict, flat, set_key, validation_root
 from raypft.storage import default_storage, path_of
 
 if TYPE_CHECKING:
@@ -226,19 +226,3 @@ class TableCell:
         if search.searcher == "random":
             return [search.drawn(random.Random(f"{self.study}/{number}")) for number in range(search.trials or 0)]
         return None
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested job keys as dotted ones. A method or readout given with its name replaces the one before as a whole.
-
-    Raises:
-        UserError: a key stands there twice, nested and dotted.
-    """
-    dotted: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and "name" not in value
-        more = flat(value, f"{prefix}{key}.") if nested else {prefix + str(key): value}
-        if twice := dotted.keys() & more.keys():
-            raise UserError(f'campaign: key "{min(twice)}" is given twice, nested and dotted; keep one of them')
-        dotted |= more
-    return dotted

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raypft.campaigns.campaign import Campaign, flat
+from raypft.campaigns.campaign import Campaign
 from raypft.catalogue import is_own, own_name
 from raypft.errors import UserError, nearest
-from raypft.schema import find_yaml, number, read_yaml, split_override, validation_line, yaml_names
+from raypft.schema import find_yaml, flat, number, read_yaml, split_override, validation_line, yaml_names
 
 INSTALLED = Path(__file__).parents[1] / "tune_spaces"
 Overrides = Sequence[str] | Mapping[str, Any]

@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
 from raypft.data.formats import ENDINGS, Columns, read_file
+from raypft.data.split import divided
 from raypft.errors import UserError, first_line, nearest
 from raypft.tasks.task import Source, Task
 
@@ -49,7 +50,8 @@ def choose(task: Task, name: str | None, root: str | None, shots: int | None = N
     if name not in task.sources:
         raise UserError(f'data.source: task {task.name} has no source "{name}"; {nearest(name, task.sources)}')
     source = task.sources[name]
-    bundled = source.files is not None and all(file.startswith("samples:") for file in source.files.values())
+    root = source.root if root is None else root
+    bundled = all(file.startswith("samples:") for file in source.paths.values())
     if source.files is not None and root is None and not bundled:
         raise UserError(
             f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
@@ -64,15 +66,11 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
         UserError: missing file or column, unreadable file, labels that do not fit the task (`columns.normalise`), no
             row in a language, or a language that the source keeps out of this split or writes in another case.
     """
-    task, source = origin.task, origin.source
+    task = origin.task
     _check_languages(origin, split, languages)
-    parts = list(_raw(origin, split, languages))
-    if not parts:
+    table = _split_part(origin, split) if origin.source.is_split else _whole(origin, split, languages)
+    if table is None:
         return None
-    tables = [normalise(task, source, table, where, language) for table, where, language in parts if table.rows]
-    if not tables:
-        raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
-    table = with_own_ids(task, pa.concat_tables(tables))
     present = sorted(table["language"].unique().to_pylist())
     check_spelling(origin, split, present)
     for language in languages:
@@ -83,6 +81,48 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
             )
     keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
     return table.filter(keep)
+
+
+def _whole(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
+    """All rows of a split's files in our columns, None where there are no files."""
+    task, source = origin.task, origin.source
+    parts = list(_raw(origin, split, languages))
+    if not parts:
+        return None
+    tables = [normalise(task, source, table, where, language) for table, where, language in parts if table.rows]
+    if not tables:
+        raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
+    table = with_own_ids(task, pa.concat_tables(tables))
+    present = sorted(table["language"].unique().to_pylist())
+    if "languages" not in task.model_fields_set and not set(present) <= set(task.languages):
+        raise UserError(
+            f"languages: {parts[0][1]} has rows in {', '.join(present)}; the task names no languages, which means "
+            f"{', '.join(task.languages)}; write languages: [{', '.join(present)}] into it"
+        )
+    return table
+
+
+def split_parts(origin: Origin) -> dict[str, pa.Table]:
+    """The rows of each split of a source that has one file for all of them.
+
+    Raises:
+        UserError: as `read_split`; or too few rows to train and to test.
+    """
+    table = _whole(origin, "train", origin.task.languages)
+    assert table is not None  # no file is an error
+    parts = divided(origin.task, table)
+    for split in ("train", "test"):
+        if not len(parts[split]):
+            raise UserError(
+                f"data: {origin.source.files} has {len(table)} rows, too few to hold a {split} split out of them; "
+                "give more rows, or files of their own: files: {train: …, test: …}"
+            )
+    return parts
+
+
+def _split_part(origin: Origin, split: str) -> pa.Table | None:
+    part = split_parts(origin)[split]
+    return part if len(part) else None
 
 
 def check_spelling(origin: Origin, split: str, present: Iterable[str]) -> None:
@@ -163,11 +203,13 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     """
     task, source = origin.task, origin.source
     limit = source.split_languages.get(split, task.languages)
-    pattern = _config(source, split) if source.hub is not None else (source.files or {}).get(split)
+    pattern = _config(source, split) if source.hub is not None else source.paths.get(split)
     if pattern and "{language}" in pattern:
         return [language for language in task.languages if language in limit]
     present: set[str] = set()
-    for table, where, _ in _raw(origin, split, task.languages):
+    if source.is_split:
+        present.update(split_parts(origin)[split]["language"].to_pylist())
+    for table, where, _ in () if source.is_split else _raw(origin, split, task.languages):
         present.update((spoken(source, table, where) or task.languages[:1]) if table.rows else [])
     held = [language for language in task.languages if language in present and language in limit]
     if present and not held:
@@ -192,7 +234,7 @@ def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Col
         for language in languages if config and "{language}" in config else [None]:
             yield Columns.of_arrow(_hub_table(origin, split, language)), f"{source.hub} {split}", language
         return
-    files = source.files or {}
+    files = source.paths
     if split not in files:
         return
     for language in languages if "{language}" in files[split] else [None]:
@@ -239,7 +281,12 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     Raises:
         UserError: the source has no files for it, or keeps a language out of it.
     """
-    pattern = (origin.source.files or {}).get(split)
+    pattern = origin.source.paths.get(split)
+    if origin.source.is_split:
+        raise UserError(
+            f"data.stream: {origin.source.files} holds the rows of all splits, which are divided in memory; "
+            "give train rows a file of their own: files: {train: …, test: …}"
+        )
     if pattern is None:
         raise UserError(
             f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; "
@@ -259,7 +306,7 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
 def existing_files(origin: Origin) -> list[fs.FileInfo]:
     """The files of all splits and languages that a source of files has now, with size and time; in a fixed order."""
     infos: list[fs.FileInfo] = []
-    for pattern in (origin.source.files or {}).values():
+    for pattern in dict.fromkeys(origin.source.paths.values()):
         for language in origin.task.languages if "{language}" in pattern else [None]:
             system, path = system_of(_path(origin, pattern, language))
             infos += system.get_file_info(_find(system, path, origin.source.format))
@@ -272,7 +319,7 @@ def system_for(origin: Origin, split: str) -> fs.FileSystem:
     Raises:
         UserError: as `system_of`.
     """
-    return system_of(_path(origin, (origin.source.files or {})[split], None))[0]
+    return system_of(_path(origin, origin.source.paths[split], None))[0]
 
 
 def _theirs(origin: Origin, language: str | None) -> str | None:
@@ -288,7 +335,11 @@ def _path(origin: Origin, pattern: str, language: str | None) -> str:
     path = pattern.format(language=_theirs(origin, language), shots=origin.shots)
     if path.startswith("samples:"):
         return str(SAMPLES / path.removeprefix("samples:"))
-    return path if origin.root is None else f"{origin.root.rstrip('/')}/{path}"
+    return path if origin.root is None or _is_whole(path) else f"{origin.root.rstrip('/')}/{path}"
+
+
+def _is_whole(path: str) -> bool:
+    return path.startswith("/") or "://" in path
 
 
 def system_of(path: str) -> tuple[fs.FileSystem, str]:

@@ -75,10 +75,14 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 SOURCE_KEYS = (
-    "columns, config, files, format, gated, hub, labels, language_before, languages, revision, split_languages, splits"
+    "columns, config, files, format, gated, hub, labels, language_before, languages, revision, root, "
+    "split_languages, splits"
 )
 PATTERN_KEYS = "by_language, demo_separator, mode, source, text, verbalizer"
-TASK_KEYS = "about, fields, kind, label, languages, metric, metrics, name, patterns, pivot, sources"
+TASK_KEYS = (
+    "about, columns, fields, files, format, kind, label, labels, languages, metric, metrics, name, patterns, pivot, "
+    "sources"
+)
 ERRORS = {
     "unknown key": (
         "metric:",
@@ -100,7 +104,7 @@ ERRORS = {
         "source: mine, by_language: {de: {txt: x}}",
         'unknown key "patterns.p1.by_language.de.txt"; did you mean "text"? known: mode, text, verbalizer',
     ),
-    "missing key": ("metric: accuracy\n", "", 'key "metric" is missing'),
+    "missing key": ("kind: choice\n", "", 'key "kind" is missing'),
     "word read as a truth value": (
         '"yes": good',
         '"yes": Yes',
@@ -186,9 +190,9 @@ ERRORS = {
         "patterns.p1.verbalizer: found ['yes']; expected one entry for each of ['no', 'yes']",
     ),
     "no label words": (
-        'verbalizer: {"no": bad, "yes": good}, ',
-        "",
-        "patterns.p1: a pattern with <slot> needs a verbalizer",
+        '"{text} . <slot>", verbalizer: {"no": bad, "yes": good}, ',
+        '"{text}", by_language: {de: {text: "{text} . <slot>"}}, ',
+        "patterns.p1.by_language.de: a pattern with <slot> needs a verbalizer",
     ),
     "markup": (
         "<slot>",
