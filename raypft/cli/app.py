@@ -20,6 +20,7 @@ from rich.text import Text
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.terminal import check_words, quiet, speak_anyhow
+from raypft.cli.words import check_command, split_words
 from raypft.errors import UserError
 from raypft.storage import path_of
 
@@ -36,23 +37,13 @@ Names = Annotated[
     list[str],
     typer.Argument(
         metavar="RECIPE|FILE... [KEY=VALUE...]",
-        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.",
+        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4; lora.train.lr=1e-3 is for "
+        "that recipe alone.",
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="The folder of a finished run.")]
 Seed = Annotated[int | None, typer.Option(help="Which seed of the run; the first finished one by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
-
-
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Names of recipes or files, and overrides."""
-    names = [word for word in words if "=" not in word]
-    if not names:
-        raise UserError(
-            "job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; "
-            "see raypft list recipes"
-        )
-    return names, [word for word in words if "=" in word]
 
 
 @app.command()
@@ -64,12 +55,12 @@ def run(
     """Train and test jobs: every seed, then the table of mean and std."""
     from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415  (torch is loaded only where it is needed)
-    from raypft.runs.table import run_table  # noqa: PLC0415
+    from raypft.runs.table import check_comparable, run_table  # noqa: PLC0415
     from raypft.scale.run import run_jobs  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    jobs = [load_job(name, overrides) for name in names]
+    jobs = [load_job(name, overrides) for name, overrides in split_words(words)]
     prepared = [prepare(job) for job in jobs]
+    check_comparable(prepared)
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
         line = f" {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
@@ -199,8 +190,7 @@ def check(words: Names, as_json: Json = False) -> None:
     from raypft.runs.prepare import prepare  # noqa: PLC0415
     from raypft.scale.run import check_gpus  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    for name in names:
+    for name, overrides in split_words(words):
         job = load_job(name, overrides)
         check_gpus(job.job.resources)
         print_found(checked(prepare(job)), as_json)
@@ -217,8 +207,7 @@ def show(
     from raypft.runs.inspect import traced  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    for name in names:
+    for name, overrides in split_words(words):
         print_found(traced(prepare(load_job(name, overrides)), row), as_json)
 
 
@@ -321,14 +310,16 @@ def export(
 
 
 def main(command: Callable[[], None] = app) -> None:
-    """Entry point: one line and exit code 2 for what the user can mend."""
+    """Entry point: one line, or one a mistake, and exit code 2 for what the user can mend."""
     quiet()
     speak_anyhow()
     try:
         check_words()
+        check_command(sys.argv[1:])
         command()
     except UserError as error:
-        print(f"raypft: {error}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"raypft: {line}", file=sys.stderr)
         raise SystemExit(error.code) from None
 
 

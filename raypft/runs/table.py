@@ -6,12 +6,35 @@ import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypft.errors import UserError
+from raypft.report.formats import metric_name
 from raypft.report.table import WIDEST, Table, mean_std
 from raypft.runs.results import damaged, read_job, read_results
 from raypft.tasks.metrics import mean_without, pivot_in
+
+if TYPE_CHECKING:
+    from raypft.runs.prepare import Prepared  # needs torch
+
+
+def check_comparable(prepared: Sequence[Prepared]) -> None:
+    """Raise a UserError where jobs of one command could not stand in one table, before anything of them runs."""
+
+    def tested(ready: Prepared) -> Any:
+        return ready.job.task, ready.resolved.task.metric, {one["test_hash"] for one in ready.manifests.values()}
+
+    first = prepared[0]
+    for ready in prepared[1:]:
+        if tested(ready) == tested(first):
+            continue
+        rules = f"protocols {first.job.protocol} and {ready.job.protocol}; give both one, e.g. protocol=fixed"
+        if ready.job.protocol == first.job.protocol:
+            rules = f"tasks {first.job.task} and {ready.job.task}; run them apart"
+        raise UserError(
+            f"run: {first.job.recipe} and {ready.job.recipe} would be tested on other rows or in another order, and "
+            f"make no table ({rules})"
+        )
 
 
 def run_table(folders: Sequence[Path]) -> Table:
@@ -44,8 +67,8 @@ def run_table(folders: Sequence[Path]) -> Table:
     for result in itertools.chain.from_iterable(results for _, _, results in runs):
         every |= dict.fromkeys(result["metrics"])
     others = [name for name in every if name != first_results[0]["metric"]]
-    columns = ["run", "shots", "n", *languages, *means, *others, "trainable", "seconds"]
-    table = Table(f"{Path(str(first_job['task'])).stem}: {first_results[0]['metric']}", columns)
+    columns = ["run", "shots", "n", *languages, *means, *map(metric_name, others), "trainable", "seconds"]
+    table = Table(f"{Path(str(first_job['task'])).stem}: {metric_name(first_results[0]['metric'])}", columns)
     for _, job, results in runs:
         table.rows.append(_row(job, results, languages, means, others))
     majority = first_results[0]["majority"]
@@ -55,7 +78,9 @@ def run_table(folders: Sequence[Path]) -> Table:
     table.notes = _notes(runs, languages)
     if others:
         over = ", mean over languages" if wide else ""
-        table.notes.append(f"{', '.join(others)}: the same predictions by the papers' other metrics{over}")
+        table.notes.append(
+            f"{', '.join(map(metric_name, others))}: the same predictions by the papers' other metrics{over}"
+        )
     return table.turned() if len(columns) > WIDEST else table
 
 
