@@ -109,9 +109,14 @@ class Campaign(Strict):
         Raises:
             UserError: the first thing that does not fit.
         """
-        return [self._prerequisite(name) for name in self.before]
+        return [self.prerequisite(name) for name in self.before]
 
-    def _prerequisite(self, name: str) -> ResolvedJob:
+    def prerequisite(self, name: str) -> ResolvedJob:
+        """A job that comes first.
+
+        Raises:
+            UserError: what does not fit.
+        """
         return make_job(self.prerequisite_values(name), f"{self.name}: before.{name}")
 
     def prerequisite_values(self, name: str) -> dict[str, Any]:
@@ -122,7 +127,7 @@ class Campaign(Strict):
     def run_folder(self, name: str) -> str:
         """The run's folder of a job that comes first."""
         if name not in self._run_folders:
-            job = self._prerequisite(name).job
+            job = self.prerequisite(name).job
             self._run_folders[name] = str(path_of(job.storage) / job.run_name)
         return self._run_folders[name]
 
@@ -166,6 +171,12 @@ class TableCell:
         """The search that fills the cell, if one does."""
         search = self.campaign.search
         return search if search and (search.rows is None or self.row in search.rows) else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its jobs need a run that comes first."""
+        values = itertools.chain.from_iterable(flat(group).values() for group in self._settings())
+        return any(isinstance(value, str) and value.startswith(BEFORE) for value in values)
 
     @property
     def label(self) -> str:

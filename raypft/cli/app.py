@@ -112,12 +112,15 @@ def tune(
 
 @app.command()
 def plan(words: Campaigns, as_json: Json = False) -> None:
-    """What a campaign would run and need, before anything starts; exit code 0 or 2."""
+    """What a campaign would run and need, before anything starts; exit code 2 where `tune` would refuse it."""
     from raypft.campaigns.load import open_campaign, words_of  # noqa: PLC0415
     from raypft.scale.tune.plan import planned  # noqa: PLC0415
 
     campaign, where = open_campaign(*words_of(words))
-    print_found(planned(campaign, where), as_json)
+    found = planned(campaign, where)
+    print_found(found, as_json)
+    if found["refused"]:
+        raise UserError("\n".join(found["refused"]))
 
 
 @app.command()
@@ -243,14 +246,17 @@ def list_(
     what: Annotated[
         str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[job|task|campaign]", help="Of schema: the kind of file.")
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
 ) -> None:
-    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
+    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a kind of file, for editors."""
     from raypft.cli.catalogues import catalogue  # noqa: PLC0415
 
     if (what is None) != matrix:
         raise UserError("list: name one catalogue, e.g. raypft list methods, or raypft list --matrix")
-    for line in catalogue(what or "matrix"):
+    for line in catalogue(what or "matrix", kind):
         print(line)
 
 

@@ -30,7 +30,8 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Languages = Annotated[list[str], BeforeValidator(_listed)]
+TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Languages = Annotated[list[str], BeforeValidator(_listed), WithJsonSchema(TEXTS, mode="validation")]
 """Of one language the name will do."""
 
 
@@ -78,9 +79,11 @@ class Dev(Strict):
 class Test(Strict):
     """What is tested, once, after selection."""
 
-    languages: Annotated[list[str] | None, BeforeValidator(_listed)] = Field(
-        default=None, min_length=1, description="None: all languages of the task"
-    )
+    languages: Annotated[
+        list[str] | None,
+        BeforeValidator(_listed),
+        WithJsonSchema({"anyOf": [*TEXTS["anyOf"], {"type": "null"}]}, mode="validation"),
+    ] = Field(default=None, min_length=1, description="None: all languages of the task")
     limit: int | None = Field(default=None, ge=1, description="rows per language, the same for every seed and method")
 
 
