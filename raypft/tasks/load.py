@@ -64,17 +64,22 @@ def _read(path: Path, where: str, changed: int) -> Task:
 def _without(values: dict[str, Any], error: ValidationError) -> Task | None:
     """The task without its unknown keys and without sources and patterns that do not fit, so that what is wrong with
     the rest is told as well; None where other keys do not fit."""
-    rest = copy.deepcopy(values)
+    rest, unknown = copy.deepcopy(values), []
     for one in error.errors():
-        *groups, last = one["loc"]
+        location = one["loc"]
         if one["type"] == "extra_forbidden":
+            unknown.append(location)
+        elif len(location) > 2 and location[0] in ("sources", "patterns"):
+            rest[location[0]].pop(location[1], None)
+    for *groups, last in unknown:
+        try:
             level = functools.reduce(lambda below, key: below[key], groups, rest)
-            meant = closest(str(last), keys_at(error.title, tuple(groups)))
-            value = level.pop(last)
-            if meant:  # what stands at a misspelt key is what was meant
-                level.setdefault(meant, value)
-        elif len(groups) > 1 and groups[0] in ("sources", "patterns"):
-            rest[groups[0]].pop(groups[1], None)
+        except KeyError:  # of a pattern or source that is left out
+            continue
+        meant = closest(str(last), keys_at(error.title, tuple(groups)))
+        value = level.pop(last)
+        if meant:  # what stands at a misspelt key is what was meant
+            level.setdefault(meant, value)
     try:
         return Task(**written_out(rest))
     except (ValidationError, UserError):
