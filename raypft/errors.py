@@ -42,7 +42,7 @@ class Faults:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean "x"? known: a, b, c`, for messages about an unknown name."""
-    names = sorted(known)
+    names = sorted(map(str, known))
     close = closest(name, names)
     hint = f'did you mean "{close}"? ' if close else ""
     return f"{hint}known: {', '.join(names) or 'none'}"
@@ -50,7 +50,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is meant by a misspelt one, None where none is near."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+    return next(iter(difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)), None)
 
 
 def first_line(error: Exception) -> str:

@@ -45,7 +45,7 @@ def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, s
     """
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(os.path.expanduser(name)) if is_path else folder / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, not raised for a name that is too long
         if is_path:
             raise UserError(missing.format(path))
         raise UserError(f'{part}: "{name}" is unknown; {nearest(name, yaml_names(folder))}')
@@ -73,11 +73,22 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
 def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
     """A campaign asks for the same few files thousands of times; `changed` makes an edited file another one."""
     values = load_yaml(path, where)
+    if _holds_itself(values, set(), set()):
+        raise UserError(f"{where}: an alias (*name) stands inside what it names; write the values out")
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of keys, found {type(values).__name__}")
     if odd := [key for key in values if not isinstance(key, str)]:
         raise UserError(f"{where}: found the key {odd[0]!r}, which is no text; expected a name, in quotes if need be")
     return values
+
+
+def _holds_itself(value: Any, around: set[int], seen: set[int]) -> bool:
+    """Whether nested values stand inside themselves; `around`: those that this one is in, `seen`: those looked at."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return id(value) in around
+    seen.add(id(value))
+    below = list(value.values()) if isinstance(value, dict) else value
+    return any(_holds_itself(one, around | {id(value)}, seen) for one in below)
 
 
 class _Loader(yaml.SafeLoader):
@@ -153,8 +164,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested job keys as dotted ones. A method or readout given with its name replaces the one before as a whole.
 
     Raises:
-        UserError: a key stands there twice, nested and dotted.
+        UserError: a key stands there twice, nested and dotted; or there are no keys but something else.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"found {shortened(values)}; expected keys of jobs, e.g. {{train.lr: 1e-4}}")
     dotted: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping) and "name" not in value
@@ -226,7 +239,7 @@ def _fault(key: str, one: Any, title: str) -> str:
     if one["type"] == "missing":
         return f'key "{key}" is missing'
     if one["type"] == "list_type" and isinstance(one["input"], str):
-        return f"{key}: found {one['input']!r}; expected a list, e.g. [{one['input']}]"
+        return f"{key}: found {shortened(one['input'])}; expected a list, e.g. [{one['input'][:20]}]"
     quoted = "; write it in quotes" if one["type"] == "string_type" and not isinstance(one["input"], dict) else ""
     return f"{key}: found {shortened(one['input'])}; {one['msg'][0].lower()}{one['msg'][1:]}{quoted}"
 

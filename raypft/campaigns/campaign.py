@@ -85,6 +85,8 @@ class Campaign(Strict):
 
     _run_folders: dict[str, str] = PrivateAttr(default_factory=dict)
     """Name of a job that comes first to its run's folder, once it is known."""
+    _asked: set[str] = PrivateAttr(default_factory=set)
+    """Names of those that are being made."""
 
     @property
     def folder(self) -> Path:
@@ -126,8 +128,16 @@ class Campaign(Strict):
 
     def run_folder(self, name: str) -> str:
         """The run's folder of a job that comes first."""
+        if name in self._asked:
+            raise UserError(
+                f"{self.name}: before.{name}: needs its own run, {BEFORE}{name}; name one that comes before"
+            )
         if name not in self._run_folders:
-            job = self.prerequisite(name).job
+            self._asked.add(name)
+            try:
+                job = self.prerequisite(name).job
+            finally:
+                self._asked.remove(name)
             self._run_folders[name] = str(path_of(job.storage) / job.run_name)
         return self._run_folders[name]
 

@@ -89,7 +89,10 @@ def open_campaign(
             raise UserError(f'{where}: scale: "{scale}" is unknown; {nearest(scale, scales)}')
         values = overlaid(values, scales[scale], f"{where}: scales.{scale}")
     laid = overrides if isinstance(overrides, Mapping) else dict(map(split_override, overrides))
-    values["defaults"] = flat(values.get("defaults") or {}) | flat(laid)
+    try:
+        values["defaults"] = flat(values.get("defaults") or {}) | flat(laid)
+    except UserError as error:
+        raise UserError(f"{where}: defaults: {error}") from None
     values |= {"name": values.get("name", path.stem), "scale": scale} | ({"tracker": tracker} if tracker else {})
     try:
         campaign = Campaign(**values)
@@ -114,7 +117,7 @@ def overlaid(values: dict[str, Any], overlay: dict[str, Any], where: str) -> dic
             raise UserError(f'{where}: unknown key "{key}"; {nearest(key, known)}')
         before = merged.get(key)
         if key in ("rows", "tasks") and isinstance(laid, list):
-            names = list(before or {})
+            names = list(before) if isinstance(before, dict | list) else []
             for name in laid:
                 if key == "rows" and name not in names:
                     raise UserError(f'{where}.rows: "{name}" is no row; {nearest(str(name), names)}')

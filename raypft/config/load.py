@@ -169,7 +169,7 @@ def make_job(values: dict[str, Any], where: str = "job") -> ResolvedJob:
         job = Job(**filled)
     except (ValidationError, TypeError) as error:
         faults.add(validation_lines(where, error, filled))
-    found = _named(filled, where, faults)
+    found = _named(values, where, faults)
     faults.tell()
     assert job is not None
     return _checked(_resolved(job, found, usual, where))
@@ -218,11 +218,11 @@ def _named(values: dict[str, Any], where: str, faults: Faults) -> dict[str, Any]
         if isinstance(named, dict):
             with faults.caught():
                 found[catalogue.part] = _part(catalogue, {"name": usual, **named}, where)
-    rule, task = values.get("protocol", "fixed"), values["task"]
+    rule, task = values.get("protocol", "fixed"), values.get("task")
     if isinstance(rule, str):
         with faults.caught():
             found["protocol"] = protocol(rule)
-    if isinstance(task, str) and task:
+    if isinstance(task, str):
         with faults.caught():
             found["task"] = load_task(task)
     return found
@@ -277,6 +277,8 @@ def _part(catalogue: Catalogue, values: dict[str, Any], where: str) -> tuple[Any
         told = "no name" if name is None else repr(name)
         raise UserError(f"{part}: found {told}; expected {part}: NAME or {part}: {{name: NAME, …}}")
     plug_in = catalogue.load(name)
+    if odd := [key for key in keys if not isinstance(key, str)]:
+        raise UserError(f"{where}: {part}: found the key {odd[0]!r}, which is no text; expected a name")
     validation_root(plug_in.Config)
     try:
         return plug_in, plug_in.Config(**keys)

@@ -90,7 +90,7 @@ def _beside(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The task's values, metrics and folders of files that lie beside it by their whole path."""
 
     def placed(name: Any) -> Any:
-        is_beside = isinstance(name, str) and name.endswith(".py") and (path.parent / name).is_file()
+        is_beside = isinstance(name, str) and name.endswith(".py") and os.path.isfile(path.parent / name)
         return str((path.parent / name).resolve()) if is_beside else name
 
     def rooted(source: Any) -> Any:
