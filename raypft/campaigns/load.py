@@ -3,10 +3,9 @@ runs."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -14,6 +13,9 @@ from raypft.campaigns.campaign import Campaign, TableCell
 from raypft.catalogue import is_own, own_name
 from raypft.errors import Faults, UserError, nearest
 from raypft.schema import find_yaml, flat, number, read_yaml, shortened, split_override, validation_lines, yaml_names
+
+if TYPE_CHECKING:
+    from raypft.config.resolved import ResolvedJob
 
 INSTALLED = Path(__file__).parents[1] / "tune_spaces"
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -164,32 +166,35 @@ def check_jobs(campaign: Campaign, where: str) -> None:
         UserError: what does not fit, a line each; what several jobs have in common is told of the first.
     """
     faults, told = Faults(), set[str]()
-    for make, called in _jobs(campaign, where):
+
+    def tell(error: UserError, called: str) -> None:
+        for line in str(error).split("\n"):
+            common = line.removeprefix(called)
+            faults.add([line] if common not in told else [])
+            told.add(common)
+
+    for name in campaign.before:
         try:
-            make()
+            campaign.prerequisite(name)
         except UserError as error:
-            for line in str(error).split("\n"):
-                if line.removeprefix(called) not in told:
-                    told.add(line.removeprefix(called))
-                    faults.add([line])
+            tell(error, f"{campaign.name}: before.{name}")
+    unselected = ""
+    for table_cell in campaign.table_cells():
+        try:
+            resolved = table_cell.resolved(table_cell.example())
+        except UserError as error:
+            tell(error, table_cell.where)
+            continue
+        unselected = unselected or _unselected(table_cell, resolved)
+    faults.add([f"{where}: {unselected}"] if unselected else [])
     faults.tell()
 
 
-def _jobs(campaign: Campaign, where: str) -> Iterator[tuple[Callable[[], Any], str]]:
-    """What makes each job, or raises, and how messages call it."""
-    for name in campaign.before:
-        yield functools.partial(campaign.prerequisite, name), f"{campaign.name}: before.{name}"
-    for table_cell in campaign.table_cells():
-        yield functools.partial(_example, table_cell, where), table_cell.where
-
-
-def _example(table_cell: TableCell, where: str) -> None:
-    resolved = table_cell.resolved(table_cell.example())
+def _unselected(table_cell: TableCell, resolved: ResolvedJob) -> str:
+    """Why a search can't choose by its metric; empty where it can."""
     search, task = table_cell.search, resolved.task
     selects = resolved.job.dev.metric or task.metric
     known = ["dev", own_name(selects) if is_own(selects) else selects]
-    if search and search.metric not in known:
-        raise UserError(
-            f'{where}: search.metric: no run of {task.name} has "{search.metric}" on dev; '
-            f"{nearest(search.metric, known)}"
-        )
+    if search is None or search.metric in known:
+        return ""
+    return f'search.metric: no run of {task.name} has "{search.metric}" on dev; {nearest(search.metric, known)}'
