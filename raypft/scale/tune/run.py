@@ -38,16 +38,20 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
     Raises:
         UserError: anything that can be known before compute is spent; or another process works on the campaign.
     """
+
+    def note(text: str) -> None:
+        tell({"event": "note", "text": text})
+
     check_writable(campaign.folder)
     with left_as_it_was(campaign.folder) as refused:
-        checks = CampaignState(campaign)
+        checks = CampaignState(campaign, note)
         refused += refusals(campaign, checks, fresh)
     refuse(refused)
     watch = tracker(campaign.tracker)
     with locked(campaign.folder):
         for prerequisite in campaign.prerequisites():
             run_jobs([prepare(prerequisite)], tell, fresh)
-        state = CampaignState(campaign, lambda text: tell({"event": "note", "text": text}), fresh)
+        state = CampaignState(campaign, note, fresh)
         state.memo, state.fit = checks.memo, checks.fit
         state.write_campaign()
         busy: set[str] = set()
