@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +65,8 @@ def _unfinished(table_cell: TableCell, state: CampaignState, fresh: bool) -> Ite
 
 
 def shapes() -> list[Shape]:
-    """Nodes of the cluster that $RAY_ADDRESS names, else this machine."""
-    if os.environ.get("RAY_ADDRESS"):
+    """Nodes of the cluster that $RAY_ADDRESS names or this process is in, else this machine."""
+    if os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
         from raypft.scale.session import capacity  # noqa: PLC0415  (ray is loaded only where it is used)
 
         return capacity()
