@@ -20,7 +20,8 @@ from rich.text import Text
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.terminal import check_words, quiet, speak_anyhow
-from raypft.cli.words import check_command, split_words
+from raypft.cli.words import check_command
+from raypft.config.words import split_words
 from raypft.errors import UserError
 from raypft.storage import path_of
 
@@ -191,12 +192,17 @@ def check(words: Names, as_json: Json = False) -> None:
     from raypft.config.load import load_job  # noqa: PLC0415
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
+    from raypft.runs.table import check_comparable  # noqa: PLC0415
     from raypft.scale.run import check_gpus  # noqa: PLC0415
 
+    prepared = []
     for name, overrides in split_words(words):
         job = load_job(name, overrides)
         check_gpus(job.job.resources)
-        print_found(checked(prepare(job)), as_json)
+        prepared.append(prepare(job))
+    check_comparable(prepared)
+    for ready in prepared:
+        print_found(checked(ready), as_json)
 
 
 @app.command()

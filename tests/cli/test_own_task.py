@@ -11,7 +11,8 @@ import shlex
 import pytest
 from test_cli import call
 
-from raypft.cli.words import check_command, split_words
+from raypft.cli.words import check_command
+from raypft.config.words import split_words
 from raypft.contract import tiny
 from raypft.errors import UserError
 
@@ -70,11 +71,12 @@ def test_a_csv_becomes_a_table_of_three_methods_in_twelve_lines(home, monkeypatc
 def test_jobs_that_make_no_table_are_refused_before_they_run(home, monkeypatch, capsys):
     (home / "support.yaml").write_text(YAML)
     words = ["task=support.yaml", "backbone=bert", "demos=0", "train.max_tokens=64", "train.epochs=1", "seeds=1"]
-    assert call(monkeypatch, "run", "profit", "lora", *words) == 2
-    assert capsys.readouterr().err.strip() == (
-        "raypft: run: profit and lora would be tested on other rows or in another order, and make no table (protocols "
-        "profit and gnnavi; give both one, e.g. protocol=fixed)"
-    )
+    for command in ("check", "run"):
+        assert call(monkeypatch, command, "profit", "lora", *words) == 2
+        assert capsys.readouterr().err.strip() == (
+            "raypft: run: profit and lora would be tested on other rows or in another order, and make no table "
+            "(protocols profit and gnnavi; give both one, e.g. protocol=fixed)"
+        )
     assert not (home / "runs").exists()
 
 
