@@ -101,7 +101,8 @@ def _name_of(part: Any) -> str:
 
 
 def load_values(name: str, inside: tuple[Path, ...] = ()) -> tuple[dict[str, Any], str]:
-    """What a recipe or job file says, laid over the recipe or file that it begins `from`; and how messages call it.
+    """What a recipe or job file says, laid over the recipe or file that it begins `from`, dotted keys nested; and how
+    messages call it.
 
     Args:
         inside: the files that begin from this one.
@@ -115,20 +116,20 @@ def load_values(name: str, inside: tuple[Path, ...] = ()) -> tuple[dict[str, Any
         raise UserError(f"{where}: from: begins from itself; name a recipe, or a file that does not lead back here")
     values = read_yaml(path, where)
     if path.parent == RECIPES:
-        values["pattern"] = {USUAL: values["pattern"]}
-    if "from" not in values:
-        values.setdefault("recipe", path.stem)
-        return values, where
-    base = values.pop("from")
-    if not isinstance(base, str):
-        raise UserError(
-            f"{where}: from: found {shortened(base)}; expected the name of a recipe or the path of a job file"
-        )
-    is_file = base.endswith((".yaml", ".yml"))
-    laid, _ = load_values(str(path.parent / os.path.expanduser(base)) if is_file else base, (*inside, path))
-    laid["recipe"] = path.stem
-    for key, value in flat(values).items():
-        set_key(laid, key, value, told=f"{where}: {key}")
+        return {"recipe": path.stem, **values, "pattern": {USUAL: values["pattern"]}}, where
+    laid: dict[str, Any] = {}
+    if "from" in values:
+        base = values.pop("from")
+        if not isinstance(base, str):
+            told = "expected the name of a recipe or the path of a job"
+            raise UserError(f"{where}: from: found {shortened(base)}; {told}")
+        is_file = base.endswith((".yaml", ".yml"))
+        laid, _ = load_values(str(path.parent / os.path.expanduser(base)) if is_file else base, (*inside, path))
+    try:
+        for key, value in flat({"recipe": path.stem, **values}).items():
+            set_key(laid, key, value, told=key)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return laid, where
 
 

@@ -56,7 +56,7 @@ def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     names = full["label"].get("names") if isinstance(full.get("label"), Mapping) else None
     if isinstance(full.get("patterns"), Mapping):
         full["patterns"] = {name: _pattern(pattern, names) for name, pattern in full["patterns"].items()}
-    _metric(full, names if _is_texts(names) else [])
+    _metric(full, names if isinstance(names, list) and _is_texts(names) else [])
     return full
 
 

@@ -155,6 +155,14 @@ def test_a_job_file_begins_from_a_recipe(tmp_path):
     assert (job.train.clip, job.protocol) == (recipe.train.clip, recipe.protocol)
 
 
+def test_keys_of_a_job_file_may_be_dotted(tmp_path):
+    nested = "method: {name: lora, rank: 4}\ntrain: {lr: 0.5, epochs: 2}\ntask: sst2\nbackbone: gpt2\npattern: gnnavi"
+    dotted = (
+        "method.name: lora\nmethod.rank: 4\ntrain.lr: 0.5\ntrain.epochs: 2\ntask: sst2\nbackbone: gpt2\npattern: gnnavi"
+    )
+    assert load_job(write(tmp_path, nested)).job == load_job(write(tmp_path, dotted)).job
+
+
 def test_a_job_file_begins_from_another_beside_it(tmp_path):
     write(tmp_path, "from: lora\nmethod.rank: 4\ntask: sst2\nbackbone: gpt2", "base")
     job = load_job(write(tmp_path, "from: base.yaml\nmethod.alpha: 5"), ["train.epochs=1"]).job
