@@ -135,6 +135,8 @@ def _faults(task: Task) -> Iterator[str]:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             yield f'{key}: "{twice}" stands there twice; keep one of them'
+    if not task.sources:
+        yield "sources: found none; say where rows come from, e.g. files: mine.csv"
     for name, source in task.sources.items():
         for line in _of_source(task, source):
             yield f"sources.{name}{line}"

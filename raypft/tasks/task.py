@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from raypft.errors import UserError, nearest
@@ -159,7 +159,7 @@ class Task(Strict):
     """All that papers print for this task, `metric` first; only `metric` unless given."""
     pivot: str | None = None
     """The language that means are also given without; English where the task has it, unless given."""
-    sources: dict[str, Source] = Field(min_length=1)
+    sources: dict[str, Source]
     patterns: dict[str, Pattern] = {}
 
     @model_validator(mode="before")

@@ -468,6 +468,7 @@ def test_a_list_of_metrics_names_the_metric(tmp_path):
         ("sources: {files: {hub: a/b}}", "files: found beside sources.files; keep one of them"),
         ("label: {names: [a]}", "labels: found beside label.names; keep one of them"),
         ("files:", "sources.files: give exactly one of hub and files"),
+        ("files: a.csv\nsources: {files: {hub: a/b}}", "files: found beside sources.files; keep one of them"),
     ],
 )
 def test_a_key_in_both_forms_is_refused(more, line, tmp_path):
@@ -515,3 +516,8 @@ def test_demonstrations_stand_before_the_text_of_every_language(tmp_path):
         "<demos>{message} <slot>",
         "<demos>{message} <slot>",
     ]
+
+
+def test_a_task_without_rows_is_refused(tmp_path):
+    with pytest.raises(UserError, match="sources: found none; say where rows come from, e.g. files: mine.csv"):
+        read(tmp_path, LONG.partition("sources:")[0] + "sources: {}\n")
