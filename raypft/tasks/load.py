@@ -125,6 +125,8 @@ def _faults(task: Task) -> Iterator[str]:
     if bool(task.label.names) != task.kind.has_labels:
         expected = "none, only choice and tags have a label set" if task.label.names else "the label set"
         yield f"label.names: found {task.label.names} for kind {task.kind.name}; expected {expected}"
+    if task.label.unanswerable and task.kind.passage is None:
+        yield f"label.unanswerable: found true for kind {task.kind.name}; only span has such rows"
     needed = task.kind.fields
     fits = set(needed) <= set(task.fields) and (not task.kind.only_fields or set(task.fields) == set(needed))
     if not fits:

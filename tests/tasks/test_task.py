@@ -157,7 +157,7 @@ ERRORS = {
         "owner/name",
         "owner/name, format: conll",
         "sources.hub.format: found 'conll'; "
-        "input should be 'parquet', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'",
+        "input should be 'parquet', 'arrow', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'",
     ),
     "no label set": (
         'label: {names: ["no", "yes"]}\n',
@@ -330,6 +330,12 @@ KIND_ERRORS = {
         " <sep> {context}",
         "",
         "patterns.p1.text: kind span reads its answers at {context}; the text has none",
+    ),
+    "questions without an answer": (
+        "tags",
+        "names: [A, B]",
+        "names: [A, B], unanswerable: true",
+        "label.unanswerable: found true for kind tags; only span has such rows",
     ),
     "a label set of answers": (
         "span",
@@ -519,5 +525,5 @@ def test_demonstrations_stand_before_the_text_of_every_language(tmp_path):
 
 
 def test_a_task_without_rows_is_refused(tmp_path):
-    with pytest.raises(UserError, match="sources: found none; say where rows come from, e.g. files: mine.csv"):
+    with pytest.raises(UserError, match=r"sources: found none; say where rows come from, e\.g\. files: mine\.csv"):
         read(tmp_path, LONG.partition("sources:")[0] + "sources: {}\n")
