@@ -20,8 +20,9 @@ from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.shown import Json, console, print_found, print_table
 from raypft.cli.terminal import check_words, quiet, speak_anyhow
-from raypft.cli.usage import Commands
+from raypft.cli.usage import Commands, check_blanks
 from raypft.cli.using import Moved, Run, Seed, moved, predict
+from raypft.config.words import split_words
 from raypft.errors import UserError
 from raypft.storage import path_of
 
@@ -40,7 +41,8 @@ Names = Annotated[
     list[str],
     typer.Argument(
         metavar="RECIPE|FILE... [KEY=VALUE...]",
-        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.",
+        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4; lora.train.lr=1e-3 is for "
+        "that recipe alone.",
     ),
 ]
 
@@ -60,26 +62,15 @@ def main_options(
     """Prompt-based fine-tuning of language models, distributed on Ray."""
 
 
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Names of recipes or files, and overrides."""
-    names = [word for word in words if "=" not in word]
-    if not names:
-        raise UserError(
-            "job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; "
-            "see raypft list recipes"
-        )
-    return names, [word for word in words if "=" in word]
-
-
 def load_jobs(words: list[str]) -> list[ResolvedJob]:
     """The jobs of a command; whether the machine or cluster that they name is there is told first."""
     from raypft.config.load import load_job, load_resources  # noqa: PLC0415  (torch is loaded only where it is needed)
     from raypft.scale.machine import check_named  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    for name in names:
+    asked = split_words(words)
+    for name, overrides in asked:
         check_named(load_resources(name, overrides))
-    return [load_job(name, overrides) for name in names]
+    return [load_job(name, overrides) for name, overrides in asked]
 
 
 @app.command()
@@ -91,10 +82,11 @@ def run(
     """Train and test jobs: every seed, then the table of mean and std."""
     jobs = load_jobs(words)
     from raypft.runs.prepare import prepare  # noqa: PLC0415  (torch is loaded only where it is needed)
-    from raypft.runs.table import interrupted, run_table  # noqa: PLC0415
+    from raypft.runs.table import check_comparable, interrupted, run_table  # noqa: PLC0415
     from raypft.scale.run import run_jobs  # noqa: PLC0415
 
     prepared = [prepare(job) for job in jobs]
+    check_comparable(prepared)
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
         line = f" {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
@@ -167,12 +159,15 @@ def tune(
 
 @app.command()
 def plan(words: Campaigns, as_json: Json = False) -> None:
-    """What a campaign would run and need, before anything starts; exit code 0 or 2."""
+    """What a campaign would run and need, before anything starts; exit code 2 where `tune` would refuse it."""
     from raypft.campaigns.load import open_campaign, words_of  # noqa: PLC0415
     from raypft.scale.tune.plan import planned  # noqa: PLC0415
 
     campaign, where = open_campaign(*words_of(words))
-    print_found(planned(campaign, where), as_json)
+    found = planned(campaign, where)
+    print_found(found, as_json)
+    if found["refused"]:
+        raise UserError("\n".join(found["refused"]))
 
 
 @app.command()
@@ -221,6 +216,7 @@ def check(words: Names, as_json: Json = False) -> None:
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
     from raypft.runs.run import check_distinct  # noqa: PLC0415
+    from raypft.runs.table import check_comparable  # noqa: PLC0415
     from raypft.scale.machine import check_machine  # noqa: PLC0415
 
     prepared = []
@@ -228,7 +224,9 @@ def check(words: Names, as_json: Json = False) -> None:
         check_machine(job.job.resources)
         prepared.append(prepare(job))
         check_distinct(prepared)
-        print_found(checked(prepared[-1]), as_json)
+    check_comparable(prepared)
+    for ready in prepared:
+        print_found(checked(ready), as_json)
 
 
 @app.command()
@@ -242,8 +240,7 @@ def show(
     from raypft.runs.inspect import traced  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    for name in names:
+    for name, overrides in split_words(words):
         print_found(traced(prepare(load_job(name, overrides)), row), as_json)
 
 
@@ -279,14 +276,17 @@ def list_(
     what: Annotated[
         str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[job|task|campaign]", help="Of schema: the kind of file.")
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
 ) -> None:
-    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
+    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a kind of file, for editors."""
     from raypft.cli.catalogues import catalogue  # noqa: PLC0415
 
     if (what is None) != matrix:
         raise UserError("list: name one catalogue, e.g. raypft list methods, or raypft list --matrix")
-    for line in catalogue(what or "matrix"):
+    for line in catalogue(what or "matrix", kind):
         print(line)
 
 
@@ -309,14 +309,16 @@ def export(
 
 
 def main(command: Callable[[], None] = app) -> None:
-    """Entry point: one line and exit code 2 for what the user can mend."""
+    """Entry point: one line, or one a mistake, and exit code 2 for what the user can mend."""
     quiet()
     speak_anyhow()
     try:
         check_words()
+        check_blanks(sys.argv[1:])
         command()
     except UserError as error:
-        print(f"raypft: {error}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"raypft: {line}", file=sys.stderr)
         raise SystemExit(error.code) from None
 
 

@@ -1,9 +1,10 @@
-"""What a command does not take, as one line: an unknown verb, a job's key that is written as an option."""
+"""What a command does not take, as one line: an unknown verb, a job's key that is written as an option, blanks around
+=."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,9 +13,32 @@ from typer.exceptions import TyperException
 
 from raypft.errors import UserError, nearest
 
-MEANT = {"train": "run", "fit": "run", "test": "run", "evaluate": "report", "eval": "report", "infer": "predict"}
+MEANT = {
+    "train": "run",
+    "fit": "run",
+    "finetune": "run",
+    "test": "run",
+    "evaluate": "report",
+    "eval": "report",
+    "infer": "predict",
+}
 MEANT |= {"search": "tune", "sweep": "tune", "validate": "check"}
 """What others call our verbs."""
+OF_JOBS = ("run", "check", "show", "tune", "plan")
+"""Verbs whose words are names and key=value."""
+
+
+def check_blanks(words: Sequence[str]) -> None:
+    """Raise a UserError where blanks stand around a =; words: all that follows the program's name."""
+    if not words or words[0] not in OF_JOBS:
+        return
+    for number, word in enumerate(words):
+        after = words[number + 1] if number + 1 < len(words) else ""
+        if word.startswith("=") and number > 1:
+            meant = f"{words[number - 1]}={word[1:] or after}"
+            raise UserError(f'command: found a blank before "="; write {meant} as one word')
+        if word.endswith("=") and after and "=" not in after and not after.startswith("-"):
+            raise UserError(f'command: found a blank after "{word}"; write {word}{after} as one word')
 
 
 class Commands(TyperGroup):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from raypft.data.sampling import DevRows
 from raypft.data.streaming import Mix
@@ -26,10 +26,19 @@ NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Languages = Annotated[list[str], BeforeValidator(_listed), WithJsonSchema(TEXTS, mode="validation")]
+"""Of one language the name will do."""
+
+
 class Train(Strict):
     """How the trainable parameters are fitted. Sizes are global: workers and micro-batches do not change them."""
 
-    languages: list[str] = ["en"]
+    languages: Languages = ["en"]
     epochs: int = Field(default=10, ge=0)
     lr: float = Field(default=1e-5, gt=0)
     batch_size: int = Field(default=32, ge=1, description="prompts per optimizer step over all workers")
@@ -70,7 +79,11 @@ class Dev(Strict):
 class Test(Strict):
     """What is tested, once, after selection."""
 
-    languages: list[str] | None = Field(default=None, min_length=1, description="None: all languages of the task")
+    languages: Annotated[
+        list[str] | None,
+        BeforeValidator(_listed),
+        WithJsonSchema({"anyOf": [*TEXTS["anyOf"], {"type": "null"}]}, mode="validation"),
+    ] = Field(default=None, min_length=1, description="None: all languages of the task")
     limit: int | None = Field(default=None, ge=1, description="rows per language, the same for every seed and method")
 
 
@@ -120,7 +133,7 @@ class Job(Strict):
     )
     source: Annotated[str, PROVENANCE] = Field(default="", description="the paper and section the settings come from")
     task: str
-    pattern: str
+    pattern: str | None = Field(default=None, description="None: the task's that fits, see config/patterns.py")
     backbone: str
     method: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")]
     readout: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")] = {"name": "verbalizer"}

@@ -17,6 +17,7 @@ from pyarrow import fs
 from raypft.data.columns import normalise, spoken, their_columns, with_notes, with_own_ids
 from raypft.data.files import Place, place_of, system_of
 from raypft.data.formats import Columns, read_file
+from raypft.data.split import divided
 from raypft.errors import UserError, first_line, nearest
 from raypft.tasks.task import Source, Task
 
@@ -49,7 +50,8 @@ def choose(task: Task, name: str | None, root: str | None, shots: int | None = N
     if name not in task.sources:
         raise UserError(f'data.source: task {task.name} has no source "{name}"; {nearest(name, task.sources)}')
     source = task.sources[name]
-    bundled = source.files is not None and all(file.startswith("samples:") for file in source.files.values())
+    root = source.root if root is None else root
+    bundled = all(file.startswith("samples:") for file in source.paths.values())
     if source.files is not None and root is None and not bundled:
         raise UserError(
             f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
@@ -64,8 +66,26 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
         UserError: missing file or column, unreadable file, labels that do not fit the task (`columns.normalise`), no
             row in a language, or a language that the source keeps out of this split or writes in another case.
     """
-    task, source = origin.task, origin.source
+    task = origin.task
     _check_languages(origin, split, languages)
+    table = _split_part(origin, split) if origin.source.is_split else _whole(origin, split, languages)
+    if table is None:
+        return None
+    present = sorted(table["language"].unique().to_pylist())
+    check_spelling(origin, split, present)
+    for language in languages:
+        if language not in present:
+            raise UserError(
+                f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; '
+                f"found: {', '.join(present) or 'none'}"
+            )
+    keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+    return table.filter(keep)
+
+
+def _whole(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
+    """All rows of a split's files in our columns, None where there are no files."""
+    task, source = origin.task, origin.source
     parts = list(_raw(origin, split, languages))
     if not parts:
         return None
@@ -77,15 +97,35 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
         notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
     table = with_notes(with_own_ids(task, pa.concat_tables(tables)), notes)
     present = sorted(table["language"].unique().to_pylist())
-    check_spelling(origin, split, present)
-    for language in languages:
-        if language not in present:
+    if "languages" not in task.model_fields_set and not set(present) <= set(task.languages):
+        raise UserError(
+            f"languages: {parts[0][1]} has rows in {', '.join(present)}; the task names no languages, which means "
+            f"{', '.join(task.languages)}; write languages: [{', '.join(present)}] into it"
+        )
+    return table
+
+
+def split_parts(origin: Origin) -> dict[str, pa.Table]:
+    """The rows of each split of a source that has one file for all of them.
+
+    Raises:
+        UserError: as `read_split`; or too few rows to train and to test.
+    """
+    table = _whole(origin, "train", origin.task.languages)
+    assert table is not None  # no file is an error
+    parts = divided(origin.task, table)
+    for split in ("train", "test"):
+        if not len(parts[split]):
             raise UserError(
-                f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; '
-                f"found: {', '.join(present) or 'none'}"
+                f"data: {origin.source.files} has {len(table)} rows, too few to hold a {split} split out of them; "
+                "give more rows, or files of their own: files: {train: …, test: …}"
             )
-    keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
-    return table.filter(keep)
+    return parts
+
+
+def _split_part(origin: Origin, split: str) -> pa.Table | None:
+    part = split_parts(origin)[split]
+    return part if len(part) else None
 
 
 def check_spelling(origin: Origin, split: str, present: Iterable[str]) -> None:
@@ -180,11 +220,13 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     """
     task, source = origin.task, origin.source
     limit = source.split_languages.get(split, task.languages)
-    pattern = _config(source, split) if source.hub is not None else (source.files or {}).get(split)
+    pattern = _config(source, split) if source.hub is not None else source.paths.get(split)
     if pattern and "{language}" in pattern:
         return [language for language in task.languages if language in limit]
     present: set[str] = set()
-    for table, where, _ in _raw(origin, split, task.languages):
+    if source.is_split:
+        present.update(split_parts(origin)[split]["language"].to_pylist())
+    for table, where, _ in () if source.is_split else _raw(origin, split, task.languages):
         present.update((spoken(source, table, where) or task.languages[:1]) if table.rows else [])
     held = [language for language in task.languages if language in present and language in limit]
     if present and not held:
@@ -209,7 +251,7 @@ def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Col
         for language in languages if config and "{language}" in config else [None]:
             yield Columns.of_arrow(_hub_table(origin, split, language)), f"{source.hub} {split}", language
         return
-    files = source.files or {}
+    files = source.paths
     if split not in files:
         return
     for language in languages if "{language}" in files[split] else [None]:
@@ -254,7 +296,12 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     Raises:
         UserError: the source has no files for it, or keeps a language out of it.
     """
-    pattern = (origin.source.files or {}).get(split)
+    pattern = origin.source.paths.get(split)
+    if origin.source.is_split:
+        raise UserError(
+            f"data.stream: {origin.source.files} holds the rows of all splits, which are divided in memory; "
+            "give train rows a file of their own: files: {train: …, test: …}"
+        )
     if pattern is None:
         raise UserError(
             f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; "
@@ -274,7 +321,7 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
 def existing_files(origin: Origin) -> list[fs.FileInfo]:
     """The files of all splits and languages that a source of files has now, with size and time; in a fixed order."""
     infos: list[fs.FileInfo] = []
-    for pattern in (origin.source.files or {}).values():
+    for pattern in dict.fromkeys(origin.source.paths.values()):
         for language in origin.task.languages if "{language}" in pattern else [None]:
             place = _place(origin, pattern, language)
             infos += place.system.get_file_info(place.find(origin.source.format))
@@ -287,7 +334,7 @@ def system_for(origin: Origin, split: str) -> fs.FileSystem:
     Raises:
         UserError: as `system_of`.
     """
-    return _place(origin, (origin.source.files or {})[split], None).system
+    return _place(origin, origin.source.paths[split], None).system
 
 
 def _theirs(origin: Origin, language: str | None) -> str | None:
@@ -303,4 +350,4 @@ def _place(origin: Origin, pattern: str, language: str | None) -> Place:
     path = pattern.format(language=_theirs(origin, language), shots=origin.shots)
     if path.startswith("samples:"):
         return place_of(str(SAMPLES), path.removeprefix("samples:"))
-    return place_of(origin.root, path)
+    return place_of(None if path.startswith("/") or "://" in path else origin.root, path)

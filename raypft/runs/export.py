@@ -100,7 +100,8 @@ def without_folders(values: dict[str, Any]) -> dict[str, Any]:
 def asked(trained: Trained) -> list[str]:
     """How the model was asked: pattern, label words, demonstrations."""
     job, pattern = trained.job, trained.encoder.pattern
-    lines = [f"- pattern `{job.pattern}`: `{json.dumps(pattern.text, ensure_ascii=False)}` ({pattern.source})"]
+    source = f" ({pattern.source})" if pattern.source else ""
+    lines = [f"- pattern `{job.pattern}`: `{json.dumps(pattern.text, ensure_ascii=False)}`{source}"]
     if pattern.verbalizer:
         lines.append(
             f"- label words ({pattern.mode}): "
@@ -138,7 +139,7 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             "",
             f"# {job.recipe} on {task.name}",
             "",
-            f"{base}, trained on {task.name} ({task.about}) with raypft {__version__}.",
+            f"{base}, trained on {task.name}{f' ({task.about})' if task.about else ''} with raypft {__version__}.",
             "",
             f"- task: {task.name}, kind {task.kind.name}"
             + (f", labels {', '.join(task.label.names)}" if task.label.names else ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -58,6 +59,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     lines = [
         f"{job.recipe}: {job.task}, {job.backbone} "
         f"({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
+        f"pattern {job.pattern}: {json.dumps(prepared.resolved.pattern.text, ensure_ascii=False)}",
         f"rows: {sizes['train']} train, {sizes['dev']} dev, {sizes['test']} test, {sizes['demos']} demonstrations "
         f"(seed {seed}, manifest {manifest['hash']})",
         *[f"note: {note}" for note in sample.notes],

@@ -19,6 +19,7 @@ from raypft.config.job import Job, Train
 from raypft.config.resolved import ResolvedJob
 from raypft.data import sources, streaming
 from raypft.data.sampling import Sample, draw
+from raypft.data.split import sizes_told
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
@@ -230,6 +231,14 @@ class _SplitReader:
             return self.split("train", self.job.train.languages)
         return self.memo.once(("head", id(self.index)), self.index.head)
 
+    def notes(self) -> list[str]:
+        """What a reader must know of how rows came to their splits."""
+        source = self.origin.source
+        if not isinstance(source.files, str):
+            return []
+        parts = self.memo.once(("parts", *self.place), functools.partial(sources.split_parts, self.origin))
+        return [sizes_told(self.origin.task, source.files, parts)]
+
     def test(self) -> pa.Table | None:
         """Test rows."""
         return self.split("test", self.job.test.languages or sources.languages_of(self.origin, "test"))
@@ -263,7 +272,7 @@ def _draw(resolved: ResolvedJob, reader: _SplitReader, sample_seed: int) -> Samp
         dev_limit=job.dev.limit,
         test_limit=job.test.limit,
     )
-    return replace(sample, stream=index)
+    return replace(sample, stream=index, notes=(*reader.notes(), *sample.notes))
 
 
 def _check_streamed(resolved: ResolvedJob) -> None:

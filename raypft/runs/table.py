@@ -16,7 +16,26 @@ from raypft.runs.results import EVENTS, STATE, damaged, read_job, read_results
 from raypft.tasks.metrics import mean_without, pivot_in
 
 if TYPE_CHECKING:
-    from raypft.runs.prepare import Prepared
+    from raypft.runs.prepare import Prepared  # needs torch
+
+
+def check_comparable(prepared: Sequence[Prepared]) -> None:
+    """Raise a UserError where jobs of one command could not stand in one table, before anything of them runs."""
+
+    def tested(ready: Prepared) -> Any:
+        return ready.job.task, ready.resolved.task.metric, {one["test_hash"] for one in ready.manifests.values()}
+
+    first = prepared[0]
+    for ready in prepared[1:]:
+        if tested(ready) == tested(first):
+            continue
+        rules = f"protocols {first.job.protocol} and {ready.job.protocol}; give both one, e.g. protocol=fixed"
+        if ready.job.protocol == first.job.protocol:
+            rules = f"tasks {first.job.task} and {ready.job.task}; run them apart"
+        raise UserError(
+            f"run: {first.job.recipe} and {ready.job.recipe} would be tested on other rows or in another order, and "
+            f"make no table ({rules})"
+        )
 
 
 def run_table(folders: Sequence[Path]) -> Table:

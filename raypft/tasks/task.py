@@ -7,7 +7,7 @@ each with its source.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,6 +19,10 @@ from raypft.tasks.metrics import pivot_of
 
 SPLITS = ("train", "validation", "test")
 MARKUP = re.compile(r"\{(\w+)(\|strip)?\}|<(slot|soft|sep|demos)>")
+
+FIELDS_ALONE = "vanilla"
+"""The pattern that every task has, whatever its file names."""
+WITH_DEMOS = "+demos"
 
 Format = Literal["parquet", "arrow", "jsonl", "tsv", "csv", "conllu", "squad", "words", "panx"]
 Mode = Literal["word_initial", "raw_piece", "first_piece", "last_piece", "mean"]
@@ -58,7 +62,7 @@ class Source(Strict):
     """Where rows come from and how their columns and labels are called there.
 
     Exactly one of `hub` (a data set id with parquet files) and `files` (a path per split below `data.root`, in which
-    {language}, {shots} and * may stand) is given.
+    {language}, {shots} and * may stand; or one path, whose rows `data.split` divides) is given.
     """
 
     hub: str | None = None
@@ -66,7 +70,9 @@ class Source(Strict):
     """The hub configuration, or one a split; may hold {language}."""
     revision: str | None = None
     """The hub's revision; refs/convert/parquet is its converted copy of a data set that has a loading script."""
-    files: dict[str, str] | None = None
+    files: dict[str, str] | str | None = None
+    root: str | None = None
+    """Where files lie if `data.root` is not given, seen from the task's YAML."""
     format: Format | None = None
     """How the files are laid out, where their ending doesn't say; the paths are then whole. None: by the ending.
 
@@ -87,6 +93,16 @@ class Source(Strict):
     gated: str | None = None
     """The page where access is asked for, if the data set is gated or withdrawn."""
 
+    @property
+    def is_split(self) -> bool:
+        """Whether one file holds the rows of all splits."""
+        return isinstance(self.files, str)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Split to path; none where rows come from a hub."""
+        return dict.fromkeys(SPLITS, self.files) if isinstance(self.files, str) else self.files or {}
+
 
 class Wording(Strict):
     """What a language changes in a pattern: its text, its label words, how they are looked up."""
@@ -104,7 +120,7 @@ class Pattern(Strict):
     mode: Mode = "word_initial"
     by_language: dict[str, Wording] = {}
     demo_separator: str = "\n"
-    source: str
+    source: str = ""
 
     def wording(self, language: str) -> Wording:
         """The text, verbalizer and mode for a language, base values where the language changes nothing."""
@@ -113,20 +129,35 @@ class Pattern(Strict):
             text=own.text or self.text, verbalizer=own.verbalizer or self.verbalizer, mode=own.mode or self.mode
         )
 
+    def with_demos(self) -> Pattern:
+        """The same with <demos> before its text, in every language."""
+
+        def shown(text: str | None) -> str | None:
+            return None if text is None else f"<demos>{text}"
+
+        by_language = {
+            language: wording.model_copy(update={"text": shown(wording.text)})
+            for language, wording in self.by_language.items()
+        }
+        return self.model_copy(update={"text": shown(self.text), "by_language": by_language})
+
 
 @validation_root
 class Task(Strict):
-    """A task as its YAML states it; `name` is the file's stem."""
+    """A task as its YAML states it, short forms written out; `name` is the file's stem unless the file says another."""
+
+    short_forms: ClassVar[tuple[str, ...]] = ("columns", "files", "format", "labels")
+    """Keys that a file may have beside these, see `tasks.short_forms`."""
 
     name: str
-    about: str
+    about: str = ""
     kind: KindByName
     """choice: one of the label names; tags: one a word; span: a piece of the field context; text: free; mlm:
     nothing."""
     fields: dict[str, str]
     """Field name as patterns use it, to column."""
     label: Label = Label()
-    languages: list[str]
+    languages: list[str] = ["en"]
     metric: str
     """The one that selects and that tables show first."""
     metrics: list[str] = []
@@ -134,7 +165,7 @@ class Task(Strict):
     pivot: str | None = None
     """The language that means are also given without; English where the task has it, unless given."""
     sources: dict[str, Source]
-    patterns: dict[str, Pattern]
+    patterns: dict[str, Pattern] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -147,11 +178,17 @@ class Task(Strict):
         return self.pivot or pivot_of(self.languages)
 
     def pattern(self, name: str) -> Pattern:
-        """The pattern called `name`.
+        """The pattern called `name`: of the file, or one that follows from the file: `vanilla`, the fields alone, and
+        `NAME+demos`, the pattern NAME with demonstrations before it.
 
         Raises:
             UserError: the task has no such pattern; the nearest is named.
         """
-        if name not in self.patterns:
-            raise UserError(f'task {self.name}: no pattern "{name}"; {nearest(name, self.patterns)}')
-        return self.patterns[name]
+        if name in self.patterns:
+            return self.patterns[name]
+        shown = self.patterns.get(name.removesuffix(WITH_DEMOS))
+        if name == FIELDS_ALONE:
+            return Pattern(text=" <sep> ".join(f"{{{field}}}" for field in self.fields))
+        if name.endswith(WITH_DEMOS) and shown is not None:
+            return shown.with_demos()
+        raise UserError(f'task {self.name}: no pattern "{name}"; {nearest(name, self.patterns)}')

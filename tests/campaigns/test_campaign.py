@@ -14,7 +14,6 @@ import yaml
 from rich.console import Console
 from test_cli import call, place, words  # noqa: F401  (a fixture)
 
-from raypft.campaigns.campaign import flat
 from raypft.campaigns.load import FOLDER, campaign_names, load_campaign
 from raypft.campaigns.search_space import Dimension
 from raypft.campaigns.state import CampaignState
@@ -28,6 +27,7 @@ from raypft.runs.run import conclude
 from raypft.scale.run import run_jobs
 from raypft.scale.tune.plan import planned
 from raypft.scale.tune.table_cell_search import TableCellSearch
+from raypft.schema import flat
 
 BASE = {
     "about": "test",

@@ -369,7 +369,7 @@ def test_a_job_written_out_reads_back_the_same(tmp_path, recipe):
 def test_the_json_schema_knows_every_key_and_refuses_others():
     schema = Job.model_json_schema()
     assert set(schema["properties"]) == set(Job.model_fields)
-    assert set(schema["required"]) == {"task", "pattern", "backbone", "method"}
+    assert set(schema["required"]) == {"task", "backbone", "method"}
     jsonschema.validate(yaml.safe_load(job().dump()), schema)
     for wrong in ({"shot": 3}, {"train": {"lrr": 1}}, {"train": {"lr": 0}}):
         with pytest.raises(jsonschema.ValidationError):

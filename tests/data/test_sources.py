@@ -401,7 +401,7 @@ def test_no_stored_row_of_a_tagging_answering_or_text_task_is_lost(name):
     entries = json.loads((STORED / "manifest.json").read_text())["entries"]
     made = choose(load_task(name), "files", str(STORED))
     assert made.source.files is not None
-    for split, file in made.source.files.items():
+    for split, file in made.source.paths.items():
         dataset, theirs = file.split("/")
         kept = made.source.split_languages.get(split, load_task(name).languages)
         stored = {

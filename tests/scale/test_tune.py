@@ -233,6 +233,14 @@ def test_a_search_prunes_between_seeds_and_tests_only_the_chosen(place, session)
     assert run_campaign(load_campaign(path), lambda event: pytest.fail(f"ran again: {event}")) == cells
 
 
+def test_the_tests_of_what_a_search_chooses_count_as_cells(place, session):  # noqa: F811
+    search, events = {"space": {"train.lr": [0.001, 0.01]}}, list[dict]()
+    path = write(place, "counted", {"Searched": {"recipe": "profit"}}, search)
+    run_campaign(load_campaign(path), events.append)
+    cells = [(event["done"], event["total"]) for event in events if event["event"] == "cell"]
+    assert cells == [(number, 6) for number in range(1, 7)], "2 values of 2 seeds, and the chosen one's 2 tests"
+
+
 def test_a_trial_with_workers_runs_and_stops_without_deadlock_on_two_cpus(place, session):  # noqa: F811
     """Encoder, reader, worker and trial fit 2 CPUs; the bad configuration is stopped while its group is at work."""
     search = {"space": {"train.lr": [0.003, 1e-9]}, "scheduler": "racing"}

@@ -21,11 +21,12 @@ from raypft.runs.results import Tell
 from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_at_once
 from raypft.scale.run import run_jobs
 from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
+from raypft.scale.tune.check import left_as_it_was, refusals, refuse
 from raypft.scale.tune.searcher import CampaignSearcher, SeedScheduler
 from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.scale.tune.trackers import tracker
 from raypft.scale.tune.trial import Trial
-from raypft.storage import absolute, locked, remove
+from raypft.storage import absolute, check_writable, locked, remove
 
 FILES = ".tune"
 NO_CHECKPOINTS = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
@@ -37,11 +38,21 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
     Raises:
         UserError: anything that can be known before compute is spent; or another process works on the campaign.
     """
+
+    def note(text: str) -> None:
+        tell({"event": "note", "text": text})
+
+    check_writable(campaign.folder)
+    with left_as_it_was(campaign.folder) as refused:
+        checks = CampaignState(campaign, note)
+        refused += refusals(campaign, checks, fresh)
+    refuse(refused)
     watch = tracker(campaign.tracker)
     with locked(campaign.folder):
         for prerequisite in campaign.prerequisites():
             run_jobs([prepare(prerequisite)], tell, fresh)
-        state = CampaignState(campaign, lambda text: tell({"event": "note", "text": text}), fresh)
+        state = CampaignState(campaign, note, fresh)
+        state.memo, state.fit = checks.memo, checks.fit
         state.write_campaign()
         busy: set[str] = set()
         searches = [TableCellSearch(table_cell, state, busy) for table_cell in campaign.table_cells()]

@@ -183,8 +183,9 @@ class CampaignSearcher(Searcher):
     def _say(self, event: dict[str, Any]) -> None:
         """Tell an event, with how far the campaign is."""
         trials, searches = self.running.values(), self.searches
-        total = sum(search.budget * search.seeds for search in searches)
-        left = sum(search.left for search in searches) + sum(len(trial.todo) for trial in trials if not trial.chosen)
+        total = sum(search.budget * search.seeds + search.tests for search in searches)
+        left = sum(search.left for search in searches) + sum(len(trial.todo) for trial in trials)
+        left += sum(search.tests for search in searches if search.chosen is None)
         seconds_a_cell = (time.monotonic() - self.began) / self.num_run if self.num_run else None
         leaders = {search.table_cell.label: search.leader for search in searches if search.config}
         running: dict[str, str] = {}
