@@ -62,7 +62,7 @@ def test_a_csv_becomes_a_table_of_three_methods_in_twelve_lines(home, monkeypatc
     shown = capsys.readouterr().out
     assert "support: accuracy" in shown
     for name in ("vanilla", r"profit \(ask\)", r"lora \(ask\)"):
-        assert re.search(rf"\\| {name} \\| all \\| 2 \\| \\d+\\.\\d ± \\d+\\.\\d \\|", shown), shown
+        assert re.search(rf"\| {name} \| all \| 2 \| \d+\.\d ± \d+\.\d \|", shown), shown
     (samples,) = (home / "runs").glob("lora-*/samples.json")
     assert json.loads(samples.read_text())["0"]["notes"] == ["support.csv: 48 train, 6 dev, 6 test rows, by class"]
 
