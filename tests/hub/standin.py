@@ -67,13 +67,14 @@ class Failed(Exception):
 class Hub:
     """The running server.
 
-    tokens: token to the user it belongs to, who may write below the user's name; broken: a status that every request
-    is answered with.
+    tokens: token to the user it belongs to, who may write below the user's name; readonly: those that may not;
+    broken: a status that every request is answered with.
     """
 
     def __init__(self, home: Path) -> None:
         self.home, self.repos, self.log = home, dict[tuple[str, str], Repo](), list[Access]()
         self.tokens: dict[str, str] = {}
+        self.readonly: set[str] = set()
         self.blobs: dict[str, bytes] = {}
         self.broken: int | None = None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
@@ -241,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _writes(self, owner: str) -> str:
         if self.token is None:
             raise Failed(401, None, "Invalid username or password.")
-        if self.hub.tokens[self.token] != owner:
+        if self.hub.tokens[self.token] != owner or self.token in self.hub.readonly:
             raise Failed(403, None, f"You don't have the rights to create a model under the namespace {owner}")
         return self.token
 
@@ -300,7 +301,9 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> Any:
         if self.token is None:
             raise Failed(401, None, "Invalid username or password.")
-        return {"type": "user", "name": self.hub.tokens[self.token], "orgs": [], "auth": {"type": "access_token"}}
+        token = {"displayName": "test", "role": "read" if self.token in self.hub.readonly else "write"}
+        auth = {"type": "access_token", "accessToken": token}
+        return {"type": "user", "name": self.hub.tokens[self.token], "orgs": [], "auth": auth}
 
     def create(self) -> Any:
         wanted = json.loads(self.body)
