@@ -42,10 +42,11 @@ from huggingface_hub.utils._http import default_client_factory
 
 from raypft.errors import UserError, first_line
 
-CONNECT, FIRST, ANSWER = 5.0, 6.0, 10.0
-"""Seconds to connect to a host; to its first answer, in all; between parts of a download."""
-FORGOTTEN = 300.0
-"""Seconds after which a host that did not answer is asked again."""
+CONNECT, FIRST, ANSWER, WORK = 5.0, 6.0, 10.0, 300.0
+"""Seconds to connect to a host; to its first answer in all; between parts of a download; for it to take an upload."""
+FORGOTTEN, TRUSTED = 300.0, 60.0
+"""Seconds after which a host that did not answer is asked again; in which one that did is left to the libraries, which
+retry what breaks off."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 UNHEARD = (ConnectionError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.TransportError)
@@ -53,7 +54,8 @@ UNHEARD = (ConnectionError, LocalEntryNotFoundError, RevisionResolutionError, ht
 SILENT = (httpx2.NetworkError, httpx2.TimeoutException, httpx2.ProxyError, httpx2.RemoteProtocolError, TimeoutError)
 """What a host that does not answer makes the client raise."""
 
-_answered: set[str] = set()
+_answered: dict[str, float] = {}
+"""Hosts that answered, and when they last did."""
 _commits: dict[str, str] = {}
 _away: dict[str, tuple[float, str]] = {}
 """Hosts that did not answer: when that was, and why."""
@@ -237,27 +239,32 @@ def _client() -> httpx2.Client:
     return client
 
 
-def _send(send: Callable[..., httpx2.Response], request: httpx2.Request, **keywords: Any) -> httpx2.Response:
-    host = request.url.netloc.decode()
+def _send(
+    send: Callable[..., httpx2.Response], request: httpx2.Request, stream: bool = False, **keywords: Any
+) -> httpx2.Response:
+    """`Client.send`, bounded as the module says."""
+    host, reads = request.url.netloc.decode(), request.method in ("GET", "HEAD")
     why = _why_away(host)
     if why is not None:
         raise OfflineModeIsEnabled(why)
-    waits = {**request.extensions.get("timeout", {}), "connect": CONNECT}
-    if request.method in ("GET", "HEAD"):
-        waits["read"] = max(waits.get("read") or 0, ANSWER)
-    request.extensions["timeout"] = waits
-    if host in _answered or constants.is_offline_mode():
-        return send(request, **keywords)
+    given = request.extensions.get("timeout", {})
+    waits = {"connect": CONNECT, "read": max(given.get("read") or 0, ANSWER if reads else WORK)}
+    request.extensions["timeout"] = {**given, **waits}
+    if time.monotonic() - _answered.get(host, float("-inf")) < TRUSTED or constants.is_offline_mode():
+        return send(request, stream=stream, **keywords)
+    call = functools.partial(send, request, stream=True, **keywords)
     try:
-        response = _within(FIRST, functools.partial(send, request, **keywords))
-        if response.status_code >= 500:
+        response = _within(FIRST, call) if reads else call()
+        if reads and response.status_code >= 500:
             response.close()
             raise TimeoutError(f"it answers {response.status_code}")
     except SILENT as error:
         why = f"{request.url.host}: {first_line(error)}"
         _away[host] = (time.monotonic(), why)
         raise OfflineModeIsEnabled(why) from error
-    _answered.add(host)
+    _answered[host] = time.monotonic()
+    if not stream:
+        response.read()
     return response
 
 

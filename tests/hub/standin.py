@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Hub:
     """The running server.
 
     tokens: token to the user it belongs to, who may write below the user's name; readonly: those that may not;
-    broken: a status that every request is answered with.
+    broken: a status that every request is answered with; slow: seconds before the last byte of a body.
     """
 
     def __init__(self, home: Path) -> None:
@@ -77,6 +78,7 @@ class Hub:
         self.readonly: set[str] = set()
         self.blobs: dict[str, bytes] = {}
         self.broken: int | None = None
+        self.slow = 0.0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -114,6 +116,7 @@ class Hub:
         """Make it the hub of this process, whose libraries read the environment when they were imported."""
         import datasets
         import huggingface_hub
+        import transformers.utils.hub
         from huggingface_hub import constants, hf_api
 
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -137,7 +140,8 @@ class Hub:
         rows |= {"HF_CACHE_HOME": str(self.home), "DOWNLOADED_DATASETS_PATH": self.home / "datasets" / "downloads"}
         for name, value in rows.items():
             monkeypatch.setattr(datasets.config, name, value)
-        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
+        for api in (hf_api.api, transformers.utils.hub.hf_api()):
+            monkeypatch.setattr(api, "endpoint", self.url)
         huggingface_hub.HfFileSystem.clear_instance_cache()
 
 
@@ -199,7 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if sent:
-            self.wfile.write(body)
+            self.wfile.write(body[:-1])
+            self.wfile.flush()
+            time.sleep(self.hub.slow)
+            self.wfile.write(body[-1:])
 
     do_GET = do_HEAD = do_POST = do_PUT = do  # the names that http.server looks for
 
