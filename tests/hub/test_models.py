@@ -18,8 +18,10 @@ from raypft import hub as our_hub
 from raypft.backbones import fetch as fetching
 from raypft.backbones.aliases import ALIASES, Alias, Wheel
 from raypft.backbones.fetch import Found, fetch, hub_reference, locate, pinned
+from raypft.backbones.fetch import revision as content_hash
 from raypft.backbones.load import load_backbone, load_skeleton
 from raypft.errors import UserError
+from raypft.runs.prepare import cell_keys, prepare
 
 RECIPES = {"masked": "profit", "causal": "icl", "seq2seq": "profit"}
 TINY = {"task": "sentiment", "shots": 2, "seeds": [0], "train": {"epochs": 1}}
@@ -107,6 +109,25 @@ def test_a_branch_that_moves_meanwhile_is_the_commit_it_was(here):
     our_hub._commits.clear()
     assert raypft.check(job)["cells"][0] != key
     assert load_backbone(pinned("o/m", commit)).revision == commit
+
+
+def test_a_run_that_knew_its_hub_model_by_its_content_still_answers(here):
+    here.add("o/m", files("mbert"))
+    results = raypft.run("profit", backbone="o/m", **TINY)
+    rows = [{"text": "the film was good"}]
+    expected = raypft.load_trained(results.folder).predict(rows)
+    prepared = prepare(raypft.load_job("profit", backbone="o/m", **TINY))
+    content = content_hash(Path(str(prepared.skeleton.source)))
+    path = results.folder / "seed-0" / "result.json"
+    result = json.loads(path.read_text())
+    for weights, answers in ((content, True), ("0" * 16, False)):
+        (key,) = cell_keys(prepared.resolved, {0: result["manifest"]}, weights).values()
+        path.write_text(json.dumps({**result, "backbone": weights, "cell": key}))
+        if answers:
+            assert raypft.load_trained(results.folder).predict(rows) == expected
+        else:
+            with pytest.raises(UserError, match="was trained with another model"):
+                raypft.load_trained(results.folder)
 
 
 def test_what_names_a_hub_model_and_what_does_not(tmp_path, monkeypatch):
