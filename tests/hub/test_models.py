@@ -244,3 +244,18 @@ def test_a_hub_that_can_not_be_reached_is_one_line(hub, tmp_path, silent_port):
         "raypft: backbone: o/m is not in the local cache and the hub can't be reached: 127.0.0.1: no answer within 6 "
         "seconds; or give a local folder\n"
     )
+
+
+@pytest.mark.ray
+def test_workers_take_the_commit_that_the_command_found(hub, tmp_path):
+    """The branch is asked for once, whoever loads the model."""
+    commit = hub.add("o/m", files("mbert"))
+    words = ["run", "profit", "task=sentiment", "backbone=o/m", "shots=2", "seeds=1", "train.epochs=1", "test.limit=1"]
+    done = command(hub.env, tmp_path, *words, "resources.workers=1", "--json")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "runs").glob("*/seed-0/result.json")
+    assert json.loads(path.read_text())["backbone"] == commit
+    assert "\nbackbone: o/m\n" in path.parents[1].joinpath("job.yaml").read_text()
+    asked = [access.path for access in hub.log if access.path.startswith("/api/models/o/m")]
+    assert asked.count("/api/models/o/m") == 1
+    assert len([name for name in hub.fetched() if name == "model.safetensors"]) == 1
