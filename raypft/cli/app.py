@@ -334,7 +334,7 @@ def export(
     if to_hub is not None:
         check_upload(to_hub)
         page = exports.push(load_trained(run, seed), to_hub, folder)
-        console.print(f"pushed to {page}, which is private", highlight=False, soft_wrap=True)
+        console.print(f"pushed to {page}; a new repository is private", highlight=False, soft_wrap=True)
     elif folder is not None:
         exports.export(load_trained(run, seed), folder)
     if folder is not None:

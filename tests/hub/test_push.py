@@ -154,7 +154,7 @@ def test_the_command_says_where_it_is_and_the_token_is_nowhere(here, monkeypatch
     capsys.readouterr()
     assert call(monkeypatch, "export", folder, "--push", "me/new") == 0
     told = capsys.readouterr()
-    assert told.out == f"pushed to {here.url}/me/new, which is private\n"
+    assert told.out == f"pushed to {here.url}/me/new; a new repository is private\n"
     assert told.err == ""
     assert call(monkeypatch, "export", folder, "out", "--push", "me/new") == 2
     assert capsys.readouterr().err == "raypft: export: me/new holds something already (README.md); give a new name\n"
