@@ -76,9 +76,9 @@ def check(job: ResolvedJob) -> dict[str, Any]:
     """
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
-    from raypft.scale.run import check_gpus  # noqa: PLC0415
+    from raypft.scale.machine import check_machine  # noqa: PLC0415
 
-    check_gpus(job.job.resources)
+    check_machine(job.job.resources)
     return checked(prepare(job))
 
 
@@ -128,8 +128,11 @@ def read_results(folder: str | Path) -> RunResults:
     return read_run(path_of(str(folder)))
 
 
-def load_trained(folder: str | Path, seed: int | None = None) -> Trained:
+def load_trained(folder: str | Path, seed: int | None = None, **moved: Any) -> Trained:
     """A finished seed of a run, the first where None, ready to answer new rows.
+
+    Args:
+        moved: where what the run was made with lies now: backbone, task, or dotted keys by `**{"method.ticket": …}`.
 
     Raises:
         UserError: the folder is no run, the seed is not finished, or model, task or method are not those of the run.
@@ -141,7 +144,7 @@ def load_trained(folder: str | Path, seed: int | None = None) -> Trained:
     """
     from raypft.runs import predict  # noqa: PLC0415
 
-    return predict.load_trained(folder, seed)
+    return predict.load_trained(folder, seed, {key: str(path) for key, path in moved.items()})
 
 
 def export(trained: Trained, folder: str | Path | None = None, *, push: str | None = None) -> None:

@@ -151,7 +151,9 @@ class Job(Strict):
     @field_validator("seeds", mode="before")
     @classmethod
     def _counted(cls, value: Any) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool):
+        if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(seed, bool) for seed in value)):
+            raise ValueError("expected numbers, found a truth value")
+        if not isinstance(value, int):
             return value
         if not 1 <= value <= MOST_SEEDS:
             raise ValueError(f"expected 1 to {MOST_SEEDS} seeds, or a list of them")

@@ -18,7 +18,7 @@ from raypft.data.sampling import protocol
 from raypft.errors import UserError, nearest
 from raypft.schema import find_yaml, read_yaml, set_key, split_override, validation_line, validation_root, yaml_names
 from raypft.tasks.load import load_task
-from raypft.tasks.metrics import metric
+from raypft.tasks.metrics import check_chunks, metric
 from raypft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ def _check_languages(job: Job, task: Task, where: str) -> None:
 def _check_metric(name: str, task: Task, where: str) -> None:
     try:
         metric(name, {*task.kind.metrics, *task.metrics})
+        if name == "entity_f1":
+            check_chunks(task.label.names)
     except UserError as error:
         raise UserError(f"{where}: dev.{error}") from None
 
@@ -240,6 +242,11 @@ def _check_engine(job: Job) -> None:
         raise UserError(
             "train.precision: found fp16 without workers; use bf16, or resources.workers=1 or more "
             "(DeepSpeed scales the loss)"
+        )
+    if precision == "fp16" and not resources.gpus_per_worker:
+        raise UserError(
+            "train.precision: found fp16 with workers that have no GPU, which can't compute in it; use bf16, or "
+            "resources.gpus_per_worker=1"
         )
     if resources.workers and precision != "fp32" and zero.stage == 0:
         raise UserError(

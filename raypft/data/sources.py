@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from pyarrow import fs
 
-from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
-from raypft.data.formats import ENDINGS, Columns, read_file
+from raypft.data.columns import normalise, spoken, their_columns, with_notes, with_own_ids
+from raypft.data.files import Place, place_of, system_of
+from raypft.data.formats import Columns, read_file
 from raypft.errors import UserError, first_line, nearest
 from raypft.tasks.task import Source, Task
 
@@ -72,7 +72,10 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     tables = [normalise(task, source, table, where, language) for table, where, language in parts if table.rows]
     if not tables:
         raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
-    table = with_own_ids(task, pa.concat_tables(tables))
+    notes: list[str] = []
+    for columns, where, _ in parts:
+        notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
+    table = with_notes(with_own_ids(task, pa.concat_tables(tables)), notes)
     present = sorted(table["language"].unique().to_pylist())
     check_spelling(origin, split, present)
     for language in languages:
@@ -112,26 +115,40 @@ def _check_languages(origin: Origin, split: str, languages: list[str]) -> None:
 
 
 def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -> pa.Table:
-    """The rows of any one file, in the task's or the source's columns; labels are not looked at.
-
-    Args:
-        language: of all rows; None takes the column "language", and `otherwise` where there is none.
+    """The rows of any one file, in the task's or the source's columns, see `rows_of_table`.
 
     Raises:
-        UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does
-            not have, or one given although the file says it.
+        UserError: no such file, unknown ending, damaged; see `rows_of_table`.
     """
-    path = os.path.expanduser(path)
-    if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
-        raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
-    system, inner = system_of(path)
-    if not _find(system, inner, None):
-        raise UserError(f"data: no file {path}")
-    return rows_of_table(origin, read_file(system, inner, None, language), path, language, otherwise)
+    parts = read_columns(path, language)
+    return pa.concat_tables([rows_of_table(origin, columns, where, language, otherwise) for columns, where in parts])
+
+
+def read_columns(path: str, language: str | None = None) -> list[tuple[Columns, str]]:
+    """What each file at a path holds, as it stands there, and how messages call it.
+
+    Raises:
+        UserError: no such file, unknown ending, damaged.
+    """
+    system, inner = system_of(os.path.expanduser(path))
+    place = Place(system, inner, "")  # a * in it is a *
+    found = place.find(None)
+    if not found:
+        raise place.missing(None)
+    return [(read_file(system, file, None, language), file) for file in found]
 
 
 def rows_of_table(origin: Origin, table: Columns, where: str, language: str | None, otherwise: str) -> pa.Table:
-    """`read_rows` of columns that are read already; where: what messages call them."""
+    """Rows in the task's columns, out of the task's or the source's; labels are not looked at.
+
+    Args:
+        where: what messages call the table; language: of all rows; None takes the column "language", and `otherwise`
+        where there is none.
+
+    Raises:
+        UserError: a column is missing, no rows; a language that the task does not have, or one given although the table
+            says it.
+    """
     task, theirs = origin.task, origin.source
     columns: dict[str, str | list[str]] = {
         ours: list(dict.fromkeys([*their_columns(theirs, ours), ours]))
@@ -196,15 +213,13 @@ def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Col
     if split not in files:
         return
     for language in languages if "{language}" in files[split] else [None]:
-        path = _path(origin, files[split], language)
-        system, inner = system_of(path)
-        found = _find(system, inner, source.format)
+        place = _place(origin, files[split], language)
+        found = place.find(source.format)
         if not found and split in ("train", "test"):
-            endings = "" if source.format else f" ({', '.join(f'.{ending}' for ending in ENDINGS)})"
-            raise UserError(f"data: no file {path}{endings} for the {split} split of {origin.task.name}")
+            raise place.missing(source.format, f" for the {split} split of {origin.task.name}")
         for file in found:
-            where = path.removesuffix(inner) + file
-            yield read_file(system, file, source.format, _theirs(origin, language)), where, language
+            columns = read_file(place.system, file, source.format, _theirs(origin, language))
+            yield columns, place.scheme + file, language
 
 
 def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
@@ -248,10 +263,10 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     _check_languages(origin, split, languages)
     named: list[tuple[str, str | None]] = []
     for language in languages if "{language}" in pattern else [None]:
-        path = _path(origin, pattern, language)
-        files = _find(*system_of(path), origin.source.format)
+        place = _place(origin, pattern, language)
+        files = place.find(origin.source.format)
         if not files:
-            raise UserError(f"data: no file {path} for the {split} split of {origin.task.name}")
+            raise place.missing(origin.source.format, f" for the {split} split of {origin.task.name}")
         named += [(file, language) for file in files]
     return named
 
@@ -261,8 +276,8 @@ def existing_files(origin: Origin) -> list[fs.FileInfo]:
     infos: list[fs.FileInfo] = []
     for pattern in (origin.source.files or {}).values():
         for language in origin.task.languages if "{language}" in pattern else [None]:
-            system, path = system_of(_path(origin, pattern, language))
-            infos += system.get_file_info(_find(system, path, origin.source.format))
+            place = _place(origin, pattern, language)
+            infos += place.system.get_file_info(place.find(origin.source.format))
     return infos
 
 
@@ -272,54 +287,20 @@ def system_for(origin: Origin, split: str) -> fs.FileSystem:
     Raises:
         UserError: as `system_of`.
     """
-    return system_of(_path(origin, (origin.source.files or {})[split], None))[0]
+    return _place(origin, (origin.source.files or {})[split], None).system
 
 
 def _theirs(origin: Origin, language: str | None) -> str | None:
     return origin.source.languages.get(language, language) if language else None
 
 
-def _path(origin: Origin, pattern: str, language: str | None) -> str:
-    """The path or URI that a pattern stands for, which may hold *."""
+def _place(origin: Origin, pattern: str, language: str | None) -> Place:
+    """Where the files lie that a pattern stands for, which may hold *."""
     if "{shots}" in pattern and origin.shots is None:
         raise UserError(
             f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K"
         )
     path = pattern.format(language=_theirs(origin, language), shots=origin.shots)
     if path.startswith("samples:"):
-        return str(SAMPLES / path.removeprefix("samples:"))
-    return path if origin.root is None else f"{origin.root.rstrip('/')}/{path}"
-
-
-def system_of(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it.
-
-    Raises:
-        UserError: an unknown kind of URI, or one that can't be reached.
-    """
-    try:
-        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data: {path} can't be reached: {first_line(error)}") from None
-
-
-def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
-    """The file at a path, an ending added if it lacks one, or in order all files that a path with * stands for.
-
-    Raises:
-        UserError: files of several endings are at a path without one.
-    """
-    if "*" in path:
-        folder = path[: path.index("*")].rpartition("/")[0]
-        below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        files = [info.path for info in below if info.is_file and (format or info.extension in ENDINGS)]
-        # only * stands for others: a folder may be called "data [v2]"
-        named = re.compile(".*".join(map(re.escape, path.split("*"))), re.DOTALL)
-        return sorted(file for file in files if named.fullmatch(file))
-    endings = [f".{ending}" for ending in ENDINGS]
-    if format or path.endswith(tuple(endings)):
-        endings = [""]
-    found = [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File]
-    if len(found) > 1:
-        raise UserError(f"data: found {' and '.join(found)}; expected one file of these rows; move the others away")
-    return found
+        return place_of(str(SAMPLES), path.removeprefix("samples:"))
+    return place_of(origin.root, path)

@@ -25,7 +25,7 @@ from pydantic import BeforeValidator
 
 from raypft.data import sources
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
-from raypft.data.formats import Columns
+from raypft.data.formats import Columns, ending_of
 from raypft.data.sources import Origin
 from raypft.errors import UserError, first_line
 from raypft.storage import absolute
@@ -119,7 +119,7 @@ def index(origin: Origin, languages: list[str]) -> Index:
     groups, digest = list[Group](), hashlib.sha256(json.dumps(source_keys, sort_keys=True).encode())
     system = sources.system_for(origin, "train")
     for path, language in files:
-        if not path.endswith(".parquet"):
+        if ending_of(path) != ("parquet", None):
             raise UserError(f"data.stream: {path}: expected Parquet files; write it as one, or leave data.stream out")
         try:
             with system.open_input_file(path) as source:

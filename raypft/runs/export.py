@@ -24,7 +24,7 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.report.table import mean_std
 from raypft.runs.predict import Trained
-from raypft.storage import is_remote
+from raypft.storage import check_writable, is_remote
 
 PARTS = "parts.safetensors"
 ISO = re.compile("[a-z]{2,3}")
@@ -70,6 +70,7 @@ def export(trained: Trained, folder: Path, pushed: str | None = None) -> None:
         raise UserError(f"export: found {folder}; expected a new folder on this machine, which others then load from")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export: {folder} holds something already; give a new folder")
+    check_writable(folder, "export")
     parts = dict(method.parts())
     if injected(backbone):
         kind = "adapter"

@@ -28,6 +28,7 @@ from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.runs.memo import Memo
 from raypft.runs.notes import notes_on
+from raypft.runs.scores import try_metrics
 from raypft.schema import digest
 from raypft.storage import path_of
 from raypft.tasks.metrics import metric
@@ -99,6 +100,7 @@ def prepare(resolved: ResolvedJob, memo: Memo | None = None) -> Prepared:
                 try_shapes(method, prompts[:1])
     finally:
         skeleton.reset()
+    _try_metrics(prepared, memo)
     return replace(prepared, warnings=_warnings(prepared, memo))
 
 
@@ -117,6 +119,16 @@ def try_shapes(method: Method, prompts: list[Encoded]) -> None:
         raise
     except Exception:  # without weights a model can't branch on values, nor mix with tensors that have some
         return
+
+
+def _try_metrics(prepared: Prepared, memo: Memo) -> None:
+    task, asked = prepared.resolved.task, prepared.job.dev.metric
+    names = (*task.metrics, *([asked] if asked else []))
+    for sample in prepared.samples.values():
+        for table in (sample.test, sample.dev):
+            if table is not None and len(table):
+                make = functools.partial(try_metrics, task, names, table)
+                memo.once(("metrics", names, id(table)), make)
 
 
 def _warnings(prepared: Prepared, memo: Memo) -> dict[int, list[str]]:
@@ -144,11 +156,12 @@ def identify(resolved: ResolvedJob, memo: Memo) -> Prepared:
     return Prepared(resolved, path_of(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 
-def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> dict[int, str]:
+def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str, named: Job | None = None) -> dict[int, str]:
     """The key of each seed's cell: a hash over all that decides its numbers.
 
     Args:
-        data: hash of the sample manifest by seed; weights: revision of the backbone.
+        data: hash of the sample manifest by seed; weights: revision of the backbone; named: the job as it was called
+        where the key was made first, if its files lie elsewhere now.
     """
     job, task = resolved.job, resolved.task
     asked = {
@@ -156,6 +169,8 @@ def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> d
         "labels": task.label.names,
         "metrics": [metric(name)[0] for name in task.metrics],
     }
+    if task.label.unanswerable:
+        asked["unanswerable"] = True
     if job.dev.metric is not None:
         asked["dev_metric"] = metric(job.dev.metric)[0]
     artefact = resolved.method_config.artefact()
@@ -170,7 +185,7 @@ def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> d
     if any(plug_ins):
         asked["plug_ins"] = plug_ins
     numerics = [resolved.method.numerics, resolved.readout.numerics, ENCODING, TRAINING]
-    common = {**job.scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
+    common = {**(named or job).scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
     return {seed: digest({**common, "seed": seed, "data": manifest}) for seed, manifest in data.items()}
 
 

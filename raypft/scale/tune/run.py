@@ -60,6 +60,7 @@ def _tune(
 ) -> None:
     """One Tune experiment over all searches."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would end as if all were done
     files = campaign.folder / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
         check_storage(str(campaign.folder.parent))
@@ -67,7 +68,7 @@ def _tune(
         cpus = logical_cpus(shapes)
         jobs = [search.table_cell.resolved(search.example).job for search in searches]
         for job in jobs:
-            check_label(job)
+            check_label(job.resources)
         together = trials_at_once([job.resources for job in jobs], shapes)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)  # a cluster that grows is asked for all of them
         # an idle worker group could keep what another kind of trial waits for
