@@ -21,6 +21,7 @@ WALLS = {
     "transformers": ("backbones/", "contract/tiny.py"),
     "peft": ("backbones/",),
     "torch_geometric": ("methods/gnnavi.py",),
+    "httpx2": ("hub.py",),
 }
 TORCH_FREE = ("tasks/", "report/", "data/", "campaigns/", "cluster/", "cli/", "config/job.py", "config/load.py")
 LADDER = (
@@ -35,7 +36,7 @@ LADDER = (
     {"methods", "readouts"},
     {"backbones", "report", "data"},
     {"tasks"},
-    {"catalogue", "schema", "storage", "batch"},
+    {"catalogue", "schema", "storage", "batch", "hub"},
     {"encoded", "errors", "_version"},
 )
 """Rooms from the top floor down; a file imports from its own room and from the floors below."""

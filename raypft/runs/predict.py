@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from raypft.backbones.fetch import pinned, revision
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Job
 from raypft.config.load import make_job
@@ -23,6 +24,7 @@ from raypft.config.resolved import ResolvedJob
 from raypft.data import sources
 from raypft.data.formats import Columns
 from raypft.errors import UserError
+from raypft.hub import COMMIT
 from raypft.runs.cell import build_learner, device_here, read_tensors
 from raypft.runs.prepare import cell_keys
 from raypft.runs.results import DEMOS, TRAINED, damaged, read_job, read_json, read_parquet, read_results
@@ -138,13 +140,16 @@ def _loaded(folder: Path, seed: int | None, moved: Mapping[str, str]) -> Trained
     job, results = resolved.job, read_results(folder)
     result = _chosen(folder, results, seed)
     seed, cell = int(result["seed"]), folder / f"seed-{result['seed']}"
-    backbone = load_backbone(job.backbone)
-    key = cell_keys(resolved, {seed: result["manifest"]}, backbone.revision, _named(values, job, moved))[seed]
+    backbone = load_backbone(pinned(job.backbone, result["backbone"]))
+    weights = backbone.revision
+    if backbone.hub is not None and not COMMIT.fullmatch(result["backbone"]):
+        weights = revision(Path(str(backbone.source)))  # an older run, whose hub model was known by its content
+    key = cell_keys(resolved, {seed: result["manifest"]}, weights, _named(values, job, moved))[seed]
     if key != result["cell"]:
         raise UserError(
             f"run: {folder} seed {seed} was trained with another model, task, method version or artefact "
             f"(cell {result['cell']}, now {key}); its model was {result['backbone']}, {job.backbone} is "
-            f"{backbone.revision}; restore them, or run the job again"
+            f"{weights}; restore them, or run the job again"
         )
     encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell) if job.demos else None)
     learner = build_learner(resolved, backbone, seed).eval()
@@ -167,8 +172,9 @@ def _check_places(folder: Path, values: dict[str, Any]) -> None:
         path = at_key(values, key)
         if not isinstance(path, str) or "://" in path:
             continue
-        # a folder was read as it was named, a model of the hub from its cache
-        local = is_path(path) or (key == "backbone" and path == told.get("name") == told.get("source"))
+        # a folder was read as it was named, and its revision is no commit of the hub
+        as_named = key == "backbone" and path == told.get("name") == told.get("source")
+        local = is_path(path) or (as_named and not COMMIT.fullmatch(str(told.get("revision"))))
         if local and not Path(path).expanduser().exists():
             raise UserError(
                 f"run: {folder.name} uses {key}={path}, which is not there, seen from {Path.cwd()}; "

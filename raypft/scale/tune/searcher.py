@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raypft import hub
 from raypft.config.job import Job
 from raypft.storage import absolute
 
@@ -110,6 +111,7 @@ class CampaignSearcher(Searcher):
             "fresh": fresh,
             "ends_on_failure": search.config is not None,
             "lanes": self.lanes,
+            "commits": hub.commits(),
         }
         table_cell = configuration.table_cell
         return {
