@@ -35,7 +35,7 @@ LADDER = (
     {"methods", "readouts"},
     {"backbones", "report", "data"},
     {"tasks"},
-    {"catalogue", "schema", "storage", "batch"},
+    {"catalogue", "schema", "storage", "batch", "hub"},
     {"encoded", "errors", "_version"},
 )
 """Rooms from the top floor down; a file imports from its own room and from the floors below."""
