@@ -2,8 +2,8 @@
 torch.
 
 A configuration's keys are kept under a hash of all they follow from: the job's values, raypft's own files, and size and
-time of every file that the values name (data, model, task, ticket, a user's own plug-ins). What is read from a hub is
-not kept.
+time of every file that the values name (data, model, task, ticket, a user's own plug-ins), and the commits of data sets
+on the hub.
 """
 
 from __future__ import annotations
@@ -134,9 +134,12 @@ def _of_file(path: Path) -> Stamp:
 
 def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
     data = values.get("data") or {}
-    origin = sources.choose(load_task(values["task"]), data.get("source"), data.get("root"), values.get("shots"))
-    if origin.source.hub is not None:
-        return None
+    origin = sources.choose(
+        load_task(values["task"]), data.get("source"), data.get("root"), values.get("shots"), data.get("revision")
+    )
+    commits = sources.commits(origin)
+    if commits:
+        return [[place, 0, 0] for place in commits.values()]
     return [[info.path, info.size, info.mtime_ns] for info in sources.existing_files(origin)]
 
 

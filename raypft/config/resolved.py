@@ -34,10 +34,11 @@ class ResolvedJob:
         """Where its rows come from.
 
         Raises:
-            UserError: the task has no such source, or a source of files needs `data.root`.
+            UserError: the task has no such source, a source of files needs `data.root`, or `data.revision` is that of
+            nothing.
         """
         data = self.job.data
-        return sources.choose(self.task, data.source, data.root, self.job.shots)
+        return sources.choose(self.task, data.source, data.root, self.job.shots, data.revision)
 
     def sample_seed_of(self, seed: int) -> int:
         """The seed that draws the rows of a cell."""

@@ -76,6 +76,8 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
                 raise ValueError("it is UTF-16; expected UTF-8; save it as that")
             stream.seek(0)
             return reader(stream, language or "")
+    except UserError:  # the hub's, when the file is opened
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data: {path} can't be read: {first_line(error)}") from None
 

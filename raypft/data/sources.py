@@ -1,4 +1,4 @@
-"""Where rows come from: a hub data set, local files (also s3:// and the like), the bundled samples.
+"""Where rows come from: a data set on the hub, local files (also s3:// and the like), the bundled samples.
 
 `read_split` gives an Arrow table with the columns id, language, label and the task's fields (types: columns.py).
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from pyarrow import fs
 
+from raypft.data import hub
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
 from raypft.data.formats import ENDINGS, Columns, read_file
 from raypft.errors import UserError, first_line, nearest
-from raypft.tasks.task import Source, Task
+from raypft.tasks.task import SPLITS, Source, Task
 
 SAMPLES = Path(__file__).parent / "samples"
+READABLE = tuple(f".{ending}" for ending in ENDINGS)
 
 
 @dataclass(frozen=True)
 class Origin:
     """Which source of a task is read, and from where.
 
-    root: folder or URI that its files lie below; shots: of sources that have a file for each number of shots.
+    root: folder or URI that its files lie below; shots: of sources that have a file for each number of shots;
+    revision: of the hub's data set, instead of the source's.
     """
 
     task: Task
@@ -35,26 +40,90 @@ class Origin:
     source: Source
     root: str | None
     shots: int | None = None
+    revision: str | None = None
+
+    def base(self, split: str) -> str | None:
+        """The folder, URI or data set on the hub that a split lies in; None for bundled samples."""
+        name = self.source.hub_of(split)
+        if name is None:
+            return self.root
+        if self.root is not None:
+            return f"{self.root}/{name}"
+        return hub.place_of(name, self.revision or self.source.revision or "main")
 
 
-def choose(task: Task, name: str | None, root: str | None, shots: int | None = None) -> Origin:
+def choose(
+    task: Task, name: str | None, root: str | None, shots: int | None = None, revision: str | None = None
+) -> Origin:
     """The source to read: the named one; else local files if a root is given; else the task's first.
 
     Raises:
-        UserError: the task has no such source, or a source of files needs `data.root`.
+        UserError: the task has no such source, a source of files needs `data.root`, or a revision of nothing that has
+            one.
     """
     if name is None:
-        local = [known for known, source in task.sources.items() if source.files is not None]
+        local = [known for known, source in task.sources.items() if source.hub is None]
         name = local[0] if root is not None and local else next(iter(task.sources))
     if name not in task.sources:
         raise UserError(f'data.source: task {task.name} has no source "{name}"; {nearest(name, task.sources)}')
     source = task.sources[name]
     bundled = source.files is not None and all(file.startswith("samples:") for file in source.files.values())
-    if source.files is not None and root is None and not bundled:
+    if source.hub is None and root is None and not bundled:
         raise UserError(
             f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
         )
-    return Origin(task, name, source, root and os.path.expanduser(root), shots)
+    root = root and os.path.expanduser(root)
+    on_hub = root is not None and root.startswith(hub.SCHEME)
+    if on_hub and source.hub is not None:
+        raise UserError(
+            f"data.root: found {root}, but source {name} of task {task.name} names a data set itself; "
+            "choose a data.source that reads files, or leave data.root out"
+        )
+    if revision is not None:
+        root = _at_revision(task, name, source, root, revision)
+    return Origin(task, name, source, root, shots, revision)
+
+
+def _at_revision(task: Task, name: str, source: Source, root: str | None, revision: str) -> str | None:
+    """The root with the revision in it, where it is a data set on the hub.
+
+    Raises:
+        UserError: nothing is read from the hub, more than one data set is, or the root has a revision already.
+    """
+    told = f"data.revision: found {revision}, but"
+    if root is not None and root.startswith(hub.SCHEME):
+        dataset, other, folder = hub.parsed(root)
+        if other is not None:
+            raise UserError(f"{told} data.root says {other}; leave one of them out")
+        return hub.place_of(dataset, revision, folder)
+    if root is not None or source.hub is None:
+        raise UserError(f"{told} source {name} of task {task.name} reads local files here; leave it out")
+    if len(set(map(source.hub_of, SPLITS)) - {None}) > 1:
+        raise UserError(f"{told} source {name} of task {task.name} reads more than one data set; leave it out")
+    return root
+
+
+def commits(origin: Origin) -> dict[str, str]:
+    """The data sets on the hub that an origin reads: each place with its revision to that with its commit.
+
+    Raises:
+        UserError: the hub has no such data set or revision, or can't be asked.
+    """
+    bases = [origin.base(split) for split in SPLITS]
+    heads = [hub.parsed(base)[:2] for base in bases if base is not None and base.startswith(hub.SCHEME)]
+    places = [hub.place_of(name, revision or "main") for name, revision in dict.fromkeys(heads)]
+    with _way_out(origin):
+        return {place: hub.pinned(place) for place in places}
+
+
+@contextmanager
+def _way_out(origin: Origin) -> Iterator[None]:
+    """What to do where the hub does not give a data set."""
+    try:
+        yield
+    except hub.Missing as error:
+        page = f"; see {origin.source.gated}" if origin.source.gated else ""
+        raise UserError(f"{error}{page}; or give local files with data.root=FOLDER") from None
 
 
 def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
@@ -69,9 +138,19 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
     parts = list(_raw(origin, split, languages))
     if not parts:
         return None
-    tables = [normalise(task, source, table, where, language) for table, where, language in parts if table.rows]
+    tables, read = list[pa.Table](), Counter[str | None]()
+    for table, where, language in parts:
+        if table.rows:
+            tables.append(normalise(task, source, table, where, language, first=read[language]))
+        read[language] += table.rows
     if not tables:
         raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
+    if source.parallel and len(set(read.values())) > 1:
+        counts = ", ".join(f"{rows} in {language}" for language, rows in read.items())
+        raise UserError(
+            f"data: {split} rows of {task.name} ({origin.name}) are translations of each other; "
+            f"found {counts}; expected as many in each language; leave the others out"
+        )
     table = with_own_ids(task, pa.concat_tables(tables))
     present = sorted(table["language"].unique().to_pylist())
     check_spelling(origin, split, present)
@@ -122,8 +201,8 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
             not have, or one given although the file says it.
     """
     path = os.path.expanduser(path)
-    if not path.endswith(tuple(f".{ending}" for ending in ENDINGS)):
-        raise UserError(f"data: {path}: expected a file that ends in {', '.join(f'.{ending}' for ending in ENDINGS)}")
+    if not path.endswith(READABLE):
+        raise UserError(f"data: {path}: expected a file that ends in {', '.join(READABLE)}")
     system, inner = system_of(path)
     if not _find(system, inner, None):
         raise UserError(f"data: no file {path}")
@@ -163,7 +242,7 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     """
     task, source = origin.task, origin.source
     limit = source.split_languages.get(split, task.languages)
-    pattern = _config(source, split) if source.hub is not None else (source.files or {}).get(split)
+    pattern = _pattern(source, split)
     if pattern and "{language}" in pattern:
         return [language for language in task.languages if language in limit]
     present: set[str] = set()
@@ -178,82 +257,69 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     return held
 
 
-def _config(source: Source, split: str) -> str | None:
+def _pattern(source: Source, split: str) -> str | None:
+    """What says where a split is, and may say it for each language: its path, or its configuration on the hub."""
+    if source.files is not None:
+        return source.files.get(split)
     return source.config.get(split) if isinstance(source.config, dict) else source.config
 
 
 def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Columns, str, str | None]]:
     """What each file of a split holds, how messages call it, and the language that its name says."""
-    source = origin.source
-    if source.hub is not None:
-        if source.splits and split not in source.splits:
-            return
-        config = _config(source, split)
-        for language in languages if config and "{language}" in config else [None]:
-            yield Columns.of_arrow(_hub_table(origin, split, language)), f"{source.hub} {split}", language
+    for file, language in _files(origin, split, languages, needed=split in ("train", "test")):
+        with _way_out(origin):
+            table = read_file(*system_of(file), origin.source.format, _theirs(origin, language))
+        yield table, file, language
+
+
+def _files(origin: Origin, split: str, languages: list[str], needed: bool) -> Iterator[tuple[str, str | None]]:
+    """The files of a split, as paths or URIs, each with the language that its name says.
+
+    Args:
+        needed: whether a path that stands for no file is an error.
+
+    Raises:
+        UserError: there is no such file, or the hub can't say.
+    """
+    source, base = origin.source, origin.base(split)
+    if not source.has(split):
         return
-    files = source.files or {}
-    if split not in files:
-        return
-    for language in languages if "{language}" in files[split] else [None]:
-        path = _path(origin, files[split], language)
-        system, inner = system_of(path)
-        found = _find(system, inner, source.format)
-        if not found and split in ("train", "test"):
-            endings = "" if source.format else f" ({', '.join(f'.{ending}' for ending in ENDINGS)})"
-            raise UserError(f"data: no file {path}{endings} for the {split} split of {origin.task.name}")
-        for file in found:
-            where = path.removesuffix(inner) + file
-            yield read_file(system, file, source.format, _theirs(origin, language)), where, language
-
-
-def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
-    from datasets import load_dataset  # noqa: PLC0415  (slow to import, rarely needed)
-
-    source = origin.source
-    assert source.hub is not None
-    name = f"{origin.root}/{source.hub}" if origin.root else source.hub
-    theirs = source.languages.get(language, language) if language else None
-    config = _config(source, split)
-    revision = None if origin.root else source.revision  # a folder has no revisions
-    try:
-        dataset = load_dataset(
-            name,
-            config.format(language=theirs) if config else None,
-            split=source.splits.get(split, split),
-            revision=revision,
-        )
-    except Exception as error:  # the library raises many kinds; each is one line for the user
-        gated = f"; see {source.gated}" if source.gated else ""
-        reason = first_line(error)
-        raise UserError(
-            f"data: {name} ({split}) can't be read from the hub: {reason}{gated}; "
-            "or give local files with data.root=FOLDER"
-        ) from None
-    return dataset.with_format("arrow")[:]
+    pattern = _pattern(source, split)
+    for language in languages if pattern and "{language}" in pattern else [None]:
+        theirs = _theirs(origin, language)
+        if source.files is None:
+            assert base is not None
+            with _way_out(origin):
+                found = hub.split_files(
+                    base, pattern and pattern.format(language=theirs), source.splits.get(split, split)
+                )
+            odd = next((file for file in found if not file.endswith(READABLE)), None)
+            if odd is not None:
+                raise UserError(f"data: {odd}: expected a file that ends in {', '.join(READABLE)}")
+        else:
+            path = _path(origin, base, source.files[split], theirs)
+            with _way_out(origin):
+                found = _found(path, source.format)
+            if not found and needed:
+                endings = "" if source.format else f" ({', '.join(READABLE)})"
+                raise UserError(f"data: no file {path}{endings} for the {split} split of {origin.task.name}")
+        yield from ((file, language) for file in found)
 
 
 def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str, str | None]]:
-    """The files of a split as paths in `system_for` it, each with the language that its name says.
+    """The files of a split, as paths or URIs, each with the language that its name says.
 
     Raises:
         UserError: the source has no files for it, or keeps a language out of it.
     """
-    pattern = (origin.source.files or {}).get(split)
-    if pattern is None:
+    _check_languages(origin, split, languages)
+    files = list(_files(origin, split, languages, needed=True))
+    if not files:
         raise UserError(
             f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; "
             "choose another data.source"
         )
-    _check_languages(origin, split, languages)
-    named: list[tuple[str, str | None]] = []
-    for language in languages if "{language}" in pattern else [None]:
-        path = _path(origin, pattern, language)
-        files = _find(*system_of(path), origin.source.format)
-        if not files:
-            raise UserError(f"data: no file {path} for the {split} split of {origin.task.name}")
-        named += [(file, language) for file in files]
-    return named
+    return files
 
 
 def existing_files(origin: Origin) -> list[fs.FileInfo]:
@@ -261,46 +327,49 @@ def existing_files(origin: Origin) -> list[fs.FileInfo]:
     infos: list[fs.FileInfo] = []
     for pattern in (origin.source.files or {}).values():
         for language in origin.task.languages if "{language}" in pattern else [None]:
-            system, path = system_of(_path(origin, pattern, language))
+            system, path = system_of(_path(origin, origin.root, pattern, _theirs(origin, language)))
             infos += system.get_file_info(_find(system, path, origin.source.format))
     return infos
-
-
-def system_for(origin: Origin, split: str) -> fs.FileSystem:
-    """The file system that holds the files of a split.
-
-    Raises:
-        UserError: as `system_of`.
-    """
-    return system_of(_path(origin, (origin.source.files or {})[split], None))[0]
 
 
 def _theirs(origin: Origin, language: str | None) -> str | None:
     return origin.source.languages.get(language, language) if language else None
 
 
-def _path(origin: Origin, pattern: str, language: str | None) -> str:
-    """The path or URI that a pattern stands for, which may hold *."""
+def _path(origin: Origin, base: str | None, pattern: str, language: str | None) -> str:
+    """The path or URI that a pattern stands for, which may hold *; `language` is theirs."""
     if "{shots}" in pattern and origin.shots is None:
         raise UserError(
             f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K"
         )
-    path = pattern.format(language=_theirs(origin, language), shots=origin.shots)
+    path = pattern.format(language=language, shots=origin.shots)
     if path.startswith("samples:"):
         return str(SAMPLES / path.removeprefix("samples:"))
-    return path if origin.root is None else f"{origin.root.rstrip('/')}/{path}"
+    return path if base is None else f"{base.rstrip('/')}/{path}"
 
 
-def system_of(path: str) -> tuple[fs.FileSystem, str]:
+def system_of(path: str, whole: bool = True) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the path in it.
+
+    Args:
+        whole: of a file on the hub: it is kept in the cache, else read in parts; see hub.py.
 
     Raises:
         UserError: an unknown kind of URI, or one that can't be reached.
     """
+    if path.startswith(hub.SCHEME):
+        return hub.system_of(path, whole)
     try:
         return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"data: {path} can't be reached: {first_line(error)}") from None
+
+
+def _found(path: str, format: str | None) -> list[str]:
+    """The files that a path or URI stands for, as such."""
+    system, inner = system_of(path)
+    scheme = hub.SCHEME if path.startswith(hub.SCHEME) else path.removesuffix(inner)
+    return [scheme + file for file in _find(system, inner, format)]
 
 
 def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
@@ -316,9 +385,7 @@ def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
         # only * stands for others: a folder may be called "data [v2]"
         named = re.compile(".*".join(map(re.escape, path.split("*"))), re.DOTALL)
         return sorted(file for file in files if named.fullmatch(file))
-    endings = [f".{ending}" for ending in ENDINGS]
-    if format or path.endswith(tuple(endings)):
-        endings = [""]
+    endings = [""] if format or path.endswith(READABLE) else READABLE
     found = [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File]
     if len(found) > 1:
         raise UserError(f"data: found {' and '.join(found)}; expected one file of these rows; move the others away")

@@ -196,7 +196,7 @@ class _SplitReader:
     def __init__(self, resolved: ResolvedJob, memo: Memo) -> None:
         self.job, self.origin, self.memo = resolved.job, resolved.origin, memo
         shots = self.origin.shots if "{shots}" in str(self.origin.source.files) else None
-        self.place = (self.job.task, self.origin.name, self.origin.root, shots)
+        self.place = (self.job.task, self.origin.name, self.origin.root, self.origin.revision, shots)
         self.index: streaming.Index | None = None
         if self.job.data.stream is not None:
             _check_streamed(resolved)
@@ -248,7 +248,7 @@ def _draw(resolved: ResolvedJob, reader: _SplitReader, sample_seed: int) -> Samp
         dev_limit=job.dev.limit,
         test_limit=job.test.limit,
     )
-    return replace(sample, stream=index)
+    return replace(sample, stream=index, commits=tuple(sources.commits(reader.origin).values()))
 
 
 def _check_streamed(resolved: ResolvedJob) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from raypft.data import sources
 from raypft.runs.prepare import Prepared
 
 PACKAGES = (
@@ -41,7 +42,12 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
         "packages": {name: _version(name) for name in ("raypft", *PACKAGES)},
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus},
         "backbone": {"name": job.backbone, "source": skeleton.source, "revision": skeleton.revision},
-        "data": {"source": origin.name, "root": origin.root, "hub": origin.source.hub},
+        "data": {
+            "source": origin.name,
+            "root": origin.root,
+            "hub": origin.source.hub,
+            "revisions": list(sources.commits(origin).values()),
+        },
         "manifests": {seed: manifest["hash"] for seed, manifest in prepared.manifests.items()},
     }
 

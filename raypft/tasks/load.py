@@ -113,12 +113,17 @@ def _check_source(task: Task, name: str, source: Source, where: str) -> None:
                     f"{where}: sources.{name}.files.{split}: found {{{placeholder}}}; "
                     "expected {language} or {shots}"
                 )
-    if (source.hub is None) == (source.files is None):
-        raise UserError(f"{where}: sources.{name}: give exactly one of hub and files")
-    configs = source.config if isinstance(source.config, dict) else {}
-    for split in [*(source.files or {}), *source.splits, *configs, *source.split_languages]:
+    if source.hub is None and source.files is None:
+        raise UserError(f"{where}: sources.{name}: found neither hub nor files; give one")
+    if source.files is not None and (source.config or source.splits):
+        raise UserError(f"{where}: sources.{name}: files say all; leave config and splits out")
+    configs, hubs = (value if isinstance(value, dict) else {} for value in (source.config, source.hub))
+    for split in [*(source.files or {}), *source.splits, *configs, *hubs, *source.split_languages]:
         if split not in SPLITS:
             raise UserError(f'{where}: sources.{name}: unknown split "{split}"; {nearest(split, SPLITS)}')
+    named = list((source.files or configs or {"": source.config or ""}).values())
+    if source.parallel and not all("{language}" in pattern for pattern in named):
+        raise UserError(f"{where}: sources.{name}.parallel: expected {{language}} in {named}: a file for each language")
     for split, languages in source.split_languages.items():
         for language in languages:
             if language not in task.languages:

@@ -18,6 +18,7 @@ from ray import tune
 
 from raypft.config.job import Job
 from raypft.config.load import resolve
+from raypft.data import hub
 from raypft.errors import UserError
 from raypft.runs.cell import Cell
 from raypft.runs.executor import Executor, LocalExecutor
@@ -61,6 +62,7 @@ class Trial(tune.Trainable):
             executor.close()
 
     def _prepare(self) -> None:
+        hub.adopt(self.work["commits"])
         self.prepared = prepare(resolve(Job(**self.work["job"])))
         for seed, key in self.work["keys"].items():
             if self.prepared.keys[int(seed)] != key:
