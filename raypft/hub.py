@@ -1,50 +1,219 @@
-"""The hub, whoever asks it: whether it answers, found out once a process, so that no one waits for it twice."""
+"""The Hugging Face hub as every room meets it: waited for briefly and once, quiet, with one line for what it refuses.
+
+Importing this module bounds all that huggingface_hub does in this process, and what datasets does through it: a host
+that does not answer the first request is not asked again for some minutes, and the libraries go on with what they have
+cached, as with HF_HUB_OFFLINE=1.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import functools
-import logging
+import itertools
+import os
+import queue
+import re
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_session
+import httpx2
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, set_client_factory, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars, filter_repo_objects, logging
+from huggingface_hub.utils._http import default_client_factory
 
 from raypft.errors import first_line
 
-TIMEOUT = 8.0
-"""Seconds that the hub has to answer."""
+CONNECT, FIRST, ANSWER = 5.0, 8.0, 10.0
+"""Seconds to connect to a host; to its first answer, in all; between parts of a download."""
+FORGOTTEN = 300.0
+"""Seconds after which a host that did not answer is asked again."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REFERENCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>.+))?")
+"""OWNER/NAME or OWNER/NAME@REVISION, a branch, tag or commit."""
+BELOW = "*/*"
+"""What lies in folders of a repository."""
 
-_log = logging.getLogger("raypft")
+UNHEARD = (ConnectionError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.TransportError)
+"""What the libraries raise where a host does not answer and nothing is cached."""
+SILENT = (httpx2.NetworkError, httpx2.TimeoutException, httpx2.ProxyError, httpx2.RemoteProtocolError, TimeoutError)
+"""What a host that does not answer makes the client raise."""
+
+_answered: set[str] = set()
+_away: dict[str, tuple[float, str]] = {}
+"""Hosts that did not answer: when that was, and why."""
 
 
 def unreachable() -> str | None:
-    """Why the hub can't be asked, None where it answers."""
-    return "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else _tried(constants.ENDPOINT)
+    """Why the hub is not asked now; None where it answered, or was not asked yet."""
+    return "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else _why_away(urlsplit(constants.ENDPOINT).netloc)
 
 
-def tell_of_cache(why: str) -> None:
-    """Say, once a process, that what is in the cache is used as the hub can't be asked; nothing where that is meant."""
+def commit_of(name: str, revision: str | None = None, kind: str = "model") -> str:
+    """The commit that a branch or tag is, asked for once a process; of the cache where the hub can't be reached.
+
+    Args:
+        name: OWNER/NAME; revision: None is the default branch; kind: model or dataset.
+
+    Raises:
+        Exception: one of huggingface_hub; `reason` makes a line of it.
+    """
+    return _resolved(constants.ENDPOINT, constants.HF_HUB_CACHE, name, revision, kind)
+
+
+@functools.cache
+def _resolved(_endpoint: str, _cache: str, name: str, revision: str | None, kind: str) -> str:
+    commit = HfApi().resolve_revision(name, revision=revision, repo_type=kind).resolved
+    if (why := unreachable()) and not constants.is_offline_mode():
+        say(f"the hub can't be reached ({why}); what is cached is used")
+    return commit
+
+
+def snapshot(name: str, commit: str, patterns: Sequence[str], kind: str = "model") -> Path:
+    """The folder of a repository's files at a commit, fetched unless it is there.
+
+    Args:
+        patterns: of files at the repository's top.
+
+    Raises:
+        Exception: one of huggingface_hub; `reason` makes a line of it.
+    """
+    chosen = {"allow_patterns": list(patterns), "ignore_patterns": [BELOW]}
+    fetched = functools.partial(snapshot_download, name, repo_type=kind, revision=commit, **chosen)
+    try:
+        get_cached_repo_tree(name, repo_type=kind, revision=commit)  # without it no one knows what lacks
+        return Path(fetched(local_files_only=True))
+    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        pass
     if not constants.is_offline_mode():
-        _say(f"hub: {constants.ENDPOINT} can't be reached ({why}); what is in the cache is used")
-
-
-@functools.cache
-def _say(line: str) -> None:
-    _log.warning(line)
-
-
-@functools.cache
-def _tried(endpoint: str) -> str | None:
-    found: list[str | None] = []
-
-    def try_it() -> None:
         try:
-            status = get_session().head(endpoint, timeout=TIMEOUT).status_code
-            found.append(f"it answers with status {status}" if status >= 500 else None)
-        except Exception as error:  # those of the HTTP client, which are huggingface_hub's choice
-            found.append(f"{type(error).__name__}: {first_line(error)}")
+            listed = HfApi().list_repo_tree(name, repo_type=kind, revision=commit)
+            files = [file for file in listed if isinstance(file, RepoFile)]
+            sizes = [file.size for file in filter_repo_objects(files, **chosen, key=lambda file: file.path)]
+            say(f"fetching {name} at {commit[:12]} from the hub: {len(sizes)} files, {in_bytes(sum(sizes))}")
+        except OfflineModeIsEnabled:  # what is cached may do
+            pass
+    return Path(fetched())
 
-    # looking up a name knows no timeout
-    thread = threading.Thread(target=try_it, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    return found[0] if found else f"no answer in {TIMEOUT:g} s"
+
+def reason(error: BaseException, name: str, revision: str | None = None, kind: str = "model") -> str:
+    """One line that says why something is not to be had from the hub, without the token."""
+    chain = list(itertools.islice(_causes(error), 20))
+
+    def is_one(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in chain)
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    if is_one(GatedRepoError):
+        return f"{name} is gated; accept its licence at {page} and set HF_TOKEN"
+    if is_one(RepositoryNotFoundError):
+        return f"the hub has no {kind} {name} (or HF_TOKEN may not see it)"
+    if is_one(RevisionNotFoundError):
+        return f'{name} has no revision "{revision or constants.DEFAULT_REVISION}" on the hub; see {page}/tree/main'
+    status = next((cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)), None)
+    if status == 401:
+        return "the hub does not know the token in HF_TOKEN (or of hf auth login)"
+    why = unreachable()
+    if why is not None and is_one(*UNHEARD):
+        return f"{name} is not in the local cache and the hub can't be reached: {why}"
+    if is_one(EntryNotFoundError) and not is_one(LocalEntryNotFoundError):
+        return f"{name} lacks a file on the hub: {first_line(chain[0])}"  # pyright: ignore[reportArgumentType]
+    line = next((first_line(cause) for cause in chain if isinstance(cause, Exception)), type(error).__name__)
+    return re.sub(r"Bearer [^'\"]*|hf_\w{20,}", "(token)", f"{name} can't be read from the hub: {line}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@functools.cache
+def say(line: str) -> None:
+    """A line for the person at the terminal, once a process."""
+    print(f"raypft: {line}", file=sys.stderr, flush=True)
+
+
+def in_bytes(size: float) -> str:
+    """A size as people write it: 0.3 MB, 2.3 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _why_away(host: str) -> str | None:
+    since, why = _away.get(host, (float("-inf"), ""))
+    return why if time.monotonic() - since < FORGOTTEN else None
+
+
+def _client() -> httpx2.Client:
+    """The client of huggingface_hub, bounded."""
+    client = default_client_factory()
+    client.send = functools.partial(_send, client.send)
+    return client
+
+
+def _send(send: Callable[..., httpx2.Response], request: httpx2.Request, **keywords: Any) -> httpx2.Response:
+    host = request.url.netloc.decode()
+    why = _why_away(host)
+    if why is not None:
+        raise OfflineModeIsEnabled(why)
+    waits = {**request.extensions.get("timeout", {}), "connect": CONNECT}
+    if request.method in ("GET", "HEAD"):
+        waits["read"] = min(waits.get("read") or ANSWER, ANSWER)
+    request.extensions["timeout"] = waits
+    if host in _answered or constants.is_offline_mode():
+        return send(request, **keywords)
+    try:
+        response = _within(FIRST, functools.partial(send, request, **keywords))
+        if response.status_code >= 500:
+            response.close()
+            raise TimeoutError(f"it answers {response.status_code}")
+    except SILENT as error:
+        why = f"{request.url.host}: {first_line(error)}"
+        _away[host] = (time.monotonic(), why)
+        raise OfflineModeIsEnabled(why) from error
+    _answered.add(host)
+    return response
+
+
+def _within(seconds: float, call: Callable[[], httpx2.Response]) -> httpx2.Response:
+    """What a call gives or raises, or a TimeoutError: no library bounds how long a name is looked up."""
+    done: queue.SimpleQueue[tuple[httpx2.Response | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put((call(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
+    try:
+        response, error = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
+    if response is None:
+        assert error is not None
+        raise error
+    return response
+
+
+set_client_factory(_client)
+logging.set_verbosity_error()
+if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
+    disable_progress_bars()

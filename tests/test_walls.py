@@ -21,6 +21,7 @@ WALLS = {
     "transformers": ("backbones/", "contract/tiny.py"),
     "peft": ("backbones/",),
     "torch_geometric": ("methods/gnnavi.py",),
+    "httpx2": ("hub.py",),
 }
 TORCH_FREE = ("tasks/", "report/", "data/", "campaigns/", "cluster/", "cli/", "config/job.py", "config/load.py")
 LADDER = (

@@ -19,6 +19,7 @@ from typing import Any
 from raypft.backbones.fetch import locate
 from raypft.catalogue import is_own, own_path
 from raypft.data import sources
+from raypft.data.origin import choose, commits
 from raypft.errors import UserError
 from raypft.schema import digest
 from raypft.storage import Log, default_storage
@@ -134,12 +135,12 @@ def _of_file(path: Path) -> Stamp:
 
 def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
     data = values.get("data") or {}
-    origin = sources.choose(
+    origin = choose(
         load_task(values["task"]), data.get("source"), data.get("root"), values.get("shots"), data.get("revision")
     )
-    commits = sources.commits(origin)
-    if commits:
-        return [[place, 0, 0] for place in commits.values()]
+    on_hub = commits(origin)
+    if on_hub:
+        return [[place, 0, 0] for place in on_hub.values()]
     return [[info.path, info.size, info.mtime_ns] for info in sources.existing_files(origin)]
 
 

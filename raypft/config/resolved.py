@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from raypft.config.job import Job
-from raypft.data import sources
+from raypft.data.origin import Origin, choose
 from raypft.data.sampling import Protocol
 from raypft.methods.base import Config as MethodConfig
 from raypft.methods.base import Method
@@ -30,7 +30,7 @@ class ResolvedJob:
     protocol: Protocol
 
     @cached_property
-    def origin(self) -> sources.Origin:
+    def origin(self) -> Origin:
         """Where its rows come from.
 
         Raises:
@@ -38,7 +38,7 @@ class ResolvedJob:
             nothing.
         """
         data = self.job.data
-        return sources.choose(self.task, data.source, data.root, self.job.shots, data.revision)
+        return choose(self.task, data.source, data.root, self.job.shots, data.revision)
 
     def sample_seed_of(self, seed: int) -> int:
         """The seed that draws the rows of a cell."""

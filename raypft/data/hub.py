@@ -1,39 +1,46 @@
 """Data sets on the hub: which commit a revision is, which files a split is made of, and the files themselves.
 
-Files are read one by one, in the hub's own cache: of a data set with many languages and splits only those of the split
-and the languages that are asked for. Such a file is read whole, also where a few rows are drawn of it: which rows are
-drawn depends on the ids of all.
-
-A revision is resolved to its commit once a process. What the hub says of a commit can't change, so it is kept beside
-the data set's files in the cache, and what was read once is read again without the hub.
+Of a data set with many languages and splits only the files of the split and the languages that are asked for are
+fetched, into the hub's own cache. Such a file is fetched whole, also where a few rows are drawn of it: which rows are
+drawn depends on the ids of all. A revision is resolved to its commit once a process; what was read once at a commit is
+read again without the hub.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
-import json
+import glob
 import re
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from fsspec import AbstractFileSystem
-from huggingface_hub import HfApi, HfFileSystem, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import (
+    HfFileSystem,
+    constants,
+    get_cached_repo_tree,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from pyarrow import fs
 
 from raypft import hub
 from raypft.errors import UserError, first_line
-from raypft.schema import digest
-from raypft.storage import written
 
 SCHEME = "hf://"
 PLACE = re.compile(r"(?:hf://)?datasets/([^/@]+(?:/[^/@]+)?)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
 """A data set, its revision and a path in it; slashes of a revision that is no refs/… are %2F."""
-COMMIT = re.compile("[0-9a-f]{40}")
+CARDS = {"README.md", ".huggingface.yaml"}
+"""Files that may say how a data set is laid out."""
 
 _commits: dict[str, str] = {}
 """What this process found out: place of a data set with a revision to that with its commit."""
@@ -41,6 +48,19 @@ _commits: dict[str, str] = {}
 
 class Missing(UserError):
     """The hub does not give a data set, and the cache does not hold it."""
+
+
+@contextmanager
+def _telling(name: str, revision: str | None = None) -> Iterator[None]:
+    """One line for whatever the libraries raise.
+
+    Raises:
+        Missing: with that line.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise Missing(f"data: {hub.reason(error, name, revision, 'dataset')}") from None
 
 
 def place_of(name: str, revision: str, path: str = "") -> str:
@@ -65,14 +85,15 @@ def pinned(place: str) -> str:
     """A place with the commit that its revision is now; asked once a process for each data set.
 
     Raises:
-        UserError: no such data set or revision, or neither the hub nor the cache can say.
+        Missing: no such data set or revision, or neither the hub nor the cache can say.
     """
     name, revision, path = parsed(place)
-    revision = revision or "main"
+    revision = revision or constants.DEFAULT_REVISION
     head = place_of(name, revision)
-    if not COMMIT.fullmatch(revision):
+    if not hub.COMMIT.fullmatch(revision):
         if head not in _commits:
-            _commits[head] = place_of(name, _commit(name, revision))
+            with _telling(name, revision):
+                _commits[head] = place_of(name, hub.commit_of(name, revision, "dataset"))
         head = _commits[head]
     return f"{head}/{path}".rstrip("/")
 
@@ -80,19 +101,6 @@ def pinned(place: str) -> str:
 def adopt(commits: Mapping[str, str]) -> None:
     """Take over what another process of the same command found: place of a data set to that with its commit."""
     _commits.update(commits)
-
-
-def _commit(name: str, revision: str) -> str:
-    why, kept = hub.unreachable(), _kept(name, revision)
-    if why is None:
-        ask = functools.partial(HfApi().dataset_info, name, revision=revision, expand=["sha"], timeout=hub.TIMEOUT)
-        commit = str(_asked(name, revision, ask).sha)
-        _keep(name, revision, commit)
-        return commit
-    if kept is None:
-        raise _not_cached(f"{name} at {revision}", why)
-    hub.tell_of_cache(why)
-    return kept
 
 
 def split_files(place: str, config: str | None, split: str) -> list[str]:
@@ -107,32 +115,104 @@ def split_files(place: str, config: str | None, split: str) -> list[str]:
     """
     if place.startswith(SCHEME):
         place = pinned(place)
-        name, commit, _ = parsed(place)
-        splits = _remembered(place, ["splits", config], functools.partial(_splits, name, config, commit))
+        splits = _splits(_outline(place), config, parsed(place)[0])
     else:
-        splits = _asked(place, None, functools.partial(_splits, place, config, None))
+        splits = _splits(Path(place), config, place)
     if split not in splits:
         found = ", ".join(splits) or "none"
         raise UserError(f"data: {place} has no split {split}; found: {found}; name theirs in the source's splits")
-    return splits[split]
+    return [file if "://" in file else f"{place}/{file}" for file in splits[split]]
 
 
-def _splits(name: str, config: str | None, commit: str | None) -> dict[str, list[str]]:
-    """Each split's files."""
+def _splits(folder: Path, config: str | None, name: str) -> dict[str, list[str]]:
+    """Each split's files, as paths in the folder of a data set; name: what messages call it.
+
+    Raises:
+        Missing: the library does not know them; what it raises is of many kinds.
+    """
     from datasets import load_dataset_builder  # noqa: PLC0415  (slow to import, rarely needed)
 
-    files = load_dataset_builder(name, config, revision=commit).config.data_files or {}
-    return {str(split): [str(file) for file in of_split] for split, of_split in files.items()}
+    try:
+        files = load_dataset_builder(str(folder), config).config.data_files or {}
+    except Exception as error:
+        line = first_line(error).replace(str(folder), name)
+        if "scripts are no longer supported" in line:
+            line += "; see whether its revision refs/convert/parquet holds files, and name them in the source's files"
+        raise Missing(f"data: {name} can't be read as a data set of the hub: {line}") from None
+    root = f"{folder.expanduser().resolve().as_posix()}/"
+    return {str(split): [str(file).removeprefix(root) for file in of_split] for split, of_split in files.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _outline(place: str) -> Path:
+    """A folder with the card of a data set and, empty, its other files: so much says how it is laid out."""
+    name, commit, _ = parsed(place)
+    scratch = tempfile.mkdtemp(prefix="raypft-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    folder = Path(scratch, Path(name).name)
+    for file in _tree(place):
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for card in CARDS & set(_tree(place)):
+        with _telling(name):
+            fetched = hf_hub_download(name, card, repo_type="dataset", revision=commit)
+        shutil.copyfile(fetched, folder / card)
+    return folder
+
+
+@functools.lru_cache(maxsize=16)
+def _tree(place: str) -> dict[str, int]:
+    """The files of a data set at a commit, and their sizes in bytes."""
+    name, commit, _ = parsed(place)
+    at = functools.partial(get_cached_repo_tree, name, repo_type="dataset", revision=commit)
+    with _telling(name):
+        try:
+            tree = at()
+        except CachedRepoTreeNotFoundError:
+            # it keeps the listing
+            snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=sorted(CARDS))
+            tree = at()
+    return {file.path: file.size for file in tree}
+
+
+def fetch(places: Iterable[str]) -> None:
+    """Get those files into the cache that are not there yet.
+
+    Raises:
+        Missing: the hub does not give them.
+    """
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for place in places:
+        name, commit, file = parsed(place)
+        if not _cached(place):
+            lacking[place_of(name, str(commit))].append(file)
+    for head, files in lacking.items():
+        name, commit, _ = parsed(head)
+        sizes = _tree(head)
+        if not constants.is_offline_mode():
+            size = hub.in_bytes(sum(sizes.get(file, 0) for file in files))
+            hub.say(f"fetching {name} at {str(commit)[:12]} from the hub: {len(files)} files, {size}")
+        with _telling(name):
+            patterns = list(map(glob.escape, files))
+            snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=patterns)
+
+
+def _cached(place: str) -> str | None:
+    """The copy of a file in the cache."""
+    name, commit, file = parsed(place)
+    found = try_to_load_from_cache(name, file, revision=commit, repo_type="dataset")
+    return found if isinstance(found, str) else None
 
 
 def system_of(place: str, whole: bool) -> tuple[fs.FileSystem, str]:
     """The file system of a place, and the path in it, pinned to a commit.
 
     Args:
-        whole: files are fetched into the hub's cache when they are opened, else read in parts where they lie.
+        whole: files are fetched when they are opened, else read in parts where they lie, unless they are in the cache.
 
     Raises:
-        UserError: as `pinned`.
+        Missing: as `pinned`.
     """
     return fs.PyFileSystem(fs.FSSpecHandler(HubFiles(whole))), pinned(place).removeprefix(SCHEME)
 
@@ -158,103 +238,28 @@ class HubFiles(AbstractFileSystem):
         inside = [name for name in entries if name.rpartition("/")[0] == path.strip("/")]
         return [entries[name] for name in inside] if detail else inside
 
-    def _open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
-        name, commit, file = parsed(path)
-        assert commit is not None
-        cached = try_to_load_from_cache(name, file, revision=commit, repo_type="dataset")
-        if isinstance(cached, str):
-            return open(cached, mode)
-        why = hub.unreachable()
-        if why is not None:
-            raise _not_cached(SCHEME + path, why)
-        if not self.whole:
-            return _asked(name, commit, lambda: HfFileSystem().open(path, mode))
-        fetch = functools.partial(hf_hub_download, name, file, repo_type="dataset", revision=commit)
-        return open(_asked(name, commit, fetch), mode)
+    def _open(self, path: str, *_: Any, **__: Any) -> Any:
+        if self.whole:
+            fetch([path])
+        cached = _cached(path)
+        if cached is not None:
+            return open(cached, "rb")
+        with _telling(parsed(path)[0]):
+            return HfFileSystem().open(path, "rb")
 
 
 def _entries(path: str) -> dict[str, dict[str, Any]]:
     """Every file and folder of the data set that a path lies in, by its path."""
     name, commit, _ = parsed(path)
-    return _listing(place_of(name, str(commit)))
+    return _entries_of(place_of(name, str(commit)))
 
 
 @functools.lru_cache(maxsize=16)
-def _listing(place: str) -> dict[str, dict[str, Any]]:
-    name, commit, _ = parsed(place)
-
-    def ask() -> dict[str, int]:
-        tree = HfApi().list_repo_tree(name, recursive=True, revision=commit, repo_type="dataset")
-        return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-
+def _entries_of(place: str) -> dict[str, dict[str, Any]]:
     root, entries = place.removeprefix(SCHEME), dict[str, dict[str, Any]]()
-    for file, size in _remembered(place, "files", ask).items():
+    for file, size in _tree(place).items():
         path = f"{root}/{file}"
         entries[path] = {"name": path, "size": size, "type": "file"}
         while (path := path.rpartition("/")[0]) not in entries and path.startswith(root):
             entries[path] = {"name": path, "size": 0, "type": "directory"}
     return entries
-
-
-def _remembered(place: str, question: Any, ask: Callable[[], Any]) -> Any:
-    """What the hub says of a commit, or once said."""
-    name, commit, _ = parsed(place)
-    kept = _kept(name, [commit, question])
-    if kept is None:
-        why = hub.unreachable()
-        if why is not None:
-            raise _not_cached(place, why)
-        kept = _asked(name, commit, ask)
-        _keep(name, [commit, question], kept)
-    return kept
-
-
-def _fact(name: str, question: Any) -> Path:
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
-    return folder / ".raypft" / f"{digest({'of': question})}.json"
-
-
-def _kept(name: str, question: Any) -> Any:
-    try:
-        return json.loads(_fact(name, question).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _keep(name: str, question: Any, answer: Any) -> None:
-    path = _fact(name, question)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written(path) as file:
-            file.write_text(json.dumps(answer), encoding="utf-8")
-    except OSError:  # the cache may be read only
-        return
-
-
-def _asked(name: str, revision: str | None, ask: Callable[[], Any]) -> Any:
-    """An answer of the hub, or one line that says why there is none.
-
-    Raises:
-        Missing: what it raised; the libraries raise many kinds.
-    """
-    try:
-        return ask()
-    except Exception as error:
-        causes = (error, error.__cause__)
-        page = f"https://huggingface.co/datasets/{name}"
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
-            raise Missing(f"data: {name} is gated; ask for access at {page} and set HF_TOKEN") from None
-        if isinstance(error, RevisionNotFoundError):
-            raise Missing(f"data: the hub's data set {name} has no revision {revision}; see {page}/tree/main") from None
-        if isinstance(error, RepositoryNotFoundError):
-            raise Missing(f"data: the hub has no data set {name} (or HF_TOKEN may not see it)") from None
-        hint = ""
-        if "scripts are no longer supported" in str(error):
-            hint = (
-                "; see whether its revision refs/convert/parquet holds the rows as files, and name them in the source"
-            )
-        raise Missing(f"data: {name} can't be read from the hub: {first_line(error)}{hint}") from None
-
-
-def _not_cached(what: str, why: str) -> Missing:
-    return Missing(f"data: {what} is not in the local cache and the hub can't be asked ({why})")

@@ -1,4 +1,4 @@
-"""Where rows come from: a data set on the hub, local files (also s3:// and the like), the bundled samples.
+"""Rows are read from where they come from.
 
 `read_split` gives an Arrow table with the columns id, language, label and the task's fields (types: columns.py).
 """
@@ -9,8 +9,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,110 +18,12 @@ from pyarrow import fs
 from raypft.data import hub
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
 from raypft.data.formats import ENDINGS, Columns, read_file
+from raypft.data.origin import Origin, way_out
 from raypft.errors import UserError, first_line, nearest
-from raypft.tasks.task import SPLITS, Source, Task
+from raypft.tasks.task import Source
 
 SAMPLES = Path(__file__).parent / "samples"
 READABLE = tuple(f".{ending}" for ending in ENDINGS)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which source of a task is read, and from where.
-
-    root: folder or URI that its files lie below; shots: of sources that have a file for each number of shots;
-    revision: of the hub's data set, instead of the source's.
-    """
-
-    task: Task
-    name: str
-    source: Source
-    root: str | None
-    shots: int | None = None
-    revision: str | None = None
-
-    def base(self, split: str) -> str | None:
-        """The folder, URI or data set on the hub that a split lies in; None for bundled samples."""
-        name = self.source.hub_of(split)
-        if name is None:
-            return self.root
-        if self.root is not None:
-            return f"{self.root}/{name}"
-        return hub.place_of(name, self.revision or self.source.revision or "main")
-
-
-def choose(
-    task: Task, name: str | None, root: str | None, shots: int | None = None, revision: str | None = None
-) -> Origin:
-    """The source to read: the named one; else local files if a root is given; else the task's first.
-
-    Raises:
-        UserError: the task has no such source, a source of files needs `data.root`, or a revision of nothing that has
-            one.
-    """
-    if name is None:
-        local = [known for known, source in task.sources.items() if source.hub is None]
-        name = local[0] if root is not None and local else next(iter(task.sources))
-    if name not in task.sources:
-        raise UserError(f'data.source: task {task.name} has no source "{name}"; {nearest(name, task.sources)}')
-    source = task.sources[name]
-    bundled = source.files is not None and all(file.startswith("samples:") for file in source.files.values())
-    if source.hub is None and root is None and not bundled:
-        raise UserError(
-            f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
-        )
-    root = root and os.path.expanduser(root)
-    on_hub = root is not None and root.startswith(hub.SCHEME)
-    if on_hub and source.hub is not None:
-        raise UserError(
-            f"data.root: found {root}, but source {name} of task {task.name} names a data set itself; "
-            "choose a data.source that reads files, or leave data.root out"
-        )
-    if revision is not None:
-        root = _at_revision(task, name, source, root, revision)
-    return Origin(task, name, source, root, shots, revision)
-
-
-def _at_revision(task: Task, name: str, source: Source, root: str | None, revision: str) -> str | None:
-    """The root with the revision in it, where it is a data set on the hub.
-
-    Raises:
-        UserError: nothing is read from the hub, more than one data set is, or the root has a revision already.
-    """
-    told = f"data.revision: found {revision}, but"
-    if root is not None and root.startswith(hub.SCHEME):
-        dataset, other, folder = hub.parsed(root)
-        if other is not None:
-            raise UserError(f"{told} data.root says {other}; leave one of them out")
-        return hub.place_of(dataset, revision, folder)
-    if root is not None or source.hub is None:
-        raise UserError(f"{told} source {name} of task {task.name} reads local files here; leave it out")
-    if len(set(map(source.hub_of, SPLITS)) - {None}) > 1:
-        raise UserError(f"{told} source {name} of task {task.name} reads more than one data set; leave it out")
-    return root
-
-
-def commits(origin: Origin) -> dict[str, str]:
-    """The data sets on the hub that an origin reads: each place with its revision to that with its commit.
-
-    Raises:
-        UserError: the hub has no such data set or revision, or can't be asked.
-    """
-    bases = [origin.base(split) for split in SPLITS]
-    heads = [hub.parsed(base)[:2] for base in bases if base is not None and base.startswith(hub.SCHEME)]
-    places = [hub.place_of(name, revision or "main") for name, revision in dict.fromkeys(heads)]
-    with _way_out(origin):
-        return {place: hub.pinned(place) for place in places}
-
-
-@contextmanager
-def _way_out(origin: Origin) -> Iterator[None]:
-    """What to do where the hub does not give a data set."""
-    try:
-        yield
-    except hub.Missing as error:
-        page = f"; see {origin.source.gated}" if origin.source.gated else ""
-        raise UserError(f"{error}{page}; or give local files with data.root=FOLDER") from None
 
 
 def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
@@ -266,8 +166,11 @@ def _pattern(source: Source, split: str) -> str | None:
 
 def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Columns, str, str | None]]:
     """What each file of a split holds, how messages call it, and the language that its name says."""
-    for file, language in _files(origin, split, languages, needed=split in ("train", "test")):
-        with _way_out(origin):
+    files = list(_files(origin, split, languages, needed=split in ("train", "test")))
+    with way_out(origin):
+        hub.fetch(file for file, _ in files if file.startswith(hub.SCHEME))
+    for file, language in files:
+        with way_out(origin):
             table = read_file(*system_of(file), origin.source.format, _theirs(origin, language))
         yield table, file, language
 
@@ -289,7 +192,7 @@ def _files(origin: Origin, split: str, languages: list[str], needed: bool) -> It
         theirs = _theirs(origin, language)
         if source.files is None:
             assert base is not None
-            with _way_out(origin):
+            with way_out(origin):
                 found = hub.split_files(
                     base, pattern and pattern.format(language=theirs), source.splits.get(split, split)
                 )
@@ -298,7 +201,7 @@ def _files(origin: Origin, split: str, languages: list[str], needed: bool) -> It
                 raise UserError(f"data: {odd}: expected a file that ends in {', '.join(READABLE)}")
         else:
             path = _path(origin, base, source.files[split], theirs)
-            with _way_out(origin):
+            with way_out(origin):
                 found = _found(path, source.format)
             if not found and needed:
                 endings = "" if source.format else f" ({', '.join(READABLE)})"

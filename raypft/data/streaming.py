@@ -28,7 +28,7 @@ from pydantic import BeforeValidator
 from raypft.data import sources
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
 from raypft.data.formats import Columns
-from raypft.data.sources import Origin
+from raypft.data.origin import Origin
 from raypft.errors import UserError, first_line
 
 ORDER = 1

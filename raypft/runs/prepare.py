@@ -18,6 +18,7 @@ from raypft.config.compatibility import check_fit
 from raypft.config.job import Job, Train
 from raypft.config.resolved import ResolvedJob
 from raypft.data import sources, streaming
+from raypft.data.origin import commits
 from raypft.data.sampling import Sample, draw
 from raypft.encoded import Encoded
 from raypft.errors import UserError
@@ -248,7 +249,7 @@ def _draw(resolved: ResolvedJob, reader: _SplitReader, sample_seed: int) -> Samp
         dev_limit=job.dev.limit,
         test_limit=job.test.limit,
     )
-    return replace(sample, stream=index, commits=tuple(sources.commits(reader.origin).values()))
+    return replace(sample, stream=index, commits=tuple(commits(reader.origin).values()))
 
 
 def _check_streamed(resolved: ResolvedJob) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from raypft.data import sources
+from raypft.data.origin import commits
 from raypft.runs.prepare import Prepared
 
 PACKAGES = (
@@ -46,7 +46,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
             "source": origin.name,
             "root": origin.root,
             "hub": origin.source.hub,
-            "revisions": list(sources.commits(origin).values()),
+            "revisions": list(commits(origin).values()),
         },
         "manifests": {seed: manifest["hash"] for seed, manifest in prepared.manifests.items()},
     }

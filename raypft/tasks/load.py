@@ -115,8 +115,8 @@ def _check_source(task: Task, name: str, source: Source, where: str) -> None:
                 )
     if source.hub is None and source.files is None:
         raise UserError(f"{where}: sources.{name}: found neither hub nor files; give one")
-    if source.files is not None and (source.config or source.splits):
-        raise UserError(f"{where}: sources.{name}: files say all; leave config and splits out")
+    if source.hub is not None and source.files is not None and (source.config or source.splits):
+        raise UserError(f"{where}: sources.{name}: found files beside config or splits; they say all, leave those out")
     configs, hubs = (value if isinstance(value, dict) else {} for value in (source.config, source.hub))
     for split in [*(source.files or {}), *source.splits, *configs, *hubs, *source.split_languages]:
         if split not in SPLITS:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from test_columns import MLM, SPAN, TAGS, TEXT
 
-from raypft.data.sources import Origin, choose, languages_of, read_rows, read_split
+from raypft.data.origin import Origin, choose
+from raypft.data.sources import languages_of, read_rows, read_split
 from raypft.data.streaming import index
 from raypft.errors import UserError
 from raypft.tasks.load import load_task

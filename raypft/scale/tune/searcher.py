@@ -17,7 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raypft.config.job import Job
-from raypft.data import sources
+from raypft.data.origin import commits
 from raypft.storage import absolute
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class CampaignSearcher(Searcher):
         work = {
             "job": job.model_dump() | {"storage": absolute(job.storage)},
             "keys": {str(seed): keys[seed] for seed in todo},
-            "commits": sources.commits(configuration.resolved.origin),
+            "commits": commits(configuration.resolved.origin),
             "devs": devs,
             "test": test,
             "fresh": fresh,
