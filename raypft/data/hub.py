@@ -42,8 +42,8 @@ PLACE = re.compile(r"(?:hf://)?datasets/([^/@]+(?:/[^/@]+)?)(?:@(refs/(?:convert
 CARDS = {"README.md", ".huggingface.yaml"}
 """Files that may say how a data set is laid out."""
 
-_commits: dict[str, str] = {}
-"""What this process found out: place of a data set with a revision to that with its commit."""
+_adopted: dict[str, str] = {}
+"""What another process of this command found out: place of a data set with a revision to that with its commit."""
 
 
 class Missing(UserError):
@@ -90,17 +90,16 @@ def pinned(place: str) -> str:
     name, revision, path = parsed(place)
     revision = revision or constants.DEFAULT_REVISION
     head = place_of(name, revision)
-    if not hub.COMMIT.fullmatch(revision):
-        if head not in _commits:
-            with _telling(name, revision):
-                _commits[head] = place_of(name, hub.commit_of(name, revision, "dataset"))
-        head = _commits[head]
+    if head not in _adopted:
+        with _telling(name, revision):
+            head = place_of(name, hub.commit_of(name, revision, "dataset"))
+    head = _adopted.get(head, head)
     return f"{head}/{path}".rstrip("/")
 
 
 def adopt(commits: Mapping[str, str]) -> None:
     """Take over what another process of the same command found: place of a data set to that with its commit."""
-    _commits.update(commits)
+    _adopted.update(commits)
 
 
 def split_files(place: str, config: str | None, split: str) -> list[str]:
