@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,37 +114,54 @@ def split_files(place: str, config: str | None, split: str) -> list[str]:
     """
     if place.startswith(SCHEME):
         place = pinned(place)
-        splits = _splits(_outline(place), config, parsed(place)[0])
+        splits = _layout_on_hub(place)(config)
     else:
-        splits = _splits(Path(place), config, place)
+        splits = _layout(Path(place), place)(config)
     if split not in splits:
         found = ", ".join(splits) or "none"
         raise UserError(f"data: {place} has no split {split}; found: {found}; name theirs in the source's splits")
     return [file if "://" in file else f"{place}/{file}" for file in splits[split]]
 
 
-def _splits(folder: Path, config: str | None, name: str) -> dict[str, list[str]]:
-    """Each split's files, as paths in the folder of a data set; name: what messages call it.
+def _layout(folder: Path, name: str) -> Callable[[str | None], dict[str, list[str]]]:
+    """What tells a configuration's splits and their files, as paths in the folder of a data set.
+
+    Args:
+        name: what messages call the data set.
 
     Raises:
-        Missing: the library does not know them; what it raises is of many kinds.
+        Missing: the library can't tell, here or when a configuration is asked for; what it raises is of many kinds.
     """
-    from datasets import load_dataset_builder  # noqa: PLC0415  (slow to import, rarely needed)
+    from datasets.load import dataset_module_factory, get_dataset_builder_class  # noqa: PLC0415  (slow to import)
 
-    try:
-        files = load_dataset_builder(str(folder), config).config.data_files or {}
-    except Exception as error:
-        line = first_line(error).replace(str(folder), name)
-        if "scripts are no longer supported" in line:
-            line += "; see whether its revision refs/convert/parquet holds files, and name them in the source's files"
-        raise Missing(f"data: {name} can't be read as a data set of the hub: {line}") from None
     root = f"{folder.expanduser().resolve().as_posix()}/"
-    return {str(split): [str(file).removeprefix(root) for file in of_split] for split, of_split in files.items()}
+
+    @contextmanager
+    def telling() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            line = first_line(error).replace(str(folder), name)
+            if "scripts are no longer supported" in line:
+                line += "; if its revision refs/convert/parquet holds files, name them in the source's files"
+            raise Missing(f"data: {name} can't be read as a data set of the hub: {line}") from None
+
+    with telling():
+        module = dataset_module_factory(str(folder))
+        builder = functools.partial(get_dataset_builder_class(module), hash=module.hash, **module.builder_kwargs)
+        default = module.builder_configs_parameters.default_config_name
+
+    def splits(config: str | None) -> dict[str, list[str]]:
+        with telling():
+            files = builder(config_name=config or default).config.data_files or {}
+        return {str(split): [str(file).removeprefix(root) for file in of_split] for split, of_split in files.items()}
+
+    return splits
 
 
-@functools.lru_cache(maxsize=4)
-def _outline(place: str) -> Path:
-    """A folder with the card of a data set and, empty, its other files: so much says how it is laid out."""
+@functools.lru_cache(maxsize=16)
+def _layout_on_hub(place: str) -> Callable[[str | None], dict[str, list[str]]]:
+    """The same of a data set at a commit: its card, and its other files as empty ones, say how it is laid out."""
     name, commit, _ = parsed(place)
     scratch = tempfile.mkdtemp(prefix="raypft-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -157,7 +174,7 @@ def _outline(place: str) -> Path:
         with _telling(name):
             fetched = hf_hub_download(name, card, repo_type="dataset", revision=commit)
         shutil.copyfile(fetched, folder / card)
-    return folder
+    return _layout(folder, name)
 
 
 @functools.lru_cache(maxsize=16)
