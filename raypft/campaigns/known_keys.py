@@ -141,6 +141,8 @@ def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
     on_hub = commits(origin)
     if on_hub:
         return [[place, 0, 0] for place in on_hub.values()]
+    if origin.source.hub is not None:  # a folder that is laid out as a data set
+        return None
     return [[info.path, info.size, info.mtime_ns] for info in sources.existing_files(origin)]
 
 

@@ -37,8 +37,10 @@ from raypft import hub
 from raypft.errors import UserError, first_line
 
 SCHEME = "hf://"
-PLACE = re.compile(r"(?:hf://)?datasets/([^/@]+(?:/[^/@]+)?)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
-"""A data set, its revision and a path in it; slashes of a revision that is no refs/… are %2F."""
+WRITTEN_OUT = r"refs/(?:convert|pr)/[^/]+"
+"""Revisions that are written as they are; slashes of others are %2F."""
+PLACE = re.compile(rf"(?:hf://)?datasets/([^/@]+(?:/[^/@]+)?)(?:@({WRITTEN_OUT}|[^/]+))?(?:/(.*))?")
+"""A data set, its revision and a path in it."""
 CARDS = {"README.md", ".huggingface.yaml"}
 """Files that may say how a data set is laid out."""
 
@@ -65,7 +67,7 @@ def _telling(name: str, revision: str | None = None) -> Iterator[None]:
 
 def place_of(name: str, revision: str, path: str = "") -> str:
     """How a path in a data set is called: hf://datasets/OWNER/NAME@REVISION/PATH."""
-    at = revision if revision.startswith("refs/") else quote(revision, safe="")
+    at = revision if re.fullmatch(WRITTEN_OUT, revision) else quote(revision, safe="")
     return f"{SCHEME}datasets/{name}@{at}/{path}".rstrip("/")
 
 
@@ -261,7 +263,8 @@ class HubFiles(AbstractFileSystem):
         if cached is not None:
             return open(cached, "rb")
         with _telling(parsed(path)[0]):
-            return HfFileSystem().open(path, "rb")
+            # only the bytes asked for: Parquet says where they lie
+            return HfFileSystem().open(path, "rb", cache_type="none")
 
 
 def _entries(path: str) -> dict[str, dict[str, Any]]:

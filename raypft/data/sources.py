@@ -228,9 +228,9 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
 def existing_files(origin: Origin) -> list[fs.FileInfo]:
     """The files of all splits and languages that a source of files has now, with size and time; in a fixed order."""
     infos: list[fs.FileInfo] = []
-    for pattern in (origin.source.files or {}).values():
+    for split, pattern in (origin.source.files or {}).items():
         for language in origin.task.languages if "{language}" in pattern else [None]:
-            system, path = system_of(_path(origin, origin.root, pattern, _theirs(origin, language)))
+            system, path = system_of(_path(origin, origin.base(split), pattern, _theirs(origin, language)))
             infos += system.get_file_info(_find(system, path, origin.source.format))
     return infos
 

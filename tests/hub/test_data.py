@@ -18,7 +18,8 @@ from test_catalogue import XNLI, serve
 from test_cli import TASK, call, place, results, words  # noqa: F401  (a fixture)
 
 from raypft import hub as our_hub
-from raypft.config.load import load_job
+from raypft.campaigns.known_keys import KnownKeys
+from raypft.config.load import load_job, read_values
 from raypft.data import hub as data_hub
 from raypft.data.origin import choose
 from raypft.data.sources import read_rows, read_split
@@ -224,6 +225,18 @@ def test_what_one_process_found_out_another_takes_over(reviews, place, hub_here)
         assert prepare(job(place)).keys == planned
     finally:
         data_hub._adopted.clear()
+
+
+def test_cells_of_a_commit_are_known_without_making_a_job(reviews, place, hub_here, monkeypatch, closed_port):  # noqa: F811
+    values, _ = read_values("profit", here(place)[1:])
+    inputs = KnownKeys(place / "campaign").inputs(values)
+    assert inputs is not None
+    assert KnownKeys(place / "campaign").inputs(values) == inputs
+    hub_here.add(NAME, {"train.parquet": split_bytes(place, "test")}, kind="datasets")
+    forget()
+    assert KnownKeys(place / "campaign").inputs(values) not in (inputs, None)
+    folder = values | {"data": {"source": "hub", "root": str(place)}}
+    assert KnownKeys(place / "campaign").inputs(folder) is None  # it may change
 
 
 # streams
