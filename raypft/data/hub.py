@@ -156,7 +156,10 @@ def _layout(folder: Path, name: str) -> Callable[[str | None], dict[str, list[st
     def splits(config: str | None) -> dict[str, list[str]]:
         with telling():
             files = builder(config_name=config or default).config.data_files or {}
-        return {str(split): [str(file).removeprefix(root) for file in of_split] for split, of_split in files.items()}
+        found = dict[str, list[str]]()
+        for split, paths in files.items():
+            found[str(split)] = [str(path).removeprefix(root) for path in paths]
+        return found
 
     return splits
 
