@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import glob
 import itertools
 import os
 import queue
@@ -16,7 +17,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,20 +36,16 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars, filter_repo_objects, logging
+from huggingface_hub.utils import disable_progress_bars, logging
 from huggingface_hub.utils._http import default_client_factory
 
 from raypft.errors import first_line
 
-CONNECT, FIRST, ANSWER = 5.0, 8.0, 10.0
+CONNECT, FIRST, ANSWER = 5.0, 6.0, 10.0
 """Seconds to connect to a host; to its first answer, in all; between parts of a download."""
 FORGOTTEN = 300.0
 """Seconds after which a host that did not answer is asked again."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
-REFERENCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>.+))?")
-"""OWNER/NAME or OWNER/NAME@REVISION, a branch, tag or commit."""
-BELOW = "*/*"
-"""What lies in folders of a repository."""
 
 UNHEARD = (ConnectionError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.TransportError)
 """What the libraries raise where a host does not answer and nothing is cached."""
@@ -56,6 +53,7 @@ SILENT = (httpx2.NetworkError, httpx2.TimeoutException, httpx2.ProxyError, httpx
 """What a host that does not answer makes the client raise."""
 
 _answered: set[str] = set()
+_commits: dict[str, str] = {}
 _away: dict[str, tuple[float, str]] = {}
 """Hosts that did not answer: when that was, and why."""
 
@@ -74,42 +72,52 @@ def commit_of(name: str, revision: str | None = None, kind: str = "model") -> st
     Raises:
         Exception: one of huggingface_hub; `reason` makes a line of it.
     """
-    return _resolved(constants.ENDPOINT, constants.HF_HUB_CACHE, name, revision, kind)
+    key = f"{constants.ENDPOINT} {kind} {name} {revision or ''}"
+    if key not in _commits:
+        _commits[key] = HfApi().resolve_revision(name, revision=revision, repo_type=kind).resolved
+        if (why := unreachable()) and not constants.is_offline_mode():
+            say(f"the hub can't be reached ({why}); what is cached is used")
+    return _commits[key]
 
 
-@functools.cache
-def _resolved(_endpoint: str, _cache: str, name: str, revision: str | None, kind: str) -> str:
-    commit = HfApi().resolve_revision(name, revision=revision, repo_type=kind).resolved
-    if (why := unreachable()) and not constants.is_offline_mode():
-        say(f"the hub can't be reached ({why}); what is cached is used")
-    return commit
+def commits() -> dict[str, str]:
+    """What `commit_of` found so far, for another process to `adopt`."""
+    return dict(_commits)
 
 
-def snapshot(name: str, commit: str, patterns: Sequence[str], kind: str = "model") -> Path:
-    """The folder of a repository's files at a commit, fetched unless it is there.
+def adopt(found: Mapping[str, str]) -> None:
+    """Take branches and tags for the commits that another process found, which may have moved since."""
+    _commits.update(found)
+
+
+def snapshot(name: str, commit: str, choose: Callable[[list[str]], list[str]], kind: str = "model") -> Path:
+    """The folder of a repository's files at a commit, fetched unless they are there.
 
     Args:
-        patterns: of files at the repository's top.
+        choose: which of a repository's paths are wanted.
 
     Raises:
         Exception: one of huggingface_hub; `reason` makes a line of it.
     """
-    chosen = {"allow_patterns": list(patterns), "ignore_patterns": [BELOW]}
-    fetched = functools.partial(snapshot_download, name, repo_type=kind, revision=commit, **chosen)
+    fetched = functools.partial(snapshot_download, name, repo_type=kind, revision=commit)
     try:
-        get_cached_repo_tree(name, repo_type=kind, revision=commit)  # without it no one knows what lacks
-        return Path(fetched(local_files_only=True))
-    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
-        pass
-    if not constants.is_offline_mode():
+        listed = get_cached_repo_tree(name, repo_type=kind, revision=commit)
+    except CachedRepoTreeNotFoundError:
         try:
-            listed = HfApi().list_repo_tree(name, repo_type=kind, revision=commit)
-            files = [file for file in listed if isinstance(file, RepoFile)]
-            sizes = [file.size for file in filter_repo_objects(files, **chosen, key=lambda file: file.path)]
-            say(f"fetching {name} at {commit[:12]} from the hub: {len(sizes)} files, {in_bytes(sum(sizes))}")
-        except OfflineModeIsEnabled:  # what is cached may do
-            pass
-    return Path(fetched())
+            below = HfApi().list_repo_tree(name, recursive=True, repo_type=kind, revision=commit)
+            listed = [file for file in below if isinstance(file, RepoFile)]
+        except OfflineModeIsEnabled:  # what another library has cached may do
+            return Path(fetched(local_files_only=True))
+    sizes = {file.path: file.size for file in listed}
+    wanted = choose(list(sizes))
+    fetched = functools.partial(fetched, allow_patterns=[glob.escape(path) for path in wanted])
+    try:
+        return Path(fetched(local_files_only=True))
+    except LocalEntryNotFoundError:
+        size = in_bytes(sum(sizes[path] for path in wanted))
+        if unreachable() is None:
+            say(f"fetching {name} at {commit[:12]} from the hub: {len(wanted)} files, {size}")
+        return Path(fetched())
 
 
 def reason(error: BaseException, name: str, revision: str | None = None, kind: str = "model") -> str:
@@ -175,7 +183,7 @@ def _send(send: Callable[..., httpx2.Response], request: httpx2.Request, **keywo
         raise OfflineModeIsEnabled(why)
     waits = {**request.extensions.get("timeout", {}), "connect": CONNECT}
     if request.method in ("GET", "HEAD"):
-        waits["read"] = min(waits.get("read") or ANSWER, ANSWER)
+        waits["read"] = max(waits.get("read") or 0, ANSWER)
     request.extensions["timeout"] = waits
     if host in _answered or constants.is_offline_mode():
         return send(request, **keywords)
@@ -215,5 +223,6 @@ def _within(seconds: float, call: Callable[[], httpx2.Response]) -> httpx2.Respo
 
 set_client_factory(_client)
 logging.set_verbosity_error()
+constants.HF_HUB_DISABLE_TELEMETRY = True  # for which it asks the hub before it asks for anything that is wanted
 if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
     disable_progress_bars()

@@ -101,7 +101,7 @@ def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _stamps(key: str, value: Any, values: Mapping[str, Any]) -> list[Stamp] | None:
     if key == "backbone":
-        return _of_folder(locate(value))
+        return _of_folder(locate(value).folder)
     if key == "task":
         task = load_task(value)
         return _of_paths([value, *task.metrics])

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationInfo, WithJsonSchema, field_validator
 
+from raypft.backbones.aliases import REFERENCE
 from raypft.data.sampling import DevRows
 from raypft.data.streaming import Mix
 from raypft.schema import Strict, digest, validation_root
@@ -192,7 +193,8 @@ class Job(Strict):
     @property
     def run_name(self) -> str:
         """The folder of its results below `storage`: readable, and unique to the scientific keys."""
-        backbone = Path(self.backbone).name.split(".")[0]
+        name, *revision = self.backbone.split("@", 1) if REFERENCE.fullmatch(self.backbone) else [self.backbone]
+        backbone = "@".join([Path(name).name.split(".")[0], *(part.replace("/", "-") for part in revision)])
         shots = "all" if self.shots is None else f"{self.shots}shot"
         return f"{self.recipe}-{Path(self.task).stem}-{shots}-{backbone}-{self.key()[:8]}"
 

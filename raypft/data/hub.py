@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import atexit
 import functools
-import glob
 import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,6 @@ PLACE = re.compile(rf"(?:hf://)?datasets/([^/@]+(?:/[^/@]+)?)(?:@({WRITTEN_OUT}|
 """A data set, its revision and a path in it."""
 CARDS = {"README.md", ".huggingface.yaml"}
 """Files that may say how a data set is laid out."""
-
-_adopted: dict[str, str] = {}
-"""What another process of this command found out: place of a data set with a revision to that with its commit."""
 
 
 class Missing(UserError):
@@ -91,17 +87,8 @@ def pinned(place: str) -> str:
     """
     name, revision, path = parsed(place)
     revision = revision or constants.DEFAULT_REVISION
-    head = place_of(name, revision)
-    if head not in _adopted:
-        with _telling(name, revision):
-            head = place_of(name, hub.commit_of(name, revision, "dataset"))
-    head = _adopted.get(head, head)
-    return f"{head}/{path}".rstrip("/")
-
-
-def adopt(commits: Mapping[str, str]) -> None:
-    """Take over what another process of the same command found: place of a data set to that with its commit."""
-    _adopted.update(commits)
+    with _telling(name, revision):
+        return place_of(name, hub.commit_of(name, revision, "dataset"), path)
 
 
 def split_files(place: str, config: str | None, split: str) -> list[str]:
@@ -209,14 +196,13 @@ def fetch(places: Iterable[str]) -> None:
         if not _cached(place):
             lacking[place_of(name, str(commit))].append(file)
     for head, files in lacking.items():
-        name, commit, _ = parsed(head)
-        sizes = _tree(head)
-        if not constants.is_offline_mode():
-            size = hub.in_bytes(sum(sizes.get(file, 0) for file in files))
-            hub.say(f"fetching {name} at {str(commit)[:12]} from the hub: {len(files)} files, {size}")
-        with _telling(name):
-            patterns = list(map(glob.escape, files))
-            snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=patterns)
+        _fetch(head, files)
+
+
+def _fetch(place: str, files: list[str]) -> None:
+    name, commit, _ = parsed(place)
+    with _telling(name):
+        hub.snapshot(name, str(commit), lambda _: files, "dataset")
 
 
 def _cached(place: str) -> str | None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 
+from raypft.backbones.fetch import pinned
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Job
 from raypft.config.load import make_job
@@ -107,7 +108,7 @@ def _loaded(folder: Path, seed: int | None) -> Trained:
     job, results = resolved.job, read_results(folder)
     result = _chosen(folder, results, seed)
     seed, cell = int(result["seed"]), folder / f"seed-{result['seed']}"
-    backbone = load_backbone(job.backbone)
+    backbone = load_backbone(pinned(job.backbone, result["backbone"]))
     key = cell_keys(resolved, {seed: result["manifest"]}, backbone.revision)[seed]
     if key != result["cell"]:
         raise UserError(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.fetch import pinned
 from raypft.backbones.load import load_skeleton
 from raypft.config.compatibility import check_fit
 from raypft.config.job import Job, Train
@@ -60,9 +61,11 @@ class Prepared:
         return self.resolved.job
 
     def cells(self, test: bool = True) -> list[Cell]:
-        """The cells of the job, by seed."""
+        """The cells of the job, by seed; they name the model as it was found, for processes that look for it later."""
+        found = pinned(self.job.backbone, self.skeleton.revision)
+        resolved = replace(self.resolved, job=self.job.model_copy(update={"backbone": found}))
         return [
-            Cell(self.resolved, seed, self.folder / f"seed-{seed}", self._facts(seed), self.samples[seed], test)
+            Cell(resolved, seed, self.folder / f"seed-{seed}", self._facts(seed), self.samples[seed], test)
             for seed in self.job.seeds
         ]
 

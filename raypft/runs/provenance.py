@@ -41,7 +41,11 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("raypft", *PACKAGES)},
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus},
-        "backbone": {"name": job.backbone, "source": skeleton.source, "revision": skeleton.revision},
+        "backbone": {
+            "name": job.backbone,
+            "source": skeleton.hub or skeleton.source,
+            "revision": skeleton.revision,
+        },
         "data": {
             "source": origin.name,
             "root": origin.root,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raypft import hub
 from raypft.config.job import Job
-from raypft.data.origin import commits
 from raypft.storage import absolute
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ class CampaignSearcher(Searcher):
         work = {
             "job": job.model_dump() | {"storage": absolute(job.storage)},
             "keys": {str(seed): keys[seed] for seed in todo},
-            "commits": commits(configuration.resolved.origin),
             "devs": devs,
             "test": test,
             "fresh": fresh,
             "ends_on_failure": search.config is not None,
             "lanes": self.lanes,
+            "commits": hub.commits(),
         }
         table_cell = configuration.table_cell
         return {

@@ -16,9 +16,9 @@ from typing import Any
 
 from ray import tune
 
+from raypft import hub
 from raypft.config.job import Job
 from raypft.config.load import resolve
-from raypft.data import hub
 from raypft.errors import UserError
 from raypft.runs.cell import Cell
 from raypft.runs.executor import Executor, LocalExecutor
