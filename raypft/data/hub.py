@@ -29,7 +29,7 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 from pyarrow import fs
 
 from raypft import hub
@@ -178,8 +178,10 @@ def _tree(place: str) -> dict[str, int]:
         try:
             tree = at()
         except CachedRepoTreeNotFoundError:
-            # it keeps the listing
+            # it keeps the listing; without the hub it may do with a folder that another program left
             snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=sorted(CARDS))
+            if hub.unreachable() is not None:
+                raise LocalEntryNotFoundError("no listing") from None
             tree = at()
     return {file.path: file.size for file in tree}
 

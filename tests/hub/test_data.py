@@ -3,6 +3,7 @@ line for what it refuses."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
-from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub import constants, hf_hub_download, scan_cache_dir, snapshot_download
 from test_catalogue import XNLI, serve
 from test_cli import TASK, call, place, results, words  # noqa: F401  (a fixture)
 
@@ -306,6 +307,23 @@ def test_what_is_not_cached_is_one_line_without_the_hub(reviews, place, hub_here
     assert told(rows_of, choose(task, None, None), "test") == f"data: {NAME} {end}"
     assert told(rows_of, choose(load_task("sst2"), None, None)) == f"data: stanfordnlp/sst2 {end}"
     assert told(index, choose(load_task("sst2"), None, None, None, "0" * 40), ["en"]) == f"data: stanfordnlp/sst2 {end}"
+
+
+def test_what_another_program_cached_is_read_where_it_is_whole(reviews, place, hub_here, monkeypatch):  # noqa: F811
+    task = load_task(f"{place}/mytask.yaml")
+    load_one = functools.partial(hf_hub_download, NAME, "train.parquet", repo_type="dataset")
+    for load, whole in ((load_one, False), (functools.partial(snapshot_download, NAME, repo_type="dataset"), True)):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        load()
+        forget()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        if whole:
+            assert len(rows_of(choose(task, None, None))) == 24
+        else:
+            line = (
+                f"data: {NAME} is not in the local cache and the hub can't be reached: HF_HUB_OFFLINE is set{WAY_OUT}"
+            )
+            assert told(rows_of, choose(task, None, None)) == line
 
 
 def test_a_silent_hub_is_waited_for_once_a_command(place, hub, silent_port):  # noqa: F811
