@@ -144,20 +144,30 @@ def load_trained(folder: str | Path, seed: int | None = None) -> Trained:
     return predict.load_trained(folder, seed)
 
 
-def export(trained: Trained, folder: str | Path) -> None:
+def export(trained: Trained, folder: str | Path | None = None, *, push: str | None = None) -> None:
     """Write what a seed trained as a folder that transformers, peft or safetensors load, with a model card.
 
+    Args:
+        push: OWNER/NAME of a new, private repository of the hub that it is written to, too; the token is that of
+            HF_TOKEN or of `hf auth login`.
+
     Raises:
-        UserError: nothing was trained, or the folder holds something.
+        UserError: nothing was trained, the folder or the repository holds something, or no token that may write.
 
     >>> results = raypft.run("profit", task="sentiment", backbone=MODEL, shots=2, seeds=1, train={"epochs": 1})
     >>> raypft.export(raypft.load_trained(results.folder), "exported")
     >>> sorted(path.name for path in Path("exported").iterdir())[:2]
     ['README.md', 'config.json']
     """
-    from raypft.runs.export import export as write  # noqa: PLC0415
+    from raypft.runs import export as exports  # noqa: PLC0415
 
-    write(trained, Path(folder))
+    place = None if folder is None else Path(folder)
+    if push is not None:
+        exports.push(trained, push, place)
+    elif place is None:
+        raise UserError("export: found neither folder nor push; expected one of them, or both")
+    else:
+        exports.export(trained, place)
 
 
 def load_campaign(name: str, *, scale: str | None = None, tracker: str | None = None, **keys: Any) -> Campaign:

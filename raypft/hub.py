@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -39,12 +40,13 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging
 from huggingface_hub.utils._http import default_client_factory
 
-from raypft.errors import first_line
+from raypft.errors import UserError, first_line
 
-CONNECT, FIRST, ANSWER = 5.0, 6.0, 10.0
-"""Seconds to connect to a host; to its first answer, in all; between parts of a download."""
-FORGOTTEN = 300.0
-"""Seconds after which a host that did not answer is asked again."""
+CONNECT, FIRST, ANSWER, WORK = 5.0, 6.0, 10.0, 300.0
+"""Seconds to connect to a host; to its first answer in all; between parts of a download; for it to take an upload."""
+FORGOTTEN, TRUSTED = 300.0, 60.0
+"""Seconds after which a host that did not answer is asked again; in which one that did is left to the libraries, which
+retry what breaks off."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 UNHEARD = (ConnectionError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.TransportError)
@@ -52,7 +54,8 @@ UNHEARD = (ConnectionError, LocalEntryNotFoundError, RevisionResolutionError, ht
 SILENT = (httpx2.NetworkError, httpx2.TimeoutException, httpx2.ProxyError, httpx2.RemoteProtocolError, TimeoutError)
 """What a host that does not answer makes the client raise."""
 
-_answered: set[str] = set()
+_answered: dict[str, float] = {}
+"""Hosts that answered, and when they last did."""
 _commits: dict[str, str] = {}
 _away: dict[str, tuple[float, str]] = {}
 """Hosts that did not answer: when that was, and why."""
@@ -120,6 +123,64 @@ def snapshot(name: str, commit: str, choose: Callable[[list[str]], list[str]], k
         return Path(fetched())
 
 
+def check_upload(name: str) -> None:
+    """See that `upload` may make this repository, before anything is computed.
+
+    Raises:
+        UserError: no OWNER/NAME, no token, one that is not known or may not write there; the hub can't be reached; the
+            repository holds something.
+    """
+    owner, slash, rest = name.partition("/")
+    if not slash or not re.fullmatch(r"[\w.-]+", owner) or not re.fullmatch(r"[\w.-]+", rest):
+        raise UserError(f"export: found --push {name}; expected OWNER/NAME, a new repository of the hub")
+    try:
+        user = HfApi().whoami()
+    except LocalTokenNotFoundError:
+        raise UserError(
+            "export: --push needs a token that may write: set HF_TOKEN, or log in by hf auth login"
+        ) from None
+    except Exception as error:
+        raise _not_pushed(error, name) from None
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise UserError("export: the token may only read; --push needs one that may write, in HF_TOKEN")
+    owners = [user["name"], *(org["name"] for org in user.get("orgs", []))]
+    if owner not in owners:
+        raise UserError(
+            f"export: the token is of {owners[0]}, who may not push to {owner}; expected {' or '.join(owners)}"
+        )
+    try:
+        held = [path for path in HfApi().list_repo_files(name) if path != ".gitattributes"]
+    except RepositoryNotFoundError:
+        return
+    except Exception as error:
+        raise _not_pushed(error, name) from None
+    if held:
+        raise UserError(f"export: {name} holds something already ({held[0]}); give a new name")
+
+
+def upload(folder: Path, name: str, message: str) -> str:
+    """Make a private repository, or take an empty one, and commit the files of a folder to it; the address of its page.
+
+    Raises:
+        UserError: as `check_upload`.
+    """
+    check_upload(name)
+    try:
+        api = HfApi()
+        api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except Exception as error:
+        raise _not_pushed(error, name) from None
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _not_pushed(error: Exception, name: str) -> UserError:
+    why = unreachable()
+    told = reason(error, name) if why is None else f"the hub can't be reached: {why}"
+    return UserError(f"export: {name} can't be pushed: {told}")
+
+
 def reason(error: BaseException, name: str, revision: str | None = None, kind: str = "model") -> str:
     """One line that says why something is not to be had from the hub, without the token."""
     chain = list(itertools.islice(_causes(error), 20))
@@ -137,6 +198,8 @@ def reason(error: BaseException, name: str, revision: str | None = None, kind: s
     status = next((cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)), None)
     if status == 401:
         return "the hub does not know the token in HF_TOKEN (or of hf auth login)"
+    if status == 403:
+        return "the token in HF_TOKEN (or of hf auth login) may not do that"
     why = unreachable()
     if why is not None and is_one(*UNHEARD):
         return f"{name} is not in the local cache and the hub can't be reached: {why}"
@@ -176,27 +239,32 @@ def _client() -> httpx2.Client:
     return client
 
 
-def _send(send: Callable[..., httpx2.Response], request: httpx2.Request, **keywords: Any) -> httpx2.Response:
-    host = request.url.netloc.decode()
+def _send(
+    send: Callable[..., httpx2.Response], request: httpx2.Request, stream: bool = False, **keywords: Any
+) -> httpx2.Response:
+    """`Client.send`, bounded as the module says."""
+    host, reads = request.url.netloc.decode(), request.method in ("GET", "HEAD")
     why = _why_away(host)
     if why is not None:
         raise OfflineModeIsEnabled(why)
-    waits = {**request.extensions.get("timeout", {}), "connect": CONNECT}
-    if request.method in ("GET", "HEAD"):
-        waits["read"] = max(waits.get("read") or 0, ANSWER)
-    request.extensions["timeout"] = waits
-    if host in _answered or constants.is_offline_mode():
-        return send(request, **keywords)
+    given = request.extensions.get("timeout", {})
+    waits = {"connect": CONNECT, "read": max(given.get("read") or 0, ANSWER if reads else WORK)}
+    request.extensions["timeout"] = {**given, **waits}
+    if time.monotonic() - _answered.get(host, float("-inf")) < TRUSTED or constants.is_offline_mode():
+        return send(request, stream=stream, **keywords)
+    call = functools.partial(send, request, stream=True, **keywords)
     try:
-        response = _within(FIRST, functools.partial(send, request, **keywords))
-        if response.status_code >= 500:
+        response = _within(FIRST, call) if reads else call()
+        if reads and response.status_code >= 500:
             response.close()
             raise TimeoutError(f"it answers {response.status_code}")
     except SILENT as error:
         why = f"{request.url.host}: {first_line(error)}"
         _away[host] = (time.monotonic(), why)
         raise OfflineModeIsEnabled(why) from error
-    _answered.add(host)
+    _answered[host] = time.monotonic()
+    if not stream:
+        response.read()
     return response
 
 

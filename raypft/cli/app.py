@@ -309,15 +309,36 @@ def predict(
 @app.command()
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")
+    ] = None,
     seed: Seed = None,
+    to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Also a new, private repository of the Hugging Face hub; the token is HF_TOKEN's or hf auth login's.",
+        ),
+    ] = None,
 ) -> None:
     """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
-    from raypft.runs.export import export as write  # noqa: PLC0415
+    if folder is None and to_hub is None:
+        raise UserError(
+            "export: found neither DIR nor --push; expected a new folder, or OWNER/NAME on the hub, or both"
+        )
+    from raypft.hub import check_upload  # noqa: PLC0415
+    from raypft.runs import export as exports  # noqa: PLC0415
     from raypft.runs.predict import load_trained  # noqa: PLC0415
 
-    write(load_trained(run, seed), folder)
-    console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
+    if to_hub is not None:
+        check_upload(to_hub)
+        page = exports.push(load_trained(run, seed), to_hub, folder)
+        console.print(f"pushed to {page}, which is private", highlight=False, soft_wrap=True)
+    elif folder is not None:
+        exports.export(load_trained(run, seed), folder)
+    if folder is not None:
+        console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
 
 
 def main(command: Callable[[], None] = app) -> None:

@@ -382,7 +382,8 @@ def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811
     assert any("GPU: 9} on one node" in line for line in found["lacks"])
     found = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
     assert found["lacks"] == [
-        "backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"
+        "backbone: no folder /nowhere/model; give an alias, a hub id (OWNER/NAME or OWNER/NAME@REVISION), a model "
+        "folder or a .gguf file"
     ]
     assert (found["trials"], found["todo"], found["steps"], found["hours"]) == (3, 6, None, None)
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,15 +68,17 @@ class Failed(Exception):
 class Hub:
     """The running server.
 
-    tokens: token to the user it belongs to, who may write below the user's name; broken: a status that every request
-    is answered with.
+    tokens: token to the user it belongs to, who may write below the user's name; readonly: those that may not;
+    broken: a status that every request is answered with; slow: seconds before the last byte of a body.
     """
 
     def __init__(self, home: Path) -> None:
         self.home, self.repos, self.log = home, dict[tuple[str, str], Repo](), list[Access]()
         self.tokens: dict[str, str] = {}
+        self.readonly: set[str] = set()
         self.blobs: dict[str, bytes] = {}
         self.broken: int | None = None
+        self.slow = 0.0
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -113,6 +116,7 @@ class Hub:
         """Make it the hub of this process, whose libraries read the environment when they were imported."""
         import datasets
         import huggingface_hub
+        import transformers.utils.hub
         from huggingface_hub import constants, hf_api
 
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -136,7 +140,8 @@ class Hub:
         rows |= {"HF_CACHE_HOME": str(self.home), "DOWNLOADED_DATASETS_PATH": self.home / "datasets" / "downloads"}
         for name, value in rows.items():
             monkeypatch.setattr(datasets.config, name, value)
-        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
+        for api in (hf_api.api, transformers.utils.hub.hf_api()):
+            monkeypatch.setattr(api, "endpoint", self.url)
         huggingface_hub.HfFileSystem.clear_instance_cache()
 
 
@@ -198,7 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if sent:
-            self.wfile.write(body)
+            self.wfile.write(body[:-1])
+            self.wfile.flush()
+            time.sleep(self.hub.slow)
+            self.wfile.write(body[-1:])
 
     do_GET = do_HEAD = do_POST = do_PUT = do  # the names that http.server looks for
 
@@ -241,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _writes(self, owner: str) -> str:
         if self.token is None:
             raise Failed(401, None, "Invalid username or password.")
-        if self.hub.tokens[self.token] != owner:
+        if self.hub.tokens[self.token] != owner or self.token in self.hub.readonly:
             raise Failed(403, None, f"You don't have the rights to create a model under the namespace {owner}")
         return self.token
 
@@ -300,7 +308,9 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> Any:
         if self.token is None:
             raise Failed(401, None, "Invalid username or password.")
-        return {"type": "user", "name": self.hub.tokens[self.token], "orgs": [], "auth": {"type": "access_token"}}
+        token = {"displayName": "test", "role": "read" if self.token in self.hub.readonly else "write"}
+        auth = {"type": "access_token", "accessToken": token}
+        return {"type": "user", "name": self.hub.tokens[self.token], "orgs": [], "auth": auth}
 
     def create(self) -> Any:
         wanted = json.loads(self.body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 
 from raypft import hub as our_hub
 
@@ -118,3 +118,18 @@ def test_what_is_cached_is_used_where_the_hub_is_away_or_switched_off(hub_here, 
     )
     assert told.count("\n") == 1
     assert folder.name == commit
+
+
+def test_only_the_first_answer_is_bounded_not_a_long_download(hub_here, monkeypatch, tmp_path):
+    """Nor what the hub needs to take an upload."""
+    hub_here.add("o/m", FILES)
+    hub_here.tokens = {TOKEN: "me"}
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(our_hub, "FIRST", 0.5)
+    monkeypatch.setattr(our_hub, "TRUSTED", 0.0)
+    hub_here.slow = 1.0
+    with get_session().stream("GET", f"{hub_here.url}/o/m/resolve/main/model.safetensors") as response:
+        assert len(response.read()) == len(FILES["model.safetensors"])
+    assert get_session().get(f"{hub_here.url}/o/m/resolve/main/model.safetensors").content == FILES["model.safetensors"]
+    assert get_session().post(f"{hub_here.url}/api/validate-yaml", json={}).status_code == 200
+    assert our_hub.unreachable() is None
