@@ -23,7 +23,7 @@ from raypft import hub
 from raypft.backbones.aliases import ALIASES, REFERENCE, Wheel
 from raypft.errors import UserError, first_line, nearest
 
-TEXT = ("*.json", "*.txt", "*.model", "*.tiktoken")
+TEXT = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.codes")
 """Files of a hub model beside its weights. They lie at its top; a folder there holds copies for other libraries."""
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 OLDER = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 
-from raypft.backbones.fetch import pinned
+from raypft.backbones.fetch import pinned, revision
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Job
 from raypft.config.load import make_job
@@ -25,6 +25,7 @@ from raypft.config.resolved import ResolvedJob
 from raypft.data import sources
 from raypft.data.formats import Columns
 from raypft.errors import UserError
+from raypft.hub import COMMIT
 from raypft.report.table import Table
 from raypft.runs.cell import build_learner, device_here, read_tensors
 from raypft.runs.prepare import cell_keys
@@ -109,12 +110,15 @@ def _loaded(folder: Path, seed: int | None) -> Trained:
     result = _chosen(folder, results, seed)
     seed, cell = int(result["seed"]), folder / f"seed-{result['seed']}"
     backbone = load_backbone(pinned(job.backbone, result["backbone"]))
-    key = cell_keys(resolved, {seed: result["manifest"]}, backbone.revision)[seed]
+    weights = backbone.revision
+    if backbone.hub is not None and not COMMIT.fullmatch(result["backbone"]):
+        weights = revision(Path(str(backbone.source)))  # an older run, whose hub model was known by its content
+    key = cell_keys(resolved, {seed: result["manifest"]}, weights)[seed]
     if key != result["cell"]:
         raise UserError(
             f"run: {folder} seed {seed} was trained with another model, task, method version or artefact "
             f"(cell {result['cell']}, now {key}); its model was {result['backbone']}, {job.backbone} is "
-            f"{backbone.revision}; restore them, or run the job again"
+            f"{weights}; restore them, or run the job again"
         )
     encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell) if job.demos else None)
     learner = build_learner(resolved, backbone, seed).eval()

@@ -105,8 +105,7 @@ def mt5(folder: Path) -> None:
     ends = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **ends}))
     (folder / "special_tokens_map.json").write_text(json.dumps(ends))
-    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-    save(folder, "mt5", 128, **ids)
+    save(folder, "mt5", 128, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
     beside(folder, "tf_model.h5", "flax_model.msgpack")

@@ -114,9 +114,9 @@ class Hub:
 
     def patch(self, monkeypatch: Any) -> None:
         """Make it the hub of this process, whose libraries read the environment when they were imported."""
-        import datasets
         import huggingface_hub
         import transformers.utils.hub
+        from datasets import config
         from huggingface_hub import constants, hf_api
 
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -139,7 +139,7 @@ class Hub:
         rows |= {"HF_HUB_OFFLINE": False, "HF_DATASETS_OFFLINE": False, "HF_DATASETS_CACHE": self.home / "datasets"}
         rows |= {"HF_CACHE_HOME": str(self.home), "DOWNLOADED_DATASETS_PATH": self.home / "datasets" / "downloads"}
         for name, value in rows.items():
-            monkeypatch.setattr(datasets.config, name, value)
+            monkeypatch.setattr(config, name, value)
         for api in (hf_api.api, transformers.utils.hub.hf_api()):
             monkeypatch.setattr(api, "endpoint", self.url)
         huggingface_hub.HfFileSystem.clear_instance_cache()

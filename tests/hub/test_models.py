@@ -18,8 +18,10 @@ from raypft import hub as our_hub
 from raypft.backbones import fetch as fetching
 from raypft.backbones.aliases import ALIASES, Alias, Wheel
 from raypft.backbones.fetch import Found, fetch, hub_reference, locate, pinned
+from raypft.backbones.fetch import revision as content_hash
 from raypft.backbones.load import load_backbone, load_skeleton
 from raypft.errors import UserError
+from raypft.runs.prepare import cell_keys, prepare
 
 RECIPES = {"masked": "profit", "causal": "icl", "seq2seq": "profit"}
 TINY = {"task": "sentiment", "shots": 2, "seeds": [0], "train": {"epochs": 1}}
@@ -107,6 +109,25 @@ def test_a_branch_that_moves_meanwhile_is_the_commit_it_was(here):
     our_hub._commits.clear()
     assert raypft.check(job)["cells"][0] != key
     assert load_backbone(pinned("o/m", commit)).revision == commit
+
+
+def test_a_run_that_knew_its_hub_model_by_its_content_still_answers(here):
+    here.add("o/m", files("mbert"))
+    results = raypft.run("profit", backbone="o/m", **TINY)
+    rows = [{"text": "the film was good"}]
+    expected = raypft.load_trained(results.folder).predict(rows)
+    prepared = prepare(raypft.load_job("profit", backbone="o/m", **TINY))
+    content = content_hash(Path(str(prepared.skeleton.source)))
+    path = results.folder / "seed-0" / "result.json"
+    result = json.loads(path.read_text())
+    for weights, answers in ((content, True), ("0" * 16, False)):
+        (key,) = cell_keys(prepared.resolved, {0: result["manifest"]}, weights).values()
+        path.write_text(json.dumps({**result, "backbone": weights, "cell": key}))
+        if answers:
+            assert raypft.load_trained(results.folder).predict(rows) == expected
+        else:
+            with pytest.raises(UserError, match="was trained with another model"):
+                raypft.load_trained(results.folder)
 
 
 def test_what_names_a_hub_model_and_what_does_not(tmp_path, monkeypatch):
@@ -223,3 +244,18 @@ def test_a_hub_that_can_not_be_reached_is_one_line(hub, tmp_path, silent_port):
         "raypft: backbone: o/m is not in the local cache and the hub can't be reached: 127.0.0.1: no answer within 6 "
         "seconds; or give a local folder\n"
     )
+
+
+@pytest.mark.ray
+def test_workers_take_the_commit_that_the_command_found(hub, tmp_path):
+    """The branch is asked for once, whoever loads the model."""
+    commit = hub.add("o/m", files("mbert"))
+    words = ["run", "profit", "task=sentiment", "backbone=o/m", "shots=2", "seeds=1", "train.epochs=1", "test.limit=1"]
+    done = command(hub.env, tmp_path, *words, "resources.workers=1", "--json")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "runs").glob("*/seed-0/result.json")
+    assert json.loads(path.read_text())["backbone"] == commit
+    assert "\nbackbone: o/m\n" in path.parents[1].joinpath("job.yaml").read_text()
+    asked = [access.path for access in hub.log if access.path.startswith("/api/models/o/m")]
+    assert asked.count("/api/models/o/m") == 1
+    assert len([name for name in hub.fetched() if name == "model.safetensors"]) == 1
