@@ -49,7 +49,7 @@ class Missing(UserError):
 
 
 @contextmanager
-def _telling(name: str, revision: str | None = None) -> Iterator[None]:
+def _telling(name: str, revision: str | None) -> Iterator[None]:
     """One line for whatever the libraries raise.
 
     Raises:
@@ -163,7 +163,7 @@ def _layout_on_hub(place: str) -> Callable[[str | None], dict[str, list[str]]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     for card in CARDS & set(_tree(place)):
-        with _telling(name):
+        with _telling(name, commit):
             fetched = hf_hub_download(name, card, repo_type="dataset", revision=commit)
         shutil.copyfile(fetched, folder / card)
     return _layout(folder, name)
@@ -174,7 +174,7 @@ def _tree(place: str) -> dict[str, int]:
     """The files of a data set at a commit, and their sizes in bytes."""
     name, commit, _ = parsed(place)
     at = functools.partial(get_cached_repo_tree, name, repo_type="dataset", revision=commit)
-    with _telling(name):
+    with _telling(name, commit):
         try:
             tree = at()
         except CachedRepoTreeNotFoundError:
@@ -203,7 +203,7 @@ def fetch(places: Iterable[str]) -> None:
 
 def _fetch(place: str, files: list[str]) -> None:
     name, commit, _ = parsed(place)
-    with _telling(name):
+    with _telling(name, commit):
         hub.snapshot(name, str(commit), lambda _: files, "dataset")
 
 
@@ -253,7 +253,7 @@ class HubFiles(AbstractFileSystem):
         cached = _cached(path)
         if cached is not None:
             return open(cached, "rb")
-        with _telling(parsed(path)[0]):
+        with _telling(*parsed(path)[:2]):
             # only the bytes asked for: Parquet says where they lie
             return HfFileSystem().open(path, "rb", cache_type="none")
 

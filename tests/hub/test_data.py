@@ -165,6 +165,10 @@ def test_a_revision_is_read_as_it_was(reviews, place, hub_here, monkeypatch):  #
             f'data: {NAME} has no revision "v9" on the hub; see HUB/datasets/{NAME}/tree/main{WAY_OUT}',
         ),
         (
+            [f"data.revision={'ab' * 20}"],
+            f'data: {NAME} has no revision "{"ab" * 20}" on the hub; see HUB/datasets/{NAME}/tree/main{WAY_OUT}',
+        ),
+        (
             ["data.revision=v1", "data.source=files", "data.root=."],
             "data.revision: found v1, but source files of task mytask reads local files here; leave it out",
         ),
