@@ -123,7 +123,9 @@ def split_override(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f'override "{override}": expected key=value, e.g. train.lr=1e-4')
     try:
-        return key, yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        # " #" begins no comment in a word of a command line: a folder may be called "run #2"
+        return key, text.strip() if isinstance(value, str) and text[:1] not in "\"'" else value
     except UserError as error:
         raise UserError(f'override "{override}": {error}') from None
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -9,16 +9,20 @@ span: label is a list of answer texts; starts is a list of their character offse
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from raypft.data.formats import Columns
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 from raypft.tasks.kinds.base import ReadRows, as_text
 from raypft.tasks.task import Source, Task
+
+NOTES = b"notes"
+"""The key of a table's notes in its schema's metadata."""
 
 
 def their_columns(source: Source, ours: str) -> list[str]:
@@ -57,7 +61,7 @@ def normalise(
 
     Args:
         where: the file or data set, for messages; language: of rows whose table doesn't say, None for the task's first.
-        labelled: False leaves labels out, whatever the table holds; a text of a tags task is then split at blanks.
+        labelled: False leaves labels out, whatever the table holds.
         first: rows of the split in this language that came before; the id of a row of a source whose languages are
             parallel is its number, where no column says it.
 
@@ -71,7 +75,7 @@ def normalise(
         values = _column(source, table, name, where)
         if values is None:
             raise _missing(source, table, name, where)
-        columns[name] = kind.read_field(values, name, where, split=not labelled)
+        columns[name] = kind.read_field(values, name, where)
     languages = spoken(source, table, where) or [language or task.languages[0]] * table.rows
     hashes = [_content_hash(values) for values in zip(*columns.values(), strict=True)]
     named = as_text(_ids(source, table, where, first), "id", where)
@@ -79,7 +83,7 @@ def normalise(
     labels: dict[str, pa.Array] = {}
     if labelled:
         fields = {field: columns[name] for field, name in task.fields.items()}
-        rows = ReadRows(where, ids, fields, task.label.names, source.labels)
+        rows = ReadRows(where, ids, fields, task.label.names, _our_labels(task, source, table), task.label.unanswerable)
         labels = kind.read_labels(_label_values(task, source, table, where), rows)
     return pa.table(
         {
@@ -99,6 +103,15 @@ def _ids(source: Source, table: Columns, where: str, first: int) -> Sequence[Any
     return range(first, first + table.rows) if source.parallel else [""] * table.rows
 
 
+def _our_labels(task: Task, source: Source, table: Columns) -> dict[str, str]:
+    """Their label value to our name: what the source says, and the classes that the file names as the task does."""
+    column = next((name for name in their_columns(source, task.label.column) if name in table.names), "")
+    named = [source.labels.get(name, name) for name in table.classes.get(column, ())]
+    ours = task.label.names
+    told = {str(number): name for number, name in enumerate(named) if name in ours}
+    return {**{number: name for number, name in told.items() if number not in ours}, **source.labels}
+
+
 def _content_hash(values: Sequence[Any]) -> str:
     """Hash of the fields of a row."""
     texts = [" ".join(value) if isinstance(value, list) else value for value in values]
@@ -109,17 +122,38 @@ def _label_values(task: Task, source: Source, table: Columns, where: str) -> lis
     """The column of labels, as it is; empty where the kind has none."""
     if not task.kind.reads_labels:
         return []
-    values = _column(source, table, task.label.column, where)
+    column = task.label.column
+    values = _column(source, table, column, where)
     if values is None:
-        raise _missing(source, table, task.label.column, where)
+        values = _flattened(source, table, column, where)
+    if values is None:
+        raise _missing(source, table, column, where)
     return values
+
+
+def _flattened(source: Source, table: Columns, ours: str, where: str) -> list[Any] | None:
+    """A column of objects out of the columns that `datasets` flattens it to: answers.text, answers.answer_start."""
+    for name in their_columns(source, ours):
+        parts = [part for part in table.names if part.startswith(f"{name}.")]
+        if parts:
+            keys = [part.removeprefix(f"{name}.") for part in parts]
+            columns = [_values(table, part, where) for part in parts]
+            return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+    return None
 
 
 def _column(source: Source, table: Columns, ours: str, where: str) -> list[Any] | None:
     name = next((name for name in their_columns(source, ours) if name in table.names), None)
-    if table.names.count(str(name)) > 1:
-        raise UserError(f'data: {where} has {table.names.count(str(name))} columns called "{name}"; expected one')
-    return None if name is None else table.values(name)
+    return None if name is None else _values(table, name, where)
+
+
+def _values(table: Columns, name: str, where: str) -> list[Any]:
+    if table.names.count(name) > 1:
+        raise UserError(f'data: {where} has {table.names.count(name)} columns called "{name}"; expected one')
+    try:
+        return table.values(name)
+    except (pa.ArrowException, OverflowError, ValueError) as error:
+        raise UserError(f'data: {where}: column "{name}" can\'t be read: {first_line(error)}') from None
 
 
 def _missing(source: Source, table: Columns, ours: str, where: str) -> UserError:
@@ -128,6 +162,17 @@ def _missing(source: Source, table: Columns, ours: str, where: str) -> UserError
     return UserError(
         f"data: {where} has no column {theirs}; found: {found}; add it, or name theirs in the source's columns"
     )
+
+
+def with_notes(table: pa.Table, notes: Iterable[str]) -> pa.Table:
+    """The table with what a reader of its rows should know; it stays with rows that are taken from it."""
+    lines = list(dict.fromkeys(notes))
+    return table.replace_schema_metadata({NOTES: json.dumps(lines)} if lines else None)
+
+
+def notes_of(table: pa.Table) -> list[str]:
+    """What `with_notes` gave a table, or one that it was taken from."""
+    return json.loads((table.schema.metadata or {}).get(NOTES, b"[]"))
 
 
 def with_own_ids(task: Task, table: pa.Table) -> pa.Table:

@@ -1,62 +1,103 @@
-"""Files become columns: parquet, JSON, tsv, csv, and the layouts of the field (CoNLL-U, a word a line, SQuAD).
+"""Files become columns: Parquet, Arrow, JSON, tsv, csv, and the layouts of the field (CoNLL, SQuAD).
 
 Values are as the format has them; those of tsv and csv are text, as they are written. Columns of the layouts: conllu,
 words and panx give id, tokens and tags (a row a sentence); squad gives id, question, context and answers. A byte-order
-mark before the text is none of it.
+mark before the text is none of it. A file may be packed; endings count in any case.
 """
 
 from __future__ import annotations
 
-import codecs
 import itertools
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from pyarrow import fs
 
+from raypft.data.conll import conllu, words
+from raypft.data.decode import COMPRESSIONS, decoded, unpacked
 from raypft.data.json_rows import records
+from raypft.data.separated import separated
 from raypft.errors import UserError, first_line
 
-ENDINGS = {"parquet": "parquet", "jsonl": "jsonl", "tsv": "tsv", "csv": "csv", "conllu": "conllu", "json": "squad"}
-"""What a file's ending says of its format."""
-PRECEDENCE = {
-    "": "VERB NOUN PROPN PRON ADJ NUM ADV INTJ AUX ADP DET PART CCONJ SCONJ X PUNCT SYM",
-    "es": "VERB AUX PRON ADP DET",
-    "fr": "VERB AUX PRON NOUN ADJ ADV ADP DET PART SCONJ",
-    "it": "VERB AUX ADV PRON ADP DET INTJ",
+ENDINGS = {
+    "parquet": "parquet",
+    "arrow": "arrow",
+    "feather": "arrow",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "tsv": "tsv",
+    "csv": "csv",
+    "conllu": "conllu",
+    "conll": "words",
+    "bio": "words",
+    "json": "squad",
 }
-"""Which tag a contraction takes where its words stand equally high in the tree; "" follows each language's list."""
-NUMBER = re.compile(r"\d+(?:[-.]\d+)?")
-"""A word's number in CoNLL-U; 3-4 stands for a contraction, 3.1 for an empty node."""
+"""What a file's ending says of its format."""
+TOLD = (
+    f"{', '.join(f'.{ending}' for ending in ENDINGS)}, also with {', '.join(f'.{ending}' for ending in COMPRESSIONS)}"
+)
+"""The endings, for messages."""
 
 
 @dataclass(frozen=True)
 class Columns:
     """What a file or data set holds, not yet looked at.
 
-    names: of the columns, as they stand there; rows: how many there are; values: a column's, one a row.
+    names: of the columns, as they stand there; rows: how many there are; values: a column's, one a row; notes: what a
+    reader of the rows should know, a line each, such as how many were left out; classes: a column's class names in the
+    order of their numbers, where the file says them.
     """
 
     names: list[str]
     rows: int
     values: Callable[[str], list[Any]]
+    notes: tuple[str, ...] = ()
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def of_arrow(cls, table: pa.Table) -> Columns:
+    def of_arrow(cls, table: pa.Table, notes: list[str] | None = None) -> Columns:
         """The columns of an Arrow table."""
-        return cls(table.column_names, table.num_rows, lambda name: table[name].to_pylist())
+        told, named = tuple(notes or ()), _classes(table.schema.metadata or {})
+        return cls(table.column_names, table.num_rows, lambda name: _listed(table[name]), told, named)
 
     @classmethod
-    def of_records(cls, rows: list[dict[str, Any]]) -> Columns:
+    def of_records(cls, rows: list[dict[str, Any]], notes: list[str] | None = None) -> Columns:
         """The columns of rows that need not have the same; what a row lacks is None."""
         names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-        return cls(names, len(rows), lambda name: [row.get(name) for row in rows])
+        return cls(names, len(rows), lambda name: [row.get(name) for row in rows], tuple(notes or ()))
+
+
+def _listed(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError):  # a point in time that Python does not have
+        return column.cast(pa.string()).to_pylist()
+
+
+def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of each column of classes, of words too, as `datasets` writes them into Arrow and Parquet files."""
+    named: dict[str, list[str]] = {}
+    try:
+        for column, feature in json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"].items():
+            inner = feature.get("feature", feature)
+            if inner.get("_type") == "ClassLabel":
+                named[column] = list(map(str, inner["names"]))
+    except (ValueError, LookupError, TypeError, AttributeError):  # written by another version, or by someone else
+        return {}
+    return named
+
+
+def ending_of(path: str) -> tuple[str | None, str | None]:
+    """What a file's name says: a key of READERS and one of COMPRESSIONS, None where it says nothing."""
+    name, _, last = path.rsplit("/", 1)[-1].lower().rpartition(".")
+    if last not in COMPRESSIONS:
+        return (ENDINGS.get(last) if name else None), None
+    bare, _, inner = name.rpartition(".")
+    return (ENDINGS.get(inner) if bare else None), last
 
 
 def read_file(system: fs.FileSystem, path: str, format: str | None = None, language: str | None = None) -> Columns:
@@ -69,13 +110,11 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
     Raises:
         UserError: the file is damaged, or no UTF-8.
     """
-    reader = READERS[format or ENDINGS[path.rsplit(".", 1)[-1]]]
+    said, compression = ending_of(path)
+    reader = READERS[format or said or ""]
     try:
         with system.open_input_file(path) as stream:
-            if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise ValueError("it is UTF-16; expected UTF-8; save it as that")
-            stream.seek(0)
-            return reader(stream, language or "")
+            return reader(unpacked(stream, compression), language or "")
     except UserError:  # the hub's, when the file is opened
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -86,135 +125,43 @@ def _parquet(stream: pa.NativeFile, _: str) -> Columns:
     return Columns.of_arrow(pa_parquet.ParquetFile(stream).read())
 
 
-def _json(stream: pa.NativeFile, _: str) -> Columns:
+def _arrow(stream: pa.NativeFile, _: str) -> Columns:
+    begin = stream.read(6)
+    if begin[:4] == b"FEA1":
+        raise ValueError("it is of Feather's first version; write it anew with pyarrow.feather.write_feather")
+    is_file = begin == b"ARROW1"  # Feather's second version too; datasets.save_to_disk writes a stream
+    stream.seek(0)
+    with pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream) as batches:
+        table = batches.read_all()
+    table.validate(full=True)  # a damaged one is taken as it is, and read outside of its memory
+    return Columns.of_arrow(table)
+
+
+def _json(by_columns: bool) -> Callable[[pa.NativeFile, str], Columns]:
     # not Arrow's reader, which takes a text that looks like a date for one
-    return Columns.of_records(records(stream.read()))
+    return lambda stream, _: Columns.of_records(*records(decoded(stream.read()), by_columns))
 
 
-def _separated(delimiter: str) -> Callable[[pa.NativeFile, str], Columns]:
-    def read(stream: pa.NativeFile, _: str) -> Columns:
-        # tsv as the field writes it: no quoting
-        parse = (
-            pa_csv.ParseOptions(delimiter="\t", quote_char=False)
-            if delimiter == "\t"
-            else pa_csv.ParseOptions(newlines_in_values=True)
-        )
-        # every column is text: "007" is no number, "2020-01-01" no date
-        convert = pa_csv.ConvertOptions(default_column_type=pa.string(), strings_can_be_null=False)
-        # a row must lie in one block, however long it is
-        whole = pa_csv.ReadOptions(block_size=min(max(stream.size() + 1, 1 << 20), (1 << 31) - 1))
-        return Columns.of_arrow(pa_csv.read_csv(stream, whole, parse, convert))
-
-    return read
-
-
-def _blocks(stream: pa.NativeFile) -> Iterator[list[str]]:
-    """The runs of lines between blank lines."""
-    block: list[str] = []
-    for written in stream.read().decode("utf-8").split("\n"):
-        line = written.removeprefix("\ufeff")  # where files with a byte-order mark were joined, it stands within
-        if line.strip():
-            block.append(line.rstrip("\r"))
-        elif block:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-def _sentences(rows: list[tuple[str, list[str], list[str]]]) -> Columns:
-    return Columns.of_records([{"id": name, "tokens": tokens, "tags": tags} for name, tokens, tags in rows])
+def _separated(kind: str) -> Callable[[pa.NativeFile, str], Columns]:
+    return lambda stream, _: Columns.of_arrow(*separated(stream, kind))
 
 
 def _words(prefix: bool) -> Callable[[pa.NativeFile, str], Columns]:
-    """Reader of `word<TAB>tag` lines; with `prefix` the word stands after `language:`. A missing tag is empty."""
-
-    def read(stream: pa.NativeFile, _: str) -> Columns:
-        rows = []
-        for number, block in enumerate(_blocks(stream)):
-            pairs = [line.partition("\t") for line in block]
-            bare = next((word for word, _, _ in pairs if ":" not in word), None)
-            if prefix and bare is not None:  # of a file without prefixes, 10:30 would become 30
-                raise ValueError(f'sentence {number}: found "{bare}"; expected language:word, or format: words')
-            tokens = [(word.partition(":")[2] if prefix else word).strip() for word, _, _ in pairs]
-            rows.append((str(number), tokens, [tag.strip() for _, _, tag in pairs]))
-        return _sentences(rows)
-
-    return read
+    return lambda stream, _: Columns.of_records(words(decoded(stream.read()), prefix))
 
 
 def _conllu(stream: pa.NativeFile, language: str) -> Columns:
-    """Sentences as XTREME prepares them.
-
-    Empty nodes (8.1) go; a contraction (3-4) is one word with the tag of the part highest in the tree; blanks and
-    zero-width non-joiners inside a word go; a sentence of which at most one word is shown (the text of others is
-    withheld) goes.
-    Source: google-research/xtreme, ud-conversion-tools and utils_preprocess.py.
-    Differs: where that code stops at a tag its list for es, fr and it lacks, the general order goes on.
-    """
-    rows = []
-    for number, block in enumerate(_blocks(stream)):
-        name = next(
-            (line.partition("=")[2].strip() for line in block if re.match(r"#\s*sent_id\s*=", line)), str(number)
-        )
-        lines = [line.split("\t") for line in block if not line.startswith("#")]
-        if bad := next((line for line in lines if len(line) != 10), None):
-            raise ValueError(f"sentence {name}: found {len(bad)} columns; expected 10")
-        numbers = Counter(line[0] for line in lines)
-        if odd := next((number for number in numbers if not NUMBER.fullmatch(number) or numbers[number] > 1), None):
-            raise ValueError(
-                f'sentence {name}: found "{odd}" as a word\'s number, or twice; '
-                "expected 1, 2, … and a blank line between sentences"
-            )
-        tokens, tags = _fuse(lines, language)
-        hidden = sum(word == "_" for word in tokens)
-        if tokens and (not hidden or hidden < len(tokens) - 1):
-            rows.append((name, [re.sub("[ \u200c]", "", word) for word in tokens], tags))
-    return _sentences(rows)
-
-
-def _fuse(lines: list[list[str]], language: str) -> tuple[list[str], list[str]]:
-    """Words and tags, each contraction one word."""
-    words = {int(line[0]): line for line in lines if line[0].isdigit()}
-    ranges = {int(line[0].split("-")[0]): line for line in lines if "-" in line[0]}
-    order = f"{PRECEDENCE.get(language, '')} {PRECEDENCE['']}".split()
-    tokens, tags, last = [], [], 0
-    for number, line in words.items():
-        if number in ranges:
-            last = int(ranges[number][0].split("-")[1])
-            span = [part for part in range(number, last + 1) if part in words]
-            depth = {part: len(_ancestors(part, words)) for part in span}
-            ranked = {part: order.index(words[part][3]) if words[part][3] in order else len(order) for part in span}
-            tokens.append(ranges[number][1])
-            tags.append(words[min(span, key=lambda part: (depth[part], ranked[part]))][3])
-        elif number > last:
-            tokens.append(line[1])
-            tags.append(line[3])
-    return tokens, tags
-
-
-def _ancestors(word: int, words: dict[int, list[str]]) -> set[int]:
-    """What stands above a word, by its head and by the enhanced graph."""
-    above: set[int] = set()
-    waiting = [word]
-    while waiting:
-        line = words.get(waiting.pop())
-        if line is None:
-            continue
-        enhanced = [edge.split(":")[0] for edge in line[8].split("|")]
-        new = {int(head) for head in (line[6], *enhanced) if head.isdigit()} - above
-        above |= new
-        waiting += new
-    return above - {word}
+    return Columns.of_records(*conllu(decoded(stream.read()), language))
 
 
 READERS: dict[str, Callable[[pa.NativeFile, str], Columns]] = {
     "parquet": _parquet,
-    "jsonl": _json,
+    "arrow": _arrow,
+    "jsonl": _json(by_columns=False),
     "tsv": _separated("\t"),
     "csv": _separated(","),
     "conllu": _conllu,
-    "squad": _json,
+    "squad": _json(by_columns=True),
     "words": _words(prefix=False),
     "panx": _words(prefix=True),
 }

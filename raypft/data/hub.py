@@ -237,6 +237,8 @@ class HubFiles(AbstractFileSystem):
         self.whole = whole
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
+        if "@" not in path:  # above a data set
+            return {"name": path, "size": 0, "type": "directory"}
         entry = _entries(path).get(path.strip("/"))
         if entry is None:
             raise FileNotFoundError(path)

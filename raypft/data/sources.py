@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,14 +15,14 @@ import pyarrow.compute as pa_compute
 from pyarrow import fs
 
 from raypft.data import hub
-from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
-from raypft.data.formats import ENDINGS, Columns, read_file
+from raypft.data.columns import normalise, spoken, their_columns, with_notes, with_own_ids
+from raypft.data.files import Place, place_of, system_of
+from raypft.data.formats import TOLD, Columns, ending_of, read_file
 from raypft.data.origin import Origin, way_out
-from raypft.errors import UserError, first_line, nearest
+from raypft.errors import UserError, nearest
 from raypft.tasks.task import Source
 
 SAMPLES = Path(__file__).parent / "samples"
-READABLE = tuple(f".{ending}" for ending in ENDINGS)
 
 
 def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
@@ -51,7 +50,10 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
             f"data: {split} rows of {task.name} ({origin.name}) are translations of each other; "
             f"found {counts}; expected as many in each language; leave the others out"
         )
-    table = with_own_ids(task, pa.concat_tables(tables))
+    notes: list[str] = []
+    for columns, where, _ in parts:
+        notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
+    table = with_notes(with_own_ids(task, pa.concat_tables(tables)), notes)
     present = sorted(table["language"].unique().to_pylist())
     check_spelling(origin, split, present)
     for language in languages:
@@ -100,13 +102,15 @@ def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -
         UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does
             not have, or one given although the file says it.
     """
-    path = os.path.expanduser(path)
-    if not path.endswith(READABLE):
-        raise UserError(f"data: {path}: expected a file that ends in {', '.join(READABLE)}")
-    system, inner = system_of(path)
-    if not _find(system, inner, None):
-        raise UserError(f"data: no file {path}")
-    return rows_of_table(origin, read_file(system, inner, None, language), path, language, otherwise)
+    system, inner = system_of(os.path.expanduser(path))
+    place = Place(system, inner, "")  # a * in it is a *
+    found = place.find(None)
+    if not found:
+        raise place.missing(None)
+    tables = [
+        rows_of_table(origin, read_file(system, file, None, language), file, language, otherwise) for file in found
+    ]
+    return pa.concat_tables(tables)
 
 
 def rows_of_table(origin: Origin, table: Columns, where: str, language: str | None, otherwise: str) -> pa.Table:
@@ -171,7 +175,7 @@ def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Col
         hub.fetch(file for file, _ in files if file.startswith(hub.SCHEME))
     for file, language in files:
         with way_out(origin):
-            table = read_file(*system_of(file), origin.source.format, _theirs(origin, language))
+            table = read_file(*system_for(origin, split, file), origin.source.format, _theirs(origin, language))
         yield table, file, language
 
 
@@ -196,16 +200,15 @@ def _files(origin: Origin, split: str, languages: list[str], needed: bool) -> It
                 found = hub.split_files(
                     base, pattern and pattern.format(language=theirs), source.splits.get(split, split)
                 )
-            odd = next((file for file in found if not file.endswith(READABLE)), None)
+            odd = next((file for file in found if ending_of(file)[0] is None), None)
             if odd is not None:
-                raise UserError(f"data: {odd}: expected a file that ends in {', '.join(READABLE)}")
+                raise UserError(f"data: {odd}: expected a file that ends in {TOLD}")
         else:
-            path = _path(origin, base, source.files[split], theirs)
             with way_out(origin):
-                found = _found(path, source.format)
+                place = _place(origin, split, theirs)
+                found = [place.scheme + file for file in place.find(source.format)]
             if not found and needed:
-                endings = "" if source.format else f" ({', '.join(READABLE)})"
-                raise UserError(f"data: no file {path}{endings} for the {split} split of {origin.task.name}")
+                raise place.missing(source.format, f" for the {split} split of {origin.task.name}")
         yield from ((file, language) for file in found)
 
 
@@ -225,13 +228,31 @@ def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str
     return files
 
 
+def system_for(origin: Origin, split: str, file: str, whole: bool = True) -> tuple[fs.FileSystem, str]:
+    """The file system of a file of a split (see `files_of`), and the path in it.
+
+    Args:
+        whole: of a file on the hub: it is kept in the cache, else read in parts; see hub.py.
+
+    Raises:
+        UserError: as `system_of`.
+    """
+    if file.startswith(hub.SCHEME):
+        return hub.system_of(file, whole)
+    scheme, _, path = file.rpartition("://")
+    if not scheme:
+        return fs.LocalFileSystem(), file
+    # the URI of the folder says more than how it begins, and a file's name is no part of a URI
+    return system_of(origin.base(split) or (origin.source.files or {})[split])[0], path
+
+
 def existing_files(origin: Origin) -> list[fs.FileInfo]:
     """The files of all splits and languages that a source of files has now, with size and time; in a fixed order."""
     infos: list[fs.FileInfo] = []
     for split, pattern in (origin.source.files or {}).items():
         for language in origin.task.languages if "{language}" in pattern else [None]:
-            system, path = system_of(_path(origin, origin.base(split), pattern, _theirs(origin, language)))
-            infos += system.get_file_info(_find(system, path, origin.source.format))
+            place = _place(origin, split, _theirs(origin, language))
+            infos += place.system.get_file_info(place.find(origin.source.format))
     return infos
 
 
@@ -239,57 +260,14 @@ def _theirs(origin: Origin, language: str | None) -> str | None:
     return origin.source.languages.get(language, language) if language else None
 
 
-def _path(origin: Origin, base: str | None, pattern: str, language: str | None) -> str:
-    """The path or URI that a pattern stands for, which may hold *; `language` is theirs."""
+def _place(origin: Origin, split: str, language: str | None) -> Place:
+    """Where the files of a split lie, whose path may hold *; `language` is theirs."""
+    pattern = (origin.source.files or {})[split]
     if "{shots}" in pattern and origin.shots is None:
         raise UserError(
             f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K"
         )
     path = pattern.format(language=language, shots=origin.shots)
     if path.startswith("samples:"):
-        return str(SAMPLES / path.removeprefix("samples:"))
-    return path if base is None else f"{base.rstrip('/')}/{path}"
-
-
-def system_of(path: str, whole: bool = True) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it.
-
-    Args:
-        whole: of a file on the hub: it is kept in the cache, else read in parts; see hub.py.
-
-    Raises:
-        UserError: an unknown kind of URI, or one that can't be reached.
-    """
-    if path.startswith(hub.SCHEME):
-        return hub.system_of(path, whole)
-    try:
-        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data: {path} can't be reached: {first_line(error)}") from None
-
-
-def _found(path: str, format: str | None) -> list[str]:
-    """The files that a path or URI stands for, as such."""
-    system, inner = system_of(path)
-    scheme = hub.SCHEME if path.startswith(hub.SCHEME) else path.removesuffix(inner)
-    return [scheme + file for file in _find(system, inner, format)]
-
-
-def _find(system: fs.FileSystem, path: str, format: str | None) -> list[str]:
-    """The file at a path, an ending added if it lacks one, or in order all files that a path with * stands for.
-
-    Raises:
-        UserError: files of several endings are at a path without one.
-    """
-    if "*" in path:
-        folder = path[: path.index("*")].rpartition("/")[0]
-        below = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        files = [info.path for info in below if info.is_file and (format or info.extension in ENDINGS)]
-        # only * stands for others: a folder may be called "data [v2]"
-        named = re.compile(".*".join(map(re.escape, path.split("*"))), re.DOTALL)
-        return sorted(file for file in files if named.fullmatch(file))
-    endings = [""] if format or path.endswith(READABLE) else READABLE
-    found = [path + ending for ending in endings if system.get_file_info(path + ending).type == fs.FileType.File]
-    if len(found) > 1:
-        raise UserError(f"data: found {' and '.join(found)}; expected one file of these rows; move the others away")
-    return found
+        return place_of(str(SAMPLES), path.removeprefix("samples:"))
+    return place_of(origin.base(split), path)

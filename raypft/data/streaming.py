@@ -27,7 +27,7 @@ from pydantic import BeforeValidator
 
 from raypft.data import sources
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
-from raypft.data.formats import Columns
+from raypft.data.formats import Columns, ending_of
 from raypft.data.origin import Origin
 from raypft.errors import UserError, first_line
 
@@ -122,10 +122,10 @@ def index(origin: Origin, languages: list[str]) -> Index:
     read = Counter[str]()
     for path, language in files:
         path = path if "://" in path else os.path.abspath(path)  # other processes read there
-        if not path.endswith(".parquet"):
+        if ending_of(path) != ("parquet", None):
             raise UserError(f"data.stream: {path}: expected Parquet files; write it as one, or leave data.stream out")
         try:
-            with _opened(path) as source:
+            with _opened(origin, path) as source:
                 parquet = pa_parquet.ParquetFile(source)
                 _digest(digest, source, parquet.metadata, origin)
                 for number in range(parquet.num_row_groups):
@@ -147,9 +147,9 @@ def index(origin: Origin, languages: list[str]) -> Index:
     return Index(origin, tuple(groups), digest.hexdigest()[:16])
 
 
-def _opened(path: str) -> pa.NativeFile:
+def _opened(origin: Origin, path: str) -> pa.NativeFile:
     """A file of which parts are read: one on the hub is not fetched whole."""
-    system, inner = sources.system_of(path, whole=False)
+    system, inner = sources.system_for(origin, "train", path, whole=False)
     return system.open_input_file(inner)
 
 
@@ -199,7 +199,7 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
         UserError: the file can't be read, or a row does not fit the task (`columns.normalise`).
     """
     try:
-        with _opened(group.file) as source:
+        with _opened(origin, group.file) as source:
             raw = pa_parquet.ParquetFile(source).read_row_group(group.number)
     except (pa.ArrowException, OSError) as error:
         raise UserError(

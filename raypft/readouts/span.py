@@ -53,7 +53,11 @@ class Config(base.Config):
 
 
 class SpanReadout(base.Readout):
-    """Start and end scores, [S, 2]; the loss of a window is the mean of its two cross-entropies over its slots."""
+    """Start and end scores, [S, 2]; the loss of a window is the mean of its two cross-entropies over its slots.
+
+    Where questions may have no answer, none is given if every window's first slot scores more than the best span of all
+    windows (Devlin et al. 2019, section 4.3, with the threshold 0).
+    """
 
     Config = Config
     kinds = ("span",)
@@ -63,6 +67,7 @@ class SpanReadout(base.Readout):
     def __init__(self, config: Config, task: Task, pattern: Pattern, backbone: Backbone) -> None:
         super().__init__(config, task, pattern, backbone)
         self.longest = config.longest
+        self.unanswerable = task.label.unanswerable
         self.ends = nn.Linear(backbone.state_size, 2)
         nn.init.normal_(self.ends.weight, std=getattr(backbone.config, "initializer_range", 0.02))
         nn.init.zeros_(self.ends.bias)
@@ -90,16 +95,27 @@ class SpanReadout(base.Readout):
     def decide(self, scores: Tensor, batch: Batch) -> list[Answer]:
         answers = []
         for name, slots in zip(batch.names, slots_of(batch), strict=True):
-            start, end = scores[slots].float()[1:].unbind(-1)
+            of_window = scores[slots].float()
+            start, end = of_window[1:].unbind(-1)
             size = len(start)
+            none = [float(of_window[0].sum())] if self.unanswerable or not size else []
+            if not size:  # an empty passage
+                answers.append(Answer(name, [0, 0], none * (1 + self.unanswerable)))
+                continue
             both = start.unsqueeze(1) + end.unsqueeze(0)  # [size, size]
             allowed = torch.ones(size, size, dtype=torch.bool, device=both.device).triu().tril(self.longest - 1)
             best = int(both.masked_fill(~allowed, -torch.inf).argmax())
-            answers.append(Answer(name, [best // size + 1, best % size + 1], [float(both.flatten()[best])]))
+            score = float(both.flatten()[best])
+            answers.append(Answer(name, [best // size + 1, best % size + 1], [score, *none]))
         return answers
 
     def gather(self, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[Any, list[float]]:
         prompt, answer = max(zip(prompts, answers, strict=True), key=lambda pair: pair[1].scores[0])
+        if self.unanswerable:
+            none = min(answer.scores[1] for answer in answers)
+            answer = answer._replace(scores=[answer.scores[0], none])
+            if none > answer.scores[0]:
+                return "", answer.scores
         first, last = answer.value
         assert prompt.passage is not None
         return prompt.passage.text[prompt.passage.starts[first] : prompt.passage.ends[last]], answer.scores

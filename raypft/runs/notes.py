@@ -1,11 +1,13 @@
-"""What a reader of a result should know of its rows: test rows that were trained on, classes without train rows,
-repeated rows, empty texts, texts that the model's tokenizer does not know. Told, not refused: some may be meant.
+"""What a reader of a result should know of its rows: those left out of a file, test rows that were trained on, classes
+without train rows, repeated rows, empty texts, texts that the model's tokenizer does not know. Told, not refused: some
+may be meant.
 
 Two rows are the same where language, label and all fields are.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 
 from raypft.backbones.text import PromptTokenizer
+from raypft.data.columns import notes_of
 from raypft.data.sampling import Sample
 from raypft.tasks.task import Task
 
@@ -39,7 +42,7 @@ def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer)
         del tables["train"]  # there are only the first rows of it
     tables = {role: table for role, table in tables.items() if table is not None and len(table)}
     rows = {role: _contents(task, table) for role, table in tables.items()}
-    lines = []
+    lines = list(dict.fromkeys(itertools.chain.from_iterable(map(notes_of, tables.values()))))
     for role, other in SHARED:
         if role in rows and other in rows and not (tests_dev and role == "dev"):
             known = compute.is_in(rows[role], rows[other].unique())
@@ -81,6 +84,8 @@ def _repeated(rows: pa.ChunkedArray, role: str) -> list[str]:
 def _odd_texts(column: pa.ChunkedArray, role: str, name: str) -> Iterator[str]:
     if pa.types.is_list(column.type):  # words: what is odd in a text may be a word
         words = compute.list_flatten(column)
+        if len(column) == len(words) > 1 and role != "demos":
+            yield f"all {role} rows are of one word; a sentence is a row, of a word a line the format is words"
         count = compute.sum(_is_blank(words)).as_py()
         if count:
             yield f"{count} of {len(words)} words of {role} rows are empty"

@@ -157,6 +157,8 @@ def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> d
         "labels": task.label.names,
         "metrics": [metric(name)[0] for name in task.metrics],
     }
+    if task.label.unanswerable:
+        asked["unanswerable"] = True
     if job.dev.metric is not None:
         asked["dev_metric"] = metric(job.dev.metric)[0]
     artefact = resolved.method_config.artefact()

@@ -78,6 +78,8 @@ def _check(task: Task, where: str) -> None:
         raise UserError(
             f"{where}: label.names: found {task.label.names} for kind {task.kind.name}; expected {expected}"
         )
+    if task.label.unanswerable and task.kind.passage is None:
+        raise UserError(f"{where}: label.unanswerable: found true for kind {task.kind.name}; only span has such rows")
     needed = task.kind.fields
     if not set(needed) <= set(task.fields) or (task.kind.only_fields and set(task.fields) != set(needed)):
         raise UserError(

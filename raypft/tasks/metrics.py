@@ -6,7 +6,7 @@ tasks gold is a list of answer texts and the answer one text.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 import re
 import string
@@ -136,12 +136,12 @@ def _pairs(text: str) -> Counter[tuple[str, ...]]:
 
 def exact_match(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
     """Share of answers equal to a gold one after SQuAD v1.1's normalisation (English in every language); 0 to 100."""
-    return _best(lambda g, a: float(_squad(g) == _squad(a)), gold, answers)
+    return _best(lambda g, a: float(g == a), _squad, gold, answers)
 
 
 def f1(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
     """Mean word overlap with the nearest gold answer after SQuAD v1.1's normalisation; 0 to 100."""
-    return _best(lambda g, a: _overlap(_squad(g), _squad(a)), gold, answers)
+    return _best(_overlap, _squad, gold, answers)
 
 
 def mlqa_exact_match(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
@@ -150,7 +150,7 @@ def mlqa_exact_match(gold: Tags, answers: Sequence[str], language: str = "en") -
     Raises:
         UserError: a language that MLQA does not have.
     """
-    return _best(lambda g, a: float(_mlqa(g, language) == _mlqa(a, language)), gold, answers)
+    return _best(lambda g, a: float(g == a), functools.partial(_mlqa, language=language), gold, answers)
 
 
 def mlqa_f1(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
@@ -159,7 +159,7 @@ def mlqa_f1(gold: Tags, answers: Sequence[str], language: str = "en") -> float:
     Raises:
         UserError: a language that MLQA does not have.
     """
-    return _best(lambda g, a: _overlap(_mlqa(g, language), _mlqa(a, language)), gold, answers)
+    return _best(_overlap, functools.partial(_mlqa, language=language), gold, answers)
 
 
 def _words(gold: Tags, answers: Tags) -> list[tuple[str, str]]:
@@ -176,8 +176,18 @@ def _weighted_f1(pairs: Sequence[tuple[str, str]]) -> float:
     return 100.0 * sum(count * 2 * both[tag] / (count + second[tag]) for tag, count in first.items()) / len(pairs)
 
 
-def _best(score: Callable[[str, str], float], gold: Tags, answers: Sequence[str]) -> float:
-    best = [max(map(score, texts, itertools.repeat(answer))) for texts, answer in zip(gold, answers, strict=True)]
+def _best(
+    score: Callable[[list[str], list[str]], float],
+    normal: Callable[[str], list[str]],
+    gold: Tags,
+    answers: Sequence[str],
+) -> float:
+    """The mean of the best scores against the gold answers; a question without any is answered right by no words, as
+    SQuAD 2.0's evaluation has it (Rajpurkar et al. 2018)."""
+    best = []
+    for texts, answer in zip(gold, answers, strict=True):
+        said = normal(answer)
+        best.append(max(score(normal(text), said) for text in texts) if texts else float(not said))
     return 100.0 * sum(best) / len(gold)
 
 

@@ -20,7 +20,7 @@ from raypft.tasks.metrics import pivot_of
 SPLITS = ("train", "validation", "test")
 MARKUP = re.compile(r"\{(\w+)(\|strip)?\}|<(slot|soft|sep|demos)>")
 
-Format = Literal["parquet", "jsonl", "tsv", "csv", "conllu", "squad", "words", "panx"]
+Format = Literal["parquet", "arrow", "jsonl", "tsv", "csv", "conllu", "squad", "words", "panx"]
 Mode = Literal["word_initial", "raw_piece", "first_piece", "last_piece", "mean"]
 
 
@@ -50,6 +50,8 @@ class Label(Strict):
 
     column: str = "label"
     names: list[str] = []
+    unanswerable: bool = False
+    """Of span: a question may have no answer, as in SQuAD 2.0; its list of answers is then empty."""
 
 
 class Source(Strict):
@@ -67,7 +69,10 @@ class Source(Strict):
     """The hub's revision; refs/convert/parquet is its converted copy of a data set that has a loading script."""
     files: dict[str, str] | None = None
     format: Format | None = None
-    """How the files are laid out, where their ending doesn't say; the paths are then whole. None: by the ending."""
+    """How the files are laid out, where their ending doesn't say; the paths are then whole. None: by the ending.
+
+    words: a word a line, its tag last, tabs or blanks between, a blank line between sentences (CoNLL-2003 is such);
+    panx: the same with language: before the word; squad: JSON of any layout, SQuAD's among them."""
     splits: dict[str, str] = {}
     """Our split names to theirs (hub only); a split not named does not exist. Empty: all three, called as here."""
     parallel: bool = False

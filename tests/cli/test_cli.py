@@ -119,7 +119,7 @@ BAD = {
         '"smolm2-135m" is no alias, folder or hub id (owner/name); did you mean "smollm2-135m"?',
     ),
     "unknown pattern": (["pattern=plane"], 'no pattern "plane"; did you mean "plain"?'),
-    "missing folder": (["data.root=/nowhere"], "no file /nowhere/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json)"),
+    "missing folder": (["data.root=/nowhere"], "for the train split of mytask; there is no folder /nowhere"),
     "label word that splits": (["pattern=splits"], '"bad film" is 2 tokens for this backbone'),
     "empty language": (["train.languages=[fr]"], 'has no language "fr"'),
     "more shots than rows": (["shots=13"], 'asks for 13 rows of "negative" in en; only 12 are left'),

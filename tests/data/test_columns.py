@@ -376,6 +376,10 @@ def changed(row: dict, **changes) -> dict:
 
 
 SENTENCE = SENTENCES[0]
+UNANSWERED = (
+    "has no answer; if it is hidden, drop the row; if questions may have none (SQuAD 2.0), write "
+    "unanswerable: true in the task's label, and its answers as an empty list"
+)
 ERRORS = {
     "a tag outside the set": (
         TAGS,
@@ -397,12 +401,12 @@ ERRORS = {
     "no answer": (
         SPAN,
         changed(QUESTION, answers={"text": [], "answer_start": []}),
-        'row "q1" has no answer; questions without one (SQuAD 2.0) and hidden answers can\'t be scored; drop the row',
+        'row "q1" ' + UNANSWERED,
     ),
     "an empty answer": (
         SPAN,
         changed(QUESTION, answers={"text": [""], "answer_start": [0]}),
-        'row "q1" has no answer; questions without one (SQuAD 2.0) and hidden answers can\'t be scored; drop the row',
+        'row "q1" ' + UNANSWERED,
     ),
     "an answer elsewhere": (
         SPAN,
@@ -448,10 +452,10 @@ COLUMNS = {
         changed(QUESTION, answers=None),
         'has no column "answers"; found: id, language, question, context' + ADVICE,
     ),
-    "words that are a text": (
+    "words that are a number": (
         TAGS,
-        changed(SENTENCE, tokens="one text"),
-        "row 0: column \"tokens\" holds 'one text'; expected a list of words",
+        changed(SENTENCE, tokens=7),
+        'row 0: column "tokens" holds 7; expected a list of words',
     ),
 }
 

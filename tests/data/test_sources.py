@@ -14,6 +14,7 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
 
+from raypft.data.formats import TOLD
 from raypft.data.origin import Origin, choose
 from raypft.data.sources import languages_of, read_split
 from raypft.errors import UserError
@@ -214,9 +215,8 @@ def test_rows_that_cannot_be_used_are_one_line_with_file_and_row(origin, tmp_pat
 def test_a_missing_file_is_named(origin, tmp_path):
     with pytest.raises(UserError) as caught:
         read(origin())
-    assert (
-        str(caught.value) == f"data: no file {tmp_path}/mine/train (.parquet, .jsonl, .tsv, .csv, .conllu, .json) "
-        "for the train split of mine"
+    assert str(caught.value) == (
+        f"data: no file {tmp_path}/mine/train ({TOLD}) for the train split of mine; there is no folder {tmp_path}/mine"
     )
 
 
@@ -422,6 +422,6 @@ def test_the_stored_test_file_of_tydiqa_holds_no_answers_and_is_refused(tmp_path
     )
     with pytest.raises(
         UserError,
-        match=r"tydiqa/test.parquet row \"arabic-.* has no answer; questions without one",
+        match=r"tydiqa/test.parquet row \"arabic-.* has no answer; if it is hidden, drop the row",
     ):
         read(choose(load_task(str(path)), None, str(STORED)), "test", ("ar",))

@@ -17,7 +17,8 @@ from raypft.methods import METHODS
 from raypft.readouts.base import Answer
 from raypft.readouts.span import Config, SpanReadout
 from raypft.runs.scores import by_row
-from raypft.tasks.metrics import exact_match
+from raypft.tasks.metrics import exact_match, f1
+from raypft.tasks.task import Label
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
 from raypft.training.stepper import Learner, TorchStepper
@@ -26,8 +27,9 @@ TEXT = "one two three four"
 PASSAGE = Passage(TEXT, [0, 0, 4, 8, 14], [0, 3, 7, 13, 18])
 
 
-def readout(longest: int = 30) -> SpanReadout:
+def readout(longest: int = 30, unanswerable: bool = False) -> SpanReadout:
     own = task("span", "{question} <sep> {context}", question="question", context="context")
+    own = own.model_copy(update={"label": Label(column="answers", unanswerable=unanswerable)})
     return SpanReadout(Config(longest=longest), own, own.pattern("p"), tiny.backbone("bert"))
 
 
@@ -135,3 +137,80 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
         "bad",
         "great fine",
     ]
+
+
+# questions without an answer
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_none_is_answered_where_every_first_slot_beats_the_best_span_of_all_windows(seed):
+    """Against trying all pairs of both windows, as SQuAD 2.0's baselines do (threshold 0)."""
+    scores = torch.randn(8, 2, generator=torch.Generator().manual_seed(seed))
+    windows = [window(0, [0] * 5, PASSAGE), window(1, [0] * 3, Passage(TEXT, [0, 8, 14], [0, 13, 18]))]
+    own = readout(unanswerable=True)
+    answers = own.decide(scores, collate(windows, 1))
+    text, told = own.gather(windows, answers)
+    spans = [
+        (float(part[s, 0] + part[e, 1]), TEXT[place.starts[s] : place.ends[e]])
+        for part, place in ((scores[:5], windows[0].passage), (scores[5:], windows[1].passage))
+        for s, e in itertools.combinations_with_replacement(range(1, len(part)), 2)
+        if place is not None
+    ]
+    best, said = max(spans)
+    none = min(float(scores[0].sum()), float(scores[5].sum()))
+    assert told == [pytest.approx(best), pytest.approx(none)]
+    assert text == ("" if none > best else said)
+    assert readout().gather(windows, readout().decide(scores, collate(windows, 1))) == (said, [pytest.approx(best)])
+
+
+def test_both_kinds_of_answers_come_about():
+    own, windows = readout(unanswerable=True), [window(0, [0] * 5, PASSAGE)]
+    for first, expected in ((-9.0, "one"), (9.0, "")):
+        scores = torch.zeros(5, 2)
+        scores[0], scores[1] = first, 1.0
+        assert own.gather(windows, own.decide(scores, collate(windows, 1)))[0] == expected
+
+
+@pytest.mark.parametrize("unanswerable", [True, False])
+def test_a_passage_without_tokens_has_no_answer(unanswerable):
+    windows = [window(0, [0], Passage("", [0], [0]))]
+    own = readout(unanswerable=unanswerable)
+    text, scores = own.gather(windows, own.decide(torch.ones(1, 2), collate(windows, 1)))
+    assert (text, scores) == ("", [2.0] * (1 + unanswerable))
+
+
+def test_windows_of_a_question_without_an_answer_learn_their_first_slot():
+    """A row without labels, by contrast, has nothing to learn."""
+    encoder = spans(tiny.backbone("bert"), 12, window_stride=3)
+    question = asked("film", "one two good film four five six seven")
+    windows = encoder({**question, "label": []})
+    assert len(windows) > 1
+    assert all(prompt.gold == [3] + [0] * (len(prompt.gold) - 1) and not prompt.answers for prompt in windows)
+    assert all(set(prompt.gold) == {-1} for prompt in encoder(question))
+
+
+def test_questions_without_an_answer_are_learned():
+    backbone = tiny.backbone("bert")
+    encoder = spans(backbone, 12, window_stride=3)
+    rows = [
+        asked("film", "one two good film four", "good film"),
+        {**asked("No", "one two good film four"), "label": []},
+        asked("Yes", "bad one two three", "bad"),
+        {**asked("No", "seven six five four three two one great fine"), "label": []},
+    ]
+    prompts = list(itertools.chain.from_iterable(encoder({**row, "id": str(i)}) for i, row in enumerate(rows)))
+    torch.manual_seed(0)
+    full = METHODS.load("full")
+    own = readout(unanswerable=True)
+    settings = Train(epochs=60, lr=1e-2, batch_size=8, select="last", eval_batch=2)
+    stepper = TorchStepper(Learner(full(full.Config(), backbone), own), settings)
+    data = PromptDataset(prompts, stepper.learner.method, 1)
+
+    def score(answers: list[Answer]) -> float:
+        found = by_row(own, prompts, answers)
+        return f1([row.gold for row in found], [row.answer for row in found])
+
+    assert score(evaluate(stepper, data, 2)) < 100
+    assert fit(stepper, data, data, settings, 0, score).history[-1]["dev"] == 100
+    found = by_row(own, prompts, evaluate(stepper, data, 2))
+    assert [row.answer for row in found] == ["good film", "", "bad", ""]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from raypft.contract import tiny
+from raypft.data.columns import with_notes
 from raypft.data.sampling import Sample
 from raypft.runs.notes import notes_on
 from raypft.tasks.kinds import KINDS
@@ -129,3 +130,27 @@ def test_a_tokenizer_without_an_unknown_token_knows_all():
     assert any(line.startswith("100% of the tokens of train rows in en are ") for line in lines)
     text.tokenizer.unk_token = None
     assert told("choice", [row(f"{unknown} {unknown}")], [row("y")], text) == []
+
+
+def test_what_was_left_out_of_a_file_is_told_once_whatever_was_drawn_of_it():
+    def table(*rows: dict) -> pa.Table:
+        whole = pa.Table.from_pylist([{"id": str(i), "language": "en", **row} for i, row in enumerate(rows)])
+        return with_notes(whole, ["a.jsonl: 2 rows that are null are left out"])
+
+    train = table(row("x"), row("y"), row("z"))
+    sample = Sample(train.take([1]), train.filter(pa.array([True, False, False])), table(row("v")), None)
+    task = Task(
+        name="t", about="", kind=KINDS["choice"], fields=FIELDS["choice"], label=Label(names=["a"]), languages=["en"],
+        metric="accuracy", sources={"files": Source(files={"train": "x"})}, patterns={},
+    )  # fmt: skip
+    assert notes_on(task, sample, False, cast(Any, Known())) == ["a.jsonl: 2 rows that are null are left out"]
+
+
+def test_sentences_of_one_word_each_may_be_a_word_a_row():
+    def words(*sentences: str) -> list[dict]:
+        return [{"words": sentence.split(), "label": ["a"] * len(sentence.split())} for sentence in sentences]
+
+    line = "all train rows are of one word; a sentence is a row, of a word a line the format is words"
+    assert told("tags", words("x", "y"), words("v w")) == [line]
+    assert told("tags", words("x", "y z"), words("v w")) == []
+    assert told("tags", words("x"), words("v w")) == []

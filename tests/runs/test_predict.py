@@ -313,7 +313,7 @@ def test_texts(trained):
 
 
 BAD_ROWS = {
-    "ending": ("rows.txt", "", {}, "expected a file that ends in .parquet, .jsonl, .tsv, .csv, .conllu, .json"),
+    "ending": ("rows.txt", "", {}, "rows.txt: expected a file that ends in .parquet, .arrow"),
     "no file": ("none.csv", None, {}, "data: no file "),
     "no column": ("rows.jsonl", '{"txt": "a"}\n', {}, 'has no column "text"'),
     "no rows": ("rows.tsv", "text\n", {}, "has no rows"),

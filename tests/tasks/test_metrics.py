@@ -282,3 +282,20 @@ def test_a_task_whose_entities_cannot_be_read_is_refused_and_udpos_is_not(tmp_pa
     path.write_text(text.replace("entity_f1", "token_f1"))
     assert load_task(str(path)).metric == "token_f1"
     assert "entity_f1" in load_task("udpos").metrics
+
+
+@pytest.mark.parametrize("name", ["exact_match", "f1", "mlqa_exact_match", "mlqa_f1"])
+@pytest.mark.parametrize(
+    ("gold", "answer", "expected"),
+    [
+        ([], "", 100),
+        ([], "the cat", 0),
+        ([], "The.", 100),  # nothing is left of it: SQuAD 2.0's script compares what is left
+        (["cat"], "", 0),
+        (["cat"], "the cat", 100),
+    ],
+)
+def test_a_question_without_an_answer_is_answered_right_by_nothing(name, gold, answer, expected):
+    """As SQuAD 2.0's evaluation counts: 1 where neither has words, 0 where one has."""
+    assert score(name, [gold], [answer]) == expected
+    assert score(name, [gold, ["cat"]], [answer, "cat"]) == (expected + 100) / 2

@@ -153,7 +153,7 @@ ERRORS = {
         "owner/name",
         "owner/name, format: conll",
         "sources.hub.format: found 'conll'; "
-        "input should be 'parquet', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'",
+        "input should be 'parquet', 'arrow', 'jsonl', 'tsv', 'csv', 'conllu', 'squad', 'words' or 'panx'",
     ),
     "no label set": (
         'label: {names: ["no", "yes"]}\n',
@@ -336,6 +336,12 @@ KIND_ERRORS = {
         " <sep> {context}",
         "",
         "patterns.p1.text: kind span reads its answers at {context}; the text has none",
+    ),
+    "questions without an answer": (
+        "tags",
+        "names: [A, B]",
+        "names: [A, B], unanswerable: true",
+        "label.unanswerable: found true for kind tags; only span has such rows",
     ),
     "a label set of answers": (
         "span",

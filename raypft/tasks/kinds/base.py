@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,7 +23,8 @@ class ReadRows:
     """What of a table is read before its labels.
 
     where: the file or data set, for messages; ids: as the table calls its rows; fields: field to one value a row;
-    names: the task's label names; ours: their label value, as text, to our label name.
+    names: the task's label names; ours: their label value, as text, to our label name; unanswerable: a row may have no
+    label.
     """
 
     where: str
@@ -30,6 +32,7 @@ class ReadRows:
     fields: dict[str, list]
     names: list[str]
     ours: Mapping[str, str]
+    unanswerable: bool = False
 
 
 class RowEncoder(Protocol):
@@ -117,11 +120,8 @@ class Kind:
         """The field that a pattern must show, since answers are read at it; None where <slot> says so."""
         return self.passage
 
-    def read_field(self, values: Sequence[Any], column: str, where: str, split: bool) -> list[Any]:
+    def read_field(self, values: Sequence[Any], column: str, where: str) -> list[Any]:
         """A field's values as the task's prompts read them.
-
-        Args:
-            split: a text where words are expected is split at blanks.
 
         Raises:
             UserError: a value that is none.
@@ -199,13 +199,41 @@ def class_names(values: Sequence[str], rows: ReadRows) -> list[str]:
     Raises:
         UserError: a hidden label, or one outside the set.
     """
-    names = [rows.ours.get(value, value) for value in values]
+    names = named(values, rows)
     known = set(rows.names)
     for number, name in enumerate(names):
         if (known and name not in known) or not name:
             what = "a hidden label" if values[number] in HIDDEN else "outside the label set"
-            expected = f"one of {', '.join(rows.names)}" if known else "a text"
+            expected = wanted(values[number], values, rows) if known else "a text"
             raise UserError(
                 f'data: {rows.where} row {number} has label "{values[number]}", {what}; expected {expected}'
             )
     return names
+
+
+def named(values: Sequence[str], rows: ReadRows) -> list[str]:
+    """Label values by our names; 1.0 is 1 and True is true or 1 where the task knows those only."""
+    known = {*rows.names, *rows.ours}
+    spelt = {value: _spelt(value, known) for value in set(values)}
+    return [rows.ours.get(spelt[value], spelt[value]) for value in values]
+
+
+def _spelt(value: str, known: set[str]) -> str:
+    """A label value as the task spells it, where a file format has only another way to write it."""
+    truth = {"True": ["true", "1"], "False": ["false", "0"]}
+    whole = re.fullmatch(r"(-?\d+)\.0*", value)
+    spellings = [value, *truth.get(value, []), *([whole[1]] if whole else [])]
+    return next((text for text in spellings if text in known), value)
+
+
+def wanted(value: str, values: Sequence[str], rows: ReadRows) -> str:
+    """The label names, and what to write where another value is one of them but for case and blanks, or a number."""
+    told = f"one of {', '.join(rows.names)}"
+    meant = next((name for name in rows.names if name.lower() == value.strip().lower()), None)
+    if meant is not None:
+        return f'{told}; did you mean "{meant}"? write it so, or labels: {{"{value}": {meant}}} in the source'
+    numbers = sorted({other for other in values if re.fullmatch(r"\d+", other)}, key=int)
+    if value in numbers and not rows.ours:
+        pairs = ", ".join(f'"{number}": NAME' for number in numbers[:5]) + (", …" if len(numbers) > 5 else "")
+        return f"{told}; say in the source which number is which, as labels: {{{pairs}}}"
+    return told

@@ -35,7 +35,7 @@ class Span(base.Kind):
     def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
         texts, starts = [], []
         for value, context, name in zip(values, rows.fields[CONTEXT], rows.ids, strict=True):
-            found = _answers(value, context, f'data: {rows.where} row "{name}"')
+            found = _answers(value, context, f'data: {rows.where} row "{name}"', rows.unanswerable)
             texts.append(found[0])
             starts.append(found[1])
         return {"label": pa.array(texts, base.TEXTS), "starts": pa.array(starts, pa.list_(pa.int32()))}
@@ -44,7 +44,7 @@ class Span(base.Kind):
         """Windows; slot 0 is the prompt's first token, which stands for "no answer here".
 
         At most half of a window goes to the question, the same part of it in all. Gold of a slot: 1 where the answer
-        starts + 2 where it ends.
+        starts + 2 where it ends; of a window without the answer, and of every window where there is none, slot 0.
         """
         query, context = encoder.render(row), encoder.value(row, CONTEXT)
         at = next(i for i, piece in enumerate(query.pieces) if piece.mark == "passage")
@@ -67,8 +67,9 @@ class Span(base.Kind):
             window = slice(begin, min(begin + room, len(ids)))
             prompt = framed(ids[window])
             size, place = window.stop - window.start, prompt.marks["passage"][0]
-            gold = [0 if row.get("label") else -1] * (size + 1)
-            if row.get("label"):
+            is_labelled = row.get("label") is not None
+            gold = [0 if is_labelled else -1] * (size + 1)
+            if is_labelled:
                 inside = window.start <= first and last < window.stop
                 gold[first - window.start + 1 if inside else 0] += 1
                 gold[last - window.start + 1 if inside else 0] += 2
@@ -79,7 +80,7 @@ class Span(base.Kind):
         return windows
 
 
-def _answers(value: Any, context: str, where: str) -> tuple[list[str], list[int]]:
+def _answers(value: Any, context: str, where: str, unanswerable: bool) -> tuple[list[str], list[int]]:
     """Texts and starts out of {text: [...], answer_start: [...]}, one answer without the lists, or
     [{text, answer_start}, ...]."""
     if isinstance(value, dict) and not isinstance(value.get("text"), list):
@@ -94,9 +95,12 @@ def _answers(value: Any, context: str, where: str) -> tuple[list[str], list[int]
     else:
         found = base.shown(value)
         raise UserError(f"{where} has the answers {found}; expected {{text: […], answer_start: […]}}")
+    if unanswerable and not base.is_missing(value) and not any(texts or []):
+        return [], []
     if not texts or not all(texts):
         raise UserError(
-            f"{where} has no answer; questions without one (SQuAD 2.0) and hidden answers can't be scored; drop the row"
+            f"{where} has no answer; if it is hidden, drop the row; if questions may have none (SQuAD 2.0), write "
+            "unanswerable: true in the task's label, and its answers as an empty list"
         )
     if len(texts) != len(starts):
         raise UserError(f"{where} has {len(texts)} answers and {len(starts)} starts; expected one start an answer")

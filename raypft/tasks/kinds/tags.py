@@ -5,6 +5,9 @@ A pattern asks about one word at a time ({token}), or shows the sentence, whose 
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,11 +38,11 @@ class Tags(base.Kind):
     def answered_at(self) -> str:
         return WORDS
 
-    def read_field(self, values: Sequence[Any], column: str, where: str, split: bool) -> list[list[str]]:
-        lists = [value.split() if split and isinstance(value, str) else value for value in values]
+    def read_field(self, values: Sequence[Any], column: str, where: str) -> list[list[str]]:
+        lists = [_listed(value, numbers=False) for value in values]
         for row, value in enumerate(lists):
             told = f'data: {where} row {row}: column "{column}" holds'
-            if base.is_missing(value) or value in ("", []):
+            if base.is_missing(value) or value == []:
                 raise UserError(f"data: {where} row {row} has no words; drop it from the file")
             if not isinstance(value, list):
                 raise UserError(f"{told} {base.shown(value)}; expected a list of words")
@@ -51,21 +54,25 @@ class Tags(base.Kind):
     def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
         known = set(rows.names)
         sentences: list[list[str]] = []
+        ours: dict[str, str] = {}
         for number, (words, value) in enumerate(zip(rows.fields[WORDS], values, strict=True)):
             where = f"data: {rows.where} row {number}"
+            value = _listed(value, numbers=True)
             if not (base.is_missing(value) or isinstance(value, list)):
                 raise UserError(f"{where} has {base.shown(value)} for tags; expected a list, one tag a word")
             given = base.as_text([] if base.is_missing(value) else value, "tags", f"{rows.where} row {number} tags")
-            tags = [rows.ours.get(tag, tag) for tag in given]
+            fresh = [tag for tag in given if tag not in ours]
+            ours.update(zip(fresh, base.named(fresh, rows), strict=True))
+            tags = [ours[tag] for tag in given]
             if not tags:
                 raise UserError(f"{where} has no tags (hidden labels?); scores need labels")
             if len(words) != len(tags):
                 raise UserError(f"{where} has {len(words)} words and {len(tags)} tags; expected one tag a word")
             if not known.issuperset(tags):
                 i = next(i for i, tag in enumerate(tags) if tag not in known)
-                what = "a hidden label" if tags[i] in base.HIDDEN else "outside the tag set"
-                expected = f"expected one of {', '.join(rows.names)}"
-                raise UserError(f'{where} word {i} "{words[i]}" has tag "{tags[i]}", {what}; {expected}')
+                what = "a hidden label" if given[i] in base.HIDDEN else "outside the tag set"
+                expected = f"expected {base.wanted(given[i], given, rows)}"
+                raise UserError(f'{where} word {i} "{words[i]}" has tag "{given[i]}", {what}; {expected}')
             sentences.append(tags)
         return {"label": pa.array(sentences, base.TEXTS)}
 
@@ -89,6 +96,28 @@ class Tags(base.Kind):
             answers = [f"{tag or ''}: {word}" for tag, word in told]
             made.append(replace(encoder.encode(query, row), gold=gold[start:end], answers=answers))
         return made
+
+
+def _listed(value: Any, numbers: bool) -> Any:
+    """Words or tags that are written as one text: with blanks between, or as Python or JSON writes a list of texts; a
+    list that is written otherwise stays a text.
+
+    Args:
+        numbers: a list may be one of numbers. As words, [ 12 ] are three and [12] is one.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.startswith("[") and value.endswith("]"):
+        for read, write in ((json.loads, None), (ast.literal_eval, repr)):
+            try:
+                found = read(value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            fits = isinstance(found, list) and (numbers or all(isinstance(word, str) for word in found))
+            # to Python ['a' 'b'], as NumPy writes it, is one word
+            if fits and (write is None or write(found) == value):
+                return found
+    return value if re.match("\\[['\"]", value) else value.split()
 
 
 def _chunks(encoder: base.RowEncoder, row: Mapping[str, Any], words: Sequence[str]) -> list[tuple[int, int]]:
