@@ -89,10 +89,14 @@ class Test(Strict):
 
 
 class Data(Strict):
-    """Where rows come from: a source named in the task's YAML, and the folder or URI its files lie below."""
+    """Where rows come from: a source named in the task's YAML, and the folder or URI its files lie below, which may be
+    a data set on the hub, hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
 
     source: str | None = None
     root: Annotated[str | None, PROVENANCE] = None
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of the hub's data set, instead of the source's"
+    )
     stream: Mix | None = Field(
         default=None,
         description="read train rows as they are needed, from Parquet files, "

@@ -91,6 +91,7 @@ class Sample:
 
     dev, demos: None where there are none; notes: what the draw did that a reader of the result must know.
     stream: where train rows are streamed, what there is; `train` then holds the first of each language.
+    commits: the data sets on the hub that the rows are of, each with its commit.
     """
 
     train: pa.Table
@@ -99,16 +100,19 @@ class Sample:
     demos: pa.Table | None
     notes: tuple[str, ...] = ()
     stream: Stream | None = None
+    commits: tuple[str, ...] = ()
 
     def manifest(self) -> dict[str, Any]:
-        """Row ids per role and a hash over ids and contents; two results compare only if their hashes agree."""
+        """Row ids per role and a hash over ids, contents and commits; two results compare only if their hashes
+        agree."""
         roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
         ids = {role: [] if table is None else _keys(table) for role, table in roles.items()}
         hashes = {role: _content_hash(table) for role, table in roles.items()}
         sizes = {role: len(keys) for role, keys in ids.items()}
         if self.stream is not None:
             ids["train"], hashes["train"], sizes["train"] = [], self.stream.fingerprint, self.stream.rows
-        whole = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+        facts = {**hashes, "commits": self.commits} if self.commits else hashes
+        whole = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return {"hash": whole, "test_hash": hashes["test"], "notes": list(self.notes), "sizes": sizes, "ids": ids}
 
 

@@ -19,6 +19,7 @@ from raypft.config.compatibility import check_fit
 from raypft.config.job import Job, Train
 from raypft.config.resolved import ResolvedJob
 from raypft.data import sources, streaming
+from raypft.data.origin import commits
 from raypft.data.sampling import Sample, draw
 from raypft.data.split import sizes_told
 from raypft.encoded import Encoded
@@ -215,7 +216,7 @@ class _SplitReader:
     def __init__(self, resolved: ResolvedJob, memo: Memo) -> None:
         self.job, self.origin, self.memo = resolved.job, resolved.origin, memo
         shots = self.origin.shots if "{shots}" in str(self.origin.source.files) else None
-        self.place = (self.job.task, self.origin.name, self.origin.root, shots)
+        self.place = (self.job.task, self.origin.name, self.origin.root, self.origin.revision, shots)
         self.index: streaming.Index | None = None
         if self.job.data.stream is not None:
             _check_streamed(resolved)
@@ -275,7 +276,8 @@ def _draw(resolved: ResolvedJob, reader: _SplitReader, sample_seed: int) -> Samp
         dev_limit=job.dev.limit,
         test_limit=job.test.limit,
     )
-    return replace(sample, stream=index, notes=(*reader.notes(), *sample.notes))
+    found = tuple(commits(reader.origin).values())
+    return replace(sample, stream=index, notes=(*reader.notes(), *sample.notes), commits=found)
 
 
 def _check_streamed(resolved: ResolvedJob) -> None:

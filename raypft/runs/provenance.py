@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from raypft.data.origin import commits
 from raypft.runs.prepare import Prepared
 
 PACKAGES = (
@@ -45,7 +46,12 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
             "source": skeleton.hub or skeleton.source,
             "revision": skeleton.revision,
         },
-        "data": {"source": origin.name, "root": origin.root, "hub": origin.source.hub},
+        "data": {
+            "source": origin.name,
+            "root": origin.root,
+            "hub": origin.source.hub,
+            "revisions": list(commits(origin).values()),
+        },
         "manifests": {seed: manifest["hash"] for seed, manifest in prepared.manifests.items()},
     }
 

@@ -160,12 +160,17 @@ def _of_source(task: Task, source: Source) -> Iterator[str]:
             if placeholder not in ("language", "shots"):
                 key = "files" if source.is_split else f"files.{split}"
                 yield f".{key}: found {{{placeholder}}}; expected {{language}} or {{shots}}"
-    if (source.hub is None) == (source.files is None):
-        yield ": give exactly one of hub and files"
-    configs = source.config if isinstance(source.config, dict) else {}
-    for split in [*source.paths, *source.splits, *configs, *source.split_languages]:
+    if source.hub is None and source.files is None:
+        yield ": found neither hub nor files; give one"
+    if source.hub is not None and source.files is not None and (source.config or source.splits):
+        yield ": found files beside config or splits; they say all, leave those out"
+    configs, hubs = (value if isinstance(value, dict) else {} for value in (source.config, source.hub))
+    for split in [*source.paths, *source.splits, *configs, *hubs, *source.split_languages]:
         if split not in SPLITS:
             yield f': unknown split "{split}"; {nearest(split, SPLITS)}'
+    named = list((source.paths or configs or {"": source.config or ""}).values())
+    if source.parallel and not all("{language}" in pattern for pattern in named):
+        yield f".parallel: expected {{language}} in {named}: a file for each language"
     for split, languages in source.split_languages.items():
         for language in languages:
             if language not in task.languages:

@@ -61,11 +61,12 @@ class Label(Strict):
 class Source(Strict):
     """Where rows come from and how their columns and labels are called there.
 
-    Exactly one of `hub` (a data set id with parquet files) and `files` (a path per split below `data.root`, in which
-    {language}, {shots} and * may stand; or one path, whose rows `data.split` divides) is given.
+    `hub` is the id of a data set, or one a split; `files` is a path per split, in which {language}, {shots} and * may
+    stand, or one path, whose rows `data.split` divides; in that data set, or without `hub` below `data.root`. Which
+    files a split of a data set has is looked up where `files` does not say it.
     """
 
-    hub: str | None = None
+    hub: str | dict[str, str] | None = None
     config: str | dict[str, str] | None = None
     """The hub configuration, or one a split; may hold {language}."""
     revision: str | None = None
@@ -80,6 +81,9 @@ class Source(Strict):
     panx: the same with language: before the word; squad: JSON of any layout, SQuAD's among them."""
     splits: dict[str, str] = {}
     """Our split names to theirs (hub only); a split not named does not exist. Empty: all three, called as here."""
+    parallel: bool = False
+    """Whether the rows of a split are in each language the same in the same order: they are then known by their number,
+    where no column is the id, so that translations are drawn together."""
     columns: dict[str, str | list[str]] = {}
     """Our column to theirs; several names where their files differ, the first that is there counts."""
     labels: dict[str, str] = {}
@@ -100,8 +104,18 @@ class Source(Strict):
 
     @property
     def paths(self) -> dict[str, str]:
-        """Split to path; none where rows come from a hub."""
+        """Split to path; none where they are looked up on the hub."""
         return dict.fromkeys(SPLITS, self.files) if isinstance(self.files, str) else self.files or {}
+
+    def hub_of(self, split: str) -> str | None:
+        """The data set on the hub that a split is read from."""
+        return self.hub.get(split) if isinstance(self.hub, dict) else self.hub
+
+    def has(self, split: str) -> bool:
+        """Whether there is such a split, as far as the source says."""
+        if self.files is not None:
+            return split in self.paths
+        return self.hub_of(split) is not None and split in (self.splits or SPLITS)
 
 
 class Wording(Strict):

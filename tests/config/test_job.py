@@ -270,6 +270,7 @@ def test_where_and_how_a_job_runs_is_not_in_the_key(override):
         "dev.limit=10",
         "test.limit=10",
         "data.source=hub",
+        "data.revision=v1",
         "train.dropout=0.0",
         "task=nli",
         "dev.metric=accuracy",

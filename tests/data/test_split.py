@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from raypft.data import sources
+from raypft.data.origin import choose
 from raypft.errors import UserError
 from raypft.tasks.load import load_task
 
@@ -32,7 +33,7 @@ def write(folder: Path, rows: list[dict[str, str]], task: str = TASK, file: str 
         writer.writeheader()
         writer.writerows(rows)
     (folder / "support.yaml").write_text(task, encoding="utf-8")
-    return sources.choose(load_task(str(folder / "support.yaml")), None, None)
+    return choose(load_task(str(folder / "support.yaml")), None, None)
 
 
 def messages(count: int = 60) -> list[dict[str, str]]:
@@ -70,8 +71,8 @@ def test_neither_the_order_of_rows_nor_the_interpreter_matters(tmp_path):
     random.Random(1).shuffle(rows)
     assert texts(write(tmp_path, rows)) == before
     script = (
-        "from raypft.data import sources; from raypft.tasks.load import load_task; "
-        f"o = sources.choose(load_task({str(tmp_path / 'support.yaml')!r}), None, None); "
+        "from raypft.data import sources; from raypft.data.origin import choose; from raypft.tasks.load import load_task; "
+        f"o = choose(load_task({str(tmp_path / 'support.yaml')!r}), None, None); "
         "print(sorted(sources.split_parts(o)['test']['message'].to_pylist()))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -148,7 +149,7 @@ def test_files_of_a_task_lie_beside_it_unless_a_root_is_given(tmp_path, monkeypa
     origin = write(tmp_path, messages())
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert sources.read_split(origin, "test", ["en"]) is not None
-    given = sources.choose(origin.task, None, str(tmp_path / "elsewhere"))
+    given = choose(origin.task, None, str(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match=r"no file .*/elsewhere/support\.csv"):
         sources.read_split(given, "test", ["en"])
 

@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 SOURCE_KEYS = (
-    "columns, config, files, format, gated, hub, labels, language_before, languages, revision, root, "
+    "columns, config, files, format, gated, hub, labels, language_before, languages, parallel, revision, root, "
     "split_languages, splits"
 )
 PATTERN_KEYS = "by_language, demo_separator, mode, source, text, verbalizer"
@@ -208,12 +208,22 @@ ERRORS = {
         "tests: mine/test",
         'sources.files: unknown split "tests"; did you mean "test"? known: test, train, validation',
     ),
-    "hub and files": (
+    "files in a data set, and configurations": (
         "hub: owner/name",
-        "hub: owner/name, files: {train: x}",
-        "sources.hub: give exactly one of hub and files",
+        "hub: owner/name, config: x, files: {train: x}",
+        "sources.hub: found files beside config or splits; they say all, leave those out",
     ),
-    "neither hub nor files": ("hub: owner/name", "config: x", "sources.hub: give exactly one of hub and files"),
+    "neither hub nor files": ("hub: owner/name", "config: x", "sources.hub: found neither hub nor files; give one"),
+    "a data set of an unknown split": (
+        "hub: owner/name",
+        "hub: {dev: owner/name}",
+        'sources.hub: unknown split "dev"; known: test, train, validation',
+    ),
+    "parallel rows in one file": (
+        "hub: owner/name",
+        "hub: owner/name, parallel: true",
+        "sources.hub.parallel: expected {language} in ['']: a file for each language",
+    ),
     "label outside the set": (
         "hub: owner/name",
         'hub: owner/name, labels: {"0": nope}',
@@ -473,7 +483,7 @@ def test_a_list_of_metrics_names_the_metric(tmp_path):
     [
         ("sources: {files: {hub: a/b}}", "files: found beside sources.files; keep one of them"),
         ("label: {names: [a]}", "labels: found beside label.names; keep one of them"),
-        ("files:", "sources.files: give exactly one of hub and files"),
+        ("files:", "sources.files: found neither hub nor files; give one"),
         ("files: a.csv\nsources: {files: {hub: a/b}}", "files: found beside sources.files; keep one of them"),
     ],
 )
