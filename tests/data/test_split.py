@@ -71,7 +71,8 @@ def test_neither_the_order_of_rows_nor_the_interpreter_matters(tmp_path):
     random.Random(1).shuffle(rows)
     assert texts(write(tmp_path, rows)) == before
     script = (
-        "from raypft.data import sources; from raypft.data.origin import choose; from raypft.tasks.load import load_task; "
+        "from raypft.data import sources; from raypft.data.origin import choose; "
+        "from raypft.tasks.load import load_task; "
         f"o = choose(load_task({str(tmp_path / 'support.yaml')!r}), None, None); "
         "print(sorted(sources.split_parts(o)['test']['message'].to_pylist()))"
     )
