@@ -76,9 +76,9 @@ def check(job: ResolvedJob) -> dict[str, Any]:
     """
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
-    from raypft.scale.run import check_gpus  # noqa: PLC0415
+    from raypft.scale.machine import check_machine  # noqa: PLC0415
 
-    check_gpus(job.job.resources)
+    check_machine(job.job.resources)
     return checked(prepare(job))
 
 
@@ -128,8 +128,11 @@ def read_results(folder: str | Path) -> RunResults:
     return read_run(path_of(str(folder)))
 
 
-def load_trained(folder: str | Path, seed: int | None = None) -> Trained:
+def load_trained(folder: str | Path, seed: int | None = None, **moved: Any) -> Trained:
     """A finished seed of a run, the first where None, ready to answer new rows.
+
+    Args:
+        moved: where what the run was made with lies now: backbone, task, or dotted keys by `**{"method.ticket": …}`.
 
     Raises:
         UserError: the folder is no run, the seed is not finished, or model, task or method are not those of the run.
@@ -141,23 +144,33 @@ def load_trained(folder: str | Path, seed: int | None = None) -> Trained:
     """
     from raypft.runs import predict  # noqa: PLC0415
 
-    return predict.load_trained(folder, seed)
+    return predict.load_trained(folder, seed, {key: str(path) for key, path in moved.items()})
 
 
-def export(trained: Trained, folder: str | Path) -> None:
+def export(trained: Trained, folder: str | Path | None = None, *, push: str | None = None) -> None:
     """Write what a seed trained as a folder that transformers, peft or safetensors load, with a model card.
 
+    Args:
+        push: OWNER/NAME of a new, private repository of the hub that it is written to, too; the token is that of
+            HF_TOKEN or of `hf auth login`.
+
     Raises:
-        UserError: nothing was trained, or the folder holds something.
+        UserError: nothing was trained, the folder or the repository holds something, or no token that may write.
 
     >>> results = raypft.run("profit", task="sentiment", backbone=MODEL, shots=2, seeds=1, train={"epochs": 1})
     >>> raypft.export(raypft.load_trained(results.folder), "exported")
     >>> sorted(path.name for path in Path("exported").iterdir())[:2]
     ['README.md', 'config.json']
     """
-    from raypft.runs.export import export as write  # noqa: PLC0415
+    from raypft.runs import export as exports  # noqa: PLC0415
 
-    write(trained, Path(folder))
+    place = None if folder is None else Path(folder)
+    if push is not None:
+        exports.push(trained, push, place)
+    elif place is None:
+        raise UserError("export: found neither folder nor push; expected one of them, or both")
+    else:
+        exports.export(trained, place)
 
 
 def load_campaign(name: str, *, scale: str | None = None, tracker: str | None = None, **keys: Any) -> Campaign:

@@ -140,7 +140,7 @@ def own_path(part: str, name: str) -> Path:
     """
     if name.endswith(".py"):
         path = Path(os.path.expanduser(name))
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"{part}: no file {path}; give the path of a Python file")
         return path
     try:

@@ -54,7 +54,7 @@ class Encoded:
 
     def behind(self, count: int) -> Encoded:
         """The prompt without its first `count` tokens, positions counted from behind them; marks there are gone."""
-        return self._cut(slice(count, len(self.ids)))
+        return self._cut(slice(count, len(self.ids))) if count else self
 
     def until(self, count: int) -> Encoded:
         """The first `count` tokens of the prompt, its slot at the last."""

@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user can mend. The command line prints its line and exits with `code`."""
+    """Something the user can mend: a line, or several where `Faults` found them in one file.
+
+    The command line prints them and exits with `code`.
+    """
 
     code = 2
 
 
+class Faults:
+    """What is wrong with a file, collected so that it is told at once and not one line a start."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, None] = {}
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Keeps the lines of a UserError raised inside."""
+        try:
+            yield
+        except UserError as error:
+            self.add(str(error).split("\n"))
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Keep lines, each once."""
+        self.lines |= dict.fromkeys(lines)
+
+    def tell(self) -> None:
+        """Raise one UserError of all lines, where there are any."""
+        if self.lines:
+            raise UserError("\n".join(self.lines))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean "x"? known: a, b, c`, for messages about an unknown name."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f'did you mean "{close[0]}"? ' if close else ""
-    return f"{hint}known: {', '.join(names)}"
+    names = sorted(map(str, known))
+    close = closest(name, names)
+    hint = f'did you mean "{close}"? ' if close else ""
+    return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is meant by a misspelt one, None where none is near."""
+    return next(iter(difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)), None)
 
 
 def first_line(error: Exception) -> str:

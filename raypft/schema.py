@@ -7,14 +7,14 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from raypft.errors import UserError, nearest
+from raypft.errors import UserError, closest, nearest
 
 NUMBERS = (int, float, int | None, float | None)
 """The types of keys that take a number."""
@@ -45,7 +45,7 @@ def find_yaml(name: str, folder: Path, part: str, missing: str) -> tuple[Path, s
     """
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(os.path.expanduser(name)) if is_path else folder / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, not raised for a name that is too long
         if is_path:
             raise UserError(missing.format(path))
         raise UserError(f'{part}: "{name}" is unknown; {nearest(name, yaml_names(folder))}')
@@ -73,11 +73,22 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
 def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
     """A campaign asks for the same few files thousands of times; `changed` makes an edited file another one."""
     values = load_yaml(path, where)
+    if _holds_itself(values, set(), set()):
+        raise UserError(f"{where}: an alias (*name) stands inside what it names; write the values out")
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of keys, found {type(values).__name__}")
     if odd := [key for key in values if not isinstance(key, str)]:
         raise UserError(f"{where}: found the key {odd[0]!r}, which is no text; expected a name, in quotes if need be")
     return values
+
+
+def _holds_itself(value: Any, around: set[int], seen: set[int]) -> bool:
+    """Whether nested values stand inside themselves; `around`: those that this one is in, `seen`: those looked at."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return id(value) in around
+    seen.add(id(value))
+    below = list(value.values()) if isinstance(value, dict) else value
+    return any(_holds_itself(one, around | {id(value)}, seen) for one in below)
 
 
 class _Loader(yaml.SafeLoader):
@@ -151,6 +162,31 @@ def set_key(values: dict[str, Any], key: str, value: Any, told: str = "") -> Non
     level[last] = number(value) if isinstance(value, str) else value
 
 
+def at_key(values: dict[str, Any], key: str) -> Any:
+    """What nested values hold at a dotted key, None where they hold nothing."""
+    group, _, rest = key.partition(".")
+    below = values.get(group)
+    return at_key(below, rest) if rest and isinstance(below, dict) else None if rest else below
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested job keys as dotted ones. A method or readout given with its name replaces the one before as a whole.
+
+    Raises:
+        UserError: a key stands there twice, nested and dotted; or there are no keys but something else.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"found {shortened(values)}; expected keys of jobs, e.g. {{train.lr: 1e-4}}")
+    dotted: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and "name" not in value
+        more = flat(value, f"{prefix}{key}.") if nested else {prefix + str(key): value}
+        if twice := dotted.keys() & more.keys():
+            raise UserError(f'key "{min(twice)}" is given twice, nested and dotted; keep one of them')
+        dotted |= more
+    return dotted
+
+
 def number(text: str) -> str | float:
     """YAML 1.1 reads 1e-4 as text; researchers do not."""
     try:
@@ -176,26 +212,82 @@ def validation_root(model: type[Model]) -> type[Model]:
 
 
 def validation_line(where: str, error: Exception, values: object) -> str:
-    """One line out of a pydantic error: where, key, found, expected; an unknown key names the nearest."""
+    """One line out of a pydantic error, the first of `validation_lines`."""
+    return validation_lines(where, error, values)[0]
+
+
+def validation_lines(where: str, error: Exception, values: object) -> list[str]:
+    """A line for each key of a pydantic error: where, key, found, expected; unknown keys first, with the nearest named.
+
+    A key that is missing because it is misspelt is told once.
+    """
     if not isinstance(error, ValidationError):
-        return f"{where}: {error}"
-    errors = error.errors()  # a key that is missing may be one that is misspelt
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
-    location = first["loc"]
-    # pydantic ends the place in a union with the type it tried
-    if location and str(location[-1]) in ("str", "list[str]", "dict[str,str]"):
-        location = location[:-1]
-    key = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(error.title, first["loc"][:-1])
-        return f'{where}: unknown key "{key}"; {nearest(str(first["loc"][-1]), known)}'
-    if first["type"] == "missing":
-        return f'{where}: key "{key}" is missing'
-    quoted = "; write it in quotes" if first["type"] == "string_type" and not isinstance(first["input"], dict) else ""
-    return f"{where}: {key}: found {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}{quoted}"
+        return [f"{where}: {error}"]
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    meant: set[tuple[int | str, ...]] = set()
+    lines: dict[str, str] = {}
+    for one in errors:
+        location = one["loc"]
+        if one["type"] == "extra_forbidden":
+            known = keys_at(error.title, location[:-1])
+            meant.add((*location[:-1], SYNONYMS.get(str(location[-1])) or closest(str(location[-1]), known) or ""))
+        if one["type"] == "missing" and location in meant:
+            continue
+        # pydantic ends the place in a union with the type it tried
+        if location and str(location[-1]) in ("str", "list[str]", "dict[str,str]"):
+            location = location[:-1]
+        key = ".".join(map(str, location))
+        lines.setdefault(key, f"{where}: {_fault(key, one, error.title)}")
+    return list(lines.values())
 
 
-def _keys_at(title: str, location: tuple[int | str, ...]) -> list[str]:
+def _fault(key: str, one: Any, title: str) -> str:
+    """What is wrong with a key, of one of pydantic's errors."""
+    if one["type"] == "extra_forbidden":
+        return unknown_key(key, keys_at(title, one["loc"][:-1]), _dotted(_ROOTS.get(title)))
+    if one["type"] == "missing":
+        return f'key "{key}" is missing'
+    if one["type"] == "list_type" and isinstance(one["input"], str):
+        return f"{key}: found {shortened(one['input'])}; expected a list, e.g. [{one['input'][:20]}]"
+    quoted = "; write it in quotes" if one["type"] == "string_type" and not isinstance(one["input"], dict) else ""
+    return f"{key}: found {shortened(one['input'])}; {one['msg'][0].lower()}{one['msg'][1:]}{quoted}"
+
+
+SYNONYMS = {"learning_rate": "lr", "num_epochs": "epochs", "bs": "batch_size", "max_length": "max_tokens"}
+"""What other libraries call some keys, to ours; nearness of letters would name others."""
+
+
+def unknown_key(key: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
+    """`unknown key "x.y"; did you mean "z"? known: …`, also where there are none.
+
+    Args:
+        known: the keys at its place; elsewhere: dotted keys below others, meant if they end alike.
+    """
+    known, last = sorted(known), key.rpartition(".")[2]
+    if not known:
+        return f'unknown key "{key}"; there are no keys here; leave it out'
+    ours = SYNONYMS.get(last, last)
+    meant = ours if ours in known else next((dotted for dotted in elsewhere if dotted.endswith(f".{ours}")), None)
+    if meant:
+        return f'unknown key "{key}"; did you mean "{meant}"? known: {", ".join(known)}'
+    return f'unknown key "{key}"; {nearest(last, known)}'
+
+
+def _dotted(model: object, prefix: str = "") -> Iterator[str]:
+    """The keys below the groups of keys of a model."""
+    for name, field in getattr(model, "model_fields", {}).items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from (f"{prefix}{name}.{key}" for key in field.annotation.model_fields)
+            yield from _dotted(field.annotation, f"{prefix}{name}.")
+
+
+def shortened(value: object) -> str:
+    """A value for a message: on one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}…"
+
+
+def keys_at(title: str, location: tuple[int | str, ...]) -> list[str]:
     """The keys of the model at a place below the root called `title`."""
     model: object = _ROOTS.get(title)
     for part in location:
@@ -210,4 +302,4 @@ def _keys_at(title: str, location: tuple[int | str, ...]) -> list[str]:
         models = [argument for argument in arguments if isinstance(argument, type) and issubclass(argument, BaseModel)]
         if models:
             model = models[0]
-    return list(getattr(model, "model_fields", {}))
+    return [*getattr(model, "model_fields", {}), *getattr(model, "short_forms", ())]

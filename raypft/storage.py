@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 
+MARKER = ".begun"
+"""The object that is written behind a URI before anything else, which can't be made there as a folder can."""
 PART = 1 << 18
 """Bytes after which an appended file goes on in a new object."""
 
@@ -133,45 +135,80 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
         UserError: another process has it; or nothing can be written there.
     """
     if is_remote(folder):
-        try:
-            (folder / ".begun").write_bytes(b"")
-        except Exception as error:  # each client has its own
-            raise UserError(
-                f"storage: {folder} can't be written: {' '.join(str(error).split())[:200]}; "
-                "see its credentials and address"
-            ) from None
+        _write_remote(folder)
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
         raise _not_made(folder, error) from None
+    lock = _acquired(folder, wait)
     try:
-        with FileLock(folder / ".lock", timeout=wait):
-            yield
+        yield
+    finally:
+        lock.release()
+
+
+def check_free(folder: Path) -> None:
+    """Raise a UserError where another process has a folder that `locked` would give; nothing is made."""
+    if not is_remote(folder) and (folder / ".lock").is_file():
+        _acquired(folder, 0).release()
+
+
+def _acquired(folder: Path, wait: float) -> BaseFileLock:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=wait)
     except Timeout:
         raise UserError(
             f"run: another process is at work on {folder}; wait for it, or choose another storage="
         ) from None
-
-
-def check_writable(folder: Path) -> None:
-    """Raise a UserError where a folder is not there and can't be made; nothing is left behind."""
-    if is_remote(folder):
-        return
-    there = folder.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    try:
-        Path(tempfile.mkdtemp(prefix=".raypft-", dir=there)).rmdir()
     except OSError as error:
         raise _not_made(folder, error) from None
+    return lock
 
 
-def _not_made(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"storage: {folder} can't be written: {error.strerror or error}; give another folder with storage=…"
-    )
+def check_writable(folder: Path, part: str = "storage") -> None:
+    """Raise a UserError where a folder can't be made or written to; nothing is left behind.
+
+    Args:
+        part: how messages call what the folder is for.
+    """
+    if is_remote(folder):
+        _write_remote(folder, part)
+        (folder / MARKER).unlink()
+        return
+    there, missing = folder.absolute(), list[str]()
+    try:
+        while not there.exists():
+            missing.append(there.name)
+            there = there.parent
+        with tempfile.TemporaryDirectory(prefix=".raypft-", dir=there) as made:
+            Path(made, *reversed(missing)).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _not_made(folder, error, part) from None
+
+
+def _write_remote(folder: Path, part: str = "storage") -> None:
+    """Write an empty object behind a URI.
+
+    Raises:
+        UserError: nothing can be written there, or it would be gone with this process.
+    """
+    if str(folder).startswith("memory:"):
+        raise UserError(f"{part}: {folder} ends with this process; give a folder, or a bucket such as s3://bucket/runs")
+    try:
+        (folder / MARKER).write_bytes(b"")
+    except Exception as error:  # each client has its own
+        raise UserError(
+            f"{part}: {folder} can't be written: {first_line(error)}; see its credentials and address"
+        ) from None
+
+
+def _not_made(folder: Path, error: Exception, part: str = "storage") -> UserError:
+    told = getattr(error, "strerror", None) or error
+    how = " with storage=…" if part == "storage" else ""
+    return UserError(f"{part}: {folder} can't be written: {told}; give another folder{how}")
 
 
 class Log:

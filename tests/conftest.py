@@ -1,6 +1,9 @@
-"""Shared set-up of the tests: one thread, quiet libraries, no hub; tests marked `cluster` run only with -m cluster."""
+"""Shared set-up of the tests: one thread, quiet libraries, no hub but the stand-in that a test asks for; tests marked
+`cluster` run only with -m cluster."""
 
 import os
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,3 +18,22 @@ def pytest_collection_modifyitems(config, items):
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A hub on this machine, empty; a subprocess has it with env=hub.env, this process after hub.patch(monkeypatch)."""
+    from standin import serving
+
+    with serving(tmp_path / "hf") as running:
+        yield running
+
+
+@pytest.fixture
+def hub_here(hub, monkeypatch):
+    """The same, already the hub of this process."""
+    from huggingface_hub import close_session
+
+    hub.patch(monkeypatch)
+    yield hub
+    close_session()

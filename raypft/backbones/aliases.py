@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+REFERENCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>.+))?")
+"""OWNER/NAME or OWNER/NAME@REVISION (a branch, tag or commit) of a hub model."""
 
 
 @dataclass(frozen=True)

@@ -88,13 +88,18 @@ class Backbone(Seams, ABC):
 
     @property
     def source(self) -> str | None:
-        """The folder or hub id the model was read from, None for one made in memory."""
+        """The folder the model was read from, None for one made in memory."""
         return None if self.text is None else self.text.source
 
     @property
     def revision(self) -> str:
         """What identifies the weights (hub commit or content hash)."""
         return "in memory" if self.text is None else self.text.revision
+
+    @property
+    def hub(self) -> str | None:
+        """The id of the hub model that it is, None for one of this machine."""
+        return None if self.text is None else self.text.hub
 
     @property
     def state_size(self) -> int:

@@ -52,6 +52,13 @@ def weights(backbone: Backbone) -> dict[str, Tensor]:
     return values
 
 
+def place_of(backbone: Backbone) -> tuple[str | None, str | None]:
+    """What `from_pretrained` finds the model by: hub id and commit, or the folder and None."""
+    if backbone.hub is not None:
+        return backbone.hub, backbone.revision
+    return backbone.source and str(Path(backbone.source).absolute()), None
+
+
 def auto_class(backbone: Backbone, head: Head | None) -> str:
     """The transformers class that loads the model with this head, with the language-model head where None."""
     return (FAMILIES[backbone.family].auto if head is None else HEADS[head[0]]).__name__
@@ -83,8 +90,8 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
 def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels: Sequence[str] = ()) -> None:
     """Write the injected layers so that `peft.PeftModel.from_pretrained(base, folder)` computes the same.
 
-    Writes adapter_model.safetensors and adapter_config.json. With a head, `base` is the transformers model that has
-    one.
+    Writes adapter_model.safetensors and adapter_config.json, which says where the base is: its hub id and commit, else
+    its folder on this machine. With a head, `base` is the transformers model that has one.
 
     Raises:
         UserError: nothing was injected; or transformers gives the model with this head no weights of the language
@@ -112,7 +119,7 @@ def save_peft(backbone: Backbone, folder: Path, head: Head | None = None, labels
         folder / "adapter_model.safetensors",
         {"format": "pt"},
     )
-    config.base_model_name_or_path = backbone.source
+    config.base_model_name_or_path, config.revision = place_of(backbone)
     config.inference_mode = True
     config.save_pretrained(str(folder))
 

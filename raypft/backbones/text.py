@@ -46,21 +46,25 @@ class PromptTokenizer(ABC):
     Args:
         tokenizer: the model's tokenizer.
         config: the model's transformers configuration.
-        source: the folder or hub id it was read from, None for a model made in memory; heads read their weights there.
+        source: the folder it was read from, None for a model made in memory; heads read their weights there.
         revision: what identifies the weights (hub commit or content hash).
+        hub: the id of the hub model that the folder is a copy of.
     """
 
     family: str
     takes_demos: bool = False
     """Whether a prompt may begin with demonstrations."""
 
-    def __init__(self, tokenizer, config, source: str | None = None, revision: str = "in memory") -> None:
+    def __init__(
+        self, tokenizer, config, source: str | None = None, revision: str = "in memory", hub: str | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.config = config
         self.source = source
         self.revision = revision
         self._known: dict[str, list[int]] = {}
         self._plain = plain(tokenizer)
+        self.hub = hub
 
     @property
     def pad(self) -> int:

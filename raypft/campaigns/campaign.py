@@ -22,7 +22,7 @@ from raypft.campaigns.search_space import Search
 from raypft.config.job import Resources, provenance_keys
 from raypft.config.load import load_values, make_job, resources_of
 from raypft.errors import UserError, nearest
-from raypft.schema import Strict, set_key, validation_root
+from raypft.schema import Strict, flat, set_key, validation_root
 from raypft.storage import default_storage, path_of
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class Campaign(Strict):
 
     _run_folders: dict[str, str] = PrivateAttr(default_factory=dict)
     """Name of a job that comes first to its run's folder, once it is known."""
+    _asked: set[str] = PrivateAttr(default_factory=set)
+    """Names of those that are being made."""
 
     @property
     def folder(self) -> Path:
@@ -109,9 +111,14 @@ class Campaign(Strict):
         Raises:
             UserError: the first thing that does not fit.
         """
-        return [self._prerequisite(name) for name in self.before]
+        return [self.prerequisite(name) for name in self.before]
 
-    def _prerequisite(self, name: str) -> ResolvedJob:
+    def prerequisite(self, name: str) -> ResolvedJob:
+        """A job that comes first.
+
+        Raises:
+            UserError: what does not fit.
+        """
         return make_job(self.prerequisite_values(name), f"{self.name}: before.{name}")
 
     def prerequisite_values(self, name: str) -> dict[str, Any]:
@@ -121,8 +128,16 @@ class Campaign(Strict):
 
     def run_folder(self, name: str) -> str:
         """The run's folder of a job that comes first."""
+        if name in self._asked:
+            raise UserError(
+                f"{self.name}: before.{name}: needs its own run, {BEFORE}{name}; name one that comes before"
+            )
         if name not in self._run_folders:
-            job = self._prerequisite(name).job
+            self._asked.add(name)
+            try:
+                job = self.prerequisite(name).job
+            finally:
+                self._asked.remove(name)
             self._run_folders[name] = str(path_of(job.storage) / job.run_name)
         return self._run_folders[name]
 
@@ -166,6 +181,12 @@ class TableCell:
         """The search that fills the cell, if one does."""
         search = self.campaign.search
         return search if search and (search.rows is None or self.row in search.rows) else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its jobs need a run that comes first."""
+        values = itertools.chain.from_iterable(flat(group).values() for group in self._settings())
+        return any(isinstance(value, str) and value.startswith(BEFORE) for value in values)
 
     @property
     def label(self) -> str:
@@ -226,19 +247,3 @@ class TableCell:
         if search.searcher == "random":
             return [search.drawn(random.Random(f"{self.study}/{number}")) for number in range(search.trials or 0)]
         return None
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested job keys as dotted ones. A method or readout given with its name replaces the one before as a whole.
-
-    Raises:
-        UserError: a key stands there twice, nested and dotted.
-    """
-    dotted: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and "name" not in value
-        more = flat(value, f"{prefix}{key}.") if nested else {prefix + str(key): value}
-        if twice := dotted.keys() & more.keys():
-            raise UserError(f'campaign: key "{min(twice)}" is given twice, nested and dotted; keep one of them')
-        dotted |= more
-    return dotted

@@ -2,8 +2,8 @@
 torch.
 
 A configuration's keys are kept under a hash of all they follow from: the job's values, raypft's own files, and size and
-time of every file that the values name (data, model, task, ticket, a user's own plug-ins). What is read from a hub is
-not kept.
+time of every file that the values name (data, model, task, ticket, a user's own plug-ins), and the commits of data sets
+on the hub.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from raypft.backbones.fetch import locate
 from raypft.catalogue import is_own, own_path
 from raypft.data import sources
+from raypft.data.origin import choose, commits
 from raypft.errors import UserError
 from raypft.schema import digest
 from raypft.storage import Log, default_storage
@@ -100,7 +101,7 @@ def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _stamps(key: str, value: Any, values: Mapping[str, Any]) -> list[Stamp] | None:
     if key == "backbone":
-        return _of_folder(locate(value))
+        return _of_folder(locate(value).folder)
     if key == "task":
         task = load_task(value)
         return _of_paths([value, *task.metrics])
@@ -134,8 +135,13 @@ def _of_file(path: Path) -> Stamp:
 
 def _of_data(values: Mapping[str, Any]) -> list[Stamp] | None:
     data = values.get("data") or {}
-    origin = sources.choose(load_task(values["task"]), data.get("source"), data.get("root"), values.get("shots"))
-    if origin.source.hub is not None:
+    origin = choose(
+        load_task(values["task"]), data.get("source"), data.get("root"), values.get("shots"), data.get("revision")
+    )
+    on_hub = commits(origin)
+    if on_hub:
+        return [[place, 0, 0] for place in on_hub.values()]
+    if origin.source.hub is not None:  # a folder that is laid out as a data set
         return None
     return [[info.path, info.size, info.mtime_ns] for info in sources.existing_files(origin)]
 

@@ -3,16 +3,19 @@ runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from raypft.campaigns.campaign import Campaign, flat
+from raypft.campaigns.campaign import Campaign, TableCell
 from raypft.catalogue import is_own, own_name
-from raypft.errors import UserError, nearest
-from raypft.schema import find_yaml, number, read_yaml, split_override, validation_line, yaml_names
+from raypft.errors import Faults, UserError, nearest
+from raypft.schema import find_yaml, flat, number, read_yaml, shortened, split_override, validation_lines, yaml_names
+
+if TYPE_CHECKING:
+    from raypft.config.resolved import ResolvedJob
 
 INSTALLED = Path(__file__).parents[1] / "tune_spaces"
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -78,19 +81,28 @@ def open_campaign(
     missing = "campaign: no file {}; give the path of a campaign YAML or a name of tune_spaces/"
     path, where = find_yaml(name, FOLDER, "campaign", missing)
     values = numbers(read_yaml(path, where))
-    scales = values.pop("scales", {})
+    if "scale" in values and "name" not in values:
+        raise UserError(f'{where}: unknown key "scale"; did you mean "scales"? A scale is chosen by a word: scale=NAME')
+    scales = values.pop("scales", None) or {}
+    if not isinstance(scales, dict) or not all(isinstance(overlay, dict) for overlay in scales.values()):
+        raise UserError(f"{where}: scales: found {shortened(scales)}; expected a name with keys for each scale")
     if scale is not None:
-        if not isinstance(scales, dict) or scale not in scales:
+        if scale not in scales:
             raise UserError(f'{where}: scale: "{scale}" is unknown; {nearest(scale, scales)}')
         values = overlaid(values, scales[scale], f"{where}: scales.{scale}")
     laid = overrides if isinstance(overrides, Mapping) else dict(map(split_override, overrides))
-    values["defaults"] = flat(values.get("defaults") or {}) | flat(laid)
+    try:
+        values["defaults"] = flat(values.get("defaults") or {}) | flat(laid)
+    except UserError as error:
+        raise UserError(f"{where}: defaults: {error}") from None
     values |= {"name": values.get("name", path.stem), "scale": scale} | ({"tracker": tracker} if tracker else {})
     try:
         campaign = Campaign(**values)
     except (ValidationError, TypeError) as error:
-        raise UserError(validation_line(where, error, values)) from None
-    _check(campaign, where)
+        raise UserError("\n".join(validation_lines(where, error, values))) from None
+    faults = Faults()
+    faults.add(f"{where}: {line}" for line in _faults(campaign))
+    faults.tell()
     return campaign, where
 
 
@@ -107,7 +119,7 @@ def overlaid(values: dict[str, Any], overlay: dict[str, Any], where: str) -> dic
             raise UserError(f'{where}: unknown key "{key}"; {nearest(key, known)}')
         before = merged.get(key)
         if key in ("rows", "tasks") and isinstance(laid, list):
-            names = list(before or {})
+            names = list(before) if isinstance(before, dict | list) else []
             for name in laid:
                 if key == "rows" and name not in names:
                     raise UserError(f'{where}.rows: "{name}" is no row; {nearest(str(name), names)}')
@@ -121,55 +133,68 @@ def overlaid(values: dict[str, Any], overlay: dict[str, Any], where: str) -> dic
     return merged
 
 
-def _check(campaign: Campaign, where: str) -> None:
-    """What pydantic can't see: keys of jobs, columns, metrics, the search."""
+def _faults(campaign: Campaign) -> Iterator[str]:
+    """What pydantic can't see, a line each: keys of jobs, columns, metrics, the search."""
     search = campaign.search
     for key, group in (("search.space", search.space if search else {}), ("vary", campaign.vary)):
         for name in group:
             if name in ("seeds", "sample_seed"):
-                raise UserError(
-                    f"{where}: {key}.{name}: the best seed is luck, not a setting; "
-                    "give seeds in defaults, the mean over them counts"
-                )
+                instead = "give seeds in defaults, the mean over them counts"
+                yield f"{key}.{name}: the best seed is luck, not a setting; {instead}"
     for name, values in campaign.vary.items():
         if not values:
-            raise UserError(f"{where}: vary.{name}: found an empty list; expected at least one value")
+            yield f"vary.{name}: found an empty list; expected at least one value"
     columns = ["task", "language", *campaign.vary]
     if campaign.columns not in columns:
-        raise UserError(f'{where}: columns: found "{campaign.columns}"; {nearest(campaign.columns, columns)}')
-    _check_search(campaign, where)
-
-
-def _check_search(campaign: Campaign, where: str) -> None:
-    search = campaign.search
+        yield f'columns: found "{campaign.columns}"; {nearest(campaign.columns, columns)}'
     if search is None:
         return
     for row in search.rows or []:
         if row not in campaign.rows and campaign.scale is None:  # a scale may leave rows out
-            raise UserError(f'{where}: search.rows: "{row}" is no row; {nearest(row, campaign.rows)}')
+            yield f'search.rows: "{row}" is no row; {nearest(row, campaign.rows)}'
     endless = [key for key, dimension in search.space.items() if dimension.listed is None]
     if search.searcher == "grid" and endless:
-        raise UserError(
-            f"{where}: search.space.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe"
-        )
+        yield f"search.space.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe"
     if search.searcher != "grid" and search.trials is None:
-        raise UserError(f"{where}: search.trials: searcher {search.searcher} needs a budget, e.g. trials: 24")
+        yield f"search.trials: searcher {search.searcher} needs a budget, e.g. trials: 24"
 
 
 def check_jobs(campaign: Campaign, where: str) -> None:
     """Make every job of a campaign once, as an example where a search chooses.
 
     Raises:
-        UserError: the first thing that does not fit.
+        UserError: what does not fit, a line each; what several jobs have in common is told of the first.
     """
-    campaign.prerequisites()
+    faults, told = Faults(), set[str]()
+
+    def tell(error: UserError, called: str) -> None:
+        for line in str(error).split("\n"):
+            common = line.removeprefix(called)
+            faults.add([line] if common not in told else [])
+            told.add(common)
+
+    for name in campaign.before:
+        try:
+            campaign.prerequisite(name)
+        except UserError as error:
+            tell(error, f"{campaign.name}: before.{name}")
+    unselected = ""
     for table_cell in campaign.table_cells():
-        resolved = table_cell.resolved(table_cell.example())
-        search, task = table_cell.search, resolved.task
-        selects = resolved.job.dev.metric or task.metric
-        known = ["dev", own_name(selects) if is_own(selects) else selects]
-        if search and search.metric not in known:
-            raise UserError(
-                f'{where}: search.metric: no run of {task.name} has "{search.metric}" on dev; '
-                f"{nearest(search.metric, known)}"
-            )
+        try:
+            resolved = table_cell.resolved(table_cell.example())
+        except UserError as error:
+            tell(error, table_cell.where)
+            continue
+        unselected = unselected or _unselected(table_cell, resolved)
+    faults.add([f"{where}: {unselected}"] if unselected else [])
+    faults.tell()
+
+
+def _unselected(table_cell: TableCell, resolved: ResolvedJob) -> str:
+    """Why a search can't choose by its metric; empty where it can."""
+    search, task = table_cell.search, resolved.task
+    selects = resolved.job.dev.metric or task.metric
+    known = ["dev", own_name(selects) if is_own(selects) else selects]
+    if search is None or search.metric in known:
+        return ""
+    return f'search.metric: no run of {task.name} has "{search.metric}" on dev; {nearest(search.metric, known)}'

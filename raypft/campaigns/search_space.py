@@ -26,7 +26,7 @@ class Dimension(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Dimension:
-        if len(self.model_fields_set) != 1:
+        if len(self.model_dump(exclude_none=True)) != 1:
             raise ValueError("expected a list, or one of range, uniform, log")
         if self.values == []:
             raise ValueError("an empty choice; expected at least one value")

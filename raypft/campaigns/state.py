@@ -78,6 +78,8 @@ class CampaignState:
         self, campaign: Campaign, tell: Callable[[str], None] = lambda line: None, fresh: bool = False
     ) -> None:
         self.campaign, self.fresh, self.memo = campaign, fresh, Memo()
+        self.fit: set[str] = set()
+        """Names of configurations that were checked and fit."""
         if fresh:
             Log(campaign.folder / FILE).remove()
         self.ledger = Ledger(campaign.folder, tell)
@@ -120,6 +122,8 @@ class CampaignState:
         Raises:
             UserError: anything that would fail later; or a search that has no dev rows to choose by.
         """
+        if configuration.name in self.fit:
+            return
         from raypft.runs.prepare import prepare  # noqa: PLC0415  (needs torch)
 
         prepared = prepare(configuration.resolved, self.memo)
@@ -129,6 +133,7 @@ class CampaignState:
                 f"search: {configuration.table_cell.label} has no dev rows to choose by; "
                 "set dev.rows: full, or leave the row out of search.rows"
             )
+        self.fit.add(configuration.name)
 
     def tried(self, table_cell: TableCell) -> Iterator[Configuration]:
         """The configurations of a table cell: listed ones, or those that a search has begun."""

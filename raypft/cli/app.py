@@ -12,49 +12,67 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from raypft._version import __version__
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
+from raypft.cli.shown import Json, console, print_found, print_table
 from raypft.cli.terminal import check_words, quiet, speak_anyhow
+from raypft.cli.usage import Commands, check_blanks
+from raypft.cli.using import Moved, Run, Seed, moved, predict
+from raypft.config.words import split_words
 from raypft.errors import UserError
 from raypft.storage import path_of
 
+if TYPE_CHECKING:
+    from raypft.config.resolved import ResolvedJob
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Prompt-based fine-tuning of language models, distributed on Ray.",
 )
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(submit_app, name="submit")
-console = Console(markup=False, emoji=False)  # [b] in a path or an answer is no style
 Names = Annotated[
     list[str],
     typer.Argument(
         metavar="RECIPE|FILE... [KEY=VALUE...]",
-        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4.",
+        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4; lora.train.lr=1e-3 is for "
+        "that recipe alone.",
     ),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path_of, help="The folder of a finished run.")]
-Seed = Annotated[int | None, typer.Option(help="Which seed of the run; the first finished one by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
 
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Names of recipes or files, and overrides."""
-    names = [word for word in words if "=" not in word]
-    if not names:
-        raise UserError(
-            "job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; "
-            "see raypft list recipes"
-        )
-    return names, [word for word in words if "=" in word]
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"raypft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Prompt-based fine-tuning of language models, distributed on Ray."""
+
+
+def load_jobs(words: list[str]) -> list[ResolvedJob]:
+    """The jobs of a command; whether the machine or cluster that they name is there is told first."""
+    from raypft.config.load import load_job, load_resources  # noqa: PLC0415  (torch is loaded only where it is needed)
+    from raypft.scale.machine import check_named  # noqa: PLC0415
+
+    asked = split_words(words)
+    for name, overrides in asked:
+        check_named(load_resources(name, overrides))
+    return [load_job(name, overrides) for name, overrides in asked]
 
 
 @app.command()
@@ -64,20 +82,25 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train and test jobs: every seed, then the table of mean and std."""
-    from raypft.config.load import load_job  # noqa: PLC0415
+    jobs = load_jobs(words)
     from raypft.runs.prepare import prepare  # noqa: PLC0415  (torch is loaded only where it is needed)
-    from raypft.runs.table import run_table  # noqa: PLC0415
+    from raypft.runs.table import check_comparable, interrupted, run_table  # noqa: PLC0415
     from raypft.scale.run import run_jobs  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    jobs = [load_job(name, overrides) for name in names]
     prepared = [prepare(job) for job in jobs]
+    check_comparable(prepared)
     labels = {ready.folder.name: ready.job.recipe for ready in prepared} if len(prepared) > 1 else {}
     for ready in prepared if not as_json else ():
         line = f" {Path(ready.job.task).stem}, {len(ready.job.seeds)} seeds, in {ready.folder}"
         console.print(Text.assemble((ready.job.recipe, "bold"), line), highlight=False, soft_wrap=True)
-    with RunProgress(console, as_json, labels) as tell:
-        results = run_jobs(prepared, tell, fresh)
+    try:
+        with RunProgress(console, as_json, labels) as tell:
+            results = run_jobs(prepared, tell, fresh)
+    except KeyboardInterrupt:
+        table, line = interrupted(prepared)
+        if table and not as_json:
+            print_table(table)
+        say_interrupted(line)
     folders = [ready.folder for ready in prepared]
     if not as_json:
         print_table(run_table(folders))
@@ -86,6 +109,12 @@ def run(
         for result in of_job:
             result.pop("losses")
             print(json.dumps({"event": "finished", "folder": str(folder), **result}), flush=True)
+
+
+def say_interrupted(line: str) -> NoReturn:
+    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C."""
+    print(f"raypft: interrupted; {line}; the same command (without --fresh) goes on", file=sys.stderr, flush=True)
+    raise typer.Exit(130)
 
 
 Campaigns = Annotated[
@@ -105,6 +134,7 @@ def tune(
 ) -> None:
     """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Then its tables."""
     from raypft.campaigns.load import load_campaign, words_of  # noqa: PLC0415
+    from raypft.campaigns.state import CampaignState  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
     from raypft.scale.tune.run import run_campaign  # noqa: PLC0415  (ray is loaded only where it is used)
 
@@ -112,8 +142,16 @@ def tune(
     if not as_json:
         line = f" {campaign.about}\nin {campaign.folder}"
         console.print(Text.assemble((campaign.name, "bold"), line), highlight=False, soft_wrap=True)
-    with CampaignProgress(console, as_json) as tell:
-        rows = run_campaign(campaign, tell, fresh)
+    try:
+        with CampaignProgress(console, as_json) as tell:
+            rows = run_campaign(campaign, tell, fresh)
+    except KeyboardInterrupt:
+        rows = CampaignState(campaign).rows()
+        done = sum(row["status"] == "finished" for row in rows)
+        if done and not as_json:
+            print(f"partial, {done} of {len(rows)} cells:")
+            print(write_tables(campaign, rows, campaign.folder).read_text(encoding="utf-8"), end="")
+        say_interrupted(f"{done} of {len(rows)} cells are finished, others go on from their last state")
     table = write_tables(campaign, rows, campaign.folder)
     if as_json:
         print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)
@@ -123,12 +161,15 @@ def tune(
 
 @app.command()
 def plan(words: Campaigns, as_json: Json = False) -> None:
-    """What a campaign would run and need, before anything starts; exit code 0 or 2."""
+    """What a campaign would run and need, before anything starts; exit code 2 where `tune` would refuse it."""
     from raypft.campaigns.load import open_campaign, words_of  # noqa: PLC0415
     from raypft.scale.tune.plan import planned  # noqa: PLC0415
 
     campaign, where = open_campaign(*words_of(words))
-    print_found(planned(campaign, where), as_json)
+    found = planned(campaign, where)
+    print_found(found, as_json)
+    if found["refused"]:
+        raise UserError("\n".join(found["refused"]))
 
 
 @app.command()
@@ -152,10 +193,8 @@ def report(
     table = run_table(folders)
     if as_json:
         print(json.dumps(vars(table)))
-    elif console.is_terminal:
-        print_table(table)
     else:
-        print(table.markdown(), end="")
+        print_table(table)
 
 
 def report_campaign(folder: Path, as_json: bool) -> None:
@@ -172,40 +211,24 @@ def report_campaign(folder: Path, as_json: bool) -> None:
         print(table.read_text(encoding="utf-8"), end="")
 
 
-def print_table(table: Any) -> None:
-    """A report table on the terminal."""
-    shown = RichTable(title=table.title, title_justify="left")
-    for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if i == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)
-    for note in table.notes:
-        console.print(f"- {note}", highlight=False, style="dim", soft_wrap=True)
-
-
-def print_found(found: dict[str, Any], as_json: bool) -> None:
-    """What was found out: its lines for a person, or all of it as JSON."""
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False))
-    else:
-        for line in found["lines"]:
-            console.print(line, highlight=False, soft_wrap=True)
-
-
 @app.command()
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
-    from raypft.config.load import load_job  # noqa: PLC0415
+    jobs = load_jobs(words)
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
-    from raypft.scale.run import check_gpus  # noqa: PLC0415
+    from raypft.runs.run import check_distinct  # noqa: PLC0415
+    from raypft.runs.table import check_comparable  # noqa: PLC0415
+    from raypft.scale.machine import check_machine  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    for name in names:
-        job = load_job(name, overrides)
-        check_gpus(job.job.resources)
-        print_found(checked(prepare(job)), as_json)
+    prepared = []
+    for job in jobs:
+        check_machine(job.job.resources)
+        prepared.append(prepare(job))
+        check_distinct(prepared)
+    check_comparable(prepared)
+    for ready in prepared:
+        print_found(checked(ready), as_json)
 
 
 @app.command()
@@ -219,8 +242,7 @@ def show(
     from raypft.runs.inspect import traced  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
 
-    names, overrides = split_words(words)
-    for name in names:
+    for name, overrides in split_words(words):
         print_found(traced(prepare(load_job(name, overrides)), row), as_json)
 
 
@@ -256,74 +278,63 @@ def list_(
     what: Annotated[
         str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[job|task|campaign]", help="Of schema: the kind of file.")
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="The same as `list matrix`.")] = False,
 ) -> None:
-    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a job file for editors."""
+    """What there is; `matrix`: what goes with what; `schema`: the JSON Schema of a kind of file, for editors."""
     from raypft.cli.catalogues import catalogue  # noqa: PLC0415
 
     if (what is None) != matrix:
         raise UserError("list: name one catalogue, e.g. raypft list methods, or raypft list --matrix")
-    for line in catalogue(what or "matrix"):
+    for line in catalogue(what or "matrix", kind):
         print(line)
 
 
-@app.command()
-def predict(
-    folder: Run,
-    data: Annotated[str | None, typer.Option(help="A file with the task's columns; labels are not looked at.")] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="One row: a text, or field=text for each field; words are split at blanks.")
-    ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Of rows that do not say theirs; the training language by default.")
-    ] = None,
-    seed: Seed = None,
-    out: Annotated[
-        Path | None, typer.Option(parser=path_of, help="A .parquet or .jsonl file instead of the terminal.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Score new rows with a finished run: labels with probabilities, a tag a word, or answer texts."""
-    if (data is None) == (not text):
-        found = "both --data and --text" if text else "neither --data nor --text"
-        raise UserError(f"predict: found {found}; expected rows with --data FILE, or one row with --text")
-    from raypft.runs import predict as using  # noqa: PLC0415
-
-    if out is not None:
-        using.check_ending(out)
-    trained = using.load_trained(folder, seed)
-    rows = (
-        using.rows_of_file(trained, data, language)
-        if data is not None
-        else using.rows_of_texts(trained, text or [], language)
-    )
-    found = using.predict(trained, rows)
-    if out is not None:
-        using.write(found, out)
-        console.print(f"{len(found)} rows in {out}", highlight=False, soft_wrap=True)
-    elif as_json or not console.is_terminal:
-        for line in using.lines_of(found):
-            print(line)
-    else:
-        print_table(using.shown(trained, found))
+app.command()(predict)
 
 
 @app.command()
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", parser=path_of, help="A new folder on this machine.")
+    ] = None,
+    words: Moved = None,
     seed: Seed = None,
+    to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Also a new, private repository of the Hugging Face hub; the token is HF_TOKEN's or hf auth login's.",
+        ),
+    ] = None,
 ) -> None:
     """Write what a run trained as a folder that transformers, peft or safetensors load, with a model card."""
-    from raypft.runs.export import export as write  # noqa: PLC0415
+    if to_hub is not None and "=" in str(folder):  # DIR was left out
+        folder, words = None, [str(folder), *(words or [])]
+    if folder is None and to_hub is None:
+        raise UserError(
+            "export: found neither DIR nor --push; expected a new folder, or OWNER/NAME on the hub, or both"
+        )
+    from raypft.hub import check_upload  # noqa: PLC0415
+    from raypft.runs import export as exports  # noqa: PLC0415
     from raypft.runs.predict import load_trained  # noqa: PLC0415
 
-    write(load_trained(run, seed), folder)
-    console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
+    if to_hub is not None:
+        check_upload(to_hub)
+        page = exports.push(load_trained(run, seed, moved(words)), to_hub, folder)
+        console.print(f"pushed to {page}; a new repository is private", highlight=False, soft_wrap=True)
+    elif folder is not None:
+        exports.export(load_trained(run, seed, moved(words)), folder)
+    if folder is not None:
+        console.print(f"written to {folder}; {folder}/README.md says how to load it", highlight=False, soft_wrap=True)
 
 
 def main(command: Callable[[], None] = app) -> None:
-    """Entry point: one line and exit code 2 for what the user can mend."""
+    """Entry point: one line, or one a mistake, and exit code 2 for what the user can mend."""
     # what is imported lives to the end: to look for garbage in it, again and again, is a quarter of a short command
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
@@ -331,9 +342,11 @@ def main(command: Callable[[], None] = app) -> None:
     speak_anyhow()
     try:
         check_words()
+        check_blanks(sys.argv[1:])
         command()
     except UserError as error:
-        print(f"raypft: {error}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"raypft: {line}", file=sys.stderr)
         raise SystemExit(error.code) from None
 
 

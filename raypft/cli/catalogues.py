@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from raypft.backbones.aliases import ALIASES
 from raypft.catalogue import Catalogue
-from raypft.config.job import Job
 from raypft.config.load import recipe_names, recipe_source
 from raypft.errors import UserError, nearest
 from raypft.methods import METHODS
@@ -15,14 +14,21 @@ from raypft.readouts import READOUTS
 from raypft.tasks.load import load_task, task_names
 
 
-def catalogue(what: str) -> list[str]:
+def catalogue(what: str, kind: str | None = None) -> list[str]:
     """One line per entry of a catalogue.
+
+    Args:
+        kind: of `schema`, the kind of file.
 
     Raises:
         UserError: no such catalogue.
     """
+    if what == "schema":
+        return _schema(kind or "job")
     if what not in CATALOGUES:
-        raise UserError(f'list: "{what}" is unknown; {nearest(what, CATALOGUES)}')
+        raise UserError(f'list: "{what}" is unknown; {nearest(what, [*CATALOGUES, "schema"])}')
+    if kind is not None:
+        raise UserError(f'list: found "{kind}" after {what}; only schema has kinds: job, task, campaign')
     return CATALOGUES[what]()
 
 
@@ -60,6 +66,12 @@ def _matrix() -> list[str]:
     return [matrix()]
 
 
+def _schema(kind: str) -> list[str]:
+    from raypft.cli.schemas import schema  # noqa: PLC0415  (reads the classes, which need torch)
+
+    return [json.dumps(schema(kind), indent=1)]
+
+
 CATALOGUES: dict[str, Callable[[], list[str]]] = {
     "tasks": _tasks,
     "methods": _methods,
@@ -67,5 +79,4 @@ CATALOGUES: dict[str, Callable[[], list[str]]] = {
     "backbones": _backbones,
     "recipes": lambda: [f"{name:12} {recipe_source(name)}" for name in recipe_names()],
     "matrix": _matrix,
-    "schema": lambda: [json.dumps(Job.model_json_schema(), indent=1)],
 }

@@ -33,7 +33,15 @@ def speak_anyhow() -> None:
 
 
 def check_words() -> None:
-    """Raise a UserError where a word of the command is no text: bytes that are no UTF-8."""
+    """Read the words of the command as UTF-8, whatever the locale's encoding.
+
+    Raises:
+        UserError: bytes that are no UTF-8.
+    """
     for number, word in enumerate(sys.argv[1:], 1):
-        if not word.isascii() and word != word.encode("utf-8", "replace").decode("utf-8"):
-            raise UserError(f"command: word {number}, {word!r}, holds bytes that are no UTF-8; expected UTF-8 text")
+        try:
+            sys.argv[number] = os.fsencode(word).decode("utf-8")
+        except UnicodeError:
+            raise UserError(
+                f"command: word {number}, {word!r}, holds bytes that are no UTF-8; expected UTF-8 text"
+            ) from None

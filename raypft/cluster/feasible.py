@@ -9,6 +9,7 @@ from raypft.campaigns.load import open_campaign, words_of
 from raypft.cluster.definition import load
 from raypft.config.job import Resources
 from raypft.config.load import load_resources
+from raypft.config.words import split_words
 from raypft.scale.resources import Bundle, Shape, check_possible, job_bundles, logical_cpus, shapes_of, trial_bundles
 
 
@@ -45,7 +46,6 @@ def asked_for(words: Sequence[str], shapes: Sequence[Shape]) -> Iterator[tuple[s
                 told.append(resources)
                 yield place.label, trial_bundles(resources, logical)
         return
-    overrides = [word for word in words if "=" in word]
-    names = [word for word in words if "=" not in word and not word.startswith("-")]
-    for name in names[1:] if words[:1] == ["run"] else names:
+    of_jobs = words[1:] if words[:1] == ["run"] else words
+    for name, overrides in split_words(of_jobs) if of_jobs else ():
         yield name, job_bundles(load_resources(name, overrides), logical)

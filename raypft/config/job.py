@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
+from raypft.backbones.aliases import REFERENCE
 from raypft.data.sampling import DevRows
 from raypft.data.streaming import Mix
 from raypft.schema import Strict, digest, validation_root
@@ -26,10 +27,19 @@ NAMED = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 SEEDS = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Languages = Annotated[list[str], BeforeValidator(_listed), WithJsonSchema(TEXTS, mode="validation")]
+"""Of one language the name will do."""
+
+
 class Train(Strict):
     """How the trainable parameters are fitted. Sizes are global: workers and micro-batches do not change them."""
 
-    languages: list[str] = ["en"]
+    languages: Languages = ["en"]
     epochs: int = Field(default=10, ge=0)
     lr: float = Field(default=1e-5, gt=0)
     batch_size: int = Field(default=32, ge=1, description="prompts per optimizer step over all workers")
@@ -78,15 +88,23 @@ class Dev(Strict):
 class Test(Strict):
     """What is tested, once, after selection."""
 
-    languages: list[str] | None = Field(default=None, min_length=1, description="None: all languages of the task")
+    languages: Annotated[
+        list[str] | None,
+        BeforeValidator(_listed),
+        WithJsonSchema({"anyOf": [*TEXTS["anyOf"], {"type": "null"}]}, mode="validation"),
+    ] = Field(default=None, min_length=1, description="None: all languages of the task")
     limit: int | None = Field(default=None, ge=1, description="rows per language, the same for every seed and method")
 
 
 class Data(Strict):
-    """Where rows come from: a source named in the task's YAML, and the folder or URI its files lie below."""
+    """Where rows come from: a source named in the task's YAML, and the folder or URI its files lie below, which may be
+    a data set on the hub, hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
 
     source: str | None = None
     root: Annotated[str | None, PROVENANCE] = None
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of the hub's data set, instead of the source's"
+    )
     stream: Mix | None = Field(
         default=None,
         description="read train rows as they are needed, from Parquet files, "
@@ -128,7 +146,7 @@ class Job(Strict):
     )
     source: Annotated[str, PROVENANCE] = Field(default="", description="the paper and section the settings come from")
     task: str
-    pattern: str
+    pattern: str | None = Field(default=None, description="None: the task's that fits, see config/patterns.py")
     backbone: str
     method: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")]
     readout: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")] = {"name": "verbalizer"}
@@ -158,7 +176,9 @@ class Job(Strict):
     @field_validator("seeds", mode="before")
     @classmethod
     def _counted(cls, value: Any) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool):
+        if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(seed, bool) for seed in value)):
+            raise ValueError("expected numbers, found a truth value")
+        if not isinstance(value, int):
             return value
         if not 1 <= value <= MOST_SEEDS:
             raise ValueError(f"expected 1 to {MOST_SEEDS} seeds, or a list of them")
@@ -196,7 +216,8 @@ class Job(Strict):
     @property
     def run_name(self) -> str:
         """The folder of its results below `storage`: readable, and unique to the scientific keys."""
-        backbone = Path(self.backbone).name.split(".")[0]
+        name, *revision = self.backbone.split("@", 1) if REFERENCE.fullmatch(self.backbone) else [self.backbone]
+        backbone = "@".join([Path(name).name.split(".")[0], *(part.replace("/", "-") for part in revision)])
         shots = "all" if self.shots is None else f"{self.shots}shot"
         return f"{self.recipe}-{Path(self.task).stem}-{shots}-{backbone}-{self.key()[:8]}"
 

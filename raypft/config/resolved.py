@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from raypft.config.job import Job
-from raypft.data import sources
+from raypft.data.origin import Origin, choose
 from raypft.data.sampling import Protocol
 from raypft.methods.base import Config as MethodConfig
 from raypft.methods.base import Method
@@ -30,14 +30,15 @@ class ResolvedJob:
     protocol: Protocol
 
     @cached_property
-    def origin(self) -> sources.Origin:
+    def origin(self) -> Origin:
         """Where its rows come from.
 
         Raises:
-            UserError: the task has no such source, or a source of files needs `data.root`.
+            UserError: the task has no such source, a source of files needs `data.root`, or `data.revision` is that of
+            nothing.
         """
         data = self.job.data
-        return sources.choose(self.task, data.source, data.root, self.job.shots)
+        return choose(self.task, data.source, data.root, self.job.shots, data.revision)
 
     def sample_seed_of(self, seed: int) -> int:
         """The seed that draws the rows of a cell."""

@@ -6,6 +6,7 @@ the method has nothing to promise.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import tempfile
@@ -203,6 +204,22 @@ def micro_batches_do_not_change_the_losses(method: str, kind: str, **options: An
     expect_curve(curves[1], curves[0], "train.micro_batch=1", "all rows at once")
 
 
+def shortcuts_do_not_change_the_losses(method: str, kind: str, **options: Any) -> None:
+    """Everything computed, and only what is read; with dropout, answers too."""
+    curves, scores = [], []
+    for on in (False, True):
+        cell = dropping(method, kind, **options)
+        cell.learner.method.backbone.shortcuts = on
+        settings = cases.SETTINGS.model_copy(update={"shortcuts": on})
+        stepper, state = trained(cell, settings)
+        curves.append(state.losses)
+        scores.append([answer.scores for answer in evaluate(stepper, dataset(cell), settings)])
+    expect_curve(curves[1], curves[0], "with shortcuts", "all computed")
+    both = zip(*map(itertools.chain.from_iterable, scores), strict=True)
+    off = max(abs(one - other) for one, other in both)
+    expect(off <= CLOSE, f"with shortcuts scores are off by {off:.2g} from those of all computed")
+
+
 def filler_rows_weigh_nothing(method: str, kind: str, **options: Any) -> None:
     """A worker without rows runs a filler, whose loss and weight are 0."""
     cell = cases.cell(method, tiny.backbone(kind), **options)
@@ -240,5 +257,6 @@ PROMISES = (
     Promise("cells A, B, A on one backbone give equal bits", cells_a_b_a_give_equal_bits, of_training=True),
     Promise("bf16 stays finite", bf16_stays_finite, of_training=True),
     Promise("micro-batches do not change the losses", micro_batches_do_not_change_the_losses, of_training=True),
+    Promise("shortcuts do not change the losses", shortcuts_do_not_change_the_losses, of_training=True),
     Promise("filler rows weigh nothing", filler_rows_weigh_nothing),
 )

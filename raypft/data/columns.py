@@ -49,13 +49,21 @@ def spoken(source: Source, table: Columns, where: str) -> list[str] | None:
 
 
 def normalise(
-    task: Task, source: Source, table: Columns, where: str, language: str | None, labelled: bool = True
+    task: Task,
+    source: Source,
+    table: Columns,
+    where: str,
+    language: str | None,
+    labelled: bool = True,
+    first: int = 0,
 ) -> pa.Table:
     """The table in our columns, its rows in the order they come in.
 
     Args:
         where: the file or data set, for messages; language: of rows whose table doesn't say, None for the task's first.
         labelled: False leaves labels out, whatever the table holds.
+        first: rows of the split in this language that came before; the id of a row of a source whose languages are
+            parallel is its number, where no column says it.
 
     Raises:
         UserError: missing column; hidden label or one outside the set; words without one tag each; no words; no answer
@@ -70,7 +78,7 @@ def normalise(
         columns[name] = kind.read_field(values, name, where)
     languages = spoken(source, table, where) or [language or task.languages[0]] * table.rows
     hashes = [_content_hash(values) for values in zip(*columns.values(), strict=True)]
-    named = as_text(_column(source, table, "id", where) or [""] * table.rows, "id", where)
+    named = as_text(_ids(source, table, where, first), "id", where)
     ids = [name or digest for name, digest in zip(named, hashes, strict=True)]
     labels: dict[str, pa.Array] = {}
     if labelled:
@@ -85,6 +93,14 @@ def normalise(
             **{name: pa.array(values, kind.field_type) for name, values in columns.items()},
         }
     )
+
+
+def _ids(source: Source, table: Columns, where: str, first: int) -> Sequence[Any]:
+    """What names each row, empty where nothing does, [rows]."""
+    told = _column(source, table, "id", where)
+    if told is not None:
+        return told
+    return range(first, first + table.rows) if source.parallel else [""] * table.rows
 
 
 def _our_labels(task: Task, source: Source, table: Columns) -> dict[str, str]:

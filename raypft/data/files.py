@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import fs
 
+from raypft.data import hub
 from raypft.data.formats import TOLD, ending_of
 from raypft.errors import UserError, first_line
 
@@ -175,6 +176,8 @@ def system_of(path: str) -> tuple[fs.FileSystem, str]:
     Raises:
         UserError: an unknown kind of URI, or one that can't be reached.
     """
+    if path.startswith(hub.SCHEME):
+        return hub.system_of(path, whole=True)
     try:
         return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     except (pa.ArrowException, OSError) as error:

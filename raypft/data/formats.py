@@ -115,6 +115,8 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
     try:
         with system.open_input_file(path) as stream:
             return reader(unpacked(stream, compression), language or "")
+    except UserError:  # the hub's, when the file is opened
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data: {path} can't be read: {first_line(error)}") from None
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import types
 import typing
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,6 +91,7 @@ class Sample:
 
     dev, demos: None where there are none; notes: what the draw did that a reader of the result must know.
     stream: where train rows are streamed, what there is; `train` then holds the first of each language.
+    commits: the data sets on the hub that the rows are of, each with its commit.
     """
 
     train: pa.Table
@@ -97,16 +100,19 @@ class Sample:
     demos: pa.Table | None
     notes: tuple[str, ...] = ()
     stream: Stream | None = None
+    commits: tuple[str, ...] = ()
 
     def manifest(self) -> dict[str, Any]:
-        """Row ids per role and a hash over ids and contents; two results compare only if their hashes agree."""
+        """Row ids per role and a hash over ids, contents and commits; two results compare only if their hashes
+        agree."""
         roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
         ids = {role: [] if table is None else _keys(table) for role, table in roles.items()}
         hashes = {role: _content_hash(table) for role, table in roles.items()}
         sizes = {role: len(keys) for role, keys in ids.items()}
         if self.stream is not None:
             ids["train"], hashes["train"], sizes["train"] = [], self.stream.fingerprint, self.stream.rows
-        whole = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+        facts = {**hashes, "commits": self.commits} if self.commits else hashes
+        whole = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return {"hash": whole, "test_hash": hashes["test"], "notes": list(self.notes), "sizes": sizes, "ids": ids}
 
 
@@ -168,11 +174,14 @@ def draw(
     elif dev_rows is not None and dev_limit is not None:
         dev_rows = _limit(dev_rows, dev_limit, seed, "dev")
     shown = None
+    taken = {} if dev_rows is None or pool is train else {"dev": dev_rows}
     if demos:
-        shown = _per_class(pool, languages, labels, demos, seed, "demos")
-        pool = _without(pool, shown)
+        shown = _per_class(pool, languages, labels, demos, seed, "demos", taken)
+        pool, taken = _without(pool, shown), {**taken, "demonstrations": shown}
     chosen = (
-        _sorted(pool, seed, "train") if shots is None else _per_class(pool, languages, labels, shots, seed, "train")
+        _sorted(pool, seed, "train")
+        if shots is None
+        else _per_class(pool, languages, labels, shots, seed, "train", taken)
     )
     if not len(chosen):
         raise UserError(
@@ -216,8 +225,19 @@ def _sorted(table: pa.Table, seed: int, purpose: str) -> pa.Table:
 
 
 def _per_class(
-    table: pa.Table, languages: list[str], labels: list[str], count: int, seed: int, purpose: str
+    table: pa.Table,
+    languages: list[str],
+    labels: list[str],
+    count: int,
+    seed: int,
+    purpose: str,
+    taken: Mapping[str, pa.Table] = types.MappingProxyType({}),
 ) -> pa.Table:
+    """So many rows of each class and language.
+
+    Args:
+        taken: rows that were taken out of the table before, by their role, for the message.
+    """
     if not labels:
         return _limit(table, count, seed, purpose)
     ordered = _sorted(table, seed, purpose)
@@ -232,9 +252,23 @@ def _per_class(
             if len(of_class) < count:
                 raise UserError(
                     f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(of_class)} are left'
+                    + _taken(taken, language, label)
                 )
             indices += of_class
     return ordered.take(pa.array(indices, pa.int64()))
+
+
+def _taken(taken: Mapping[str, pa.Table], language: str, label: str) -> str:
+    """What else took rows of a class, and what gives them back."""
+    counts = {}
+    for role, table in taken.items():
+        places = zip(table["language"].to_pylist(), table["label"].to_pylist(), strict=True)
+        counts[role] = sum(place == (language, label) for place in places)
+    told = " and ".join(f"{role} took {count} of them" for role, count in counts.items() if count)
+    if not told:
+        return ""
+    instead = "dev.rows=none, a smaller dev.limit or a validation file" if counts.get("dev") else "fewer demos"
+    return f" ({told}); ask for fewer shots, or give {instead}"
 
 
 def _limit(table: pa.Table, count: int, seed: int, purpose: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Where rows come from: a hub data set, local files (also s3:// and the like), the bundled samples.
+"""Rows are read from where they come from.
 
 `read_split` gives an Arrow table with the columns id, language, label and the task's fields (types: columns.py).
 """
@@ -6,55 +6,24 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 from pyarrow import fs
 
+from raypft.data import hub
 from raypft.data.columns import normalise, spoken, their_columns, with_notes, with_own_ids
 from raypft.data.files import Place, place_of, system_of
-from raypft.data.formats import Columns, read_file
-from raypft.errors import UserError, first_line, nearest
-from raypft.tasks.task import Source, Task
+from raypft.data.formats import TOLD, Columns, ending_of, read_file
+from raypft.data.origin import Origin, way_out
+from raypft.data.split import divided
+from raypft.errors import UserError, nearest
+from raypft.tasks.task import Source
 
 SAMPLES = Path(__file__).parent / "samples"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which source of a task is read, and from where.
-
-    root: folder or URI that its files lie below; shots: of sources that have a file for each number of shots.
-    """
-
-    task: Task
-    name: str
-    source: Source
-    root: str | None
-    shots: int | None = None
-
-
-def choose(task: Task, name: str | None, root: str | None, shots: int | None = None) -> Origin:
-    """The source to read: the named one; else local files if a root is given; else the task's first.
-
-    Raises:
-        UserError: the task has no such source, or a source of files needs `data.root`.
-    """
-    if name is None:
-        local = [known for known, source in task.sources.items() if source.files is not None]
-        name = local[0] if root is not None and local else next(iter(task.sources))
-    if name not in task.sources:
-        raise UserError(f'data.source: task {task.name} has no source "{name}"; {nearest(name, task.sources)}')
-    source = task.sources[name]
-    bundled = source.files is not None and all(file.startswith("samples:") for file in source.files.values())
-    if source.files is not None and root is None and not bundled:
-        raise UserError(
-            f"data.root: source {name} of task {task.name} reads local files; say where, e.g. data.root=../data"
-        )
-    return Origin(task, name, source, root and os.path.expanduser(root), shots)
 
 
 def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
@@ -64,18 +33,11 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
         UserError: missing file or column, unreadable file, labels that do not fit the task (`columns.normalise`), no
             row in a language, or a language that the source keeps out of this split or writes in another case.
     """
-    task, source = origin.task, origin.source
+    task = origin.task
     _check_languages(origin, split, languages)
-    parts = list(_raw(origin, split, languages))
-    if not parts:
+    table = _split_part(origin, split) if origin.source.is_split else _whole(origin, split, languages)
+    if table is None:
         return None
-    tables = [normalise(task, source, table, where, language) for table, where, language in parts if table.rows]
-    if not tables:
-        raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
-    notes: list[str] = []
-    for columns, where, _ in parts:
-        notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
-    table = with_notes(with_own_ids(task, pa.concat_tables(tables)), notes)
     present = sorted(table["language"].unique().to_pylist())
     check_spelling(origin, split, present)
     for language in languages:
@@ -86,6 +48,61 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
             )
     keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
     return table.filter(keep)
+
+
+def _whole(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
+    """All rows of a split's files in our columns, None where there are no files."""
+    task, source = origin.task, origin.source
+    parts = list(_raw(origin, split, languages))
+    if not parts:
+        return None
+    tables, read = list[pa.Table](), Counter[str | None]()
+    for table, where, language in parts:
+        if table.rows:
+            tables.append(normalise(task, source, table, where, language, first=read[language]))
+        read[language] += table.rows
+    if not tables:
+        raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
+    if source.parallel and len(set(read.values())) > 1:
+        counts = ", ".join(f"{rows} in {language}" for language, rows in read.items())
+        raise UserError(
+            f"data: {split} rows of {task.name} ({origin.name}) are translations of each other; "
+            f"found {counts}; expected as many in each language; leave the others out"
+        )
+    notes: list[str] = []
+    for columns, where, _ in parts:
+        notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
+    table = with_notes(with_own_ids(task, pa.concat_tables(tables)), notes)
+    present = sorted(table["language"].unique().to_pylist())
+    if "languages" not in task.model_fields_set and not set(present) <= set(task.languages):
+        raise UserError(
+            f"languages: {parts[0][1]} has rows in {', '.join(present)}; the task names no languages, which means "
+            f"{', '.join(task.languages)}; write languages: [{', '.join(present)}] into it"
+        )
+    return table
+
+
+def split_parts(origin: Origin) -> dict[str, pa.Table]:
+    """The rows of each split of a source that has one file for all of them.
+
+    Raises:
+        UserError: as `read_split`; or too few rows to train and to test.
+    """
+    table = _whole(origin, "train", origin.task.languages)
+    assert table is not None  # no file is an error
+    parts = divided(origin.task, table)
+    for split in ("train", "test"):
+        if not len(parts[split]):
+            raise UserError(
+                f"data: {origin.source.files} has {len(table)} rows, too few to hold a {split} split out of them; "
+                "give more rows, or files of their own: files: {train: …, test: …}"
+            )
+    return parts
+
+
+def _split_part(origin: Origin, split: str) -> pa.Table | None:
+    part = split_parts(origin)[split]
+    return part if len(part) else None
 
 
 def check_spelling(origin: Origin, split: str, present: Iterable[str]) -> None:
@@ -115,28 +132,40 @@ def _check_languages(origin: Origin, split: str, languages: list[str]) -> None:
 
 
 def read_rows(origin: Origin, path: str, language: str | None, otherwise: str) -> pa.Table:
-    """The rows of any one file, in the task's or the source's columns; labels are not looked at.
-
-    Args:
-        language: of all rows; None takes the column "language", and `otherwise` where there is none.
+    """The rows of any one file, in the task's or the source's columns, see `rows_of_table`.
 
     Raises:
-        UserError: no such file, unknown ending, damaged, a column is missing, no rows; a language that the task does
-            not have, or one given although the file says it.
+        UserError: no such file, unknown ending, damaged; see `rows_of_table`.
+    """
+    parts = read_columns(path, language)
+    return pa.concat_tables([rows_of_table(origin, columns, where, language, otherwise) for columns, where in parts])
+
+
+def read_columns(path: str, language: str | None = None) -> list[tuple[Columns, str]]:
+    """What each file at a path holds, as it stands there, and how messages call it.
+
+    Raises:
+        UserError: no such file, unknown ending, damaged.
     """
     system, inner = system_of(os.path.expanduser(path))
     place = Place(system, inner, "")  # a * in it is a *
     found = place.find(None)
     if not found:
         raise place.missing(None)
-    tables = [
-        rows_of_table(origin, read_file(system, file, None, language), file, language, otherwise) for file in found
-    ]
-    return pa.concat_tables(tables)
+    return [(read_file(system, file, None, language), file) for file in found]
 
 
 def rows_of_table(origin: Origin, table: Columns, where: str, language: str | None, otherwise: str) -> pa.Table:
-    """`read_rows` of columns that are read already; where: what messages call them."""
+    """Rows in the task's columns, out of the task's or the source's; labels are not looked at.
+
+    Args:
+        where: what messages call the table; language: of all rows; None takes the column "language", and `otherwise`
+        where there is none.
+
+    Raises:
+        UserError: a column is missing, no rows; a language that the task does not have, or one given although the table
+            says it.
+    """
     task, theirs = origin.task, origin.source
     columns: dict[str, str | list[str]] = {
         ours: list(dict.fromkeys([*their_columns(theirs, ours), ours]))
@@ -168,11 +197,13 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     """
     task, source = origin.task, origin.source
     limit = source.split_languages.get(split, task.languages)
-    pattern = _config(source, split) if source.hub is not None else (source.files or {}).get(split)
+    pattern = _pattern(source, split)
     if pattern and "{language}" in pattern:
         return [language for language in task.languages if language in limit]
     present: set[str] = set()
-    for table, where, _ in _raw(origin, split, task.languages):
+    if source.is_split:
+        present.update(split_parts(origin)[split]["language"].to_pylist())
+    for table, where, _ in () if source.is_split else _raw(origin, split, task.languages):
         present.update((spoken(source, table, where) or task.languages[:1]) if table.rows else [])
     held = [language for language in task.languages if language in present and language in limit]
     if present and not held:
@@ -183,112 +214,119 @@ def languages_of(origin: Origin, split: str) -> list[str]:
     return held
 
 
-def _config(source: Source, split: str) -> str | None:
+def _pattern(source: Source, split: str) -> str | None:
+    """What says where a split is, and may say it for each language: its path, or its configuration on the hub."""
+    if source.files is not None:
+        return source.paths.get(split)
     return source.config.get(split) if isinstance(source.config, dict) else source.config
 
 
 def _raw(origin: Origin, split: str, languages: list[str]) -> Iterator[tuple[Columns, str, str | None]]:
     """What each file of a split holds, how messages call it, and the language that its name says."""
-    source = origin.source
-    if source.hub is not None:
-        if source.splits and split not in source.splits:
-            return
-        config = _config(source, split)
-        for language in languages if config and "{language}" in config else [None]:
-            yield Columns.of_arrow(_hub_table(origin, split, language)), f"{source.hub} {split}", language
+    files = list(_files(origin, split, languages, needed=split in ("train", "test")))
+    with way_out(origin):
+        hub.fetch(file for file, _ in files if file.startswith(hub.SCHEME))
+    for file, language in files:
+        with way_out(origin):
+            table = read_file(*system_for(origin, split, file), origin.source.format, _theirs(origin, language))
+        yield table, file, language
+
+
+def _files(origin: Origin, split: str, languages: list[str], needed: bool) -> Iterator[tuple[str, str | None]]:
+    """The files of a split, as paths or URIs, each with the language that its name says.
+
+    Args:
+        needed: whether a path that stands for no file is an error.
+
+    Raises:
+        UserError: there is no such file, or the hub can't say.
+    """
+    source, base = origin.source, origin.base(split)
+    if not source.has(split):
         return
-    files = source.files or {}
-    if split not in files:
-        return
-    for language in languages if "{language}" in files[split] else [None]:
-        place = _place(origin, files[split], language)
-        found = place.find(source.format)
-        if not found and split in ("train", "test"):
-            raise place.missing(source.format, f" for the {split} split of {origin.task.name}")
-        for file in found:
-            columns = read_file(place.system, file, source.format, _theirs(origin, language))
-            yield columns, place.scheme + file, language
-
-
-def _hub_table(origin: Origin, split: str, language: str | None) -> pa.Table:
-    from datasets import load_dataset  # noqa: PLC0415  (slow to import, rarely needed)
-
-    source = origin.source
-    assert source.hub is not None
-    name = f"{origin.root}/{source.hub}" if origin.root else source.hub
-    theirs = source.languages.get(language, language) if language else None
-    config = _config(source, split)
-    revision = None if origin.root else source.revision  # a folder has no revisions
-    try:
-        dataset = load_dataset(
-            name,
-            config.format(language=theirs) if config else None,
-            split=source.splits.get(split, split),
-            revision=revision,
-        )
-    except Exception as error:  # the library raises many kinds; each is one line for the user
-        gated = f"; see {source.gated}" if source.gated else ""
-        reason = first_line(error)
-        raise UserError(
-            f"data: {name} ({split}) can't be read from the hub: {reason}{gated}; "
-            "or give local files with data.root=FOLDER"
-        ) from None
-    return dataset.with_format("arrow")[:]
+    pattern = _pattern(source, split)
+    for language in languages if pattern and "{language}" in pattern else [None]:
+        theirs = _theirs(origin, language)
+        if source.files is None:
+            assert base is not None
+            with way_out(origin):
+                found = hub.split_files(
+                    base, pattern and pattern.format(language=theirs), source.splits.get(split, split)
+                )
+            odd = next((file for file in found if ending_of(file)[0] is None), None)
+            if odd is not None:
+                raise UserError(f"data: {odd}: expected a file that ends in {TOLD}")
+        else:
+            with way_out(origin):
+                place = _place(origin, split, theirs)
+                found = [place.scheme + file for file in place.find(source.format)]
+            if not found and needed:
+                raise place.missing(source.format, f" for the {split} split of {origin.task.name}")
+        yield from ((file, language) for file in found)
 
 
 def files_of(origin: Origin, split: str, languages: list[str]) -> list[tuple[str, str | None]]:
-    """The files of a split as paths in `system_for` it, each with the language that its name says.
+    """The files of a split, as paths or URIs, each with the language that its name says.
 
     Raises:
         UserError: the source has no files for it, or keeps a language out of it.
     """
-    pattern = (origin.source.files or {}).get(split)
-    if pattern is None:
+    if origin.source.is_split:
+        raise UserError(
+            f"data.stream: {origin.source.files} holds the rows of all splits, which are divided in memory; "
+            "give train rows a file of their own: files: {train: …, test: …}"
+        )
+    _check_languages(origin, split, languages)
+    files = list(_files(origin, split, languages, needed=True))
+    if not files:
         raise UserError(
             f"data: source {origin.name} of {origin.task.name} has no files of a {split} split; "
             "choose another data.source"
         )
-    _check_languages(origin, split, languages)
-    named: list[tuple[str, str | None]] = []
-    for language in languages if "{language}" in pattern else [None]:
-        place = _place(origin, pattern, language)
-        files = place.find(origin.source.format)
-        if not files:
-            raise place.missing(origin.source.format, f" for the {split} split of {origin.task.name}")
-        named += [(file, language) for file in files]
-    return named
+    return files
+
+
+def system_for(origin: Origin, split: str, file: str, whole: bool = True) -> tuple[fs.FileSystem, str]:
+    """The file system of a file of a split (see `files_of`), and the path in it.
+
+    Args:
+        whole: of a file on the hub: it is kept in the cache, else read in parts; see hub.py.
+
+    Raises:
+        UserError: as `system_of`.
+    """
+    if file.startswith(hub.SCHEME):
+        return hub.system_of(file, whole)
+    scheme, _, path = file.rpartition("://")
+    if not scheme:
+        return fs.LocalFileSystem(), file
+    # the URI of the folder says more than how it begins, and a file's name is no part of a URI
+    return system_of(origin.base(split) or origin.source.paths[split])[0], path
 
 
 def existing_files(origin: Origin) -> list[fs.FileInfo]:
     """The files of all splits and languages that a source of files has now, with size and time; in a fixed order."""
     infos: list[fs.FileInfo] = []
-    for pattern in (origin.source.files or {}).values():
+    by_pattern = {pattern: split for split, pattern in origin.source.paths.items()}
+    for pattern, split in by_pattern.items():
         for language in origin.task.languages if "{language}" in pattern else [None]:
-            place = _place(origin, pattern, language)
+            place = _place(origin, split, _theirs(origin, language))
             infos += place.system.get_file_info(place.find(origin.source.format))
     return infos
-
-
-def system_for(origin: Origin, split: str) -> fs.FileSystem:
-    """The file system that holds the files of a split.
-
-    Raises:
-        UserError: as `system_of`.
-    """
-    return _place(origin, (origin.source.files or {})[split], None).system
 
 
 def _theirs(origin: Origin, language: str | None) -> str | None:
     return origin.source.languages.get(language, language) if language else None
 
 
-def _place(origin: Origin, pattern: str, language: str | None) -> Place:
-    """Where the files lie that a pattern stands for, which may hold *."""
+def _place(origin: Origin, split: str, language: str | None) -> Place:
+    """Where the files of a split lie, whose path may hold *; `language` is theirs."""
+    pattern = origin.source.paths[split]
     if "{shots}" in pattern and origin.shots is None:
         raise UserError(
             f"shots: source {origin.name} of {origin.task.name} has one file per number of shots; set shots=K"
         )
-    path = pattern.format(language=_theirs(origin, language), shots=origin.shots)
+    path = pattern.format(language=language, shots=origin.shots)
     if path.startswith("samples:"):
         return place_of(str(SAMPLES), path.removeprefix("samples:"))
-    return place_of(origin.root, path)
+    return place_of(None if path.startswith("/") or "://" in path else origin.base(split), path)

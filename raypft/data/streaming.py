@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,9 +28,8 @@ from pydantic import BeforeValidator
 from raypft.data import sources
 from raypft.data.columns import normalise, spoken, their_columns, with_own_ids
 from raypft.data.formats import Columns, ending_of
-from raypft.data.sources import Origin
+from raypft.data.origin import Origin
 from raypft.errors import UserError, first_line
-from raypft.storage import absolute
 
 ORDER = 1
 """Raised when a change alters which row stands where; part of the cell key."""
@@ -52,8 +53,8 @@ Mix = Annotated[str | float, BeforeValidator(_mixed)]
 class Group:
     """The rows of one language in a row group of a file.
 
-    file: a path in `sources.system_for` the train split; number: of the row group, from 0; rows: how many are of the
-    language; alone: the row group holds no other language.
+    file: its path or URI, as every process finds it; number: of the row group, from 0; rows: how many are of the
+    language; alone: the row group holds no other language; first: rows of the language that came before.
     """
 
     file: str
@@ -61,6 +62,7 @@ class Group:
     language: str
     rows: int
     alone: bool
+    first: int = 0
 
 
 def _rows(groups: Iterable[Group]) -> int:
@@ -107,26 +109,29 @@ class Index:
 def index(origin: Origin, languages: list[str]) -> Index:
     """What there is to stream of a source's train split.
 
-    Read are the files' footers and, where rows say their language, that column.
+    Read are the files' footers and, where rows say their language, that column; of files on the hub these parts are
+    fetched, here and wherever rows are read, unless a file is in the cache.
 
     Raises:
         UserError: no Parquet files, a row group or all of them are too large, or a language has no rows or is written
             in another case.
     """
-    origin = replace(origin, root=origin.root and absolute(origin.root))  # other processes read there
     files = sources.files_of(origin, "train", languages)
     source_keys = origin.source.model_dump(include={"columns", "labels", "languages", "language_before"})
     groups, digest = list[Group](), hashlib.sha256(json.dumps(source_keys, sort_keys=True).encode())
-    system = sources.system_for(origin, "train")
+    read = Counter[str]()
     for path, language in files:
+        path = path if "://" in path else os.path.abspath(path)  # other processes read there
         if ending_of(path) != ("parquet", None):
             raise UserError(f"data.stream: {path}: expected Parquet files; write it as one, or leave data.stream out")
         try:
-            with system.open_input_file(path) as source:
+            with _opened(origin, path) as source:
                 parquet = pa_parquet.ParquetFile(source)
                 _digest(digest, source, parquet.metadata, origin)
                 for number in range(parquet.num_row_groups):
-                    groups += _groups(origin, parquet, path, number, language)
+                    for group in _groups(origin, parquet, path, number, language):
+                        groups.append(replace(group, first=read[group.language]))
+                        read[group.language] += group.rows
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data: {path} can't be read: {first_line(error)}") from None
     sources.check_spelling(origin, "train", {group.language for group in groups})
@@ -140,6 +145,12 @@ def index(origin: Origin, languages: list[str]) -> Index:
             "name a part of the files in the task's source"
         )
     return Index(origin, tuple(groups), digest.hexdigest()[:16])
+
+
+def _opened(origin: Origin, path: str) -> pa.NativeFile:
+    """A file of which parts are read: one on the hub is not fetched whole."""
+    system, inner = sources.system_for(origin, "train", path, whole=False)
+    return system.open_input_file(inner)
 
 
 def _digest(digest: Any, source: pa.NativeFile, metadata: pa_parquet.FileMetaData, origin: Origin) -> None:
@@ -188,13 +199,13 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
         UserError: the file can't be read, or a row does not fit the task (`columns.normalise`).
     """
     try:
-        with sources.system_for(origin, "train").open_input_file(group.file) as source:
+        with _opened(origin, group.file) as source:
             raw = pa_parquet.ParquetFile(source).read_row_group(group.number)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"data: {group.file} can't be read: {first_line(error)}; every node that reads rows must see it"
         ) from None
-    table = normalise(origin.task, origin.source, Columns.of_arrow(raw), group.file, group.language)
+    table = normalise(origin.task, origin.source, Columns.of_arrow(raw), group.file, group.language, first=group.first)
     table = with_own_ids(origin.task, table)
     if group.alone:
         return table

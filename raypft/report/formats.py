@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 ESCAPES = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: "\\" + c for c in "&%$#_{}"
 }
+
+
+def metric_name(metric: str) -> str:
+    """`accuracy` for accuracy@1: titles tell a metric's version where there is more than one."""
+    return re.sub(r"@1(?![0-9a-f])", "", metric)  # a user's own has a hash for a version
 
 
 def escaped(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from raypft.report.formats import metric_name
 from raypft.report.groups import Cells, Result, Score, average, text
 from raypft.tasks.metrics import mean_without, pivot_in
 
@@ -49,7 +50,7 @@ class Section:
         """Task, metric, and which mean."""
         tasks = {text(column.task) for column in self.columns}
         parts = [*tasks] if len(tasks) == 1 and self.columns[0].name not in tasks else []
-        return ", ".join([*parts, self.metric, *([self.view] if self.view else [])])
+        return ", ".join([*parts, metric_name(self.metric), *([self.view] if self.view else [])])
 
     def scores(self, cells: Cells, row: str, point: tuple[Any, ...]) -> list[Score]:
         """A row's score in every column, at a point of the axes."""

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raypft.report.formats import metric_name
 from raypft.report.groups import Cells, Group, Score, frozen, text
 from raypft.storage import written
 
@@ -74,7 +75,7 @@ def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
 
 def _measure(cells: Cells, key: str, task: str) -> str:
     metric = cells.first[task]["metric"] if task in cells.first else "score"
-    return f"{metric} on {'dev' if key in cells.searched else 'test'}"
+    return f"{metric_name(metric)} on {'dev' if key in cells.searched else 'test'}"
 
 
 def _panels(cells: Cells, key: str) -> dict[Panel, dict[str, list[Point]]]:

@@ -27,9 +27,14 @@ class Table:
 
     def markdown(self) -> str:
         """GitHub Markdown with the notes below."""
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        lines = [f"**{self.title}**", "", _line(self.columns), "|" + "---|" * len(self.columns)]
+        lines += map(_line, self.rows)
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A row of Markdown; a bar within a cell would begin another."""
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def mean_std(values: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from raypft.backbones.base import Backbone
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Resources
 from raypft.data.streaming import Index
+from raypft.errors import UserError
 from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
 from raypft.runs.results import Tell, recorder
 from raypft.training.encode import Encoder, encode_sample
@@ -73,12 +74,22 @@ class LoadedBackbone:
         self._loaded: tuple[Any, Backbone] | None = None
 
     def of(self, cell: Cell) -> Backbone:
-        """The backbone of a cell, loaded unless it is the last one."""
+        """The backbone of a cell, loaded unless it is the last one.
+
+        Raises:
+            UserError: see `load_backbone`; this machine has another model under the name.
+        """
         wanted = (cell.job.backbone, cell.job.train.dropout)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # one at a time in memory
             self._loaded = (wanted, load_backbone(*wanted))
-        return self._loaded[1]
+        backbone, expected = self._loaded[1], cell.facts["backbone"]
+        if backbone.revision != expected:
+            raise UserError(
+                f"backbone: {cell.job.backbone} is revision {backbone.revision} on this machine; expected {expected}, "
+                "as where the run was started; give every machine the same files"
+            )
+        return backbone
 
     def forget(self) -> None:
         """Load anew the next time."""

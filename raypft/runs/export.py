@@ -8,27 +8,54 @@ folder of transformers; what a method has beside the backbone parts.safetensors 
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from raypft import hub
 from raypft._version import __version__
-from raypft.backbones.aliases import ALIASES
-from raypft.backbones.export import auto_class, injected, save_model, save_peft
+from raypft.backbones.base import Backbone
+from raypft.backbones.export import auto_class, injected, place_of, save_model, save_peft
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.report.table import mean_std
 from raypft.runs.predict import Trained
-from raypft.storage import is_remote
+from raypft.storage import check_writable, is_remote
 
 PARTS = "parts.safetensors"
+ISO = re.compile("[a-z]{2,3}")
+"""Codes of languages that the hub's cards take."""
+
+
+def push(trained: Trained, name: str, folder: Path | None = None) -> str:
+    """Write a seed's model and its card to a new, private repository of the hub; the address of its page.
+
+    Args:
+        name: OWNER/NAME; folder: where it is written on this machine, too.
+
+    Raises:
+        UserError: as `export` and `hub.upload`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch) / "model" if folder is None else folder
+        export(trained, here, name)
+        try:
+            return hub.upload(here, name, f"{trained.job.recipe} on {trained.task.name}, raypft {__version__}")
+        except UserError as error:
+            written = "" if folder is None else f"; the model is in {folder}"
+            raise UserError(f"{error}{written}") from None
 
 
 @torch.no_grad()
-def export(trained: Trained, folder: Path) -> None:
+def export(trained: Trained, folder: Path, pushed: str | None = None) -> None:
     """Write a seed's model and its card.
+
+    Args:
+        pushed: the hub's name for what is written, from which the card then loads it.
 
     Raises:
         UserError: nothing was trained, or the folder holds something.
@@ -43,6 +70,7 @@ def export(trained: Trained, folder: Path) -> None:
         raise UserError(f"export: found {folder}; expected a new folder on this machine, which others then load from")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export: {folder} holds something already; give a new folder")
+    check_writable(folder, "export")
     parts = dict(method.parts())
     if injected(backbone):
         kind = "adapter"
@@ -62,7 +90,8 @@ def export(trained: Trained, folder: Path) -> None:
             json.dumps(settings(trained), indent=1, ensure_ascii=False), encoding="utf-8"
         )
     held = {f"{(place / PARTS).relative_to(folder)}: {name}": tuple(value.shape) for name, value in parts.items()}
-    (folder / "README.md").write_text(card(trained, kind, auto_class(backbone, head), held), encoding="utf-8")
+    code = loading(kind, auto_class(backbone, head), backbone, labels, pushed or folder)
+    (folder / "README.md").write_text(card(trained, kind, code, held), encoding="utf-8")
 
 
 def settings(trained: Trained) -> dict[str, Any]:
@@ -73,7 +102,7 @@ def settings(trained: Trained) -> dict[str, Any]:
         "task": trained.task.name,
         "kind": trained.task.kind.name,
         "labels": trained.task.label.names,
-        "backbone": {"name": base_name(job.backbone), "revision": trained.result["backbone"]},
+        "backbone": {"name": base_name(trained), "revision": trained.result["backbone"]},
         "method": without_folders({"name": job.method["name"], **trained.learner.method.config.model_dump()}),
         "readout": without_folders({"name": job.readout["name"], **trained.learner.readout.config.model_dump()}),
         "pattern": trained.encoder.pattern.model_dump(),
@@ -81,11 +110,10 @@ def settings(trained: Trained) -> dict[str, Any]:
     }
 
 
-def base_name(backbone: str) -> str:
-    """The hub id of an alias, the last part of a local path, else the name."""
-    if backbone in ALIASES:
-        return ALIASES[backbone].hub
-    return Path(backbone).name if Path(backbone).exists() else backbone
+def base_name(trained: Trained) -> str:
+    """The hub id of the backbone where it came from there, else its alias or the last part of its path."""
+    backbone = trained.job.backbone
+    return trained.learner.method.backbone.hub or (Path(backbone).name if Path(backbone).exists() else backbone)
 
 
 def without_folders(values: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +127,8 @@ def without_folders(values: dict[str, Any]) -> dict[str, Any]:
 def asked(trained: Trained) -> list[str]:
     """How the model was asked: pattern, label words, demonstrations."""
     job, pattern = trained.job, trained.encoder.pattern
-    lines = [f"- pattern `{job.pattern}`: `{json.dumps(pattern.text, ensure_ascii=False)}` ({pattern.source})"]
+    source = f" ({pattern.source})" if pattern.source else ""
+    lines = [f"- pattern `{job.pattern}`: `{json.dumps(pattern.text, ensure_ascii=False)}`{source}"]
     if pattern.verbalizer:
         lines.append(
             f"- label words ({pattern.mode}): "
@@ -112,15 +141,14 @@ def asked(trained: Trained) -> list[str]:
     return lines
 
 
-def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...]]) -> str:
+def card(trained: Trained, kind: str, code: list[str], parts: dict[str, tuple[int, ...]]) -> str:
     """The model card, README.md.
 
     Args:
-        kind: "model", "adapter" or "parts"; auto: the transformers class of the whole model; parts: file and name to
-        shape.
+        kind: "model", "adapter" or "parts"; code: Python lines that load it; parts: file and name to shape.
     """
     job, task, result = trained.job, trained.task, trained.result
-    base = base_name(job.backbone)
+    base, on_hub = base_name(trained), trained.learner.method.backbone.hub is not None
     languages = job.train.languages
     held = ["", "Parts:", "", *(f"- `{name}` {list(shape)}" for name, shape in parts.items())] if parts else []
     sizes, settings = result["sizes"], job.train.model_dump(exclude={"languages"})
@@ -128,16 +156,16 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
     return "\n".join(
         [
             "---",
-            f"language: [{', '.join(json.dumps(language) for language in languages)}]",
+            f"language: [{', '.join(json.dumps(language) for language in languages if ISO.fullmatch(language))}]",
             "license: unknown",
-            *([f"base_model: {base}"] if "/" in base else []),
+            *([f"base_model: {base}"] if on_hub else []),
             f"library_name: {LIBRARY[kind]}",
             f"tags: [raypft, {METHODS.label(job.method['name'])}]",
             "---",
             "",
             f"# {job.recipe} on {task.name}",
             "",
-            f"{base}, trained on {task.name} ({task.about}) with raypft {__version__}.",
+            f"{base}, trained on {task.name}{f' ({task.about})' if task.about else ''} with raypft {__version__}.",
             "",
             f"- task: {task.name}, kind {task.kind.name}"
             + (f", labels {', '.join(task.label.names)}" if task.label.names else ""),
@@ -166,7 +194,7 @@ def card(trained: Trained, kind: str, auto: str, parts: dict[str, tuple[int, ...
             "## Loading",
             "",
             "```python",
-            *loading(kind, auto, base, task.label.names if auto in COUNTED else []),
+            *code,
             "```",
             *held,
             "",
@@ -179,22 +207,35 @@ COUNTED = ("AutoModelForSequenceClassification", "AutoModelForTokenClassificatio
 """The classes that must be told how many labels there are."""
 
 
-def loading(kind: str, auto: str, base: str, labels: list[str]) -> list[str]:
-    """Python lines that load the folder without raypft."""
+def loading(kind: str, auto: str, backbone: Backbone, labels: list[str], place: Path | str) -> list[str]:
+    """Python lines that load what was written without raypft, as they stand.
+
+    Args:
+        auto: the transformers class of the whole model; place: the folder that was written, or its name on the hub.
+    """
+    folder = f"FOLDER = {json.dumps(str(place.absolute()) if isinstance(place, Path) else place)}"
     if kind == "model":
         made = [f"model = {auto}.from_pretrained(FOLDER)", "tokenizer = AutoTokenizer.from_pretrained(FOLDER)"]
-        return [f"from transformers import {auto}, AutoTokenizer", "", *made]
+        return [f"from transformers import {auto}, AutoTokenizer", "", folder, *made]
     if kind == "adapter":
-        count = f", num_labels={len(labels)}" if labels else ""
+        base, revision = place_of(backbone)
+        where = json.dumps(base) + (f', revision="{revision}"' if revision else "")
+        count = f", num_labels={len(labels)}" if labels and auto in COUNTED else ""
         return [
             "from peft import PeftModel",
-            f"from transformers import {auto}",
+            f"from transformers import {auto}, AutoTokenizer",
             "",
-            f'model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"{count}), FOLDER)',
+            folder,
+            f'base = {auto}.from_pretrained({where}, dtype="float32"{count})',
+            "model = PeftModel.from_pretrained(base, FOLDER)",
+            f"tokenizer = AutoTokenizer.from_pretrained({where})",
         ]
+    fetched = [] if isinstance(place, Path) else ["from huggingface_hub import snapshot_download"]
     return [
+        *fetched,
         "from safetensors.torch import load_file",
         "",
+        f'FOLDER = snapshot_download("{place}")' if fetched else folder,
         f'parts = load_file(f"{{FOLDER}}/{PARTS}")  # config.json says what they are for',
     ]
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 import torch
 
 from raypft.backbones.load import load_backbone
@@ -17,23 +21,31 @@ from raypft.methods.base import Method
 from raypft.readouts.verbalizer import label_columns
 from raypft.runs.cell import build_learner
 from raypft.runs.prepare import Prepared
-from raypft.storage import check_writable
+from raypft.runs.run import check_unchanged
+from raypft.storage import check_free, check_writable
 from raypft.tasks.prompts import readable
 from raypft.training.encode import Encoder, label_distribution, prompts_an_epoch
 from raypft.training.loop import expect_scores
 
+compute: Any = pa_compute  # its functions are made at import
 LOOKED_AT = 200
 """Rows whose prompts are counted and measured."""
+EXTREMES = 5
+"""Longest and shortest rows of each language of which prompts are made."""
+GIB = 2**30
 
 
 def checked(prepared: Prepared) -> dict[str, Any]:
     """What is known of a prepared job: sizes, label words, parameters, steps.
 
     Raises:
-        UserError: its results can't be written.
+        UserError: its results can't be written, or are another version's, or another process is at work on them; a row
+        makes no prompt; memory does not hold it.
     """
     job, skeleton = prepared.job, prepared.skeleton
-    check_writable(prepared.folder)
+    check_start(prepared)
+    check_free(prepared.folder)
+    check_unchanged(prepared)
     seed = job.seeds[0]
     sample, manifest = prepared.samples[seed], prepared.manifests[seed]
     sizes = manifest["sizes"]
@@ -47,6 +59,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     lines = [
         f"{job.recipe}: {job.task}, {job.backbone} "
         f"({skeleton.family}, {skeleton.num_layers} layers of {skeleton.hidden})",
+        f"pattern {job.pattern}: {json.dumps(prepared.resolved.pattern.text, ensure_ascii=False)}",
         f"rows: {sizes['train']} train, {sizes['dev']} dev, {sizes['test']} test, {sizes['demos']} demonstrations "
         f"(seed {seed}, manifest {manifest['hash']})",
         *[f"note: {note}" for note in sample.notes],
@@ -61,6 +74,83 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         f"ok: results go to {prepared.folder}",
     ]
     return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": lines}
+
+
+def check_start(prepared: Prepared) -> None:
+    """What can be told before a run's folder is made.
+
+    Raises:
+        UserError: nothing can be written there; memory does not hold the job; a row makes no prompt.
+    """
+    check_writable(prepared.folder)
+    _check_memory(prepared)
+    _check_extremes(prepared)
+
+
+def _check_memory(prepared: Prepared) -> None:
+    """Raise a UserError where this machine can't hold a job that runs in this process, activations not counted: weights
+    in its memory, with gradients and Adam's moments there too, or on its GPU."""
+    if prepared.job.resources.workers:
+        return
+    everything, trainable = parameter_counts(prepared)
+    whole = 4 * (everything + 3 * trainable)  # fp32, see `TorchStepper`
+    held = [("this machine", machine_memory(), whole)]
+    if torch.cuda.is_available():
+        here = torch.cuda.get_device_properties(0).total_memory
+        held = [("this machine", machine_memory(), 4 * everything), ("its GPU", here, whole)]
+    for place, there, needed in held:
+        if needed > there:
+            raise UserError(
+                f"memory: the job holds at least {needed / GIB:.1f} GiB of weights, gradients and optimizer state; "
+                f"{place} has {there / GIB:.1f}; choose a smaller backbone or a method that trains less"
+            )
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def parameter_counts(prepared: Prepared) -> tuple[int, int]:
+    """Parameters of a job's model and method: all, and those that train."""
+    parameters = list(method_shape(prepared).parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _check_extremes(prepared: Prepared) -> None:
+    """Make prompts of the longest and shortest rows of every seed, so that what does not fit is not met by its turn.
+
+    Raises:
+        UserError: a row makes no prompt.
+    """
+    fields = list(prepared.resolved.task.fields.values())
+    for sample in {id(sample): sample for sample in prepared.samples.values()}.values():
+        encoder = Encoder.of(prepared.resolved, prepared.skeleton.text, sample.demos)
+        for table in (sample.train, sample.dev, sample.test):
+            for row in [] if table is None else extremes(table, fields):
+                encoder(row)
+
+
+def extremes(table: pa.Table, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of which a field, or its longest word where it holds words, is among the `EXTREMES` longest or shortest
+    of its language."""
+    chosen: set[int] = set()
+    languages = table["language"].combine_chunks()
+    for language in languages.unique():
+        own = compute.indices_nonzero(compute.equal(languages, language))
+        for field in fields:
+            column = table[field].combine_chunks().take(own)
+            for sizes in [compute.utf8_length(column)] if not pa.types.is_list(column.type) else _sizes(column):
+                order = own.take(compute.sort_indices(sizes)).to_pylist()
+                chosen.update(order[:EXTREMES] + order[-EXTREMES:])
+    return table.take(sorted(chosen)).to_pylist()
+
+
+def _sizes(column: Any) -> list[pa.Array]:
+    """Number of words and length of the longest, [rows] each."""
+    words = pa.table({"row": compute.list_parent_indices(column), "size": compute.utf8_length(column.flatten())})
+    longest = words.group_by("row").aggregate([("size", "max")]).sort_by("row")
+    return [compute.list_value_length(column), longest["size_max"].combine_chunks()]
 
 
 def method_shape(prepared: Prepared) -> Method:

@@ -5,18 +5,18 @@ Beside the backbone only the run's folder is read: the job, a seed's trained par
 
 from __future__ import annotations
 
+import copy
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 import torch
 
+from raypft.backbones.fetch import pinned, revision
 from raypft.backbones.load import load_backbone
 from raypft.config.job import Job
 from raypft.config.load import make_job
@@ -24,12 +24,13 @@ from raypft.config.resolved import ResolvedJob
 from raypft.data import sources
 from raypft.data.formats import Columns
 from raypft.errors import UserError
-from raypft.report.table import Table
+from raypft.hub import COMMIT
 from raypft.runs.cell import build_learner, device_here, read_tensors
 from raypft.runs.prepare import cell_keys
 from raypft.runs.results import DEMOS, TRAINED, damaged, read_job, read_json, read_parquet, read_results
 from raypft.runs.scores import answer_table, by_row
-from raypft.storage import absolute, path_of, written
+from raypft.schema import at_key, set_key
+from raypft.storage import absolute, path_of
 from raypft.tasks.task import Task
 from raypft.training.encode import Encoder
 from raypft.training.loader import PromptDataset
@@ -38,8 +39,28 @@ from raypft.training.stepper import Learner, TorchStepper
 
 CHUNK = 1024
 """Rows that are encoded and scored together, so that a file of any size can be read."""
-ENDINGS = (".parquet", ".jsonl")
-"""What predictions can be written as."""
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _is_python(name: str) -> bool:
+    return name.endswith(".py")
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") > 1
+
+
+PLACES: dict[str, Callable[[str], bool]] = {
+    "backbone": _is_folder,
+    "task": _is_yaml,
+    "method.name": _is_python,
+    "readout.name": _is_python,
+    "method.ticket": bool,
+}
+"""The keys of a job whose value may be a path, and whether it is one."""
 
 
 @dataclass(frozen=True)
@@ -89,36 +110,76 @@ class Trained:
         return predict(self, _task_rows(self, rows, language))
 
 
-def load_trained(folder: Path | str, seed: int | None = None) -> Trained:
+def load_trained(folder: Path | str, seed: int | None = None, moved: Mapping[str, str] | None = None) -> Trained:
     """A finished seed of a run, the first where None.
+
+    Args:
+        moved: where what the run was made with lies now, by the keys of `PLACES`; where it lay then otherwise.
 
     Raises:
         UserError: the folder is no run; the seed is not finished; model, task, method or artefact are not those of the
-        run;
+        run, or not where it had them;
             the run kept no trained parameters or its demonstrations are missing.
     """
     folder = path_of(absolute(folder))
+    for key in moved or {}:
+        if key not in PLACES:
+            raise UserError(f'run: found "{key}"; expected where something lies now: {"=, ".join(PLACES)}=')
+    found = {key: absolute(path) if path_of(path).exists() else path for key, path in (moved or {}).items()}
     with _started_from(folder):
-        return _loaded(folder, seed)
+        return _loaded(folder, seed, found)
 
 
-def _loaded(folder: Path, seed: int | None) -> Trained:
-    resolved = make_job(read_job(folder), f"{folder}/job.yaml")
+def _loaded(folder: Path, seed: int | None, moved: Mapping[str, str]) -> Trained:
+    values = read_job(folder)
+    placed = copy.deepcopy(values)
+    for key, path in moved.items():
+        set_key(placed, key, path)
+    _check_places(folder, placed)
+    resolved = make_job(placed, f"{folder}/job.yaml")
     job, results = resolved.job, read_results(folder)
     result = _chosen(folder, results, seed)
     seed, cell = int(result["seed"]), folder / f"seed-{result['seed']}"
-    backbone = load_backbone(job.backbone)
-    key = cell_keys(resolved, {seed: result["manifest"]}, backbone.revision)[seed]
+    backbone = load_backbone(pinned(job.backbone, result["backbone"]))
+    weights = backbone.revision
+    if backbone.hub is not None and not COMMIT.fullmatch(result["backbone"]):
+        weights = revision(Path(str(backbone.source)))  # an older run, whose hub model was known by its content
+    key = cell_keys(resolved, {seed: result["manifest"]}, weights, _named(values, job, moved))[seed]
     if key != result["cell"]:
         raise UserError(
             f"run: {folder} seed {seed} was trained with another model, task, method version or artefact "
             f"(cell {result['cell']}, now {key}); its model was {result['backbone']}, {job.backbone} is "
-            f"{backbone.revision}; restore them, or run the job again"
+            f"{weights}; restore them, or run the job again"
         )
     encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell) if job.demos else None)
     learner = build_learner(resolved, backbone, seed).eval()
     _put(learner, cell / TRAINED)
     return Trained(resolved, seed, folder, results, learner, encoder)
+
+
+def _named(values: dict[str, Any], job: Job, moved: Mapping[str, str]) -> Job:
+    """The job with the names that its run gave to what has moved: the cell key holds them."""
+    named = job.model_dump()
+    for key in moved:
+        set_key(named, key, at_key(values, key))
+    return Job(**named)
+
+
+def _check_places(folder: Path, values: dict[str, Any]) -> None:
+    """Raise a UserError where a file or folder that a run was made with is not where the run had it."""
+    told = (read_json(folder / "provenance.json") or {}).get("backbone", {})
+    for key, is_path in PLACES.items():
+        path = at_key(values, key)
+        if not isinstance(path, str) or "://" in path:
+            continue
+        # a folder was read as it was named, and its revision is no commit of the hub
+        as_named = key == "backbone" and path == told.get("name") == told.get("source")
+        local = is_path(path) or (as_named and not COMMIT.fullmatch(str(told.get("revision"))))
+        if local and not Path(path).expanduser().exists():
+            raise UserError(
+                f"run: {folder.name} uses {key}={path}, which is not there, seen from {Path.cwd()}; "
+                f"say where it is now, e.g. {key}=/new/place/{Path(path).name}"
+            )
 
 
 @contextmanager
@@ -172,16 +233,11 @@ def _put(learner: Learner, path: Path) -> None:
         parameter.copy_(values[name])
 
 
-def rows_of_file(trained: Trained, path: str, language: str | None = None) -> pa.Table:
-    """The rows of a data file in the task's columns; labels are not looked at. See `sources.read_rows`."""
-    return sources.read_rows(trained.resolved.origin, path, language, trained.job.train.languages[0])
-
-
-def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None = None) -> pa.Table:
+def columns_of_texts(trained: Trained, texts: Sequence[str]) -> Columns:
     """One row out of texts: `field=text`, or the texts in the order of the task's fields.
 
     Raises:
-        UserError: not one text for each field; see `sources.rows_of_table`.
+        UserError: not one text for each field.
     """
     task = trained.task
     pairs = [text.partition("=") for text in texts]
@@ -193,8 +249,35 @@ def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None =
             f"text: task {task.name} asks about {', '.join(task.fields)}; found {len(texts)} texts; "
             f"expected one for each, {expected}"
         )
-    row = {task.fields[name]: text for name, text in values.items()}
-    return _rows_of(trained, Columns.of_records([row]), "--text", language)
+    return Columns.of_records([{task.fields[name]: text for name, text in values.items()}])
+
+
+def rows_of_texts(trained: Trained, texts: Sequence[str], language: str | None = None) -> pa.Table:
+    """The row of `columns_of_texts` in the task's columns."""
+    return rows_of(trained, columns_of_texts(trained, texts), "--text", language)
+
+
+def rows_of_file(trained: Trained, path: str, language: str | None = None) -> pa.Table:
+    """The rows of a data file in the task's columns, see `rows_of` and `sources.read_rows`."""
+    return _all_say(
+        trained, path, sources.read_rows(trained.resolved.origin, path, language, trained.job.train.languages[0])
+    )
+
+
+def records_of(trained: Trained, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a text.
+
+    Raises:
+        UserError: the task has several fields.
+    """
+    fields = trained.task.fields
+    if len(fields) != 1:
+        raise UserError(
+            f"predict: task {trained.task.name} asks about {', '.join(fields)}; found texts; "
+            "expected mappings with these columns"
+        )
+    (column,) = fields.values()
+    return [{column: value} for value in texts]
 
 
 def _task_rows(
@@ -204,22 +287,36 @@ def _task_rows(
     if not isinstance(rows, pa.Table):
         values: list[Any] = list(rows)
         if values and all(isinstance(value, str) for value in values):
-            fields = trained.task.fields
-            if len(fields) != 1:
-                raise UserError(
-                    f"predict: task {trained.task.name} asks about {', '.join(fields)}; found texts; "
-                    "expected mappings with these columns"
-                )
-            (column,) = fields.values()
-            values = [{column: value} for value in values]
+            values = records_of(trained, values)
         if not all(isinstance(value, Mapping) for value in values):
             raise UserError("predict: found rows of several types; expected texts, or mappings from column to value")
-        return _rows_of(trained, Columns.of_records([dict(value) for value in values]), "rows", language)
-    return _rows_of(trained, Columns.of_arrow(rows), "rows", language)
+        return rows_of(trained, Columns.of_records([dict(value) for value in values]), "rows", language)
+    return rows_of(trained, Columns.of_arrow(rows), "rows", language)
 
 
-def _rows_of(trained: Trained, columns: Columns, where: str, language: str | None) -> pa.Table:
-    return sources.rows_of_table(trained.resolved.origin, columns, where, language, trained.job.train.languages[0])
+def rows_of(trained: Trained, columns: Columns, where: str, language: str | None) -> pa.Table:
+    """Rows in the task's columns; labels are not looked at.
+
+    Raises:
+        UserError: a row in which no field has a text; see `sources.rows_of_table`.
+    """
+    otherwise = trained.job.train.languages[0]
+    return _all_say(trained, where, sources.rows_of_table(trained.resolved.origin, columns, where, language, otherwise))
+
+
+def _all_say(trained: Trained, where: str, rows: pa.Table) -> pa.Table:
+    """The rows, if each has a text: an empty one would be answered like any other."""
+    fields = list(trained.task.fields.values())
+    for number, row in enumerate(rows.select(fields).to_pylist()):
+        if not any(map(_says, row.values())):
+            raise UserError(
+                f"data: {where} row {number} has no text in {' or '.join(fields)}; give one, or leave the row out"
+            )
+    return rows
+
+
+def _says(value: str | list[str]) -> bool:
+    return bool("".join(value).strip())
 
 
 def predict(trained: Trained, rows: pa.Table) -> pa.Table:
@@ -234,41 +331,3 @@ def predict(trained: Trained, rows: pa.Table) -> pa.Table:
         answers = evaluate(stepper, dataset, settings)
         tables.append(answer_table(trained.task, by_row(learner.readout, prompts, answers)).drop_columns("gold"))
     return pa.concat_tables(tables, promote_options="permissive")
-
-
-def check_ending(path: Path) -> None:
-    """Raise a UserError unless predictions can be written to this path."""
-    if path.suffix not in ENDINGS:
-        raise UserError(f"out: found {path}; expected a file that ends in {' or '.join(ENDINGS)}")
-
-
-def lines_of(table: pa.Table) -> list[str]:
-    """The rows of a table as JSON."""
-    return [json.dumps(row, ensure_ascii=False) for row in table.to_pylist()]
-
-
-def shown(trained: Trained, table: pa.Table) -> Table:
-    """Predictions as a table for a person."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:.3f}"
-        return " ".join(map(cell, value)) if isinstance(value, list) else str(value)
-
-    rows = [list(map(cell, row.values())) for row in table.to_pylist()]
-    return Table(f"{trained.folder.name}, seed {trained.seed}", table.column_names, rows)
-
-
-def write(table: pa.Table, path: Path) -> None:
-    """Write predictions as parquet or JSON lines, by the path's ending.
-
-    Raises:
-        UserError: see `check_ending`.
-    """
-    check_ending(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        with written(path) as file:
-            pa_parquet.write_table(table, file)
-    else:
-        path.write_text("".join(f"{line}\n" for line in lines_of(table)), encoding="utf-8")

@@ -13,12 +13,15 @@ import pyarrow as pa
 import torch
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.fetch import pinned
 from raypft.backbones.load import load_skeleton
 from raypft.config.compatibility import check_fit
 from raypft.config.job import Job, Train
 from raypft.config.resolved import ResolvedJob
 from raypft.data import sources, streaming
+from raypft.data.origin import commits
 from raypft.data.sampling import Sample, draw
+from raypft.data.split import sizes_told
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
@@ -27,6 +30,7 @@ from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.runs.memo import Memo
 from raypft.runs.notes import notes_on
+from raypft.runs.scores import try_metrics
 from raypft.schema import digest
 from raypft.storage import path_of
 from raypft.tasks.metrics import metric
@@ -59,9 +63,11 @@ class Prepared:
         return self.resolved.job
 
     def cells(self, test: bool = True) -> list[Cell]:
-        """The cells of the job, by seed."""
+        """The cells of the job, by seed; they name the model as it was found, for processes that look for it later."""
+        found = pinned(self.job.backbone, self.skeleton.revision)
+        resolved = replace(self.resolved, job=self.job.model_copy(update={"backbone": found}))
         return [
-            Cell(self.resolved, seed, self.folder / f"seed-{seed}", self._facts(seed), self.samples[seed], test)
+            Cell(resolved, seed, self.folder / f"seed-{seed}", self._facts(seed), self.samples[seed], test)
             for seed in self.job.seeds
         ]
 
@@ -96,6 +102,7 @@ def prepare(resolved: ResolvedJob, memo: Memo | None = None) -> Prepared:
                 try_shapes(method, prompts[:1])
     finally:
         skeleton.reset()
+    _try_metrics(prepared, memo)
     return replace(prepared, warnings=_warnings(prepared, memo))
 
 
@@ -114,6 +121,16 @@ def try_shapes(method: Method, prompts: list[Encoded]) -> None:
         raise
     except Exception:  # without weights a model can't branch on values, nor mix with tensors that have some
         return
+
+
+def _try_metrics(prepared: Prepared, memo: Memo) -> None:
+    task, asked = prepared.resolved.task, prepared.job.dev.metric
+    names = (*task.metrics, *([asked] if asked else []))
+    for sample in prepared.samples.values():
+        for table in (sample.test, sample.dev):
+            if table is not None and len(table):
+                make = functools.partial(try_metrics, task, names, table)
+                memo.once(("metrics", names, id(table)), make)
 
 
 def _warnings(prepared: Prepared, memo: Memo) -> dict[int, list[str]]:
@@ -141,11 +158,12 @@ def identify(resolved: ResolvedJob, memo: Memo) -> Prepared:
     return Prepared(resolved, path_of(job.storage) / job.run_name, samples, manifests, keys, skeleton)
 
 
-def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> dict[int, str]:
+def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str, named: Job | None = None) -> dict[int, str]:
     """The key of each seed's cell: a hash over all that decides its numbers.
 
     Args:
-        data: hash of the sample manifest by seed; weights: revision of the backbone.
+        data: hash of the sample manifest by seed; weights: revision of the backbone; named: the job as it was called
+        where the key was made first, if its files lie elsewhere now.
     """
     job, task = resolved.job, resolved.task
     asked = {
@@ -169,7 +187,7 @@ def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str) -> d
     if any(plug_ins):
         asked["plug_ins"] = plug_ins
     numerics = [resolved.method.numerics, resolved.readout.numerics, ENCODING, TRAINING]
-    common = {**job.scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
+    common = {**(named or job).scientific(), "backbone": weights, "numerics": numerics, "asked": asked}
     return {seed: digest({**common, "seed": seed, "data": manifest}) for seed, manifest in data.items()}
 
 
@@ -198,7 +216,7 @@ class _SplitReader:
     def __init__(self, resolved: ResolvedJob, memo: Memo) -> None:
         self.job, self.origin, self.memo = resolved.job, resolved.origin, memo
         shots = self.origin.shots if "{shots}" in str(self.origin.source.files) else None
-        self.place = (self.job.task, self.origin.name, self.origin.root, shots)
+        self.place = (self.job.task, self.origin.name, self.origin.root, self.origin.revision, shots)
         self.index: streaming.Index | None = None
         if self.job.data.stream is not None:
             _check_streamed(resolved)
@@ -216,6 +234,14 @@ class _SplitReader:
         if self.index is None:
             return self.split("train", self.job.train.languages)
         return self.memo.once(("head", id(self.index)), self.index.head)
+
+    def notes(self) -> list[str]:
+        """What a reader must know of how rows came to their splits."""
+        source = self.origin.source
+        if not isinstance(source.files, str):
+            return []
+        parts = self.memo.once(("parts", *self.place), functools.partial(sources.split_parts, self.origin))
+        return [sizes_told(self.origin.task, source.files, parts)]
 
     def test(self) -> pa.Table | None:
         """Test rows."""
@@ -250,7 +276,8 @@ def _draw(resolved: ResolvedJob, reader: _SplitReader, sample_seed: int) -> Samp
         dev_limit=job.dev.limit,
         test_limit=job.test.limit,
     )
-    return replace(sample, stream=index)
+    found = tuple(commits(reader.origin).values())
+    return replace(sample, stream=index, notes=(*reader.notes(), *sample.notes), commits=found)
 
 
 def _check_streamed(resolved: ResolvedJob) -> None:

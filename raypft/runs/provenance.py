@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from raypft.data.origin import commits
 from raypft.runs.prepare import Prepared
 
 PACKAGES = (
@@ -39,8 +40,17 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("raypft", *PACKAGES)},
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus},
-        "backbone": {"name": job.backbone, "source": skeleton.source, "revision": skeleton.revision},
-        "data": {"source": origin.name, "root": origin.root, "hub": origin.source.hub},
+        "backbone": {
+            "name": job.backbone,
+            "source": skeleton.hub or skeleton.source,
+            "revision": skeleton.revision,
+        },
+        "data": {
+            "source": origin.name,
+            "root": origin.root,
+            "hub": origin.source.hub,
+            "revisions": list(commits(origin).values()),
+        },
         "manifests": {seed: manifest["hash"] for seed, manifest in prepared.manifests.items()},
     }
 

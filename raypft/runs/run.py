@@ -40,10 +40,7 @@ def run(
     Raises:
         UserError: another process works on a run, or its data or model changed since it began.
     """
-    folders = [ready.folder for ready in prepared]
-    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
-    if twice is not None:
-        raise UserError(f"run: {twice} was asked for twice; name each job once")
+    check_distinct(prepared)
     with ExitStack() as stack:
         for ready in prepared:
             stack.enter_context(begun(ready, fresh))
@@ -74,7 +71,7 @@ def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
         if fresh:
             for cell in prepared.cells():
                 remove(cell.folder)
-        _check_unchanged(prepared)
+        check_unchanged(prepared)
         _write_inputs(prepared)
         yield
 
@@ -92,7 +89,16 @@ def _write(path: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def _check_unchanged(prepared: Prepared) -> None:
+def check_distinct(prepared: Sequence[Prepared]) -> None:
+    """Raise a UserError where two jobs have one folder: the second would wait for the first."""
+    folders = [ready.folder for ready in prepared]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise UserError(f"run: {twice} was asked for twice; name each job once")
+
+
+def check_unchanged(prepared: Prepared) -> None:
+    """Raise a UserError where the run's folder holds seeds that were begun with other data, model or code."""
     path = prepared.folder / "samples.json"
     if not path.is_file():
         return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 
+from raypft.catalogue import is_own
 from raypft.encoded import Encoded
 from raypft.tasks.metrics import OF_WRITTEN, metric
 from raypft.tasks.task import Task
@@ -82,6 +84,25 @@ def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:
         "mean_without_english": sum(others) / len(others) if others else None,
         "pivot": task.pivot_language,
     }
+
+
+def try_metrics(task: Task, names: Iterable[str], table: pa.Table) -> None:
+    """Score what is right against itself, so that what a metric can't read is told before anything is trained.
+
+    Args:
+        names: of metrics; one of a user's own is given all rows of a language, as it is in the end, others one; table:
+        rows in the task's columns.
+
+    Raises:
+        UserError: what a metric says.
+    """
+    if not task.kind.reads_labels:
+        return
+    for name in dict.fromkeys(name for name in names if name not in OF_WRITTEN):
+        for language in table["language"].unique().to_pylist():
+            rows = table.filter(pa_compute.field("language") == language)
+            gold = (rows if is_own(name) else rows.slice(0, 1))["label"].to_pylist()
+            metric(name)[1](gold, [of_row[0] for of_row in gold] if task.kind.passage else gold, language=language)
 
 
 def majority(task: Task, rows: Sequence[RowAnswer]) -> list[RowAnswer]:

@@ -5,13 +5,37 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypft.errors import UserError
+from raypft.report.formats import metric_name
 from raypft.report.table import WIDEST, Table, mean_std
-from raypft.runs.results import damaged, read_job, read_results
+from raypft.runs.results import EVENTS, STATE, damaged, read_job, read_results
 from raypft.tasks.metrics import mean_without, pivot_in
+
+if TYPE_CHECKING:
+    from raypft.runs.prepare import Prepared  # needs torch
+
+
+def check_comparable(prepared: Sequence[Prepared]) -> None:
+    """Raise a UserError where jobs of one command could not stand in one table, before anything of them runs."""
+
+    def tested(ready: Prepared) -> Any:
+        return ready.job.task, ready.resolved.task.metric, {one["test_hash"] for one in ready.manifests.values()}
+
+    first = prepared[0]
+    for ready in prepared[1:]:
+        if tested(ready) == tested(first):
+            continue
+        rules = f"protocols {first.job.protocol} and {ready.job.protocol}; give both one, e.g. protocol=fixed"
+        if ready.job.protocol == first.job.protocol:
+            rules = f"tasks {first.job.task} and {ready.job.task}; run them apart"
+        raise UserError(
+            f"run: {first.job.recipe} and {ready.job.recipe} would be tested on other rows or in another order, and "
+            f"make no table ({rules})"
+        )
 
 
 def run_table(folders: Sequence[Path]) -> Table:
@@ -44,8 +68,8 @@ def run_table(folders: Sequence[Path]) -> Table:
     for result in itertools.chain.from_iterable(results for _, _, results in runs):
         every |= dict.fromkeys(result["metrics"])
     others = [name for name in every if name != first_results[0]["metric"]]
-    columns = ["run", "shots", "n", *languages, *means, *others, "trainable", "seconds"]
-    table = Table(f"{Path(str(first_job['task'])).stem}: {first_results[0]['metric']}", columns)
+    columns = ["run", "shots", "n", *languages, *means, *map(metric_name, others), "trainable", "seconds"]
+    table = Table(f"{Path(str(first_job['task'])).stem}: {metric_name(first_results[0]['metric'])}", columns)
     for _, job, results in runs:
         table.rows.append(_row(job, results, languages, means, others))
     majority = first_results[0]["majority"]
@@ -55,8 +79,30 @@ def run_table(folders: Sequence[Path]) -> Table:
     table.notes = _notes(runs, languages)
     if others:
         over = ", mean over languages" if wide else ""
-        table.notes.append(f"{', '.join(others)}: the same predictions by the papers' other metrics{over}")
+        table.notes.append(
+            f"{', '.join(map(metric_name, others))}: the same predictions by the papers' other metrics{over}"
+        )
     return table.turned() if len(columns) > WIDEST else table
+
+
+def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:
+    """What interrupted jobs of one command have finished as a table, None where that is nothing; and a line about it
+    and the states that are kept."""
+    cells = list(itertools.chain.from_iterable(ready.cells() for ready in prepared))
+    done = [cell for cell in cells if cell.finished]
+    folders = list(dict.fromkeys(cell.folder.parent for cell in done))
+    table = None
+    with suppress(UserError):  # of jobs that go into no one table each is shown by report
+        table = run_table(folders) if folders else None
+    if table is not None:
+        table.title = f"partial, {len(done)} of {len(cells)} seeds: {table.title}"
+    told = [f"{len(done)} of {len(cells)} seeds are finished"]
+    for cell in cells:
+        if not cell.finished and (cell.folder / STATE).is_file():
+            told.append(f"the last state of seed {cell.seed} is kept")
+        elif not cell.finished and (cell.folder / EVENTS).is_file():
+            told.append(f"no state of seed {cell.seed} was kept yet (train.save_every), it begins anew")
+    return table, "; ".join(told)
 
 
 def _row(
@@ -83,7 +129,7 @@ def _majority(majority: dict[str, float], means: list[str], pivot: str | None) -
     return cells
 
 
-def _selected(job: dict[str, Any], dev_rows: int) -> str:
+def _selected(job: dict[str, Any], dev_rows: int, metric: str) -> str:
     """Which epoch was tested."""
     if not job["train"]["epochs"]:
         return "nothing trained"
@@ -91,8 +137,7 @@ def _selected(job: dict[str, Any], dev_rows: int) -> str:
         return "last epoch"
     if not dev_rows:
         return "last epoch, as there are no dev rows"
-    by = f"best {job['dev'].get('metric') or ''}".rstrip()
-    return f"epoch chosen by {by} on {dev_rows} dev rows"
+    return f"epoch chosen by best {job['dev'].get('metric') or metric_name(metric)} on {dev_rows} dev rows"
 
 
 def label(job: dict[str, Any]) -> str:
@@ -112,7 +157,7 @@ def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], la
         tested = f"{per_language[0]}" if len(per_language) == 1 else f"{per_language[0]} to {per_language[-1]}"
         seeds = [result["seed"] for result in results]
         missing = [seed for seed in job["seeds"] if seed not in seeds]
-        select = _selected(job, sizes["dev"])
+        select = _selected(job, sizes["dev"], results[0]["metric"])
         notes.append(
             f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {', '.join(map(str, seeds))}"
             + (f" (unfinished: {missing})" if missing else "")

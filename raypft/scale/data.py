@@ -12,7 +12,6 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -217,9 +216,7 @@ def _reader(job: str, path: str) -> tuple[streaming.Reader, Encoder]:
     resolved = resolve(Job(**json.loads(job)))
     mix, text = resolved.job.data.stream, load_text(resolved.job.backbone)
     assert mix is not None
-    root = resolved.origin.root
-    origin = replace(resolved.origin, root=root and absolute(root))
-    index = streaming.Index.load(origin, path_of(path).read_text())
+    index = streaming.Index.load(resolved.origin, path_of(path).read_text())
     return streaming.Reader(index, mix), Encoder.of(resolved, text)
 
 

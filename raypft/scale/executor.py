@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import ray
+
 from raypft.config.job import Job
+from raypft.errors import UserError
 from raypft.runs.cell import Cell
 from raypft.runs.results import Tell, read_result
 from raypft.scale.data import encode_on_ray, packed
@@ -19,9 +22,13 @@ class RayExecutor:
     """Runs cells on Ray Train workers; a group is started when it is needed and ends when a cell of another kind comes.
 
     Ray is joined, or started here, until `close`.
+
+    Args:
+        ends_on_failure: whoever runs cells ends where one fails; Ray Train then need not start the group once more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_on_failure: bool = False) -> None:
+        self.ends_on_failure = ends_on_failure
         self.session = ExitStack()
         self.session.enter_context(ray_session())
         self.session.enter_context(quiet_loggers())
@@ -50,6 +57,11 @@ class RayExecutor:
             group.run(packed(cell), tell)
         except (KeyboardInterrupt, SystemExit):  # whoever interrupts does not want to wait for the cell
             self.group = None
+            raise
+        except UserError:
+            if self.ends_on_failure:
+                ray.kill(group.queue)
+                self.group = None
             raise
         return read_result(cell.folder)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from raypft.config.job import Job, Resources
-from raypft.errors import UserError
 from raypft.runs.executor import Executor, Executors, LocalExecutor
+from raypft.runs.inspect import check_start
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
-from raypft.scale.resources import shapes_here
+from raypft.scale.machine import check_named
 
 
 def run_jobs(
@@ -22,28 +21,12 @@ def run_jobs(
     """Run the unfinished cells of jobs and return each job's results by seed; see `raypft.runs.run.run`.
 
     Raises:
-        UserError: as `run`; or Ray has, and can get, too little for a job.
+        UserError: as `run`; or this machine or Ray has, and can get, too little for a job.
     """
+    for ready in prepared:
+        check_start(ready)
     with executors([ready.job for ready in prepared]) as executor_of:
         return run(prepared, executor_of, tell, fresh)
-
-
-def check_gpus(resources: Resources) -> None:
-    """Raise a UserError where a job asks for more GPUs than this machine has, and no cluster is named to have them.
-
-    Ray would wait for them for ever.
-    """
-    asked = resources.gpus_per_worker * max(1, resources.workers)
-    if not asked or shapes_here() or os.environ.get("RAY_ADDRESS"):
-        return
-    import torch  # noqa: PLC0415  (only where GPUs are asked for)
-
-    here = torch.cuda.device_count()
-    if asked > here:
-        raise UserError(
-            f"resources.gpus_per_worker: the job needs {asked:g} GPUs; this machine has {here}; "
-            "ask for fewer, or name a cluster that has them with RAY_ADDRESS or raypft submit"
-        )
 
 
 @contextmanager
@@ -55,8 +38,7 @@ def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
     """
     with_workers = [job for job in jobs if job.resources.workers]
     for job in jobs:
-        if not job.resources.workers:
-            check_gpus(job.resources)
+        check_named(job.resources)
     if not with_workers:
         yield lambda resources: LocalExecutor()
         return
@@ -64,9 +46,9 @@ def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
     from raypft.scale.session import check_resources, ray_session  # noqa: PLC0415
 
     def executor_of(resources: Resources) -> Executor:
-        return RayExecutor() if resources.workers else LocalExecutor()
+        return RayExecutor(ends_on_failure=True) if resources.workers else LocalExecutor()
 
     with ray_session():
         for job in with_workers:
-            check_resources(job)
+            check_resources(job.resources)  # Ray's own count, now that it runs
         yield executor_of

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import socket
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 import ray.data
+from ray._private.utils import get_num_cpus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raypft.config.job import Job
+from raypft.config.job import Resources
 from raypft.errors import UserError
-from raypft.scale.resources import (
-    Shape,
-    check_possible,
-    cpus_per_worker,
-    job_bundles,
-    logical_cpus,
-    shapes_here,
-)
+from raypft.scale.address import check_address, no_cluster
+from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
 from raypft.storage import absolute, path_of
 
 
@@ -54,8 +48,8 @@ def ray_session() -> Iterator[None]:
                 log_to_driver=False,
                 **options,
             )
-        except ConnectionError as error:
-            raise _no_cluster(address, " ".join(str(error).split())[:200]) from None
+        except (ConnectionError, ValueError) as error:  # a ValueError: the address is none
+            raise no_cluster(address, " ".join(str(error).split())[:200]) from None
         started = True
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -66,43 +60,43 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
-def check_address(address: str | None) -> None:
-    """Raise a UserError where no one listens at a cluster's address: Ray would ask again for a quarter of an hour."""
-    at = urlsplit(address if "://" in str(address) else f"//{address}")
-    try:
-        if at.hostname and at.port:
-            socket.create_connection((str(at.hostname), at.port), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise _no_cluster(address, str(error)) from None
+def check_resources(resources: Resources) -> None:
+    """Raise a UserError where Ray has, and can get, too little for a job with workers, before anything is written.
 
-
-def _no_cluster(address: str | None, reason: str) -> UserError:
-    return UserError(
-        f"RAY_ADDRESS: no Ray cluster at {address}: {reason}; start it, name another, or unset RAY_ADDRESS"
-    )
-
-
-def check_resources(job: Job) -> None:
-    """Raise a UserError where Ray has, and can get, too little for the job, before anything is written."""
-    with ray_session():
+    Asked is the cluster that is named. Where none is, and Ray does not run yet, it is not started to be asked: how many
+    CPUs it would count here is known.
+    """
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS") or shapes_here():
         shapes = capacity()
-        cpus_per_worker(job.resources, logical_cpus(shapes))
-        check_label(job)
-        asked = job.resources.gpus_per_worker * job.resources.workers
-        there = sum(shape.offers["GPU"] * shape.most for shape in shapes)
-        if asked > there:
-            raise UserError(
-                f"resources.gpus_per_worker: the job needs {asked:g} GPUs, Ray has {there:g}; ask for fewer"
-            )
+        check_label(resources)
+    else:
+        shapes = [
+            Shape("here", {"CPU": get_num_cpus(True), "GPU": math.inf}, 1)
+        ]  # GPUs: `raypft.scale.machine.check_gpus`
+        _check_label(resources, [])
+    cpus_per_worker(resources, logical_cpus(shapes))
+    asked = resources.gpus_per_worker * resources.workers
+    there = sum(shape.offers["GPU"] * shape.most for shape in shapes)
+    if asked > there:
+        raise UserError(f"resources.gpus_per_worker: the job needs {asked:g} GPUs, Ray has {there:g}; ask for fewer")
     if shapes_here():
-        check_possible(job_bundles(job.resources, logical_cpus(shapes)), shapes, "this cluster")
+        check_possible(job_bundles(resources, logical_cpus(shapes)), shapes, "this cluster")
 
 
-def check_label(job: Job) -> None:
+def check_label(resources: Resources) -> None:
     """Raise a UserError where no node has, or will have, the label of those that read rows: Ray Data would wait for
     ever."""
-    label = job.resources.data_label
-    nodes = [shape.labels for shape in shapes_here() or ()] or [node["Labels"] for node in ray.nodes() if node["Alive"]]
+    if resources.data_label is None:
+        return
+    if shapes := shapes_here():
+        _check_label(resources, [shape.labels for shape in shapes])
+        return
+    with ray_session():
+        _check_label(resources, [node["Labels"] for node in ray.nodes() if node["Alive"]])
+
+
+def _check_label(resources: Resources, nodes: list[dict[str, str]]) -> None:
+    label = resources.data_label
     known: set[str] = set()
     for labels in nodes:
         known |= {f"{key}={value}" for key, value in labels.items()}

@@ -7,7 +7,7 @@ each with its source.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,6 +19,10 @@ from raypft.tasks.metrics import pivot_of
 
 SPLITS = ("train", "validation", "test")
 MARKUP = re.compile(r"\{(\w+)(\|strip)?\}|<(slot|soft|sep|demos)>")
+
+FIELDS_ALONE = "vanilla"
+"""The pattern that every task has, whatever its file names."""
+WITH_DEMOS = "+demos"
 
 Format = Literal["parquet", "arrow", "jsonl", "tsv", "csv", "conllu", "squad", "words", "panx"]
 Mode = Literal["word_initial", "raw_piece", "first_piece", "last_piece", "mean"]
@@ -57,16 +61,19 @@ class Label(Strict):
 class Source(Strict):
     """Where rows come from and how their columns and labels are called there.
 
-    Exactly one of `hub` (a data set id with parquet files) and `files` (a path per split below `data.root`, in which
-    {language}, {shots} and * may stand) is given.
+    `hub` is the id of a data set, or one a split; `files` is a path per split, in which {language}, {shots} and * may
+    stand, or one path, whose rows `data.split` divides; in that data set, or without `hub` below `data.root`. Which
+    files a split of a data set has is looked up where `files` does not say it.
     """
 
-    hub: str | None = None
+    hub: str | dict[str, str] | None = None
     config: str | dict[str, str] | None = None
     """The hub configuration, or one a split; may hold {language}."""
     revision: str | None = None
     """The hub's revision; refs/convert/parquet is its converted copy of a data set that has a loading script."""
-    files: dict[str, str] | None = None
+    files: dict[str, str] | str | None = None
+    root: str | None = None
+    """Where files lie if `data.root` is not given, seen from the task's YAML."""
     format: Format | None = None
     """How the files are laid out, where their ending doesn't say; the paths are then whole. None: by the ending.
 
@@ -74,6 +81,9 @@ class Source(Strict):
     panx: the same with language: before the word; squad: JSON of any layout, SQuAD's among them."""
     splits: dict[str, str] = {}
     """Our split names to theirs (hub only); a split not named does not exist. Empty: all three, called as here."""
+    parallel: bool = False
+    """Whether the rows of a split are in each language the same in the same order: they are then known by their number,
+    where no column is the id, so that translations are drawn together."""
     columns: dict[str, str | list[str]] = {}
     """Our column to theirs; several names where their files differ, the first that is there counts."""
     labels: dict[str, str] = {}
@@ -86,6 +96,26 @@ class Source(Strict):
     """The languages a split is used in, where one file serves two splits: what is trained on is not tested on."""
     gated: str | None = None
     """The page where access is asked for, if the data set is gated or withdrawn."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether one file holds the rows of all splits."""
+        return isinstance(self.files, str)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Split to path; none where they are looked up on the hub."""
+        return dict.fromkeys(SPLITS, self.files) if isinstance(self.files, str) else self.files or {}
+
+    def hub_of(self, split: str) -> str | None:
+        """The data set on the hub that a split is read from."""
+        return self.hub.get(split) if isinstance(self.hub, dict) else self.hub
+
+    def has(self, split: str) -> bool:
+        """Whether there is such a split, as far as the source says."""
+        if self.files is not None:
+            return split in self.paths
+        return self.hub_of(split) is not None and split in (self.splits or SPLITS)
 
 
 class Wording(Strict):
@@ -104,7 +134,7 @@ class Pattern(Strict):
     mode: Mode = "word_initial"
     by_language: dict[str, Wording] = {}
     demo_separator: str = "\n"
-    source: str
+    source: str = ""
 
     def wording(self, language: str) -> Wording:
         """The text, verbalizer and mode for a language, base values where the language changes nothing."""
@@ -115,20 +145,35 @@ class Pattern(Strict):
             text=own.text or self.text, verbalizer=own.verbalizer or self.verbalizer, mode=own.mode or self.mode
         )
 
+    def with_demos(self) -> Pattern:
+        """The same with <demos> before its text, in every language."""
+
+        def shown(text: str | None) -> str | None:
+            return None if text is None else f"<demos>{text}"
+
+        by_language = {
+            language: wording.model_copy(update={"text": shown(wording.text)})
+            for language, wording in self.by_language.items()
+        }
+        return self.model_copy(update={"text": shown(self.text), "by_language": by_language})
+
 
 @validation_root
 class Task(Strict):
-    """A task as its YAML states it; `name` is the file's stem."""
+    """A task as its YAML states it, short forms written out; `name` is the file's stem unless the file says another."""
+
+    short_forms: ClassVar[tuple[str, ...]] = ("columns", "files", "format", "labels")
+    """Keys that a file may have beside these, see `tasks.short_forms`."""
 
     name: str
-    about: str
+    about: str = ""
     kind: KindByName
     """choice: one of the label names; tags: one a word; span: a piece of the field context; text: free; mlm:
     nothing."""
     fields: dict[str, str]
     """Field name as patterns use it, to column."""
     label: Label = Label()
-    languages: list[str]
+    languages: list[str] = ["en"]
     metric: str
     """The one that selects and that tables show first."""
     metrics: list[str] = []
@@ -136,7 +181,7 @@ class Task(Strict):
     pivot: str | None = None
     """The language that means are also given without; English where the task has it, unless given."""
     sources: dict[str, Source]
-    patterns: dict[str, Pattern]
+    patterns: dict[str, Pattern] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -149,11 +194,17 @@ class Task(Strict):
         return self.pivot or pivot_of(self.languages)
 
     def pattern(self, name: str) -> Pattern:
-        """The pattern called `name`.
+        """The pattern called `name`: of the file, or one that follows from the file: `vanilla`, the fields alone, and
+        `NAME+demos`, the pattern NAME with demonstrations before it.
 
         Raises:
             UserError: the task has no such pattern; the nearest is named.
         """
-        if name not in self.patterns:
-            raise UserError(f'task {self.name}: no pattern "{name}"; {nearest(name, self.patterns)}')
-        return self.patterns[name]
+        if name in self.patterns:
+            return self.patterns[name]
+        shown = self.patterns.get(name.removesuffix(WITH_DEMOS))
+        if name == FIELDS_ALONE:
+            return Pattern(text=" <sep> ".join(f"{{{field}}}" for field in self.fields))
+        if name.endswith(WITH_DEMOS) and shown is not None:
+            return shown.with_demos()
+        raise UserError(f'task {self.name}: no pattern "{name}"; {nearest(name, self.patterns)}')

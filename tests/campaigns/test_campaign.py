@@ -14,7 +14,6 @@ import yaml
 from rich.console import Console
 from test_cli import call, place, words  # noqa: F401  (a fixture)
 
-from raypft.campaigns.campaign import flat
 from raypft.campaigns.load import FOLDER, campaign_names, load_campaign
 from raypft.campaigns.search_space import Dimension
 from raypft.campaigns.state import CampaignState
@@ -28,6 +27,7 @@ from raypft.runs.run import conclude
 from raypft.scale.run import run_jobs
 from raypft.scale.tune.plan import planned
 from raypft.scale.tune.table_cell_search import TableCellSearch
+from raypft.schema import flat
 
 BASE = {
     "about": "test",
@@ -382,7 +382,8 @@ def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811
     assert any("GPU: 9} on one node" in line for line in found["lacks"])
     found = planned(load_campaign(small(place), ["backbone=/nowhere/model"]))
     assert found["lacks"] == [
-        "backbone: no folder /nowhere/model; give an alias, a hub id, a model folder or a .gguf file"
+        "backbone: no folder /nowhere/model; give an alias, a hub id (OWNER/NAME or OWNER/NAME@REVISION), a model "
+        "folder or a .gguf file"
     ]
     assert (found["trials"], found["todo"], found["steps"], found["hours"]) == (3, 6, None, None)
 

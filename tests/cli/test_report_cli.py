@@ -27,7 +27,7 @@ def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys)
     run_jobs([prepare(next(campaign.table_cells()).resolved())], lambda event: None)
     report([campaign.folder])
     text = capsys.readouterr().out
-    assert "**accuracy@1**" in text
+    assert "**accuracy**" in text
     assert "| row | mytask |" in text
     assert "| Plain | " in text
     assert "| Later | - |" in text

@@ -270,6 +270,7 @@ def test_where_and_how_a_job_runs_is_not_in_the_key(override):
         "dev.limit=10",
         "test.limit=10",
         "data.source=hub",
+        "data.revision=v1",
         "train.dropout=0.0",
         "task=nli",
         "dev.metric=accuracy",
@@ -369,7 +370,7 @@ def test_a_job_written_out_reads_back_the_same(tmp_path, recipe):
 def test_the_json_schema_knows_every_key_and_refuses_others():
     schema = Job.model_json_schema()
     assert set(schema["properties"]) == set(Job.model_fields)
-    assert set(schema["required"]) == {"task", "pattern", "backbone", "method"}
+    assert set(schema["required"]) == {"task", "backbone", "method"}
     jsonschema.validate(yaml.safe_load(job().dump()), schema)
     for wrong in ({"shot": 3}, {"train": {"lrr": 1}}, {"train": {"lr": 0}}):
         with pytest.raises(jsonschema.ValidationError):

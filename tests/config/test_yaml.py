@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from raypft.campaigns.campaign import flat
 from raypft.campaigns.load import open_campaign
 from raypft.campaigns.state import reopened
 from raypft.cluster.definition import load
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.results import read_job
-from raypft.schema import load_yaml, read_yaml
+from raypft.schema import flat, load_yaml, read_yaml
 from raypft.tasks.load import load_task
 
 READERS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raypft.data.sources import Origin, choose
+from raypft.data.origin import Origin, choose
 from raypft.tasks.load import load_task
 
 

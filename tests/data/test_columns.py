@@ -10,7 +10,8 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
 
-from raypft.data.sources import Origin, choose, languages_of, read_split
+from raypft.data.origin import Origin, choose
+from raypft.data.sources import languages_of, read_split
 from raypft.errors import UserError
 from raypft.tasks.load import load_task
 

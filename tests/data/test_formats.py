@@ -19,7 +19,8 @@ from test_columns import SPAN, TAGS, TEXT
 from test_odd_files import ASKED, CHOICE, CONLLU, ROWS, WHOLE, lines, read, refused, told
 
 from raypft.data.columns import notes_of
-from raypft.data.sources import Origin, read_rows, read_split
+from raypft.data.origin import Origin
+from raypft.data.sources import read_rows, read_split
 from raypft.data.streaming import index
 from raypft.errors import UserError
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from test_columns import MLM, SPAN, TAGS, TEXT
 
-from raypft.data.sources import Origin, languages_of, read_rows, read_split
+from raypft.data.origin import Origin
+from raypft.data.sources import languages_of, read_rows, read_split
 from raypft.data.streaming import index
 from raypft.errors import UserError
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -200,14 +201,31 @@ def test_the_protocols_limit_holds_beside_the_jobs():
 
 
 def test_more_shots_than_rows_is_an_error_that_says_what_is_left():
-    with pytest.raises(UserError, match=r'^shots: train asks for 19 rows of "no" in de; only 18 are left$'):
+    with pytest.raises(UserError) as caught:
         sample(shots=19, demos=2)
+    assert str(caught.value) == (
+        'shots: train asks for 19 rows of "no" in de; only 18 are left (demonstrations took 2 of them); '
+        "ask for fewer shots, or give fewer demos"
+    )
+
+
+def test_rows_that_dev_was_held_out_of_are_told_where_shots_run_short():
+    with pytest.raises(UserError) as caught:
+        sample(shots=20, demos=1, validation=None)
+    told = re.fullmatch(
+        r'shots: train asks for 20 rows of "no" in de; only (\d+) are left \((?:dev took (\d+) and )?'
+        r"demonstrations took 1 of them\); ask for fewer shots, or give .*",
+        str(caught.value).replace(" of them and", " and"),
+    )
+    assert told is not None, str(caught.value)
+    left, held = int(told[1]), int(told[2] or 0)
+    assert left + held + 1 == 20
 
 
 def test_a_language_or_class_without_any_row_is_an_error_too():
     with pytest.raises(UserError, match=r'^shots: train asks for 4 rows of "maybe" in de; only 0 are left$'):
         sample(train=TRAIN.filter(pa_compute.field("label") != "maybe"))
-    with pytest.raises(UserError, match=r"^shots: train asks for 4 rows .* only 0 are left$"):
+    with pytest.raises(UserError, match=r"^shots: train asks for 4 rows .* only 0 are left"):
         sample(train=rows("train", count=1, languages=("de",)), demos=1)
 
 

@@ -8,7 +8,6 @@ import json
 import os
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 import pyarrow.parquet as pa_parquet
@@ -16,7 +15,8 @@ import pytest
 import yaml
 
 from raypft.data.formats import TOLD
-from raypft.data.sources import Origin, choose, languages_of, read_split
+from raypft.data.origin import Origin, choose
+from raypft.data.sources import languages_of, read_split
 from raypft.errors import UserError
 from raypft.tasks import task as tasks
 from raypft.tasks.load import load_task, task_names
@@ -311,7 +311,7 @@ def test_a_hub_data_set_that_is_not_to_be_had_is_one_line_with_the_way_out(origi
     with pytest.raises(UserError) as caught:
         read(origin({**HUB, "gated": "https://ask.here"}))
     line = str(caught.value)
-    assert line.startswith(f"data: {tmp_path}/owner/name (train) can't be read from the hub: ")
+    assert line.startswith(f"data: {tmp_path}/owner/name can't be read as a data set of the hub: ")
     assert line.endswith("; see https://ask.here; or give local files with data.root=FOLDER")
     assert "\n" not in line
 
@@ -401,7 +401,7 @@ def test_no_stored_row_of_a_tagging_answering_or_text_task_is_lost(name):
     entries = json.loads((STORED / "manifest.json").read_text())["entries"]
     made = choose(load_task(name), "files", str(STORED))
     assert made.source.files is not None
-    for split, file in made.source.files.items():
+    for split, file in made.source.paths.items():
         dataset, theirs = file.split("/")
         kept = made.source.split_languages.get(split, load_task(name).languages)
         stored = {
@@ -425,19 +425,3 @@ def test_the_stored_test_file_of_tydiqa_holds_no_answers_and_is_refused(tmp_path
         match=r"tydiqa/test.parquet row \"arabic-.* has no answer; if it is hidden, drop the row",
     ):
         read(choose(load_task(str(path)), None, str(STORED)), "test", ("ar",))
-
-
-def test_a_converted_copy_is_asked_for_on_the_hub_and_not_in_a_folder(monkeypatch, tmp_path):
-    """Data sets with loading scripts are read at the hub's own parquet revision."""
-
-    asked = []
-
-    def load(name, config, split, revision):
-        asked.append((name, split, revision))
-        raise OSError("not here")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    for root in (None, str(tmp_path)):
-        with pytest.raises(UserError, match="not here"):
-            read_split(choose(load_task("trec"), "hub", root), "train", ["en"])
-    assert asked == [("CogComp/trec", "train", "refs/convert/parquet"), (f"{tmp_path}/CogComp/trec", "train", None)]

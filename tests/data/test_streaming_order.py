@@ -14,7 +14,7 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from test_cli import TASK, call, place, words  # noqa: F401  (a fixture)
 
-from raypft.data.sources import choose
+from raypft.data.origin import choose
 from raypft.data.streaming import MOST, Group, Index, Order, Reader, index, shares
 from raypft.tasks.load import load_task
 from raypft.training.loader import Share, steps

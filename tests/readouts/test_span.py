@@ -210,7 +210,7 @@ def test_questions_without_an_answer_are_learned():
         found = by_row(own, prompts, answers)
         return f1([row.gold for row in found], [row.answer for row in found])
 
-    assert score(evaluate(stepper, data, 2)) < 100
+    assert score(evaluate(stepper, data, Train(eval_batch=2))) < 100
     assert fit(stepper, data, data, settings, 0, score).history[-1]["dev"] == 100
-    found = by_row(own, prompts, evaluate(stepper, data, 2))
+    found = by_row(own, prompts, evaluate(stepper, data, Train(eval_batch=2)))
     assert [row.answer for row in found] == ["good film", "", "bad", ""]

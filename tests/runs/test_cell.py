@@ -224,13 +224,13 @@ def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
         (tmp_path / name / "seed-10" / "result.json").write_text(json.dumps(result))
     table = run_table([tmp_path / "a", tmp_path / "b"])
     shown = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert [row["span_f1@1"] for row in shown] == ["", "60.0 (n=1)"]
+    assert [row["span_f1"] for row in shown] == ["", "60.0 (n=1)"]
 
 
 @pytest.mark.parametrize(
     ("override", "dev", "said"),
     [
-        ("train.epochs=2", 4, "epoch chosen by best on 4 dev rows"),
+        ("train.epochs=2", 4, "epoch chosen by best accuracy on 4 dev rows"),
         ("dev.metric=accuracy", 4, "epoch chosen by best accuracy on 4 dev rows"),
         ("train.epochs=2", 0, "last epoch, as there are no dev rows"),
         ("train.select=last", 4, "last epoch"),
@@ -464,7 +464,7 @@ def test_tags_end_to_end(model, more, place):
         line.split(" | ") for line in (prepared.folder / "table.md").read_text().splitlines() if line.startswith("|")
     ]
     shown = dict(zip(header, own, strict=True))
-    assert shown["token_f1@1"] == f"{sum(found['metrics']['token_f1@1'].values()) / 2:.1f} (n=1)"
+    assert shown["token_f1"] == f"{sum(found['metrics']['token_f1@1'].values()) / 2:.1f} (n=1)"
     assert shown["mean"] == f"{found['mean']:.1f} (n=1)"
     assert majority[0] == "| MAJ"
 

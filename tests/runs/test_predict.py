@@ -34,6 +34,7 @@ from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.report.table import mean_std
+from raypft.runs.answers import answered, given, shown
 from raypft.runs.predict import load_trained, predict, rows_of_file, rows_of_texts
 from raypft.runs.prepare import prepare
 from raypft.scale.run import run_jobs
@@ -449,7 +450,10 @@ def test_the_command(place, monkeypatch, tmp_path, capsys):
     [
         ([], "found neither --data nor --text; expected rows with --data FILE, or one row with --text"),
         (["--text", "a", "--data", "b"], "found both --data and --text"),
-        (["--text", "a", "--out", "x.csv"], "out: found x.csv; expected a file that ends in .parquet or .jsonl"),
+        (
+            ["--text", "a", "--out", "x.txt"],
+            "out: found x.txt; expected a file that ends in .parquet, .jsonl, .csv, .tsv",
+        ),
     ],
 )
 def test_bad_commands(arguments, expected, place, monkeypatch, capsys):
@@ -460,11 +464,10 @@ def test_bad_commands(arguments, expected, place, monkeypatch, capsys):
 
 
 def test_a_table_for_the_terminal(trained):
-    from raypft.runs.predict import shown
-
     model = trained("tags")
-    table = shown(model, predict(model, rows_of_texts(model, ["the film"])))
-    assert table.columns == ["id", "language", "answer", "scores"]
+    table = shown("a run", answered(model, given(model, None, ["the film"], None), None))
+    assert table.columns == ["tokens", "language", "answer", "scores"]
+    assert table.rows[0][0] == "the film"
     assert len(table.rows[0][2].split()) == 2
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from bucket import NAME, served
 
-from raypft.data.sources import choose, existing_files, read_split
+from raypft.data.origin import choose
+from raypft.data.sources import existing_files, read_split
 from raypft.errors import UserError
 from raypft.tasks.load import load_task
 

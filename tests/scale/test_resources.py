@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import ray
@@ -106,7 +105,7 @@ def test_the_check_of_a_definition_and_the_session_give_one_answer(name, tmp_pat
         ((_, bundles),) = asked_for(["run", str(job)], shapes)
         assert (impossible(bundles, shapes, "c") is None) == enough
         with nullcontext() if enough else pytest.raises(UserError, match="Ray has"):
-            session.check_resources(SimpleNamespace(resources=resources))  # type: ignore[arg-type]
+            session.check_resources(resources)
     assert cpus_per_worker(resources, 3) == each
     assert sum(bundle["CPU"] for bundle in job_bundles(resources, 3)) == 3
 
@@ -118,7 +117,7 @@ def test_ray_places_what_is_said_to_fit(name, monkeypatch):
     monkeypatch.delenv("RAYPFT_CLUSTER", raising=False)
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        session.check_resources(SimpleNamespace(resources=resources))  # type: ignore[arg-type]
+        session.check_resources(resources)
         bundles = [{"CPU": bundle["CPU"]} for bundle in job_bundles(resources, 3)]
         assert ray.util.placement_group(bundles).wait(60)
         assert ray.available_resources().get("CPU", 0) == 0
@@ -158,8 +157,8 @@ def test_a_job_reads_its_clusters_pools_from_the_heads_environment(monkeypatch):
 def test_a_job_on_a_growing_cluster_counts_what_may_come(monkeypatch):
     monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(load(FOLDER / "fake.yaml")))
     monkeypatch.setattr(session, "ray_session", nullcontext)
-    session.check_resources(SimpleNamespace(resources=Resources(workers=2)))  # type: ignore[arg-type]
-    greedy = SimpleNamespace(resources=Resources(workers=1, gpus_per_worker=2))
+    session.check_resources(Resources(workers=2))
+    greedy = Resources(workers=1, gpus_per_worker=2)
     with pytest.raises(Infeasible, match=r"this cluster: the job needs \{CPU: 1, GPU: 2\} on one node") as refused:
-        session.check_resources(greedy)  # type: ignore[arg-type]
+        session.check_resources(greedy)
     assert refused.value.code == 75

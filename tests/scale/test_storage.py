@@ -187,3 +187,13 @@ def _trained(place: Path, storage: str, workers: int) -> list[float]:  # noqa: F
     (results,) = run_jobs([prepare(load_job(name, overrides))], events.append)
     assert bool(killed) == bool(workers) == bool([event for event in events if event["event"] == "resume"])
     return results[0]["losses"]
+
+
+def test_check_tells_a_bucket_that_is_not_there(bucket, place, monkeypatch, capsys):  # noqa: F811
+    for verb in ("check", "run"):
+        assert call(monkeypatch, verb, *words(place, "storage=s3://raypft-no-such-bucket/runs")) == 2
+        line = "raypft: storage: s3://raypft-no-such-bucket/runs/profit-mytask-all-bert-"
+        assert capsys.readouterr().err.startswith(line)
+    before = sorted(path_of(bucket).glob("**/*"))
+    assert call(monkeypatch, "check", *words(place, f"storage={bucket}/checked")) == 0
+    assert sorted(path_of(bucket).glob("**/*")) == before

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
-from test_cli import place, words  # noqa: F401  (a fixture)
+import yaml
+from test_cli import TASK, place, words  # noqa: F401  (a fixture)
 from test_ray import run, session  # noqa: F401  (a fixture)
 from test_streaming_order import write_rows
 
@@ -47,3 +51,39 @@ def test_what_ray_data_meets_is_one_line_and_an_epoch_may_be_over(place, session
     with pytest.raises(UserError, match=r'^data: .*train.parquet.* "great"'):
         run(place, "seeds=1", "data.stream=uniform", "resources.workers=1")
     assert list(RayFlow(cast(Any, None), "", 70)(Share(0, 0, 7, 10, 0, 1))) == []
+
+
+def test_workers_read_a_stream_from_the_hub(place, hub):  # noqa: F811
+    """In processes of their own: at the commit that the run began with, without asking for it."""
+    task = yaml.safe_load(TASK)
+    task["sources"] = {"hub": {"hub": "me/reviews"}}
+    (place / "mytask.yaml").write_text(yaml.safe_dump(task))
+    pa_parquet.write_table(pa_parquet.read_table(place / "train.parquet"), place / "train.parquet", row_group_size=8)
+    files = {f"{name}.parquet": (place / f"{name}.parquet").read_bytes() for name in ("train", "validation", "test")}
+    hub.add("me/reviews", files, kind="datasets")
+    found = []
+    for workers in (0, 2):
+        command = words(
+            place,
+            "seeds=1",
+            "train.epochs=2",
+            "train.lr=1e-3",
+            "train.batch_size=8",
+            "data.root=null",
+            "data.stream=uniform",
+            f"storage={place}/{workers}",
+            f"resources.workers={workers}",
+        )
+        hub.log.clear()
+        done = subprocess.run(
+            [sys.executable, "-m", "raypft.cli", "run", *command], env=hub.env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("\n") <= 1  # what is fetched
+        (path,) = place.glob(f"{workers}/*/seed-0/result.json")
+        found.append(json.loads(path.read_text()))
+        parts = [access for access in hub.log if access.status == 206]
+        assert len(parts) > 4
+        assert sum(access.path.endswith("/revision/main") for access in hub.log) == 1
+    assert found[0]["cell"] == found[1]["cell"]
+    assert found[1]["losses"] == pytest.approx(found[0]["losses"], rel=1e-4)

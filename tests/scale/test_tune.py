@@ -233,6 +233,14 @@ def test_a_search_prunes_between_seeds_and_tests_only_the_chosen(place, session)
     assert run_campaign(load_campaign(path), lambda event: pytest.fail(f"ran again: {event}")) == cells
 
 
+def test_the_tests_of_what_a_search_chooses_count_as_cells(place, session):  # noqa: F811
+    search, events = {"space": {"train.lr": [0.001, 0.01]}}, list[dict]()
+    path = write(place, "counted", {"Searched": {"recipe": "profit"}}, search)
+    run_campaign(load_campaign(path), events.append)
+    cells = [(event["done"], event["total"]) for event in events if event["event"] == "cell"]
+    assert cells == [(number, 6) for number in range(1, 7)], "2 values of 2 seeds, and the chosen one's 2 tests"
+
+
 def test_a_trial_with_workers_runs_and_stops_without_deadlock_on_two_cpus(place, session):  # noqa: F811
     """Encoder, reader, worker and trial fit 2 CPUs; the bad configuration is stopped while its group is at work."""
     search = {"space": {"train.lr": [0.003, 1e-9]}, "scheduler": "racing"}
@@ -252,3 +260,25 @@ def wait_free() -> bool:
     while time.monotonic() < deadline and ray.available_resources().get("CPU", 0) < 1.99:
         time.sleep(0.5)
     return ray.available_resources().get("CPU", 0) >= 1.99
+
+
+def test_ctrl_c_ends_a_campaign_with_what_is_done_and_code_130(place):  # noqa: F811
+    path = write(place, "stopped", {"Full": {"recipe": "profit"}}, **{"seeds": [0, 1, 2, 3], "train.epochs": 60})
+    temp = tempfile.mkdtemp(prefix="rp-", dir="/tmp")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": temp, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "raypft.cli", "tune", path]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 180
+    while not results(place / "stopped") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=120)
+    shutil.rmtree(temp, ignore_errors=True)
+    assert process.returncode == 130
+    done = len(results(place / "stopped"))
+    assert 1 <= done < 4
+    assert f"partial, {done} of 4 cells:\n# test" in out
+    assert told == (
+        f"raypft: interrupted; {done} of 4 cells are finished, others go on from their last state; "
+        "the same command (without --fresh) goes on\n"
+    )

@@ -6,6 +6,7 @@ import pytest
 
 from raypft.errors import UserError
 from raypft.tasks.load import load_task, task_names
+from raypft.tasks.task import Task
 
 GOOD = """
 about: a user's task
@@ -75,10 +76,14 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 SOURCE_KEYS = (
-    "columns, config, files, format, gated, hub, labels, language_before, languages, revision, split_languages, splits"
+    "columns, config, files, format, gated, hub, labels, language_before, languages, parallel, revision, root, "
+    "split_languages, splits"
 )
 PATTERN_KEYS = "by_language, demo_separator, mode, source, text, verbalizer"
-TASK_KEYS = "about, fields, kind, label, languages, metric, metrics, name, patterns, pivot, sources"
+TASK_KEYS = (
+    "about, columns, fields, files, format, kind, label, labels, languages, metric, metrics, name, patterns, pivot, "
+    "sources"
+)
 ERRORS = {
     "unknown key": (
         "metric:",
@@ -100,7 +105,7 @@ ERRORS = {
         "source: mine, by_language: {de: {txt: x}}",
         'unknown key "patterns.p1.by_language.de.txt"; did you mean "text"? known: mode, text, verbalizer',
     ),
-    "missing key": ("metric: accuracy\n", "", 'key "metric" is missing'),
+    "missing key": ("kind: choice\n", "", 'key "kind" is missing'),
     "word read as a truth value": (
         '"yes": good',
         '"yes": Yes',
@@ -186,9 +191,9 @@ ERRORS = {
         "patterns.p1.verbalizer: found ['yes']; expected one entry for each of ['no', 'yes']",
     ),
     "no label words": (
-        'verbalizer: {"no": bad, "yes": good}, ',
-        "",
-        "patterns.p1: a pattern with <slot> needs a verbalizer",
+        '"{text} . <slot>", verbalizer: {"no": bad, "yes": good}, ',
+        '"{text}", by_language: {de: {text: "{text} . <slot>"}}, ',
+        "patterns.p1.by_language.de: a pattern with <slot> needs a verbalizer",
     ),
     "markup": (
         "<slot>",
@@ -203,12 +208,22 @@ ERRORS = {
         "tests: mine/test",
         'sources.files: unknown split "tests"; did you mean "test"? known: test, train, validation',
     ),
-    "hub and files": (
+    "files in a data set, and configurations": (
         "hub: owner/name",
-        "hub: owner/name, files: {train: x}",
-        "sources.hub: give exactly one of hub and files",
+        "hub: owner/name, config: x, files: {train: x}",
+        "sources.hub: found files beside config or splits; they say all, leave those out",
     ),
-    "neither hub nor files": ("hub: owner/name", "config: x", "sources.hub: give exactly one of hub and files"),
+    "neither hub nor files": ("hub: owner/name", "config: x", "sources.hub: found neither hub nor files; give one"),
+    "a data set of an unknown split": (
+        "hub: owner/name",
+        "hub: {dev: owner/name}",
+        'sources.hub: unknown split "dev"; known: test, train, validation',
+    ),
+    "parallel rows in one file": (
+        "hub: owner/name",
+        "hub: owner/name, parallel: true",
+        "sources.hub.parallel: expected {language} in ['']: a file for each language",
+    ),
     "label outside the set": (
         "hub: owner/name",
         'hub: owner/name, labels: {"0": nope}',
@@ -398,3 +413,127 @@ def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text, line):
         load_task(str(path))
     assert str(caught.value).startswith(f"{path}: {line}")
     assert "\n" not in str(caught.value)
+
+
+SHORT = """
+kind: choice
+files: mine.csv
+fields: [message]
+labels: [bug, praise]
+label: topic
+columns: {message: Text}
+patterns:
+  ask: "{message} <slot>"
+  head: "{message}"
+"""
+LONG = """
+kind: choice
+fields: {message: message}
+label: {column: topic, names: [bug, praise]}
+languages: [en]
+metric: accuracy
+sources:
+  files: {files: mine.csv, root: ".", columns: {message: Text}}
+patterns:
+  ask: {text: "{message} <slot>", verbalizer: {bug: bug, praise: praise}}
+  head: {text: "{message}"}
+"""
+
+
+def read(folder, text: str, name: str = "mine") -> Task:
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_task(str(path))
+
+
+def test_short_forms_are_the_long_ones_written_shorter(tmp_path):
+    short, full = read(tmp_path, SHORT), read(tmp_path, LONG)
+    assert short.model_dump() == full.model_dump()
+    assert short.sources["files"].root == str(tmp_path)
+    assert "languages" not in short.model_fields_set
+
+
+def test_a_name_in_the_file_is_what_messages_call_the_task(tmp_path):
+    assert read(tmp_path, SHORT + "name: Tickets\n").name == "Tickets"
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "expected"),
+    [
+        ("choice", "labels: [a, b]", "accuracy"),
+        ("tags", "labels: [O, B-PER]", "entity_f1"),
+        ("tags", "labels: [NOUN, VERB]", "token_accuracy"),
+        ("span", "", "f1"),
+        ("text", "", "accuracy"),
+        ("mlm", "", "token_accuracy"),
+    ],
+)
+def test_without_a_metric_the_kinds_usual_one_is_taken(kind, labels, expected, tmp_path):
+    fields = {"tags": "[tokens]", "span": "[question, context]"}.get(kind, "[text]")
+    task = read(tmp_path, f"kind: {kind}\nfiles: a.jsonl\nfields: {fields}\n{labels}\n")
+    assert (task.metric, task.metrics) == (expected, [expected])
+
+
+def test_a_list_of_metrics_names_the_metric(tmp_path):
+    assert read(tmp_path, SHORT + "metrics: [accuracy]\n").metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("sources: {files: {hub: a/b}}", "files: found beside sources.files; keep one of them"),
+        ("label: {names: [a]}", "labels: found beside label.names; keep one of them"),
+        ("files:", "sources.files: found neither hub nor files; give one"),
+        ("files: a.csv\nsources: {files: {hub: a/b}}", "files: found beside sources.files; keep one of them"),
+    ],
+)
+def test_a_key_in_both_forms_is_refused(more, line, tmp_path):
+    key = more.partition(":")[0]
+    kept = "".join(row for row in SHORT.splitlines(keepends=True) if not row.startswith(f"{key}:"))
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, kept + more + "\n")
+    assert str(caught.value) == f"{tmp_path}/mine.yaml: {line}"
+
+
+def test_columns_without_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="columns: found without files; give it to a source, or name files beside it"):
+        read(tmp_path, SHORT.replace("files: mine.csv\n", ""))
+
+
+def test_three_mistakes_are_three_lines_of_one_error(tmp_path):
+    wrong = SHORT.replace("fields:", "metrc: accuracy\nfields:").replace('"{message} <slot>"', '"{mesage} <slot>"')
+    wrong = wrong.replace('head: "{message}"', 'head: {text: "{message}", verbalizer: {bug: b}}\n  odd: {txt: x}')
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, wrong)
+    where = f"{tmp_path}/mine.yaml"
+    assert str(caught.value).splitlines() == [
+        f'{where}: unknown key "patterns.odd.txt"; did you mean "text"? known: {PATTERN_KEYS}',
+        f'{where}: unknown key "metrc"; did you mean "metric"? known: {TASK_KEYS}',
+        f'{where}: patterns.ask.text: no field "mesage"; did you mean "message"? known: message',
+        f"{where}: patterns.head.verbalizer: found ['bug']; expected one entry for each of ['bug', 'praise']",
+    ]
+
+
+def test_every_task_has_its_fields_alone_and_its_patterns_with_demonstrations(tmp_path):
+    task = read(tmp_path, LONG.replace("{message: message}", "{a: message, b: other}").replace("{message}", "{a}"))
+    assert task.pattern("vanilla").text == "{a} <sep> {b}"
+    assert task.pattern("ask+demos").text == "<demos>{a} <slot>"
+    assert task.pattern("ask+demos").verbalizer == task.pattern("ask").verbalizer
+    with pytest.raises(UserError, match=r'no pattern "aks\+demos"; known: ask, head'):
+        task.pattern("aks+demos")
+
+
+def test_demonstrations_stand_before_the_text_of_every_language(tmp_path):
+    by_language = 'ask: {text: "{message} <slot>", by_language: {en: {text: "{message} : <slot>"}, de: {mode: mean}}}'
+    task = read(tmp_path, SHORT.replace('ask: "{message} <slot>"', by_language) + "languages: [en, de]\n")
+    pattern = task.pattern("ask+demos")
+    assert [pattern.wording(language).text for language in ("en", "de", "fr")] == [
+        "<demos>{message} : <slot>",
+        "<demos>{message} <slot>",
+        "<demos>{message} <slot>",
+    ]
+
+
+def test_a_task_without_rows_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"sources: found none; say where rows come from, e\.g\. files: mine\.csv"):
+        read(tmp_path, LONG.partition("sources:")[0] + "sources: {}\n")

@@ -289,7 +289,7 @@ def test_readouts_of_tokens_tell_nan_in_their_scores():
     scores[4, 0] = math.nan
     for readout in (MaskedLanguageModel, SpanReadout):
         several: Any = SimpleNamespace(names=batch.names, slots=slots)
-        answers = readout.decide(SimpleNamespace(longest=3), scores, several)  # type: ignore[arg-type]
+        answers = readout.decide(SimpleNamespace(longest=3, unanswerable=False), scores, several)  # type: ignore[arg-type]
         assert expect_scores(answers[:1]) == answers[:1]
         with pytest.raises(UserError, match=r"^scores are nan, first for row en/1;"):
             expect_scores(answers)

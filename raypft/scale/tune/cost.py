@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from raypft.config.resolved import ResolvedJob
-from raypft.runs.inspect import method_shape
+from raypft.runs.inspect import parameter_counts
 from raypft.runs.prepare import Memo, identify
 from raypft.training.encode import Encoder, prompts_an_epoch
 
@@ -33,9 +33,7 @@ def cost_of(resolved: ResolvedJob, memo: Memo) -> Cost:
     sample = prepared.samples[resolved.job.seeds[0]]
     encoder = Encoder.of(resolved, prepared.skeleton.text, sample.demos)
     prompts = prompts_an_epoch(sample, encoder, LOOKED_AT)
-    parameters = list(method_shape(prepared).parameters())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    everything = sum(p.numel() for p in parameters)
+    everything, trainable = parameter_counts(prepared)
     return Cost(prompts, 4.0 * (everything + 3 * trainable), 4.0 * trainable)
 
 

@@ -17,9 +17,9 @@ from raypft.config.job import Resources
 from raypft.config.load import resources_of
 from raypft.errors import UserError
 from raypft.report.formats import duration
-from raypft.scale.resources import Shape, trials_at_once
-from raypft.scale.tune.trackers import tracker
-from raypft.storage import is_remote
+from raypft.scale.resources import trials_at_once
+from raypft.scale.tune.check import left_as_it_was, refusals, shapes
+from raypft.storage import check_writable, is_remote
 
 GIB = 2**30
 Kind = tuple[str, str]
@@ -63,16 +63,26 @@ class Speeds:
 
 
 def planned(campaign: Campaign, where: str = "campaign") -> dict[str, Any]:
-    """Trials, cells done and to do, steps, hours where finished cells tell them, memory, disk, and what is lacking.
+    """Trials, cells done and to do, steps, hours where finished cells tell them, memory, disk, what is lacking, and
+    among that why `tune` would refuse it.
 
-    Nothing is run; only the campaign's folder with its ledger is made. Where all is finished, no job is made.
+    Nothing is run; only the campaign's folder with its ledger is made, and not where `tune` would refuse. Where all is
+    finished, no job is made.
 
     Args:
         where: how messages call the campaign's file.
 
     Raises:
-        UserError: a job does not fit.
+        UserError: a job does not fit, or the storage can't be written.
     """
+    check_writable(campaign.folder)
+    with left_as_it_was(campaign.folder) as refused:
+        plan = _planned(campaign, where)
+        refused += plan["refused"]
+    return plan
+
+
+def _planned(campaign: Campaign, where: str) -> dict[str, Any]:
     lacks: dict[str, None] = {}
     state = CampaignState(campaign, lambda line: lacks.update({line: None}))
     if not state.all_known():
@@ -85,7 +95,8 @@ def planned(campaign: Campaign, where: str = "campaign") -> dict[str, Any]:
             lacks[str(error)] = None
             parts.append(_unread(table_cell))
     todo = [part for part in parts if part.todo]
-    for line in _missing(campaign, todo):
+    refused = refusals(campaign, state) if todo or campaign.tracker else []
+    for line in [*refused, *_short(campaign, todo)]:
         lacks[line] = None
     seconds = speeds.seconds(todo)
     plan = {
@@ -98,6 +109,7 @@ def planned(campaign: Campaign, where: str = "campaign") -> dict[str, Any]:
         "memory_gib": max((part.memory for part in todo), default=0.0) / GIB,
         "disk_gib": sum(part.todo * part.disk for part in parts) / GIB,
         "lacks": list(lacks),
+        "refused": refused,
     }
     return {**plan, "lines": _lines(campaign, plan)}
 
@@ -152,19 +164,14 @@ def _cost(configuration: Configuration, known: Any, state: CampaignState) -> tup
     return cost.steps(resolved, known.prompts), known
 
 
-def _missing(campaign: Campaign, todo: list[Part]) -> Iterator[str]:
-    """What the cluster or this machine lacks for what is to do."""
-    try:
-        tracker(campaign.tracker)
-    except UserError as error:
-        yield str(error)
+def _short(campaign: Campaign, todo: list[Part]) -> Iterator[str]:
+    """What is short on this machine for what is to do, though it would be tried."""
     if not todo:
         return
-    together = 1
     try:
-        together = trials_at_once([part.resources for part in todo], _shapes())
-    except UserError as error:
-        yield str(error)
+        together = trials_at_once([part.resources for part in todo], shapes())
+    except UserError:  # told among the refusals
+        together = 1
     need = together * max(part.memory * max(1, part.resources.workers) for part in todo)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not os.environ.get("RAY_ADDRESS") and need > memory:
@@ -178,17 +185,6 @@ def _missing(campaign: Campaign, todo: list[Part]) -> Iterator[str]:
     free = shutil.disk_usage(_existing(campaign.folder)).free
     if disk > free:
         yield f"disk: results take {disk / GIB:.1f} GiB; {campaign.folder.parent} has {free / GIB:.1f} free"
-
-
-def _shapes() -> list[Shape]:
-    """Nodes of the cluster that $RAY_ADDRESS names, else this machine."""
-    if os.environ.get("RAY_ADDRESS"):
-        from raypft.scale.session import capacity  # noqa: PLC0415  (ray is loaded only where it is used)
-
-        return capacity()
-    import torch  # noqa: PLC0415  (loaded only where something is to be run)
-
-    return [Shape("this machine", {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}, 1)]
 
 
 def _existing(folder: Path) -> Path:
@@ -216,6 +212,6 @@ def _lines(campaign: Campaign, plan: dict[str, Any]) -> list[str]:
         f"optimizer steps to do: {steps}; expected time: {hours}",
         f"memory: {size} (weights, gradients, Adam in fp32; activations not counted)",
         f"disk: {plan['disk_gib']:.2f} GiB of trained parameters",
-        *[f"lacks: {line}" for line in plan["lacks"]],
+        *[f"lacks: {line}" for line in plan["lacks"] if line not in plan["refused"]],
         f"results go to {campaign.folder}",
     ]

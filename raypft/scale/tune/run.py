@@ -21,11 +21,12 @@ from raypft.runs.results import Tell
 from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_at_once
 from raypft.scale.run import run_jobs
 from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
+from raypft.scale.tune.check import left_as_it_was, refusals, refuse
 from raypft.scale.tune.searcher import CampaignSearcher, SeedScheduler
 from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.scale.tune.trackers import tracker
 from raypft.scale.tune.trial import Trial
-from raypft.storage import absolute, locked, remove
+from raypft.storage import absolute, check_writable, locked, remove
 
 FILES = ".tune"
 NO_CHECKPOINTS = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
@@ -37,11 +38,21 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
     Raises:
         UserError: anything that can be known before compute is spent; or another process works on the campaign.
     """
+
+    def note(text: str) -> None:
+        tell({"event": "note", "text": text})
+
+    check_writable(campaign.folder)
+    with left_as_it_was(campaign.folder) as refused:
+        checks = CampaignState(campaign, note)
+        refused += refusals(campaign, checks, fresh)
+    refuse(refused)
     watch = tracker(campaign.tracker)
     with locked(campaign.folder):
         for prerequisite in campaign.prerequisites():
             run_jobs([prepare(prerequisite)], tell, fresh)
-        state = CampaignState(campaign, lambda text: tell({"event": "note", "text": text}), fresh)
+        state = CampaignState(campaign, note, fresh)
+        state.memo, state.fit = checks.memo, checks.fit
         state.write_campaign()
         busy: set[str] = set()
         searches = [TableCellSearch(table_cell, state, busy) for table_cell in campaign.table_cells()]
@@ -60,6 +71,7 @@ def _tune(
 ) -> None:
     """One Tune experiment over all searches."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would end as if all were done
     files = campaign.folder / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
         check_storage(str(campaign.folder.parent))
@@ -67,7 +79,7 @@ def _tune(
         cpus = logical_cpus(shapes)
         jobs = [search.table_cell.resolved(search.example).job for search in searches]
         for job in jobs:
-            check_label(job)
+            check_label(job.resources)
         together = trials_at_once([job.resources for job in jobs], shapes)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)  # a cluster that grows is asked for all of them
         # an idle worker group could keep what another kind of trial waits for

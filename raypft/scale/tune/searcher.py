@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raypft import hub
 from raypft.config.job import Job
 from raypft.storage import absolute
 
@@ -110,6 +111,7 @@ class CampaignSearcher(Searcher):
             "fresh": fresh,
             "ends_on_failure": search.config is not None,
             "lanes": self.lanes,
+            "commits": hub.commits(),
         }
         table_cell = configuration.table_cell
         return {
@@ -183,8 +185,9 @@ class CampaignSearcher(Searcher):
     def _say(self, event: dict[str, Any]) -> None:
         """Tell an event, with how far the campaign is."""
         trials, searches = self.running.values(), self.searches
-        total = sum(search.budget * search.seeds for search in searches)
-        left = sum(search.left for search in searches) + sum(len(trial.todo) for trial in trials if not trial.chosen)
+        total = sum(search.budget * search.seeds + search.tests for search in searches)
+        left = sum(search.left for search in searches) + sum(len(trial.todo) for trial in trials)
+        left += sum(search.tests for search in searches if search.chosen is None)
         seconds_a_cell = (time.monotonic() - self.began) / self.num_run if self.num_run else None
         leaders = {search.table_cell.label: search.leader for search in searches if search.config}
         running: dict[str, str] = {}

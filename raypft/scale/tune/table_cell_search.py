@@ -81,6 +81,11 @@ class TableCellSearch:
             return max(self.config.trials or 0, self.begun)
         return self.begun
 
+    @property
+    def tests(self) -> int:
+        """Cells that are tested once more than they are run: those of the configuration that a search chooses."""
+        return self.seeds if self.config else 0
+
     def todo(self, configuration: Configuration) -> list[int]:
         """The seeds that have no result yet."""
         test = self.config is None

@@ -16,6 +16,7 @@ from typing import Any
 
 from ray import tune
 
+from raypft import hub
 from raypft.config.job import Job
 from raypft.config.load import resolve
 from raypft.errors import UserError
@@ -61,6 +62,7 @@ class Trial(tune.Trainable):
             executor.close()
 
     def _prepare(self) -> None:
+        hub.adopt(self.work["commits"])
         self.prepared = prepare(resolve(Job(**self.work["job"])))
         for seed, key in self.work["keys"].items():
             if self.prepared.keys[int(seed)] != key:

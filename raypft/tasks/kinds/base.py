@@ -120,6 +120,10 @@ class Kind:
         """The field that a pattern must show, since answers are read at it; None where <slot> says so."""
         return self.passage
 
+    def usual_metric(self, names: Sequence[str]) -> str:
+        """The metric of a task that names none; names: its labels."""
+        return self.metrics[0]
+
     def read_field(self, values: Sequence[Any], column: str, where: str) -> list[Any]:
         """A field's values as the task's prompts read them.
 

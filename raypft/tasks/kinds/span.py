@@ -31,6 +31,9 @@ class Span(base.Kind):
     fields = (CONTEXT, "question")
     passage = CONTEXT
 
+    def usual_metric(self, names: Sequence[str]) -> str:
+        return "f1"
+
     def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
         texts, starts = [], []
         for value, context, name in zip(values, rows.fields[CONTEXT], rows.ids, strict=True):

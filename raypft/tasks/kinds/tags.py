@@ -37,6 +37,9 @@ class Tags(base.Kind):
     def answered_at(self) -> str:
         return WORDS
 
+    def usual_metric(self, names: Sequence[str]) -> str:
+        return "entity_f1" if any(name.startswith("B-") for name in names) else "token_accuracy"
+
     def read_field(self, values: Sequence[Any], column: str, where: str) -> list[list[str]]:
         lists = [_listed(value, numbers=False) for value in values]
         for row, value in enumerate(lists):

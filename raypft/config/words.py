@@ -1,0 +1,35 @@
+"""The words of a command that runs jobs: recipes and files, overrides for all of them, overrides for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raypft.config.job import Job
+from raypft.errors import UserError
+
+
+def split_words(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Recipes or files, each with its overrides: those of all, and as `lora.train.lr=1e-3` those of the one called so.
+
+    Raises:
+        UserError: no recipe and no file.
+    """
+    names = [word for word in words if "=" not in word and not word.startswith("-")]
+    if not names:
+        raise UserError(
+            "job: name a recipe or a job file, e.g. raypft run gnnavi_gcn task=sst2 backbone=smollm2-135m; "
+            "see raypft list recipes"
+        )
+    called = {Path(name).stem for name in names} - set(Job.model_fields)
+    jobs = []
+    for name in names:
+        overrides = []
+        for word in words:
+            owner = word.partition("=")[0].partition(".")[0]
+            if "=" in word and owner not in called:
+                overrides.append(word)
+            elif "=" in word and owner == Path(name).stem:
+                overrides.append(word.removeprefix(f"{owner}."))
+        jobs.append((name, overrides))
+    return jobs

@@ -1,0 +1,127 @@
+"""A newcomer's first table: a CSV with its own column names, seven lines of YAML, two commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+import shlex
+
+import pytest
+from test_cli import call
+
+from raypft.cli.usage import check_blanks
+from raypft.config.words import split_words
+from raypft.contract import tiny
+
+YAML = """\
+kind: choice
+files: support.csv
+fields: [message]
+label: topic
+labels: [billing, bug, praise]
+patterns:
+  ask: {text: "{message} : <slot>", verbalizer: {billing: bad, bug: wrong, praise: good}}
+"""
+COMMANDS = """\
+raypft check vanilla profit lora task=support.yaml backbone=bert protocol=fixed demos=0 train.max_tokens=64
+raypft run vanilla profit lora task=support.yaml backbone=bert protocol=fixed demos=0 train.max_tokens=64 seeds=2
+"""
+TINY = ["train.epochs=2"]
+"""What this test adds so as not to take minutes."""
+WORDS = {"billing": "terrible", "bug": "no", "praise": "great"}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user's folder, the current one: a CSV and a tiny model."""
+    made = tiny.backbone("bert")
+    made.model.save_pretrained(tmp_path / "bert")
+    made.text.tokenizer.save_pretrained(tmp_path / "bert")
+    fill = random.Random(0)
+    with (tmp_path / "support.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["ticket", "message", "topic"])
+        writer.writeheader()
+        for number in range(60):
+            topic = list(WORDS)[number % 3]
+            about = " ".join(fill.choices(["the", "a", "film", "was", "is", "it"], k=4))
+            writer.writerow({"ticket": number, "message": f"{about} {WORDS[topic]}", "topic": topic})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_csv_becomes_a_table_of_three_methods_in_twelve_lines(home, monkeypatch, capsys):
+    assert len((YAML + COMMANDS).splitlines()) <= 12
+    (home / "support.yaml").write_text(YAML)
+    check, run = (shlex.split(line)[1:] for line in COMMANDS.splitlines())
+    assert call(monkeypatch, *check) == 0
+    told = capsys.readouterr().out
+    assert told.count("note: support.csv: 48 train, 6 dev, 6 test rows, by class") == 3
+    assert call(monkeypatch, *run, *TINY) == 0
+    shown = capsys.readouterr().out
+    assert "support: accuracy" in shown
+    for name in ("vanilla", r"profit \(ask\)", r"lora \(ask\)"):
+        assert re.search(rf"\| {name} \| all \| 2 \| \d+\.\d ± \d+\.\d \|", shown), shown
+    (samples,) = (home / "runs").glob("lora-*/samples.json")
+    assert json.loads(samples.read_text())["0"]["notes"] == ["support.csv: 48 train, 6 dev, 6 test rows, by class"]
+
+
+def test_jobs_that_make_no_table_are_refused_before_they_run(home, monkeypatch, capsys):
+    (home / "support.yaml").write_text(YAML)
+    words = ["task=support.yaml", "backbone=bert", "demos=0", "train.max_tokens=64", "train.epochs=1", "seeds=1"]
+    for command in ("check", "run"):
+        assert call(monkeypatch, command, "profit", "lora", *words) == 2
+        assert capsys.readouterr().err.strip() == (
+            "raypft: run: profit and lora would be tested on other rows or in another order, and make no table "
+            "(protocols profit and gnnavi; give both one, e.g. protocol=fixed)"
+        )
+    assert not (home / "runs").exists()
+
+
+def test_three_mistakes_are_three_lines_of_check(home, monkeypatch, capsys):
+    wrong = YAML.replace("labels:", "lables:").replace("{message} :", "{mesage} :").replace("bug: wrong, ", "")
+    (home / "support.yaml").write_text(wrong)
+    assert call(monkeypatch, "check", "profit", "task=support.yaml", "backbone=bert", "train.lrr=1") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line.partition(";")[0] for line in lines] == [
+        'raypft: recipes/profit.yaml: unknown key "train.lrr"',
+        'raypft: support.yaml: unknown key "lables"',
+        'raypft: support.yaml: patterns.ask.text: no field "mesage"',
+        "raypft: support.yaml: patterns.ask.verbalizer: found ['billing', 'praise']",
+    ]
+
+
+def test_an_override_may_be_for_one_recipe():
+    words = ["profit", "mine/job.yaml", "task=x", "profit.train.lr=1", "job.method.rank=2", "train.epochs=3"]
+    assert split_words(words) == [
+        ("profit", ["task=x", "train.lr=1", "train.epochs=3"]),
+        ("mine/job.yaml", ["task=x", "method.rank=2", "train.epochs=3"]),
+    ]
+
+
+def test_a_file_called_as_a_key_of_jobs_takes_no_override_from_the_others():
+    assert split_words(["train.yaml", "lora", "train.lr=1"]) == [
+        ("train.yaml", ["train.lr=1"]),
+        ("lora", ["train.lr=1"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("check profit task = sst2", 'command: found a blank before "="; write task=sst2 as one word'),
+        ("check profit task =sst2", 'command: found a blank before "="; write task=sst2 as one word'),
+        ("plan quickstart shots= 4", 'command: found a blank after "shots="; write shots=4 as one word'),
+    ],
+)
+def test_a_command_written_as_elsewhere_is_told(line, told, monkeypatch, capsys):
+    assert call(monkeypatch, *line.split()) == 2
+    assert capsys.readouterr().err == f"raypft: {told}\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["run profit --fresh --json", "check profit train.lr= shots=1", "show profit --row en/1"]
+)
+def test_words_of_our_own_are_let_through(line):
+    check_blanks(line.split())
