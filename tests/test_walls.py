@@ -20,7 +20,6 @@ WALLS = {
     "deepspeed": ("scale/",),
     "transformers": ("backbones/", "contract/tiny.py"),
     "peft": ("backbones/",),
-    "torch_geometric": (),  # it takes seconds to import; tests compare GNNavi's layer with its convolutions
     "httpx2": ("hub.py",),
 }
 TORCH_FREE = ("tasks/", "report/", "data/", "campaigns/", "cluster/", "cli/", "config/job.py", "config/load.py")

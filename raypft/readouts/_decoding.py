@@ -119,6 +119,9 @@ def _repeated(batch: Batch, beams: int) -> Batch:
     numbers = torch.arange(len(batch.ids), device=batch.ids.device).repeat_interleave(beams)
     soft = None if batch.soft is None else batch.soft[numbers]
     rows = numbers.tolist()
+    extra = dict[str, list]()
+    for name, values in batch.extra.items():
+        extra[name] = [values[row] for row in rows]
     return replace(
         batch,
         names=[batch.names[row] for row in rows],
@@ -126,5 +129,5 @@ def _repeated(batch: Batch, beams: int) -> Batch:
         mask=batch.mask[numbers],
         segments=batch.segments[numbers],
         soft=soft,
-        extra={name: [values[row] for row in rows] for name, values in batch.extra.items()},
+        extra=extra,
     )

@@ -68,7 +68,7 @@ def test_a_model_folder_read_by_transformers_alone_gives_our_scores(kind, tmp_pa
         batch = collate([prompt], backbone.pad)
         more = {"decoder_input_ids": batch.target} if backbone.family == "seq2seq" else {}
         expected = alone(input_ids=batch.ids, attention_mask=batch.mask, **more).logits[0]
-        torch.testing.assert_close(backbone.vocabulary_scores(backbone(batch)), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(backbone.vocabulary_scores(backbone(batch)), expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("reads", ["sequence", "token"])

@@ -97,7 +97,9 @@ def test_numbers_are_the_stored_ones(run, folder, monkeypatch, capsys):
         for file in stored.glob("*.safetensors"):
             values, expected = load_file(made / file.name), load_file(file)
             assert list(values) == list(expected)
-            assert not SAME_MACHINE or all(torch.allclose(values[name], expected[name], atol=1e-4) for name in expected)
+            for name in expected:
+                apart, size = (values[name] - expected[name]).norm(), expected[name].norm()
+                assert not SAME_MACHINE or apart <= 1e-2 * size, name  # Adam makes much of the smallest gradients
         if SAME_MACHINE:
             found, expected = (pa_parquet.read_table(place / "predictions.parquet") for place in (made, stored))
             for name in found.column_names:
