@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +210,7 @@ def copies(cache: DynamicCache, size: int) -> DynamicCache:
     """A cache of one prompt for so many; what is added to it is not added to the other."""
     made = copy.copy(cache)
     made.layers = [copy.copy(block) for block in cache.layers]
-    for block in made.layers:
+    blocks: list[Any] = made.layers
+    for block in blocks:
         block.keys, block.values = (kept.expand(size, -1, -1, -1) for kept in (block.keys, block.values))
     return made

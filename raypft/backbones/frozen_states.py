@@ -31,8 +31,15 @@ def tokens_of(prompt: Encoded) -> Tokens:
 class Lower(Protocol):
     """What `FrozenStates` asks of a backbone."""
 
-    pad: int
-    takes_beginnings: bool
+    @property
+    def pad(self) -> int:
+        """The token id that fills batches."""
+        ...
+
+    @property
+    def takes_beginnings(self) -> bool:
+        """Whether what all prompts begin with can be run once."""
+        ...
 
     def lower(self, batch: Batch, layer: int, after: int = 0) -> Tensor:
         """The states after `layer` blocks, [B, T, H]."""

@@ -107,10 +107,10 @@ def test_numbers_are_the_stored_ones(run, folder, monkeypatch, capsys):
             found, expected = (pa_parquet.read_table(place / "predictions.parquet") for place in (made, stored))
             for name in found.column_names:
                 if name == "scores" or name.startswith("p("):
-                    numbers = (
-                        np.concatenate([np.ravel(one) for one in of[name].to_pylist()]) for of in (found, expected)
+                    ours, theirs = (
+                        np.concatenate(list(map(np.ravel, of[name].to_pylist()))) for of in (found, expected)
                     )
-                    np.testing.assert_allclose(*numbers, atol=1e-4)
+                    np.testing.assert_allclose(ours, theirs, atol=1e-4)
                 else:
                     assert found[name] == expected[name]
 
