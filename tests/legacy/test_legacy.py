@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pa_parquet
@@ -65,6 +66,11 @@ def call(monkeypatch, capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
+def numbers(column: Any) -> Any:
+    """All numbers of a column of numbers or lists of them."""
+    return np.concatenate([np.ravel(value) for value in column.to_pylist()])
+
+
 def seeds_of(run: str) -> list[str]:
     return sorted(path.name for path in (FOLDER / "runs" / run).glob("seed-*"))
 
@@ -107,9 +113,7 @@ def test_numbers_are_the_stored_ones(run, folder, monkeypatch, capsys):
             found, expected = (pa_parquet.read_table(place / "predictions.parquet") for place in (made, stored))
             for name in found.column_names:
                 if name == "scores" or name.startswith("p("):
-                    ours, theirs = (
-                        np.concatenate(list(map(np.ravel, of[name].to_pylist()))) for of in (found, expected)
-                    )
+                    ours, theirs = numbers(found[name]), numbers(expected[name])
                     np.testing.assert_allclose(ours, theirs, atol=1e-4)
                 else:
                     assert found[name] == expected[name]
