@@ -1,4 +1,4 @@
-# make demo: install and run the demonstration.  make test: install and run the tests; make test-cluster: those that start clusters.  Nothing but python3 is needed.
+# make demo: install and run the demonstration.  make test: install and run the tests; make test-cluster: those that start clusters; make coverage: the share of lines they reach.  Nothing but python3 is needed.
 SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,7 +6,7 @@ RAYPFT = $(VENV)/bin/raypft
 DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 \
 	train.epochs=3 train.batch_size=5 train.max_tokens=256 resources.workers=2 zero.stage=2
 
-.PHONY: install demo test test-cluster check
+.PHONY: install demo test test-cluster coverage check
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,12 @@ install: $(VENV)/installed
 demo: install
 	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO)
 
+# files side by side in two processes, but for those that start Ray
 test: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not ray"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m ray
+
+coverage: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/coverage run -m pytest
 	@echo "coverage: $$($(VENV)/bin/coverage report --format=total) % of raypft's lines, in the tests' own process"
 
