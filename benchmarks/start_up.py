@@ -40,16 +40,21 @@ SUBREAPER = 36
 
 
 @contextlib.contextmanager
-def job(*overrides: str) -> Iterator[list[str]]:
-    """The words behind `raypft run` or `raypft check` of a small job whose files lie in a folder for as long."""
+def job(*overrides: str, rows: int = 32) -> Iterator[list[str]]:
+    """The words behind `raypft run` or `raypft check` of a small job whose files lie in a folder for as long.
+
+    Args:
+        rows: of training; the other splits have 32.
+    """
     with tempfile.TemporaryDirectory(prefix="rp-") as name:
         folder = Path(name)
         (folder / "made_up.yaml").write_text(TASK)
         for split in ("train", "validation", "test"):
             made = []
-            for number in range(32):
+            for number in range(rows if split == "train" else 32):
                 label = ("negative", "positive")[number % 2]
-                made.append({"id": str(number), "text": "the film was fine", "label": label, "language": "en"})
+                text = f"the film was fine {number}"
+                made.append({"id": f"{split}-{number}", "text": text, "label": label, "language": "en"})
             pa_parquet.write_table(pa.Table.from_pylist(made), folder / f"{split}.parquet")
         backbone = tiny.backbone("gpt2")
         backbone.model.save_pretrained(folder / "model")

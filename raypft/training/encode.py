@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +38,7 @@ class Encoder:
     readout: type[Readout]
     readout_config: Config
     demos: tuple[Demonstration, ...] = ()
+    _words: dict[str, dict[str, str | list[str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, resolved: ResolvedJob, text: PromptTokenizer, demos: pa.Table | None = None) -> Encoder:
@@ -102,8 +103,11 @@ class Encoder:
         return {**row, self.task.fields[field]: value}
 
     def word(self, row: Mapping[str, Any], label: str) -> str:
-        verbalizer = self.pattern.wording(str(row["language"])).verbalizer or {}
-        return first_word(verbalizer.get(label, label))
+        language = str(row["language"])
+        words = self._words.get(language)
+        if words is None:  # a wording is validated each time it is made, and this is asked for each word
+            words = self._words[language] = self.pattern.wording(language).verbalizer or {}
+        return first_word(words.get(label, label))
 
     def tokenize(self, text: str) -> list[int]:
         return self.text.tokenize(text)
