@@ -124,7 +124,10 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> Method:
             if taken
             else ""
         )
-        raise UserError(f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}; set train.max_tokens to fit")
+        raise UserError(
+            f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}; "
+            "set train.max_tokens to fit"
+        )
     if resolved.readout.reads_vocabulary and backbone.lacks:
         raise UserError(lacking(job.backbone, backbone.lacks))
     if task.kind.passage is not None:

@@ -21,6 +21,7 @@ Any other input gets torch's own dropout, which `RowDropout.drew` tells, as it t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -149,6 +150,25 @@ class RowDropout(TorchFunctionMode):
         if laid_out or of_heads:
             return (self.rows.unsqueeze(1) + _count(size // prompts, PART, input)).flatten()
         return None
+
+
+class NoDropout(contextlib.nullcontext):
+    """Stands in for `RowDropout` where nothing drops: the mode looks at every function of a forward pass."""
+
+    places, drew = 0, False
+
+
+def may_drop(learner: nn.Module) -> bool:
+    """Whether a forward pass of a learner, in the mode that it is in, may draw at random: a dropout is active, or a
+    module of others' code, of which no one knows."""
+    for module in learner.modules():
+        if not module.training:
+            continue
+        known = type(module).__module__.partition(".")[0] in ("raypft", "torch")
+        rates = [rate for name in ("p", "dropout") if isinstance(rate := getattr(module, name, 0.0), int | float)]
+        if not known or any(rates):
+            return True
+    return False
 
 
 def _hashed(text: str) -> int:

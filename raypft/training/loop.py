@@ -18,7 +18,7 @@ from raypft.config.job import Train
 from raypft.errors import UserError
 from raypft.readouts.base import Answer
 from raypft.training.checkpoint import StateWriter, TrainState
-from raypft.training.dropout import RowDropout
+from raypft.training.dropout import NoDropout, RowDropout, may_drop
 from raypft.training.loader import PromptDataset, Step, Streamed
 from raypft.training.room import room_for
 from raypft.training.stepper import Stepper
@@ -109,10 +109,11 @@ def _optimizer_step(
     _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
-    drew, places = False, list[int]()
+    drew, places, drops = False, list[int](), may_drop(learner)
     for i, batch in enumerate(work.batches, start=1):
         batch = batch.to(stepper.device)
-        with RowDropout(batch, seed, number) as dropout:
+        dropout = RowDropout(batch, seed, number) if drops else NoDropout()
+        with dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
         drew |= dropout.drew
         places.append(dropout.places)

@@ -16,7 +16,7 @@ from raypft.batch import Batch, collate
 from raypft.contract import cases, tiny
 from raypft.contract.checks import trained
 from raypft.encoded import Encoded
-from raypft.training.dropout import RowDropout
+from raypft.training.dropout import RowDropout, may_drop
 
 
 def batch_of(names, length: int = 5, slots=None, targets: int = 0) -> Batch:
@@ -343,3 +343,26 @@ def test_the_dropout_of_lora_is_seen():
     assert (mode.places, mode.drew) == (1, False)
     with RowDropout(batch_of("b"), 0, 0):
         assert torch.allclose(wrapped(torch.ones(1, 5, 8))[0], together[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "rate", "expected"),
+    [
+        ("gnnavi", "gpt2", 0.1, False),  # the model is frozen, its dropout off
+        ("full", "gpt2", 0.1, True),
+        ("prefix", "bert", 0.0, False),
+        ("lora", "llama", 0.1, False),
+        ("full", "llama", 0.0, True),  # code of transformers, of which nothing is known
+    ],
+)
+def test_the_mode_is_left_out_only_where_nothing_drops(method, kind, rate, expected):
+    learner = cases.cell(method, tiny.backbone(kind, dropout=rate)).learner.train()
+    assert may_drop(learner) == expected
+    own = type("Own", (nn.Module,), {"__module__": "mine"})
+    learner.add_module("own", own())
+    assert may_drop(learner)
+
+
+@pytest.mark.parametrize("method", ["prefix", "lora"])
+def test_a_methods_own_dropout_is_seen(method):
+    assert may_drop(cases.cell(method, tiny.backbone("llama"), dropout=0.2).learner.train())
