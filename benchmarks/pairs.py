@@ -201,7 +201,8 @@ class ToProPair:
         backbone = made(config, self.tokenizer)
         self.material = material("udpos", "topro", backbone)
         self.rows = tagged_rows(words, self.material.task.label.names)
-        self.labels = [int(self.tokenizer.convert_tokens_to_ids(word)) for word in labels]
+        vocabulary = self.tokenizer.get_vocab()
+        self.labels = [vocabulary[word] for word in labels]
         self.weights = {name: value.clone() for name, value in backbone.model.state_dict().items()}
         self.train = Train(epochs=1, lr=1e-5, batch_size=sizes.step, clip=1.0, schedule="linear", select="last")
 

@@ -9,7 +9,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +41,7 @@ class Case:
     keep: bool = False
     """Return the whole state after the last step."""
     weight_decay: float = 0.0
-    probe: Callable[[cases.Cell, Stepper], dict[str, Any]] | None = None
+    probe: Callable[[cases.Cell, Stepper], dict[str, Any]] | None = field(default=None, repr=False)
     """A module's function, asked after the last step on every rank."""
     options: tuple[tuple[str, Any], ...] = ()
     """Keys of the method that differ from their defaults."""
