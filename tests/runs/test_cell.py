@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pa_parquet
 import pytest
@@ -15,12 +17,13 @@ from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.config.load import load_job
-from raypft.contract import tiny
+from raypft.contract import cases, tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
+from raypft.runs.cell import loaders
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
@@ -485,3 +488,12 @@ def test_spans_end_to_end(model, max_tokens, place):
     assert found["majority"] == {}
     assert all(row["answer"] == row["gold"][0] for row in predictions)
     assert "MAJ" not in (prepared.folder / "table.md").read_text()
+
+
+def test_states_are_kept_where_there_are_no_dev_rows():
+    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
+    stepper: Any = TorchStepper(cell.learner, cases.SETTINGS)
+    train, dev = loaders(SimpleNamespace(train=cases.SETTINGS), cell.learner, stepper, {"train": cell.prompts}, None)  # type: ignore[arg-type]
+    assert dev is None
+    assert isinstance(train, PromptDataset)
+    assert train.lower is not None
