@@ -68,7 +68,9 @@ def test_a_model_folder_read_by_transformers_alone_gives_our_scores(kind, tmp_pa
         batch = collate([prompt], backbone.pad)
         more = {"decoder_input_ids": batch.target} if backbone.family == "seq2seq" else {}
         expected = alone(input_ids=batch.ids, attention_mask=batch.mask, **more).logits[0]
-        torch.testing.assert_close(backbone.vocabulary_scores(backbone(batch)), expected, rtol=0, atol=5e-5)
+        # torch's tanh form of GELU is the one that a model writes out to 1e-6
+        close = max(1e-5, 2e-6 * float(expected.abs().max()))
+        torch.testing.assert_close(backbone.vocabulary_scores(backbone(batch)), expected, rtol=0, atol=close)
 
 
 @pytest.mark.parametrize("reads", ["sequence", "token"])
