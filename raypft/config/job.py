@@ -133,7 +133,8 @@ class Resources(Strict):
     data_label: str | None = Field(
         default=None,
         pattern=r"^[^=\s]+=[^=\s]+$",
-        description="label of the nodes that read and encode rows, e.g. pool=cpu-data; None: any node",
+        description="label of the nodes that read and encode rows, e.g. pool=cpu-data; None: any node. Few rows are "
+        "encoded where the job is started",
     )
 
 
