@@ -68,10 +68,10 @@ def fit(
     told = time.perf_counter()
     while state.epoch < settings.epochs and not _out_of_patience(state, settings):
         began = time.perf_counter()
-        stepper.learner.train()
+        drops = may_drop(stepper.learner.train())
         for work in train.epoch(stepper, settings, seed, state.epoch, state.step):
             number = state.epoch * steps + state.step
-            loss, leaving = _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs)
+            loss, leaving = _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops)
             state.losses.append(loss)
             state.step += 1
             writer.after_step(state, number + 1, leaving)
@@ -102,14 +102,14 @@ def fit(
 
 
 def _optimizer_step(
-    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int
+    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool
 ) -> tuple[float, bool]:
-    """The step's loss, and whether any worker's node goes away."""
+    """The step's loss, and whether any worker's node goes away; drops: see `may_drop`."""
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
     _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
-    drew, places, drops = False, list[int](), may_drop(learner)
+    drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
         batch = batch.to(stepper.device)
         dropout = RowDropout(batch, seed, number) if drops else NoDropout()
