@@ -30,7 +30,7 @@ from raypft.tasks.kinds import KINDS
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.loader import PromptDataset
-from raypft.training.loop import evaluate
+from raypft.training.loop import evaluate, fit
 from raypft.training.stepper import Learner, TorchStepper
 
 
@@ -431,3 +431,33 @@ def test_states_are_kept_where_there_are_no_dev_rows():
     assert dev is None
     assert isinstance(train, PromptDataset)
     assert train.lower is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "files", "kind"),
+    [
+        ({}, 0, torch.float32),
+        ({"cache_folder": "kept"}, 1, torch.float32),
+        ({"cache_folder": "kept", "cache_type": "bf16"}, 1, torch.bfloat16),
+        ({"cache_type": "bf16"}, 0, torch.bfloat16),
+        ({"shortcuts": False, "cache_folder": "kept"}, 0, None),
+    ],
+    ids=str,
+)
+def test_a_job_says_where_states_are_kept_and_in_what(tmp_path, monkeypatch, changes, files, kind):
+    """With the losses of states in memory; a folder lies where the job was read."""
+    monkeypatch.chdir(tmp_path)
+    losses = list[list[float]]()
+    settings = Train(**{**cases.SETTINGS.model_dump(), **changes})
+    monkeypatch.chdir("/")
+    for own in (cases.SETTINGS, settings):
+        backbone = tiny.backbone("gpt2")
+        backbone.text.source = "some/folder"
+        cell = cases.cell("gnnavi", backbone)
+        stepper: Any = TorchStepper(cell.learner, own)
+        train, _ = loaders(SimpleNamespace(train=own), cell.learner, stepper, {"train": cell.prompts}, None)  # type: ignore[arg-type]
+        assert isinstance(train, PromptDataset)
+        losses.append(fit(stepper, train, None, own, 0, cell.score).losses)
+    assert (train.lower and train.lower.of(cell.prompts[0]).dtype) == kind
+    assert len([*tmp_path.rglob("*.safetensors")]) == 2 * files, "what prompts begin with, and the rest of them"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2 if kind == torch.bfloat16 else 1e-5)
