@@ -153,8 +153,8 @@ ERRORS = {
     "recipes/profit.yaml: train.lr: found 'abc'; input should be a valid number, "
     "unable to parse string as a number": "train.lr=abc",
     "recipes/profit.yaml: train.epochs: found -1; input should be greater than or equal to 0": "train.epochs=-1",
-    "recipes/profit.yaml: train.cache_folder: found 's3://kept'; value error, expected a folder, whose files can be mapped "
-    "into memory, found a URI": "train.cache_folder=s3://kept",
+    "recipes/profit.yaml: train.cache_folder: found 's3://kept'; value error, expected a folder, whose files can be "
+    "mapped into memory, found a URI": "train.cache_folder=s3://kept",
     "recipes/profit.yaml: dev.rows: found 'ful'; input should be 'full', 'k_shot' or 'none'": "dev.rows=ful",
     'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, '
     "pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, "
