@@ -9,7 +9,7 @@ Padding is always on the right, so that a mark's position in a prompt is its pos
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,14 +66,19 @@ class Batch:
         return 0 if self.beginning is None else self.beginning.length
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        extra = {name: _on(device, values) for name, values in self.extra.items()}
-        return replace(self, **moved, extra=extra)
+        """The same batch with its tensors on `device`; from pinned memory they are on their way when this returns."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU reads by itself; as it is where there is none."""
+        return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
 
-def _on(device: torch.device | str, values: list) -> list:
-    return [value.to(device) if isinstance(value, Tensor) else value for value in values]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        extra = {}
+        for name, values in self.extra.items():
+            extra[name] = [change(value) if isinstance(value, Tensor) else value for value in values]
+        return replace(self, **changed, extra=extra)
 
 
 def collate(

@@ -183,9 +183,9 @@ class Streamed:
                 (readout.redraw(prompt, seed, epoch) for prompt in prompts), key=lambda prompt: len(prompt.ids)
             )
             cuts = room.cuts([len(prompt.ids) for prompt in drawn])
-            weights, counts = zip(*stepper.gather((sum(map(readout.weight, drawn)), len(cuts))), strict=True)
+            weights, counts = zip(*stepper.gather_numbers(sum(map(readout.weight, drawn)), len(cuts)), strict=True)
             parts = [drawn[run.start : run.stop] for run in cuts]
-            parts += [[] for _ in range(max(counts) - len(parts))]
+            parts += [[] for _ in range(int(max(counts)) - len(parts))]
             yield Step(sum(weights), len(parts), map(self.batch, parts))
 
     def batch(self, prompts: Sequence[Encoded]) -> Batch:

@@ -4,6 +4,8 @@ training."""
 from __future__ import annotations
 
 import math
+from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +20,9 @@ from raypft.readouts.base import Answer
 from raypft.readouts.mlm import MaskedLanguageModel
 from raypft.readouts.span import SpanReadout
 from raypft.training import checkpoint, loop
-from raypft.training.loader import PromptDataset
+from raypft.training.ahead import Told, made_ahead
+from raypft.training.checkpoint import TrainState
+from raypft.training.loader import PromptDataset, Step
 from raypft.training.loop import evaluate, expect_scores, fit, learning_rate
 from raypft.training.stepper import TorchStepper
 
@@ -265,6 +269,76 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_it_reaches_the_v
     with pytest.raises(UserError, match=expected):
         fit(stepper, dataset(cell), None, settings, 0, cell.score)
     assert same(stepper.values(), stepper.after[1])
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("save_every", [None, 1, 2])
+def test_what_a_step_tells_may_be_read_behind_the_next(behind, save_every, monkeypatch):
+    """As on a GPU: the same losses, the same line about the same step, and no state behind a step that has failed."""
+    monkeypatch.setattr(checkpoint.StateWriter, "when_due", lambda writer, state: writer._write(state))
+    monkeypatch.setattr(Told, "__init__", lambda told, device: vars(told).update(behind=behind, _unread=deque()))
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 2, "save_every": save_every})
+
+    def run(factors: list[float]) -> tuple[list[float], list[int], str, bool]:
+        cell, saved, line = cases.cell("full", tiny.backbone("bert")), [], ""
+        stepper, state, given = Watched(cell, settings), TrainState(), iter(factors)
+        next(iter(stepper.parameters.values())).register_hook(lambda gradient: gradient * next(given, 1.0))
+        try:
+            fit(
+                stepper,
+                dataset(cell),
+                None,
+                settings,
+                0,
+                cell.score,
+                state,
+                lambda kept: saved.append(len(kept.losses)),
+            )
+        except UserError as error:
+            line = str(error)
+        return state.losses, saved, line, same(stepper.values(), stepper.after[4])
+
+    losses, saved, line, stays = run([])
+    assert (len(losses), line, stays) == (15, "", False)
+    assert saved == {None: [3, 6, 9, 12, 15], 1: sorted([*range(1, 16), 3, 6, 9, 12, 15])}.get(save_every, saved)
+    broken, kept, line, stays = run([1.0] * 5 + [math.nan])
+    assert broken == losses[:5]
+    assert line == "train: the gradient is not finite at optimizer step 6; lower train.lr, or use train.precision=fp32"
+    assert stays, "no step moves the values after one whose gradient was not finite"
+    assert kept == [number for number in saved if number <= 5]
+
+
+def test_batches_made_ahead_are_those_of_their_steps_in_order():
+    """The batches that a GPU gets, one of them at a time beside that which runs; a fault is told where it is met."""
+    cell, made = cases.cell("full", tiny.backbone("bert")), list[int]()
+    rows, stepper = dataset(cell), TorchStepper(cell.learner, cases.SETTINGS)
+
+    def noted(batches):
+        for batch in batches:
+            made.append(len(made))
+            yield batch
+
+    settings = cases.SETTINGS.model_copy(update={"micro_batch": 1})
+    plain = [(work.weight, [*work.batches]) for work in rows.epoch(stepper, settings, 0, 0, 0)]
+    watched_steps = (replace(work, batches=noted(work.batches)) for work in rows.epoch(stepper, settings, 0, 0, 0))
+    taken = 0
+    for (weight, batches), work in zip(plain, made_ahead(watched_steps, "cpu"), strict=True):
+        assert work.weight == weight
+        for expected, batch in zip(batches, work.batches, strict=True):
+            taken += 1
+            assert taken <= len(made) + 1 <= taken + 2
+            assert batch.names == expected.names
+            assert all(torch.equal(getattr(batch, name), getattr(expected, name)) for name in ("ids", "gold", "slots"))
+
+    def failing():
+        yield plain[0][1][0]
+        raise RuntimeError("a row that can't be read")
+
+    steps = made_ahead([Step(1.0, 2, failing())], "cpu")
+    work = next(steps)
+    assert next(work.batches).names == plain[0][1][0].names
+    with pytest.raises(RuntimeError, match="a row that can't be read"):
+        next(work.batches)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():
