@@ -31,8 +31,8 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class Sizes:
     """How much is run: repetitions; train and dev rows and epochs of GNNavi, after how many of these the reference
-    validates and on how many rows (each costs the same); test rows, those of the reference; prompts of a ToPro step; its
-    evaluated and prepared sentences; blocks of the model that shows demonstrations, its rows; answered texts."""
+    validates and on how many rows (each costs the same); test rows, those of the reference; prompts of a ToPro step,
+    sentences evaluated and prepared; blocks of the model that shows demonstrations, its rows; answered texts."""
 
     times: int = 3
     train: int = 10

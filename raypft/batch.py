@@ -37,11 +37,11 @@ class Beginning:
 class Batch:
     """Prompts ready for a model; `slots[s] = (prompt, token)` names where answer s is read, those of a prompt in a row.
 
-    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a
-    row that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower:
-    [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry per prompt; read: [B, R]
-    the slots' tokens prompt by prompt, the first repeated where others have more; number: [S] of a slot in its prompt;
-    beginning: what stands before these tokens, all positions count from behind it.
+    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (how often a row
+    stands in the step; 0 marks one that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what
+    a decoder reads; lower: [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry
+    per prompt; read: [B, R] the slots' tokens prompt by prompt, the first repeated where others have more; number: [S]
+    of a slot in its prompt; beginning: what stands before these tokens, all positions count from behind it.
     """
 
     names: list[str]
@@ -85,7 +85,7 @@ def collate(
     prompts: Sequence[Encoded],
     pad: int,
     columns: Sequence[dict] = (),
-    weight: float = 1.0,
+    weights: Sequence[float] | None = None,
     lower: Sequence[Tensor] = (),
     beginning: Beginning | None = None,
 ) -> Batch:
@@ -94,7 +94,7 @@ def collate(
     Args:
         pad: token id for padding.
         columns: a method's own columns, one dict per prompt.
-        weight: weight of every slot in the loss.
+        weights: of each prompt's slots in the loss; None: 1.
         lower: cached states, [T_i, H] per prompt; beginning: what stands before the prompts' tokens.
     """
     length = max(len(p.ids) for p in prompts)
@@ -130,7 +130,7 @@ def collate(
         slots=torch.tensor(slots),
         gold=torch.tensor(gold),
         wording=torch.tensor([prompts[row].wording for row in owner]),
-        weight=torch.full((len(slots),), weight),
+        weight=torch.tensor([1.0 if weights is None else weights[row] for row in owner]),
         read=torch.tensor([at + at[:1] * (most - len(at)) for at in places]),
         number=torch.tensor(list(itertools.chain.from_iterable(map(range, map(len, places))))),
         soft=None if soft is None else torch.tensor(soft),

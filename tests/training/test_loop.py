@@ -22,7 +22,7 @@ from raypft.readouts.span import SpanReadout
 from raypft.training import checkpoint, loop
 from raypft.training.ahead import Told, made_ahead
 from raypft.training.checkpoint import TrainState
-from raypft.training.loader import PromptDataset, Step
+from raypft.training.loader import PromptDataset, Step, Streamed
 from raypft.training.loop import evaluate, expect_scores, fit, learning_rate
 from raypft.training.stepper import TorchStepper
 
@@ -253,6 +253,90 @@ def test_select_last_keeps_the_last():
 def test_patience_counts_epochs_without_gain(rule, patience, scores, epochs):
     _, state = watched(scores, patience=patience, patience_rule=rule)
     assert len(state.history) == epochs
+
+
+# prompts that repeat
+
+
+def twice(method: str = "gnnavi", readout: str = "verbalizer", dropout: float = 0.0) -> cases.Cell:
+    """Five rows, four of them twice under other names; of the last repetition the label is another."""
+    cell = cases.cell(method, tiny.backbone(cases.kinds_of(method)[0], dropout=dropout), readout=readout)
+    again = [prompt.but(key=f"{prompt.key}-again") for prompt in cell.prompts[:4]]
+    again[3] = again[3].but(gold=[1 - again[3].gold[0]])
+    return replace(cell, prompts=cell.prompts + again)
+
+
+class Prompts(TorchStepper):
+    """Counts the prompts that run, and keeps the gradient of each step."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.count, self.gradients = 0, list[torch.Tensor]()
+
+    def scores(self, batch):
+        self.count += int((batch.weight > 0).sum())
+        return super().scores(batch)
+
+    def step(self, lr):
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters.values() if p.grad is not None]))
+        return super().step(lr)
+
+
+def run_twice(cell: cases.Cell, rows: Any, **changes: Any) -> tuple[int, list[float], torch.Tensor]:
+    """Prompts that ran in two epochs of one step, the losses, and the gradients."""
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 9, "epochs": 2, **changes})
+    stepper = Prompts(cell.learner, settings)
+    losses = fit(stepper, rows, None, settings, 0, cell.score).losses
+    return stepper.count, losses, torch.stack(stepper.gradients)
+
+
+class Given:
+    """A flow of prompts that are known."""
+
+    def __init__(self, prompts) -> None:
+        self.prompts, self.rows = prompts, len(prompts)
+
+    def __call__(self, share):
+        yield self.prompts
+
+
+@pytest.mark.parametrize(
+    ("method", "readout"),
+    [("gnnavi", "verbalizer"), ("gnnavi", "head"), ("prefix", "verbalizer"), ("lora", "verbalizer")],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_prompt_that_repeats_in_a_step_runs_once(method, readout, streamed, micro_batch):
+    """With the loss and the gradient of all; a repetition with another label runs by itself."""
+    found = []
+    for shortcuts in (False, True):
+        cell = twice(method, readout)
+        rows: Any = dataset(cell)
+        if streamed:
+            rows = Streamed(Given(cell.prompts), cell.prompts[0], cell.learner.method, 1)
+        found.append(run_twice(cell, rows, shortcuts=shortcuts, micro_batch=micro_batch))
+    (whole, losses, gradients), (few, same_losses, same_gradients) = found
+    assert (whole, few) == (18, 12)
+    assert same_losses == pytest.approx(losses, rel=1e-6)
+    assert torch.allclose(same_gradients, gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_prompts_that_repeat_run_each_where_dropout_is_drawn():
+    """A row's masks are its own, and what others' code draws no one knows."""
+    assert run_twice(cell := twice("full", dropout=0.1), dataset(cell))[0] == 18
+    assert run_twice(cell := twice("prefix", "head"), dataset(cell))[0] == 18
+    cell = twice()
+    cell.learner.readout.__class__ = type("Own", (type(cell.learner.readout),), {"__module__": "mine"})
+    assert run_twice(cell, dataset(cell))[0] == 18
+
+
+def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
+    """One prompt in two languages is answered twice then."""
+    cell = cases.cell("full", tiny.backbone("bert"))
+    prompts = [cell.prompts[0], cell.prompts[0].but(key="de/0", language="de"), cell.prompts[0].but(key="en/9")]
+    assert PromptDataset(prompts, cell.learner.method, 1).first_alike == [0, 0, 0]
+    cell.learner.method.columns = lambda prompt: {"language": prompt.language}
+    assert PromptDataset(prompts, cell.learner.method, 1).first_alike == [0, 1, 0]
 
 
 # what ends a training
