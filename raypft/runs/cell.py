@@ -33,7 +33,7 @@ from raypft.storage import on_disk, written
 from raypft.tasks.task import Task
 from raypft.training.checkpoint import TrainState
 from raypft.training.loader import Flow, PromptDataset, Streamed
-from raypft.training.loop import evaluate, fit
+from raypft.training.loop import answered, evaluate, fit
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
 Prompts = Mapping[str, Sequence[Encoded]]
@@ -249,7 +249,10 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[Ro
     """The answers to the test rows."""
     learner = stepper.learner
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-    return by_row(learner.readout, prompts, evaluate(stepper, dataset, cell.job.train))
+    rows = list[RowAnswer]()
+    for some, answers in answered(stepper, dataset, cell.job.train):
+        rows += by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+    return rows
 
 
 def loaders(
@@ -263,7 +266,9 @@ def loaders(
         return Streamed(flow, prompts["train"][0], method, backbone.pad), dev if len(dev) else None
     train = PromptDataset(prompts["train"], method, backbone.pad)
     cached = method.constant_below and job.train.epochs and not method.backbone_moves
-    if cached and backbone.frozen_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
+    own_tokens = sum(int((rows.prompts.lengths - rows.prompts.demo_tokens).sum()) for rows in (train, dev))
+    most = backbone.frozen_states.limit // (4 * backbone.hidden)  # of so many tokens' states no prompt is looked at
+    if cached and own_tokens <= most and backbone.frozen_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
         asked = rows_to_cache(dev, stepper.rank, stepper.world, job.train.shortcuts) if len(dev) else []
         for dataset, numbers in ((train, range(len(train))), (dev, asked)):
             if numbers:  # there may be no dev
@@ -274,8 +279,10 @@ def loaders(
 
 def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = True) -> list[int]:
     """The rows a rank evaluates and row 0, the filler; as many on every rank."""
-    chosen = {0, *dataset.distinct(alike)[rank::world]}
-    size = min(len(dataset), -(-len(dataset) // world) + 1)
+    chosen = {0}
+    for some in dataset.stretches():
+        chosen.update(dataset.distinct(alike, some)[rank::world])
+    size = min(len(dataset), sum(-(-len(some) // world) for some in dataset.stretches()) + 1)
     others = [row for row in range(len(dataset)) if row not in chosen]
     return sorted(chosen.union(others[: size - len(chosen)]))
 
