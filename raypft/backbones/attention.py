@@ -162,6 +162,11 @@ def leave_keys(model: nn.Module) -> None:
             module.config._attn_implementation = module.config._attn_implementation.removeprefix(PREFIX)  # type: ignore[union-attr]
 
 
+def gives_keys(model: nn.Module) -> bool:
+    """Whether an attention of a model is given keys or scales."""
+    return any(not {GIVES_KEYS, SCALES_KEYS}.isdisjoint(vars(module)) for module in model.modules())
+
+
 def find_attention(block: nn.Module) -> nn.Module:
     """The self-attention of a block: its first module that knows whether it is causal.
 

@@ -30,7 +30,7 @@ from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.scale.resources import ENCODER_CPUS
 from raypft.storage import absolute, on_disk, path_of, remove, written
-from raypft.training.encode import ENCODING, ROLES, Encoder, encoded
+from raypft.training.encode import ENCODING, ROLES, Encoder, encoded, uncollected
 from raypft.training.loader import Share, steps
 from raypft.training.rows import EncodedRows, columns_of, write
 
@@ -71,6 +71,7 @@ def encode_shards(batch: pa.Table, encoders: Sequence[EncoderOf]) -> pa.Table:
     return pa.table({"prompts": pa.array(counts, pa.int64())})
 
 
+@uncollected()
 def _encode(rows: pa.Table, encoder: EncoderOf, to: Path) -> int:
     with written(to) as file:
         return write(encoded(_encoder(*encoder), rows), file)

@@ -160,9 +160,17 @@ class EncodedRows(Sequence[Encoded]):
     """The prompts of record batches, see `columns_of`."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
-        self._parts = [_Part(batch) for batch in batches if len(batch)]
+        self._join([_Part(batch) for batch in batches if len(batch)])
+
+    def _join(self, parts: list[_Part]) -> None:
+        self._parts = parts
         self._ends = np.cumsum([len(part.asked) for part in self._parts], dtype=np.int64)
         self._kept = functools.lru_cache(maxsize=VIEWS)(self._view)
+
+    def __add__(self, other: EncodedRows) -> EncodedRows:
+        both = EncodedRows([])
+        both._join([*self._parts, *other._parts])
+        return both
 
     @classmethod
     def of(cls, prompts: Iterable[Encoded]) -> EncodedRows:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,6 +20,7 @@ from raypft.encoded import Encoded, Passage
 from raypft.readouts import READOUTS
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.training import encode
 from raypft.training.encode import Encoder
 from raypft.training.rows import EncodedRows, columns_of, packed, write
 from raypft.training.rows import asked as asked_of
@@ -415,6 +419,7 @@ def test_prompts_survive_arrow(labelled, tmp_path):
         assert rows.languages.tolist() == [prompt.language for prompt in expected]
     with pytest.raises(IndexError):
         EncodedRows.of(prompts)[len(prompts)]
+    assert list(EncodedRows.of([]) + EncodedRows.of(prompts) + EncodedRows.of(prompts[:1])) == [*prompts, prompts[0]]
     assert list(EncodedRows.of([])) == []
 
 
@@ -480,3 +485,27 @@ def test_rows_are_encoded_into_shards_in_order(monkeypatch, tmp_path):
         "train": [prompt for own in sentences[:3] for prompt in make(own)],
         "test": make(sentences[3]),
     }
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_garbage_is_not_searched_for_while_rows_are_encoded(searches, monkeypatch):
+    """And is again behind it, if it was before, also where a row can't be encoded."""
+    seen, own = [], task("choice", "{text} <slot>", text="text")
+    prompts = encode.Encoder.__call__
+    sample: Any = SimpleNamespace(train=pa.table({"id": ["a"]}), dev=None, test=None, demos=None)
+
+    def noted(encoder, row):
+        seen.append(gc.isenabled())
+        return prompts(encoder, row)
+
+    monkeypatch.setattr(encode.Encoder, "__call__", noted)
+    monkeypatch.setattr(encode.Encoder, "of", classmethod(lambda cls, *_: cls(own, own.patterns["p"], *[None] * 5)))
+    before = gc.isenabled()
+    (gc.enable if searches else gc.disable)()
+    try:
+        with pytest.raises(KeyError):
+            encode.encode_sample(None, None, sample)  # type: ignore[arg-type]
+        after = gc.isenabled()
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert (seen, after) == ([False], searches)
