@@ -35,6 +35,7 @@ class Case:
     precision: str = "fp32"
     offload: bool = False
     micro_batch: int | None = None
+    checkpointing: bool = False
     clip: float | None = None
     epochs: int = 5
     resume: dict[str, Any] | None = None
@@ -50,6 +51,7 @@ class Case:
 def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
     cell = dropping(case.method, case.kind, **dict(case.options))
+    cell.learner.method.backbone.checkpointing = case.checkpointing
     copied = ("precision", "micro_batch", "clip", "epochs", "weight_decay")
     settings = cases.SETTINGS.model_copy(update={"select": "last", **{key: getattr(case, key) for key in copied}})
     progress = None

@@ -118,7 +118,7 @@ def run_cell(
     began = time.perf_counter()
     keep_freed_memory()
     task, folder = cell.resolved.task, cell.folder
-    backbone.shortcuts = cell.job.train.shortcuts
+    backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}

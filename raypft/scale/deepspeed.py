@@ -18,6 +18,7 @@ from raypft.training.stepper import Learner, Stepper, adam_state, gradient_norm,
 prepare_environment()
 
 import deepspeed  # noqa: E402
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -86,7 +87,9 @@ class DeepSpeedStepper(Stepper):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
+        running = len(FWD_MODULE_STACK)
         self.engine.backward(loss, scale_wrt_gas=False)
+        del FWD_MODULE_STACK[running:]  # a block that runs again ends before the hooks behind it
 
     def step(self, lr: float) -> bool | Tensor:
         for group in self.engine.optimizer.param_groups:
