@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from typing import Any
 
@@ -22,7 +24,9 @@ from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK  # noqa: E
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
 
@@ -59,6 +63,8 @@ class DeepSpeedStepper(Stepper):
     """
 
     def __init__(self, job: Job, learner: Learner, device: str, state: dict[str, Any] | None = None) -> None:
+        going_on = {} if state is None else learner.trainable()
+        exact = {name: p.detach().float().cpu().clone() for name, p in going_on.items()}
         self.learner, self.device = learner.to(device), device
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.stage = job.zero.stage
@@ -76,8 +82,12 @@ class DeepSpeedStepper(Stepper):
                 config=zero_config(job),
                 dist_init_required=False,
             )
+        if self.stage == 0 and self.parameters:
+            self._inner().state.clear()  # DeepSpeed has taken a step without gradients, which Adam would count
+            for parameter, copy in self._moved.items():
+                copy.data.copy_(parameter)
         if state is not None and self.parameters:
-            self._restore(state)
+            self._restore(state, exact)
 
     def leaving(self) -> bool:
         return self.notice.given()
@@ -124,7 +134,7 @@ class DeepSpeedStepper(Stepper):
 
     def _whole(self, parameter: torch.nn.Parameter) -> Tensor:
         if self.stage == 0:
-            return parameter
+            return self._moved.get(parameter, parameter)
         whole = safe_get_full_fp32_param(parameter)
         if whole is None:
             raise RuntimeError(
@@ -142,7 +152,7 @@ class DeepSpeedStepper(Stepper):
 
     def optimizer_state(self) -> dict[str, Any]:
         if self.stage == 0:
-            return adam_state(self.engine.optimizer, self.parameters)
+            return adam_state(self._inner(), self._masters())
         if self.stage < 3:
             self._link_moments()
         moments = {name: self._moments(parameter) for name, parameter in self.parameters.items()}
@@ -171,9 +181,24 @@ class DeepSpeedStepper(Stepper):
             inner = inner.optimizer
         return inner
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _masters(self) -> dict[str, torch.nn.Parameter]:
+        """Stage 0: what Adam moves, by name; in half precision fp32 copies of the model's parameters."""
+        return {name: self._moved.get(parameter, parameter) for name, parameter in self.parameters.items()}
+
+    @functools.cached_property
+    def _moved(self) -> dict[torch.nn.Parameter, torch.nn.Parameter]:
+        """Stage 0 in half precision: parameters to their fp32 copies."""
+        groups = (getattr(self.engine.optimizer, name, []) for name in ("fp16_groups", "fp32_groups"))
+        own, copies = map(itertools.chain.from_iterable, groups)
+        return dict(zip(own, copies, strict=True))
+
+    def _restore(self, state: dict[str, Any], values: dict[str, Tensor]) -> None:
+        """Go on from an `optimizer_state` and fp32 values, which DeepSpeed has rounded to the model's precision."""
         if self.stage == 0:
-            set_adam_state(self.engine.optimizer, self.parameters, state)
+            masters = self._masters()
+            for name, master in masters.items():
+                master.data.copy_(values[name])
+            set_adam_state(self._inner(), masters, state)
             return
         # the flat Adam state exists only after a first step; make it, and let stages 1 and 2 map the parameters into it
         wrapper, inner = self.engine.optimizer, self._inner()
@@ -184,6 +209,7 @@ class DeepSpeedStepper(Stepper):
         if self.stage < 3:
             self._link_moments()
         for name, parameter in self.parameters.items():
+            self._set_master(parameter, values[name].to(self.device))
             for key in MOMENTS if name in state["moments"] else ():  # none where there never was a gradient
                 self._set_moment(parameter, state["moments"][name][key].to(self.device), key)
 
@@ -191,10 +217,19 @@ class DeepSpeedStepper(Stepper):
         if self.stage < 3:
             safe_set_full_optimizer_state(parameter, value, key)
             return
-        # the full setter of stage 3 fails where a parameter does not divide by the workers; each rank sets its own part
+        safe_set_local_optimizer_state(parameter, self._part(parameter, value), key)
+
+    def _set_master(self, parameter: torch.nn.Parameter, value: Tensor) -> None:
+        if self.stage < 3:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_local_fp32_param(parameter, self._part(parameter, value))
+
+    def _part(self, parameter: torch.nn.Parameter, value: Tensor) -> Tensor:
+        """Stage 3: this rank's part of a whole value; the full setters fail where it does not divide by the workers."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = torch.nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
-        safe_set_local_optimizer_state(parameter, padded[self.rank * size : (self.rank + 1) * size], key)
+        return padded[self.rank * size : (self.rank + 1) * size]
 
     def close(self) -> None:
         """Let the engine go; a module partitioned by stage 3 or cast to half precision can't be used again."""
