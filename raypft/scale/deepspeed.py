@@ -16,7 +16,7 @@ from raypft.backbones.anatomy import largest_layer
 from raypft.batch import Batch
 from raypft.config.job import Job
 from raypft.scale.zero import prepare_environment, zero_config
-from raypft.training.stepper import Learner, Stepper, adam_state, gradient_norm, make_optimizer, set_adam_state
+from raypft.training.stepper import Learner, Stepper, adam_state, gradient_norm, make_optimizer, set_adam_state, spare
 
 prepare_environment()
 
@@ -132,13 +132,12 @@ class DeepSpeedStepper(Stepper):
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float) -> bool | Tensor:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         if self.stage == 0:
-            finite = bool(torch.isfinite(gradient_norm(self.parameters.values())))
-            if finite:
-                self.engine.step()
+            finite = spare(self._inner(), gradient_norm(self.parameters.values()))
+            self.engine.step()
         else:
             finite = self._step_unless_overflow()
         self._given = None

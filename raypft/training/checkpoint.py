@@ -63,12 +63,16 @@ class StateWriter:
         size = sum(p.numel() for p in stepper.learner.trainable().values())
         self.cost, self.last = 3 * 4 * size / DISK, time.perf_counter()
 
+    def looks(self, number: int) -> bool:
+        """Whether a state may be due after so many steps, the same on every rank."""
+        return number % (self.every or LOOK) == 0
+
     def after_step(self, state: TrainState, number: int, leaving: bool) -> None:
-        if self.every is not None and number % self.every == 0:
+        if self.every is not None and self.looks(number):
             self._write(state)
         elif leaving:
             self.when_due(state, patience=2)
-        elif self.every is None and number % LOOK == 0:  # the same step on every rank
+        elif self.looks(number):
             self.when_due(state)
 
     def when_due(self, state: TrainState, patience: int = 10) -> None:
