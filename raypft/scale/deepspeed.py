@@ -111,16 +111,19 @@ class DeepSpeedStepper(Stepper):
                 config=config,
                 dist_init_required=False,
             )
-        if self.stage == 3 and self.parameters:
-            for own, master in zip(
-                self.engine.optimizer.fp16_partitioned_groups_flat,
-                self.engine.optimizer.fp32_partitioned_groups_flat,
-                strict=True,
-            ):
-                if own.dtype == master.dtype and own.device == master.device:
-                    master.data = own.data  # two copies of one thing; DeepSpeed compares the device to its name
+            self._keep_one_copy()
         if state is not None and self.parameters:
             self._restore(state)
+
+    def _keep_one_copy(self) -> None:
+        """Let stage 3 train the parameters' own parts where they are fp32: it copies them, since it compares a device
+        with a device's name."""
+        if self.stage == 3 and self.parameters:
+            wrapper = self.engine.optimizer
+            pairs = zip(wrapper.fp16_partitioned_groups_flat, wrapper.fp32_partitioned_groups_flat, strict=True)
+            for own, master in pairs:
+                if own.dtype == master.dtype and own.device == master.device:
+                    master.data = own.data
 
     def leaving(self) -> bool:
         return self.notice.given()
