@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
-from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone, maps_for
+from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch, Beginning, collate
@@ -230,8 +230,7 @@ class Backbone(Seams, ABC):
     def _last_for(self, batch: Batch) -> Iterator[None]:
         """The last block gives the states at the slots alone."""
         last = self.blocks[-1]
-        maps = maps_for(last, batch) if self._makes_keys_alone else None
-        self.blocks[-1] = LastBlock(last, batch, maps)
+        self.blocks[-1] = LastBlock(last, batch, self._makes_keys_alone)
         try:
             yield
         finally:

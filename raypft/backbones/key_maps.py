@@ -29,11 +29,12 @@ FUSED = "c_attn"
 
 
 def maps_of(attention: nn.Module) -> Maps | None:
-    """The layers of an attention; None where they are no plain ones now (LoRA's, ZeRO-3's), or other code listens."""
+    """The layers of an attention; None where they are no plain ones now (LoRA's, ZeRO-3's, those of sparse entries), or
+    other code listens."""
     names = next((pair for pair in PAIRS if hasattr(attention, pair[0])), (FUSED,))
     layers: list[Any] = [getattr(attention, name, None) for name in names]
     for layer in layers:
-        if type(layer) not in (nn.Linear, Conv1D) or layer.weight is None or layer.weight.ndim != 2:
+        if type(layer) not in (nn.Linear, Conv1D) or not isinstance(layer.weight, Tensor) or layer.weight.ndim != 2:
             return None
         if layer._forward_hooks or layer._forward_pre_hooks:
             return None

@@ -28,20 +28,22 @@ class LastBlock(nn.Module):
 
     Args:
         block: whose attributes a model's body reads.
-        batch: whose slots are read; maps: how keys and values are made, where those of all tokens are not needed.
+        batch: whose slots are read.
+        makes_keys_alone: whether few queries may look at the states instead of keys and values, see `makes_keys_alone`.
     """
 
-    def __init__(self, block: nn.Module, batch: Batch, maps: Maps | None = None) -> None:
+    def __init__(self, block: nn.Module, batch: Batch, makes_keys_alone: bool = False) -> None:
         super().__init__()
         self.__dict__["block"] = block  # a plain reference: it is the model's
         self.__dict__["attention"] = find_attention(block)
-        self.batch, self.maps = batch, maps
+        self.batch, self.makes_keys_alone = batch, makes_keys_alone
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["block"], name)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        block, attended, rows = self.__dict__["block"], Attended(maps=self.maps), self.batch.read
+        block, rows = self.__dict__["block"], self.batch.read
+        attended = Attended(maps=maps_for(block, self.batch) if self.makes_keys_alone else None)
         states = arguments[0] if arguments else keywords["hidden_states"]
         with attend_for(self.__dict__["attention"], attended):
             with reading(Reading(None)), contextlib.suppress(KeysKnown):

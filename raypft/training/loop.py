@@ -81,10 +81,10 @@ def fit(
 
     while state.epoch < settings.epochs and not _out_of_patience(state, settings):
         began = time.perf_counter()
-        stepper.learner.train()
+        drops = may_drop(stepper.learner.train())
         for work in ahead(train.epoch(stepper, settings, seed, state.epoch, state.step), stepper.device):
             number = state.epoch * steps + state.step
-            told.add(number, _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs))
+            told.add(number, _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops))
             state.step += 1
             leaving = read(0 if writer.looks(number + 1) else told.behind)
             if leaving:
@@ -117,13 +117,15 @@ def fit(
     return state
 
 
-def _optimizer_step(stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int) -> Tensor:
-    """What the step tells, on the device: see `_checked`."""
+def _optimizer_step(
+    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool
+) -> Tensor:
+    """What the step tells, on the device: see `_checked`; drops: see `may_drop`."""
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
     _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
-    drew, places, drops = False, list[int](), may_drop(learner)
+    drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
         dropout = RowDropout(batch, seed, number) if drops else NoDropout()
         with dropout:
