@@ -335,7 +335,8 @@ def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
     cell = cases.cell("full", tiny.backbone("bert"))
     prompts = [cell.prompts[0], cell.prompts[0].but(key="de/0", language="de"), cell.prompts[0].but(key="en/9")]
     assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 0, 0]
-    cell.learner.method.columns = lambda prompt: {"language": prompt.language}
+    method: Any = cell.learner.method
+    method.columns = lambda prompt: {"language": prompt.language}
     assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 1, 0]
 
 
