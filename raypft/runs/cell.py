@@ -81,13 +81,15 @@ def local_engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> 
     return TorchStepper(learner, cell.job.train, device_here(), state)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Let glibc keep freed memory: dense gradients of an embedding are some 100 MB each, and giving them back to the
-    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py)."""
+    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py). Or let it give
+    large blocks back at once, where memory is what is short."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0 if keep else 2**16)  # M_MMAP_MAX: how many large blocks have a mapping of their own
+        libc.mallopt(-3, 2**18)  # M_MMAP_THRESHOLD: what is large, which else grows with what is freed
+        libc.mallopt(-1, 2**31 - 1 if keep else 2**20)  # M_TRIM_THRESHOLD
 
 
 def build_learner(resolved: ResolvedJob, backbone: Backbone, seed: int) -> Learner:
@@ -116,7 +118,7 @@ def run_cell(
         flow: where train rows are streamed; `prompts` then has the first of each language.
     """
     began = time.perf_counter()
-    keep_freed_memory()
+    keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts = cell.job.train.shortcuts
     learner = build_learner(cell.resolved, backbone, cell.seed)
@@ -126,7 +128,7 @@ def run_cell(
     if state is not None:
         with torch.no_grad():
             for name, parameter in learner.trainable().items():
-                parameter.copy_(state.values[name])
+                parameter.data = state.values[name].to(parameter.device)  # not into what may be pages of a file
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     stepper = engine(cell, learner, state.optimizer if state else None)
