@@ -70,8 +70,8 @@ def _run(message: dict[str, Any], backbones: LoadedBackbone, queue: Any, device:
     flow = RayFlow(job, **message["stream"]) if message["stream"] else None
     steppers: list[DeepSpeedStepper] = []
 
-    def engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> Stepper:
-        steppers.append(DeepSpeedStepper(cell.job, learner, device, state))
+    def engine(cell: Cell, learner: Learner) -> Stepper:
+        steppers.append(DeepSpeedStepper(cell.job, learner, device))
         return steppers[-1]
 
     first = distributed.get_rank() == 0

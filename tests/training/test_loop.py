@@ -20,6 +20,7 @@ from raypft.readouts.span import SpanReadout
 from raypft.training import checkpoint, loop
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, expect_scores, fit, learning_rate
+from raypft.training.states import States
 from raypft.training.stepper import TorchStepper
 
 
@@ -45,7 +46,7 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("save_every", [None, 100])
-def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch):
+def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch, tmp_path):
     """After every step from the notice on while that costs less than half of the time, whatever the settings say."""
     monkeypatch.setattr(checkpoint, "DISK", 1e15)
     cell = cases.cell("full", tiny.backbone("bert"))
@@ -55,15 +56,9 @@ def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monke
     stepper.leaving = lambda: next(notices)
     saved: list[tuple[int, int]] = []
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
-    fit(
-        stepper,
-        rows,
-        None,
-        settings,
-        0,
-        cell.score,
-        save=lambda progress: saved.append((progress.epoch, progress.step)),
-    )
+    states = States(tmp_path / "state.pt", tmp_path / "state.previous.pt", tmp_path / "state", "cell")
+    monkeypatch.setattr(States, "save_whole", lambda self, state, stepper: saved.append((state.epoch, state.step)))
+    fit(stepper, rows, None, settings, 0, cell.score, states=states)
     within = [at for at in saved if at[1]]
     assert within == [(1, 1), (1, 2), (1, 3)], "states inside of an epoch, those of the epoch of the notice"
 
