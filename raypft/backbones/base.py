@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
-from raypft.backbones.last_block import LastBlock, can_attend_for
+from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch, Beginning, collate
@@ -78,6 +78,7 @@ class Backbone(Seams, ABC):
         self._takes_columns = self._can_take_columns()  # while the weights are whole: ZeRO-3 shares them out
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
+        self._makes_keys_alone = False
         self._reads_rows = self._can_read_rows()
         self.shortcuts = True
 
@@ -229,7 +230,7 @@ class Backbone(Seams, ABC):
     def _last_for(self, batch: Batch) -> Iterator[None]:
         """The last block gives the states at the slots alone."""
         last = self.blocks[-1]
-        self.blocks[-1] = LastBlock(last, batch)
+        self.blocks[-1] = LastBlock(last, batch, self._makes_keys_alone)
         try:
             yield
         finally:
@@ -251,6 +252,7 @@ class Backbone(Seams, ABC):
         prompts, places = batch.slots.unbind(1)
         try:
             whole = self.body(batch)[prompts, places]
+            self._makes_keys_alone = makes_keys_alone(self.blocks[-1], lambda: self.body(batch))
             with self._last_for(batch):
                 few = self.body(batch)[prompts, places]
         except Exception:  # a block may be given what can't be cut to some tokens

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from raypft.backbones.anatomy import Anatomy
-from raypft.backbones.attention import leave_keys, scale_keys, take_keys
+from raypft.backbones.attention import gives_keys, leave_keys, scale_keys, take_keys
 from raypft.backbones.sparse import Sparse
 from raypft.batch import Batch
 from raypft.errors import UserError
@@ -115,6 +115,12 @@ class Seams(Anatomy):
         """Whether all modules behind the embeddings and between the blocks are right behind a beginning."""
         modules = [*self._embed_seams, *itertools.chain.from_iterable(self._layer_seams.values())]
         return all(getattr(module, "behind_a_beginning", False) for module in modules)
+
+    @property
+    def is_as_loaded(self) -> bool:
+        """Whether embeddings and blocks are the model's own, whatever a method put between blocks."""
+        put = self._embed_seams or self._wrapped or self._opened or self._sparse or self._positions_taken
+        return not put and not gives_keys(self.model)
 
     def take_positions(self, count: int) -> None:
         """Let the text's positions start after `count` others; nothing changes where the model's positions are relative

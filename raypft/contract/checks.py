@@ -11,7 +11,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,19 +206,24 @@ def micro_batches_do_not_change_the_losses(method: str, kind: str, **options: An
 
 
 def shortcuts_do_not_change_the_losses(method: str, kind: str, **options: Any) -> None:
-    """Everything computed, and only what is read; with dropout, answers too."""
-    curves, scores = [], []
-    for on in (False, True):
-        cell = dropping(method, kind, **options)
-        cell.learner.method.backbone.shortcuts = on
-        settings = cases.SETTINGS.model_copy(update={"shortcuts": on})
-        stepper, state = trained(cell, settings)
-        curves.append(state.losses)
-        scores.append([answer.scores for answer in evaluate(stepper, dataset(cell), settings)])
-    expect_curve(curves[1], curves[0], "with shortcuts", "all computed")
-    both = zip(*map(itertools.chain.from_iterable, scores), strict=True)
-    off = max(abs(one - other) for one, other in both)
-    expect(off <= CLOSE, f"with shortcuts scores are off by {off:.2g} from those of all computed")
+    """Everything computed, and only what is read, of rows that repeat within a step; with dropout and without, answers
+    too."""
+    for dropout in (DROPOUT, 0.0):
+        curves, scores = [], []
+        for on in (False, True):
+            made = dropping(method, kind, **options) if dropout else cases.cell(method, tiny.backbone(kind), **options)
+            cell = replace(made, prompts=made.prompts + [p.but(key=f"{p.key} again") for p in made.prompts])
+            cell.learner.method.backbone.shortcuts = on
+            settings = cases.SETTINGS.model_copy(update={"shortcuts": on, "batch_size": 8})
+            stepper, state = trained(cell, settings)
+            curves.append(state.losses)
+            scores.append([answer.scores for answer in evaluate(stepper, dataset(cell), settings)])
+        expect_curve(curves[1], curves[0], f"with shortcuts, dropout {dropout}", "all computed")
+        both = zip(*map(itertools.chain.from_iterable, scores), strict=True)
+        off = max(abs(one - other) for one, other in both)
+        expect(
+            off <= CLOSE, f"with shortcuts, dropout {dropout}, scores are off by {off:.2g} from those of all computed"
+        )
 
 
 def filler_rows_weigh_nothing(method: str, kind: str, **options: Any) -> None:

@@ -88,8 +88,8 @@ class Method(nn.Module, ABC):
         self.backbone = backbone
         self.constant_below = 0
 
-    def columns(self, prompt: Encoded) -> dict[str, Tensor]:
-        """A method's own data for one prompt, made on CPU; reaches `forward` as `batch.extra`."""
+    def columns(self, prompt: Encoded) -> dict[str, Any]:
+        """A method's own data for one prompt, made on CPU; reaches `forward` as `batch.extra`, its tensors moved."""
         return {}
 
     def penalty(self) -> Tensor | None:

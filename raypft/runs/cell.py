@@ -19,6 +19,7 @@ import torch
 
 from raypft import shards
 from raypft.backbones.base import Backbone
+from raypft.backbones.states_folder import StatesFolder
 from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
 from raypft.data.sampling import Sample
@@ -260,19 +261,31 @@ def loaders(
     job: Job, learner: Learner, stepper: Stepper, prompts: Prompts, flow: Flow | None
 ) -> tuple[PromptDataset | Streamed, PromptDataset | None]:
     """The rows of train and dev; in memory with cached states where the method's lower blocks are constant and they
-    fit."""
+    fit.
+
+    Raises:
+        UserError: states can't be kept in the folder of the job.
+    """
     method, backbone = learner.method, learner.method.backbone
     dev = PromptDataset(prompts.get("dev", []), method, backbone.pad)
     if flow is not None:
         return Streamed(flow, prompts["train"][0], method, backbone.pad), dev if len(dev) else None
     train = PromptDataset(prompts["train"], method, backbone.pad)
-    cached = method.constant_below and job.train.epochs and not method.backbone_moves
-    if cached and backbone.frozen_states.fits([*train.prompts, *dev.prompts], backbone.hidden):
+    constant = method.constant_below and not method.backbone_moves
+    cached = constant and job.train.epochs and job.train.shortcuts
+    kept, folder = backbone.frozen_states, job.train.cache_folder
+    kept.folder = None if folder is None else StatesFolder(Path(folder))
+    kept.dtype = torch.bfloat16 if job.train.cache_type == "bf16" else None
+
+    def agree(depth: int) -> int:
+        return depth if len(set(stepper.gather(depth))) == 1 else 0
+
+    if cached and kept.fits([*train.prompts, *dev.prompts], backbone.hidden):
         asked = rows_to_cache(dev, stepper.rank, stepper.world, job.train.shortcuts) if len(dev) else []
         for dataset, numbers in ((train, range(len(train))), (dev, asked)):
             if numbers:  # there may be no dev
                 chosen = [dataset.prompts[number] for number in numbers]
-                dataset.lower = backbone.frozen_states.after(method.constant_below, chosen, stepper.device)
+                dataset.lower = kept.after(method.constant_below, chosen, stepper.device, agree)
     return train, dev if len(dev) else None
 
 

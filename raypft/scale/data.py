@@ -30,7 +30,7 @@ from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.scale.resources import ENCODER_CPUS
 from raypft.storage import absolute, on_disk, path_of, written
-from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
+from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record, uncollected
 from raypft.training.loader import Share, steps
 
 FEW = 2000
@@ -51,6 +51,7 @@ def _encoder(job: str, demos: str) -> Encoder:
     return Encoder.of(resolved, text, pa.Table.from_pylist(json.loads(demos)))
 
 
+@uncollected()
 def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table:
     """Rows to encoded prompts, `file`, `role` and `number` kept beside.
 
@@ -265,6 +266,7 @@ class RayFlow:
             prompts = []
 
 
+@uncollected()
 def read_encoded(path: Path) -> dict[str, list[Encoded]]:
     """Role to encoded prompts, memory-mapped."""
     prompts: dict[str, list[Encoded]] = {}

@@ -27,6 +27,7 @@ from raypft.training.stepper import (
     held_whole,
     make_optimizer,
     put_whole,
+    spare,
 )
 
 prepare_environment()
@@ -101,13 +102,12 @@ class DeepSpeedStepper(Stepper):
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float) -> bool | Tensor:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         if self.stage == 0:
-            finite = bool(torch.isfinite(gradient_norm(self.parameters.values())))
-            if finite:
-                self.engine.step()
+            finite = spare(self._inner(), gradient_norm(self.parameters.values()))
+            self.engine.step()
         else:
             finite = self._step_unless_overflow()
         return finite

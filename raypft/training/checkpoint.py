@@ -37,20 +37,23 @@ class StateWriter:
         self.pending: Future[Part] | None = None
         self.then: Callable[[Sequence[Part]], None] = lambda parts: None
 
+    def looks(self, number: int) -> bool:
+        """Whether a state may be due after so many steps, the same on every rank."""
+        return number % (self.settings.save_every or LOOK) == 0
+
     def after_step(self, state: TrainState, number: int, leaving: bool) -> None:
         """Write a state after optimizer step `number`, from 1, where one is due. Every rank calls it."""
         every = self.settings.save_every
-        if every is not None and number % every == 0:
+        if every is not None and self.looks(number):
             self._write(state)
         elif leaving:
             self._settle()
             if self._is_due(patience=2):
                 self.write(state)
+        elif every is None and self.looks(number) and self._is_due():
+            self._write(state)
         elif number % LOOK == 0:  # the same step on every rank
-            if every is None and self._is_due():
-                self._write(state)
-            else:
-                self._settle(wait=False)
+            self._settle(wait=False)
 
     def after_epoch(self, state: TrainState, improved: bool) -> None:
         """Keep values that are better than those kept, write a state where one is due. Every rank calls it."""

@@ -6,6 +6,7 @@ global weight then gives the same gradient for any split over workers and micro-
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -13,10 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raypft.config.job import Train
 from raypft.errors import UserError
 from raypft.readouts.base import Answer
+from raypft.training.ahead import Told, ahead
 from raypft.training.checkpoint import StateWriter
 from raypft.training.dropout import NoDropout, RowDropout, may_drop
 from raypft.training.loader import PromptDataset, Step, Streamed
@@ -66,27 +69,40 @@ def fit(
     steps = train.steps(settings.batch_size)
     writer = StateWriter(stepper, settings, states)
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
-    told = time.perf_counter()
+    said, told = time.perf_counter(), Told(stepper.device)
+
+    def read(behind: int = 0) -> bool:
+        """Take in what steps told, but for the last `behind`; whether a node goes away."""
+        leaving = False
+        for number, numbers in told.read(behind):
+            loss, leaves = _checked(numbers, number, stepper.world, settings)
+            state.losses.append(loss)
+            leaving |= leaves
+        return leaving
+
     while state.epoch < settings.epochs and not _out_of_patience(state, settings):
         began = time.perf_counter()
-        stepper.learner.train()
-        for work in train.epoch(stepper, settings, seed, state.epoch, state.step):
+        drops = may_drop(stepper.learner.train())
+        for work in ahead(train.epoch(stepper, settings, seed, state.epoch, state.step), stepper.device):
             number = state.epoch * steps + state.step
-            loss, leaving = _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs)
-            state.losses.append(loss)
+            told.add(number, _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops))
             state.step += 1
+            leaving = read(0 if writer.looks(number + 1) else told.behind)
+            if leaving:
+                read()
             writer.after_step(state, number + 1, leaving)
-            if time.perf_counter() - told > TELL_SECONDS and state.step < steps:
-                told = time.perf_counter()
+            if time.perf_counter() - said > TELL_SECONDS and len(told) < state.step < steps:
+                said = time.perf_counter()
                 tell(
                     {
                         "event": "step",
                         "epoch": state.epoch + 1,
-                        "step": state.step,
+                        "step": state.step - len(told),
                         "steps": steps,
                         "loss": state.losses[-1],
                     }
                 )
+        read()
         seconds += time.perf_counter() - began
         state.step, state.epoch = 0, state.epoch + 1
         record = {"epoch": state.epoch, "loss": sum(state.losses[-steps:]) / steps, "train_seconds": seconds}
@@ -94,7 +110,7 @@ def fit(
             record["dev"] = score(evaluate(stepper, dev, settings))
         state.history.append(record)
         improved = _is_better(state, record)
-        told = time.perf_counter()
+        said = time.perf_counter()
         tell({"event": "epoch", **record})
         writer.after_epoch(state, improved and settings.select == "best")
     writer.end(state)
@@ -102,16 +118,15 @@ def fit(
 
 
 def _optimizer_step(
-    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int
-) -> tuple[float, bool]:
-    """The step's loss, and whether any worker's node goes away."""
+    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool
+) -> Tensor:
+    """What the step tells, on the device: see `_checked`; drops: see `may_drop`."""
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
     _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
-    drew, places, drops = False, list[int](), may_drop(learner)
+    drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
-        batch = batch.to(stepper.device)
         dropout = RowDropout(batch, seed, number) if drops else NoDropout()
         with dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
@@ -126,16 +141,30 @@ def _optimizer_step(
         total_loss += loss.detach()
         penalty = learner.method.penalty() if i == work.count else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
-    counted = [stepper.leaving(), drew, sum(places), sum(place**2 for place in places)]
-    told = stepper.sum(torch.cat([total_loss.view(1), total_loss.new_tensor(counted)]))
-    loss_of_all, leaving, drew, first, second = told.tolist()
-    passes = stepper.world * work.count
+    counted = [stepper.leaving(), drew, work.count, sum(places), sum(place**2 for place in places)]
+    told = torch.cat([total_loss.view(1), torch.tensor(counted).to(total_loss, non_blocking=True)])
+    told = stepper.sum(told)
+    finite = torch.as_tensor(stepper.step(learning_rate(settings, number, total)))
+    return torch.cat([told, finite.view(1).to(told, non_blocking=True)])
+
+
+def _checked(told: list[float], number: int, world: int, settings: Train) -> tuple[float, bool]:
+    """The loss of a step, and whether any worker's node goes away.
+
+    Args:
+        told: sums over the ranks of losses, nodes that go away, those that drew at random, forward passes, dropouts in
+            each of these and their squares; and whether the gradient was finite.
+
+    Raises:
+        UserError: see `fit`.
+    """
+    loss, leaving, drew, passes, first, second, finite = told
     if passes > 1 and (drew or passes * second != first**2):  # equal numbers alone have such sums
         raise _drawn_otherwise(settings.batch_size)
-    mean = loss_of_all / stepper.world
+    mean = loss / world
     if not math.isfinite(mean):
         raise _diverged(f"the loss is {mean}", number)
-    if not stepper.step(learning_rate(settings, number, total)):
+    if not finite:
         raise _diverged("the gradient is not finite", number)
     return mean, bool(leaving)
 
@@ -199,10 +228,13 @@ def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Ans
     begins = 0 if beginning is None else beginning.length
     lengths = [length - begins for length in rows.lengths(numbers)]
     answers: dict[int, Answer] = {}
-    for part in room.parts(numbers, lengths, stepper.rank, stepper.world):
-        given = learner.answer(rows.batch(part, beginning=beginning).to(stepper.device))
-        if part:
-            answers |= zip(part, given, strict=True)
+    parts = room.parts(numbers, lengths, stepper.rank, stepper.world)
+    made = map(functools.partial(rows.batch, beginning=beginning), parts)
+    for work in ahead([Step(0.0, len(parts), made)], stepper.device):
+        for part, batch in zip(parts, work.batches, strict=True):
+            given = learner.answer(batch)
+            if part:
+                answers |= zip(part, given, strict=True)
     for others in stepper.gather(answers):
         answers |= others
     given = [answers[first] if settings.shortcuts else answers[row] for row, first in enumerate(rows.first_alike)]

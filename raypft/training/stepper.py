@@ -90,10 +90,11 @@ class Stepper(ABC):
         """Accumulate gradients; `last` marks the step's final micro-batch."""
 
     @abstractmethod
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float) -> bool | Tensor:
         """Average gradients over workers, clip, update, clear.
 
-        False, on every rank, where the gradient was not finite: nothing was updated then, nor ever will be.
+        False, on every rank, where the gradient was not finite: nothing was updated then, nor ever will be. It is not
+        read where a GPU says so.
         """
 
     @abstractmethod
@@ -152,10 +153,16 @@ class Stepper(ABC):
         return False
 
     def sum(self, numbers: Tensor) -> Tensor:
-        """Numbers, [n], added up over the ranks."""
+        """Numbers, [n], added up over the ranks; a GPU has not been waited for."""
         if self.world > 1:
             distributed.all_reduce(numbers)
         return numbers
+
+    def gather_numbers(self, *numbers: float) -> list[list[float]]:
+        """Numbers of each rank, on every rank."""
+        told = torch.zeros(self.world, len(numbers), dtype=torch.float64)
+        told[self.rank] = torch.tensor(numbers, dtype=torch.float64)
+        return self.sum(told.to(self.device)).tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """One value per rank, on every rank."""
@@ -206,7 +213,7 @@ class TorchStepper(Stepper):
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float) -> Tensor:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -216,13 +223,12 @@ class TorchStepper(Stepper):
                 distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.world
         norm = gradient_norm(self.parameters.values())
-        if not torch.isfinite(norm):
-            return False
+        finite = spare(self.optimizer, norm)
         if self.settings.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return True
+        return finite
 
     def held(self) -> dict[str, Held]:
         return held_whole(self.parameters, self.optimizer)
@@ -234,6 +240,18 @@ class TorchStepper(Stepper):
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The 2-norm of all gradients as one vector, a number."""
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def spare(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+    """Whether a gradient's norm is finite; where it is not, no step of a fused optimizer does anything from now on.
+
+    `found_inf` is what torch's gradient scaler sets, and what the fused kernels look at where the gradients are.
+    """
+    finite = norm.isfinite()
+    found = (~finite).to(torch.float32)
+    before = getattr(optimizer, "found_inf", None)
+    setattr(optimizer, "found_inf", found if before is None else found.maximum(before))  # noqa: B010  (no field of its type)
+    return finite
 
 
 def held_whole(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> dict[str, Held]:

@@ -47,6 +47,7 @@ OTHER_WAYS = [
 def ends(cell: cases.Cell, stepper) -> dict[str, list[list[str]]]:
     """How trainings end on each rank: the gradient of the last is not finite; the last draws at random."""
     method, lines = cell.learner.method, []
+    assert stepper.gather_numbers(stepper.rank + 0.5, 3) == [[rank + 0.5, 3.0] for rank in range(stepper.world)]
     forward = method.forward
 
     def diverging(states):

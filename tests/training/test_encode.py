@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,6 +18,7 @@ from raypft.contract import tiny
 from raypft.readouts import READOUTS
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.training import encode
 from raypft.training.encode import RECORD, Encoder, from_record, to_record
 
 SPECIAL = {
@@ -413,3 +417,27 @@ def test_ray_data_keeps_the_parts_of_a_row_together_and_in_order(monkeypatch):
     assert found["part"].to_pylist() == [0, 1, 2, 0, 0, 1]
     expected = [prompt for own in sentences for prompt in make(own)]
     assert [from_record(record) for record in found.drop_columns(data.BESIDE.names).to_pylist()] == expected
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_garbage_is_not_searched_for_while_rows_are_encoded(searches, monkeypatch):
+    """And is again behind it, if it was before, also where a row can't be encoded."""
+    seen, own = [], task("choice", "{text} <slot>", text="text")
+    prompts = encode.Encoder.__call__
+    sample: Any = SimpleNamespace(train=pa.table({"id": ["a"]}), dev=None, test=None, demos=None)
+
+    def noted(encoder, row):
+        seen.append(gc.isenabled())
+        return prompts(encoder, row)
+
+    monkeypatch.setattr(encode.Encoder, "__call__", noted)
+    monkeypatch.setattr(encode.Encoder, "of", classmethod(lambda cls, *_: cls(own, own.patterns["p"], *[None] * 5)))
+    before = gc.isenabled()
+    (gc.enable if searches else gc.disable)()
+    try:
+        with pytest.raises(KeyError):
+            encode.encode_sample(None, None, sample)  # type: ignore[arg-type]
+        after = gc.isenabled()
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert (seen, after) == ([False], searches)

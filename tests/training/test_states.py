@@ -207,7 +207,7 @@ def test_an_old_state_of_what_is_large_is_gone_on_from_in_parts(monkeypatch, tmp
     del old["optimizer"]["steps"]
     torch.save(old, tmp_path / "state.pt")
     monkeypatch.setattr(shards, "WHOLE", 0)
-    fitted(tmp_path, (1, 3, 2, 2), until=(4, 1))
+    fitted(tmp_path, (1, 3, 2, 2), until=(4, 2))
     assert list((tmp_path / "state").glob("*.json"))
     stepper, state, lost = fitted(tmp_path, (1, 3, 2, 2))
     assert (lost, state.losses, state.best_epoch) == ([], whole.losses, 2)
