@@ -188,8 +188,8 @@ def _groups(
         said = spoken(origin.source, Columns.of_arrow(parquet.read_row_group(number, columns=known)), file)
     if said is None:
         return [Group(file, number, language or origin.task.languages[0], rows, True)]
-    names = dict.fromkeys(said)
-    return [Group(file, number, name, said.count(name), len(names) == 1) for name in names]
+    counted = said.value_counts().to_pylist()
+    return [Group(file, number, found["values"], found["counts"], len(counted) == 1) for found in counted]
 
 
 def read_group(origin: Origin, group: Group) -> pa.Table:

@@ -41,7 +41,7 @@ from raypft.runs.results import (
 from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
 from raypft.storage import remove, written
 from raypft.training.loader import Flow, PromptDataset, Streamed
-from raypft.training.loop import evaluate, fit
+from raypft.training.loop import answered, evaluate, fit
 from raypft.training.states import States, TrainState
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
@@ -254,7 +254,10 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[Ro
     """The answers to the test rows."""
     learner = stepper.learner
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-    return by_row(learner.readout, prompts, evaluate(stepper, dataset, cell.job.train))
+    rows = list[RowAnswer]()
+    for some, answers in answered(stepper, dataset, cell.job.train):
+        rows += by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+    return rows
 
 
 def loaders(
@@ -280,7 +283,7 @@ def loaders(
     def agree(depth: int) -> int:
         return depth if len(set(stepper.gather(depth))) == 1 else 0
 
-    if cached and kept.fits([*train.prompts, *dev.prompts], backbone.hidden):
+    if cached and kept.fits(train.prompts + dev.prompts, backbone.hidden):
         asked = rows_to_cache(dev, stepper.rank, stepper.world, job.train.shortcuts) if len(dev) else []
         for dataset, numbers in ((train, range(len(train))), (dev, asked)):
             if numbers:  # there may be no dev
@@ -291,8 +294,10 @@ def loaders(
 
 def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = True) -> list[int]:
     """The rows a rank evaluates and row 0, the filler; as many on every rank."""
-    chosen = {0, *dataset.distinct(alike)[rank::world]}
-    size = min(len(dataset), -(-len(dataset) // world) + 1)
+    chosen = {0}
+    for some in dataset.stretches():
+        chosen.update(dataset.distinct(alike, some)[rank::world])
+    size = min(len(dataset), sum(-(-len(some) // world) for some in dataset.stretches()) + 1)
     others = [row for row in range(len(dataset)) if row not in chosen]
     return sorted(chosen.union(others[: size - len(chosen)]))
 

@@ -310,7 +310,8 @@ def rows_of(trained: Trained, columns: Columns, where: str, language: str | None
 def _all_say(trained: Trained, where: str, rows: pa.Table) -> pa.Table:
     """The rows, if each has a text: an empty one would be answered like any other."""
     fields = list(trained.task.fields.values())
-    for number, row in enumerate(rows.select(fields).to_pylist()):
+    batches = rows.select(fields).to_batches(max_chunksize=CHUNK)
+    for number, row in enumerate(itertools.chain.from_iterable(map(pa.RecordBatch.to_pylist, batches))):
         if not any(map(_says, row.values())):
             raise UserError(
                 f"data: {where} row {number} has no text in {' or '.join(fields)}; give one, or leave the row out"

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from raypft.backbones.base import Backbone
-from raypft.backbones.frozen_states import Known, tokens_of
+from raypft.backbones.frozen_states import Known
 from raypft.batch import Batch, Beginning, collate
 from raypft.config.job import Train
 from raypft.data.streaming import Index, Mix, Reader
@@ -24,7 +25,11 @@ from raypft.methods.base import Method
 from raypft.training.dropout import may_drop
 from raypft.training.encode import Encoder
 from raypft.training.room import room_for
+from raypft.training.rows import VIEWS, EncodedRows, asked
 from raypft.training.stepper import Stepper
+
+AT_ONCE = 1 << 14
+"""Prompts that are evaluated together: of those alike one is answered, and every rank holds their answers."""
 
 
 def order(size: int, seed: int, epoch: int) -> list[int]:
@@ -59,8 +64,8 @@ class PromptDataset:
         pad: int,
         lower: Known | None = None,
     ) -> None:
-        self.prompts = list(prompts)
-        self.columns = [method.columns(prompt) for prompt in self.prompts]
+        self.prompts = prompts if isinstance(prompts, EncodedRows) else EncodedRows.of(prompts)
+        self.columns = functools.lru_cache(maxsize=VIEWS)(lambda row: method.columns(self.prompts[row]))
         self.pad = pad
         self.lower = lower
 
@@ -100,49 +105,51 @@ class PromptDataset:
         """
         chosen, weights = (rows, [(times or {}).get(row, 1.0) for row in rows]) if rows else ([0], [0.0])
         prompts = [(drawn or {}).get(row, self.prompts[row]) for row in chosen]
-        columns = [self.columns[row] for row in chosen]
+        columns = [self.columns(row) for row in chosen]
         begins = 0 if beginning is None else beginning.length
         lower = [] if self.lower is None else [self.lower.of(prompt, begins) for prompt in prompts]
         return collate([prompt.behind(begins) for prompt in prompts], self.pad, columns, weights, lower, beginning)
 
     def begin(self, backbone: Backbone, device: str) -> Beginning | None:
         """Run what all prompts begin with; None where they share nothing, or the backbone can't go on behind it."""
-        size = shared_tokens(self.prompts) if len(self.prompts) > 1 and backbone.takes_beginnings else 0
+        size = self.shared if len(self) > 1 and backbone.takes_beginnings else 0
         if not size or (self.lower is not None and self.lower.begins != size):
             return None
         lower = [] if self.lower is None else [self.lower.before]
-        first = collate([self.prompts[0].until(size)], self.pad, self.columns[:1], lower=lower)
+        first = collate([self.prompts[0].until(size)], self.pad, [self.columns(0)], lower=lower)
         return backbone.begin(first.to(device))
 
-    def by_length(self, rows: Sequence[int]) -> list[int]:
+    @functools.cached_property
+    def shared(self) -> int:
+        """How many tokens of demonstrations begin all prompts."""
+        return shared_tokens(self.prompts) if self.prompts.demo_tokens.any() else 0
+
+    def by_length(self, rows: Sequence[int] | np.ndarray) -> list[int]:
         """The rows ordered by prompt length, so that batches pad little."""
-        return sorted(rows, key=lambda row: (len(self.prompts[row].ids), row))
+        rows = np.asarray(rows, np.int64)
+        return rows[np.lexsort((rows, self.prompts.lengths[rows]))].tolist()
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
         """Tokens of the prompts of rows."""
-        return [len(self.prompts[row].ids) for row in rows]
+        return self.prompts.lengths[np.asarray(rows, np.int64)].tolist()
 
-    @functools.cached_property
-    def first_alike(self) -> list[int]:
-        """For each row the first whose prompt a model can't tell from its own, [rows]."""
-        known: dict[Any, int] = {}
-        first = list[int]()
-        for row, (prompt, columns) in enumerate(zip(self.prompts, self.columns, strict=True)):
-            language = prompt.language if columns else ""  # a method with columns of its own may tell languages apart
-            first.append(known.setdefault((*_asked(prompt, row), language), row))
-        return first
+    def stretches(self) -> list[range]:
+        """The prompts that are evaluated together, AT_ONCE and the rest of their last row, stretch by stretch."""
+        begins = np.append(np.flatnonzero(self.prompts.numbers == 0), len(self))
+        cuts = begins[np.searchsorted(begins, np.arange(0, len(self), AT_ONCE))]
+        return list(itertools.starmap(range, itertools.pairwise(np.unique([0, *cuts, len(self)]).tolist())))
 
-    def distinct(self, alike: bool) -> list[int]:
-        """The rows by length; where those alike need be answered once only, without the others."""
-        return self.by_length(sorted(set(self.first_alike)) if alike else range(len(self)))
+    def first_alike(self, some: range) -> np.ndarray:
+        """For each prompt of a stretch the first of it whose prompt a model can't tell from its own."""
+        alike = self.prompts.asked[some.start : some.stop]
+        if len(some) and self.columns(some.start):  # a method with columns of its own may tell languages apart
+            alike = np.rec.fromarrays([alike, self.prompts.languages[some.start : some.stop]])
+        _, first, which = np.unique(alike, return_index=True, return_inverse=True)
+        return first[which] + some.start
 
-
-def _asked(prompt: Encoded, row: int) -> tuple[Any, ...]:
-    """What an answer depends on; a passage's windows are taken for unlike."""
-    if prompt.passage is not None:
-        return (row,)
-    marks = tuple((mark, *places) for mark, places in prompt.marks.items())
-    return (*tokens_of(prompt), marks, prompt.wording, *prompt.target)
+    def distinct(self, alike: bool, some: range) -> list[int]:
+        """The prompts of a stretch by length; where those alike need be answered once only, without the others."""
+        return self.by_length(np.unique(self.first_alike(some)) if alike else some)
 
 
 def counted(prompts: Mapping[int, Encoded], alike: bool) -> dict[int, float]:
@@ -150,7 +157,7 @@ def counted(prompts: Mapping[int, Encoded], alike: bool) -> dict[int, float]:
     times: dict[int, float] = {}
     first: dict[Any, int] = {}
     for row, prompt in prompts.items():
-        kept = first.setdefault((_asked(prompt, row), *prompt.gold), row) if alike else row
+        kept = first.setdefault((asked(prompt), *prompt.gold), row) if alike else row
         times[kept] = times.get(kept, 0.0) + 1.0
     return times
 

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -211,9 +211,15 @@ def _out_of_patience(state: TrainState, settings: Train) -> bool:
     return all(after <= before for before, after in itertools.pairwise(last))
 
 
-@torch.no_grad()
 def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Answer]:
-    """The answers of all rows, on every rank, in the rows' order; each rank runs its share in equally many batches.
+    """The answers of all rows, see `answered`."""
+    return list(itertools.chain.from_iterable(answers for _, answers in answered(stepper, rows, settings)))
+
+
+@torch.no_grad()
+def answered(stepper: Stepper, rows: PromptDataset, settings: Train) -> Iterator[tuple[range, list[Answer]]]:
+    """Stretches of prompts and their answers, on every rank, in the rows' order; each rank runs its share of a stretch
+    in equally many batches.
 
     A prompt that repeats is answered once, what all prompts begin with is run once.
 
@@ -222,23 +228,25 @@ def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Ans
     """
     learner = stepper.learner
     learner.eval()
-    numbers = rows.distinct(settings.shortcuts)
     room = room_for(stepper, settings, settings.eval_batch, trains=False)
     beginning = rows.begin(learner.method.backbone, stepper.device)
     begins = 0 if beginning is None else beginning.length
-    lengths = [length - begins for length in rows.lengths(numbers)]
-    answers: dict[int, Answer] = {}
-    parts = room.parts(numbers, lengths, stepper.rank, stepper.world)
-    made = map(functools.partial(rows.batch, beginning=beginning), parts)
-    for work in ahead([Step(0.0, len(parts), made)], stepper.device):
-        for part, batch in zip(parts, work.batches, strict=True):
-            given = learner.answer(batch)
-            if part:
-                answers |= zip(part, given, strict=True)
-    for others in stepper.gather(answers):
-        answers |= others
-    given = [answers[first] if settings.shortcuts else answers[row] for row, first in enumerate(rows.first_alike)]
-    return expect_scores([answer._replace(prompt=p.name) for answer, p in zip(given, rows.prompts, strict=True)])
+    for some in rows.stretches():
+        numbers = rows.distinct(settings.shortcuts, some)
+        lengths = [length - begins for length in rows.lengths(numbers)]
+        answers: dict[int, Answer] = {}
+        parts = room.parts(numbers, lengths, stepper.rank, stepper.world)
+        made = map(functools.partial(rows.batch, beginning=beginning), parts)
+        for work in ahead([Step(0.0, len(parts), made)], stepper.device):
+            for part, batch in zip(parts, work.batches, strict=True):
+                given = learner.answer(batch)
+                if part:
+                    answers |= zip(part, given, strict=True)
+        for others in stepper.gather(answers):
+            answers |= others
+        first = rows.first_alike(some) if settings.shortcuts else some
+        told = zip(map(int, first), rows.prompts[some.start : some.stop], strict=True)
+        yield some, expect_scores([answers[row]._replace(prompt=prompt.name) for row, prompt in told])
 
 
 def expect_scores(answers: list[Answer]) -> list[Answer]:

@@ -328,9 +328,9 @@ def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
     """One prompt in two languages is answered twice then."""
     cell = cases.cell("full", tiny.backbone("bert"))
     prompts = [cell.prompts[0], cell.prompts[0].but(key="de/0", language="de"), cell.prompts[0].but(key="en/9")]
-    assert PromptDataset(prompts, cell.learner.method, 1).first_alike == [0, 0, 0]
+    assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 0, 0]
     cell.learner.method.columns = lambda prompt: {"language": prompt.language}
-    assert PromptDataset(prompts, cell.learner.method, 1).first_alike == [0, 1, 0]
+    assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 1, 0]
 
 
 # what ends a training
