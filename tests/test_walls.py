@@ -34,7 +34,7 @@ LADDER = (
     {"config"},
     {"methods", "readouts"},
     {"backbones", "report", "data"},
-    {"tasks"},
+    {"tasks", "shards"},
     {"catalogue", "schema", "storage", "batch", "hub"},
     {"encoded", "errors", "_version"},
 )

@@ -152,14 +152,15 @@ def probe(cell: cases.Cell, stepper) -> dict[str, Any]:
     model = cell.learner.method.backbone.model
     loaded = dict(tiny.backbone("bert" if hasattr(model, "bert") else "gpt2").model.named_parameters())
     frozen, active = 0, 0
-    values = stepper.values()
+    values = stepper.gather(stepper.values())[0]
     for name, module in model.named_modules():
         if isinstance(module, Sparse):
             index, before = module.index.long(), loaded[name].detach().view(-1)
             mask = torch.ones(module.base.numel(), dtype=torch.bool).index_fill_(0, index, False)
             frozen += int((module.base.view(-1) != before)[mask].sum())
             active += int((values[f"method.backbone.model.{name}.values"] != before[index]).sum())
-    whole = sum(own["exp_avg"].numel() for own in stepper.optimizer_state()["moments"].values())
+    moments = {name: (own.start, own.tensors["exp_avg"]) for name, own in stepper.held().items()}
+    whole = sum(value.numel() for _, value in stepper.gathered(moments) if value is not None)
     optimizer = stepper.optimizer if isinstance(stepper, TorchStepper) else stepper._inner()
     assert optimizer is not None
     here = sum(own["exp_avg"].numel() for own in optimizer.state.values())
