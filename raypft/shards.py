@@ -102,9 +102,10 @@ def save(path: Path, shapes: Shapes, tensors: Named, metadata: Callable[[], dict
         OSError: what is read back is not what was written.
     """
     if nbytes(shapes) <= WHOLE:
-        values = list(tensors)
+        values = dict(sorted(tensors))  # in the order of the safetensors library
         with written(path) as file:
-            checked(file, write(file, shapes, values, metadata() if metadata else None))
+            own = {name: shapes[name] for name in values}
+            checked(file, write(file, own, values.items(), metadata() if metadata else None))
         index_of(path).unlink(missing_ok=True)
         return
     groups, given = _groups(shapes), iter(tensors)
