@@ -114,7 +114,7 @@ def run_cell(
     Args:
         flow: where train rows are streamed; `prompts` then has the first of each language.
     """
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     keep_freed_memory()
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts = cell.job.train.shortcuts
@@ -144,6 +144,7 @@ def run_cell(
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
+        "cpu_seconds": sum(stepper.gather(time.process_time() - began_cpu)) + (before or {}).get("cpu_seconds", 0.0),
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
         **_gpu_memory(stepper),
         "workers": stepper.world,
