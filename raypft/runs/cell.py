@@ -125,8 +125,13 @@ def run_cell(
     Args:
         flow: where train rows are streamed; `prompts` then has the first of each language.
     """
+<<<<<<< HEAD
     began = time.perf_counter()
     keep_freed_memory(cell.job.zero.stage < 3)
+=======
+    began, began_cpu = time.perf_counter(), time.process_time()
+    keep_freed_memory()
+>>>>>>> side-ma
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts = cell.job.train.shortcuts
     learner = build_learner(cell.resolved, backbone, cell.seed)
@@ -151,6 +156,7 @@ def run_cell(
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
+        "cpu_seconds": sum(stepper.gather(time.process_time() - began_cpu)) + (before or {}).get("cpu_seconds", 0.0),
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
         **_gpu_memory(stepper),
         "workers": stepper.world,
