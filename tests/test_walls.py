@@ -29,6 +29,7 @@ LADDER = (
     {"cluster", "contract"},
     {"scale"},
     {"campaigns"},
+    {"analysis"},
     {"runs"},
     {"training"},
     {"config"},
