@@ -13,6 +13,7 @@ import pyarrow as pa
 from raypft.errors import UserError
 from raypft.runs.results import damaged, read_run
 from raypft.runs.table import label
+from raypft.storage import absolute, path_of
 
 if TYPE_CHECKING:
     from raypft.data.sampling import Sample
@@ -106,6 +107,7 @@ def open_runs(folders: Sequence[Path], moved: Mapping[str, str]) -> list[Run]:
     Raises:
         UserError: a folder is no run, or no seed of it is finished, or it is named twice.
     """
+    folders = [path_of(absolute(folder)) for folder in folders]
     found = [(folder, read_run(folder)) for folder in folders]
     for folder, run in found:
         if folders.count(folder) > 1:

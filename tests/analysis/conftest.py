@@ -32,6 +32,14 @@ TASK = {
     "sources": {"files": {"files": {"train": "train", "validation": "validation", "test": "test"}}},
     "patterns": PATTERNS,
 }
+TEXT = {
+    "about": "test",
+    "kind": "mlm",
+    "fields": {"text": "text"},
+    "languages": ["en", "de"],
+    "metric": "token_accuracy",
+    "sources": {"files": {"files": {"train": "train"}}},
+}
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -49,7 +57,8 @@ def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
 def place(tmp_path_factory) -> Path:
     """A folder with the task, its rows and models."""
     folder = tmp_path_factory.mktemp("analysis")
-    (folder / "toy.yaml").write_text(yaml.safe_dump(TASK, sort_keys=False))
+    for name, task in (("toy", TASK), ("text", TEXT)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
     for split, start, count in (("train", 0, 16), ("validation", 100, 8), ("test", 200, 12)):
         pa_parquet.write_table(pa.Table.from_pylist(rows(count, start)), folder / f"{split}.parquet")
     for kind in ("gpt2", "xlmr"):
