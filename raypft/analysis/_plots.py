@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,8 @@ def heat_map(
     width = 0.12 * max(map(len, across)) + 0.5
     figure.set_size_inches(max(4.2, width * len(across) + 2.4), max(2.2, 0.3 * len(down) + 1.3))
     axes = figure.subplots()
-    values = [[cells.get((one, other), float("nan")) for other in across] for one in down]
+    numbers = [cells.get(pair, math.nan) for pair in itertools.product(down, across)]
+    values = [numbers[start : start + len(across)] for start in range(0, len(numbers), len(across))]
     largest = max((abs(value) for value in cells.values()), default=1.0) or 1.0
     low, high = limits or (-largest, largest)
     image = axes.imshow(values, cmap="RdBu" if limits is None else "viridis", vmin=low, vmax=high, aspect="auto")

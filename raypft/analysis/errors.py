@@ -81,7 +81,7 @@ def _units(first: Run, second: Run) -> Iterator[Unit]:
     others = {result["seed"]: result for result in second.results}
     shared = [result for result in first.results if result["seed"] in others]
     if not shared:
-        seeds = " and ".join(", ".join(str(result["seed"]) for result in run.results) for run in (first, second))
+        seeds = f"{_seeds(first)} and {_seeds(second)}"
         raise UserError(f"analyse errors: the runs have no seed in common ({seeds}); run one of them with the other's")
     for result in shared:
         seed = result["seed"]
@@ -92,11 +92,18 @@ def _units(first: Run, second: Run) -> Iterator[Unit]:
             )
         tables = [read_parquet(run.folder / f"seed-{seed}" / PREDICTIONS).to_pylist() for run in (first, second)]
         for one, other in zip(*tables, strict=True):
-            said = [
-                value if isinstance(value, list) else [value] for value in (one["gold"], one["answer"], other["answer"])
-            ]
+            said = map(_listed, (one["gold"], one["answer"], other["answer"]))
             for place, (gold, a, b) in enumerate(zip(*said, strict=True)):
                 yield Unit(seed, one["language"], one["id"], place, str(gold), str(a), str(b))
+
+
+def _seeds(run: Run) -> str:
+    return ", ".join(str(result["seed"]) for result in run.results)
+
+
+def _listed(value: Any) -> list[Any]:
+    """The labels of a row's words; of a row its own."""
+    return value if isinstance(value, list) else [value]
 
 
 def _counts(units: Sequence[Unit], labels: Sequence[str]) -> list[base.Row]:
