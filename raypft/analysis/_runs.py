@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raypft.errors import UserError
+from raypft.runs.memo import Memo
 from raypft.runs.results import damaged, read_run
 from raypft.runs.table import label
+from raypft.schema import set_key
 from raypft.storage import absolute, path_of
 
 if TYPE_CHECKING:
+    from raypft.config.resolved import ResolvedJob
     from raypft.data.sampling import Sample
     from raypft.runs.predict import Trained
     from raypft.training.stepper import Learner
@@ -59,46 +63,47 @@ class Run:
 
         return load_trained(self.folder, seed, {key: path for key, path in self.moved.items() if key != ROOT})
 
-    def drawn(self, trained: Trained, sample_seed: int | None = None) -> Sample:
+    @cached_property
+    def resolved(self) -> ResolvedJob:
+        """Its job with its names looked up, files where they lie now.
+
+        Raises:
+            UserError: a file is not there, or is another now.
+        """
+        from raypft.config.load import make_job  # noqa: PLC0415  (needs torch)
+        from raypft.runs.predict import started_from  # noqa: PLC0415
+
+        values = copy.deepcopy(self.job)
+        for key, path in self.moved.items():
+            set_key(values, key, absolute(path) if path_of(path).exists() else path)
+        with started_from(self.folder):
+            return make_job(values, f"{self.folder}/job.yaml")
+
+    def drawn(self, seed: int, sample_seed: int | None = None) -> Sample:
         """The rows of a seed, drawn as they were; or those that another sample seed draws.
 
         Raises:
             UserError: rows can't be read, or are not those of the run.
         """
-        sample = self._draws.of(trained, sample_seed)
-        if sample_seed is None and sample.manifest()["hash"] != trained.result["manifest"]:
+        from raypft.runs.predict import started_from  # noqa: PLC0415  (needs torch)
+        from raypft.runs.prepare import draw_samples  # noqa: PLC0415
+
+        other = {} if sample_seed is None else {"sample_seed": sample_seed}
+        job = self.resolved.job.model_copy(update={"seeds": [seed], **other})
+        with started_from(self.folder):
+            sample = draw_samples(replace(self.resolved, job=job), self._memo)[seed]
+        known = next(result["manifest"] for result in self.results if result["seed"] == seed)
+        if sample_seed is None and sample.manifest()["hash"] != known:
             raise UserError(
-                f"analyse: the rows of {self.folder} seed {trained.seed} are others now than when it ran; restore "
-                f"them, or say where they lie, {ROOT}=…"
+                f"analyse: the rows of {self.folder} seed {seed} are others now than when it ran; restore them, or say "
+                f"where they lie, {ROOT}=…"
             )
         return sample
 
     @cached_property
-    def _draws(self) -> _Draws:
-        return _Draws(self)
-
-
-class _Draws:
-    """Draws the samples of a run; its splits are read once."""
-
-    def __init__(self, run: Run) -> None:
-        from raypft.runs.memo import Memo  # noqa: PLC0415
-
-        self.run, self.memo = run, Memo()
-
-    def of(self, trained: Trained, sample_seed: int | None) -> Sample:
-        """The sample of a seed; of another sample seed where one is given."""
-        from raypft.runs.predict import started_from  # noqa: PLC0415  (needs torch)
-        from raypft.runs.prepare import draw_samples  # noqa: PLC0415
-
-        job = trained.job.model_copy(update={"seeds": [trained.seed]})
-        if sample_seed is not None:
-            job = job.model_copy(update={"sample_seed": sample_seed})
-        if ROOT in self.run.moved:
-            root = str(Path(self.run.moved[ROOT]).expanduser().resolve())
-            job = job.model_copy(update={"data": job.data.model_copy(update={"root": root})})
-        with started_from(self.run.folder):
-            return draw_samples(replace(trained.resolved, job=job), self.memo)[trained.seed]
+    def _memo(self) -> Memo:
+        """Its splits are read once."""
+        return Memo()
 
 
 def open_runs(folders: Sequence[Path], moved: Mapping[str, str]) -> list[Run]:

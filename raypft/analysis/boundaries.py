@@ -126,7 +126,7 @@ def _of_run(run: Run, options: Options, rows: list[base.Row], points: list[base.
     if not task.kind.one_label:
         raise run.refused("boundaries", f"is of task {task.name}, whose rows have no label each", "a task of choice")
     asked, labels = _parallel(run, trained, options)
-    encoder = Encoder.of(trained.resolved, trained.learner.method.backbone.text, run.drawn(trained).demos)
+    encoder = Encoder.of(trained.resolved, trained.learner.method.backbone.text, run.drawn(trained.seed).demos)
     pivot = task.pivot_language if task.pivot_language in asked else next(iter(asked))
     names = task.label.names
     numbers = numpy.array([names.index(label) for label in labels])
@@ -150,7 +150,7 @@ def _parallel(run: Run, trained: Trained, options: Options) -> tuple[dict[str, l
         UserError: there are not enough of them, or of one label only.
     """
     by_language: dict[str, dict[str, dict[str, Any]]] = {language: {} for language in trained.task.languages}
-    for row in run.drawn(trained).test.to_pylist():
+    for row in run.drawn(trained.seed).test.to_pylist():
         by_language[row["language"]][row["id"]] = row
     by_language = {language: own for language, own in by_language.items() if own}
     first, *others = by_language.values()

@@ -172,7 +172,7 @@ def _rows(run: Run, options: base.ModelOptions) -> tuple[list[base.Row], int]:
     if not run.job["demos"]:
         raise run.refused("flow", "shows no demonstrations", "a run with demos=1 or more, of icl, fpft or gnnavi")
     trained = run.trained(options.seed)
-    sample = run.drawn(trained)
+    sample = run.drawn(trained.seed)
     encoder = Encoder.of(trained.resolved, trained.learner.method.backbone.text, sample.demos)
     asked = spread(sample.test, options.rows).to_pylist()
     prompts = list(itertools.chain.from_iterable(map(encoder, asked)))
