@@ -195,13 +195,13 @@ def member(settings: dict[str, Any]) -> None:
         time.perf_counter(),
     )
 
-    def engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> Stepper:
+    def engine(cell: Cell, learner: Learner) -> Stepper:
         if case.engine == "torch":
-            stepper: Stepper = TorchStepper(learner, cell.job.train, "cpu", state)
+            stepper: Stepper = TorchStepper(learner, cell.job.train, "cpu")
         else:
             from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (takes seconds to import)
 
-            stepper = DeepSpeedStepper(cell.job, learner, "cpu", state)
+            stepper = DeepSpeedStepper(cell.job, learner, "cpu")
         step = stepper.step
 
         def told(lr: float) -> bool:

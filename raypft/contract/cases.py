@@ -21,7 +21,7 @@ from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
-from raypft.methods._tickets import metadata
+from raypft.methods._tickets import Facts
 from raypft.methods.base import Config
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
@@ -118,7 +118,10 @@ def folder() -> Path:
 def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str, strategy: str, settings: dict) -> None:
     """What a search writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(differences, path, metadata(differences, revision, strategy, settings))
+    facts = Facts(revision, strategy, settings)
+    for name, difference in differences.items():
+        facts.seen(name, difference)
+    save_file(differences, path, facts.metadata())
 
 
 def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:

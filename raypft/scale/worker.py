@@ -71,8 +71,8 @@ def _run(message: dict[str, Any], cell: Cell, backbones: LoadedBackbone, queue: 
     flow = RayFlow(job, **message["stream"]) if message["stream"] else None
     steppers: list[DeepSpeedStepper] = []
 
-    def engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> Stepper:
-        steppers.append(DeepSpeedStepper(cell.job, learner, device, state))
+    def engine(cell: Cell, learner: Learner) -> Stepper:
+        steppers.append(DeepSpeedStepper(cell.job, learner, device))
         return steppers[-1]
 
     first = distributed.get_rank() == 0
