@@ -125,13 +125,8 @@ def run_cell(
     Args:
         flow: where train rows are streamed; `prompts` then has the first of each language.
     """
-<<<<<<< HEAD
-    began = time.perf_counter()
-    keep_freed_memory(cell.job.zero.stage < 3)
-=======
     began, began_cpu = time.perf_counter(), time.process_time()
-    keep_freed_memory()
->>>>>>> side-ma
+    keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts = cell.job.train.shortcuts
     learner = build_learner(cell.resolved, backbone, cell.seed)
