@@ -8,11 +8,13 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 from safetensors import SafetensorError
@@ -31,7 +33,6 @@ from raypft.readouts.base import Answer
 from raypft.runs.results import PREDICTIONS, STATE, TESTED, TRAINED, UNTESTED, Tell, is_finished, read_json
 from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
 from raypft.storage import on_disk, written
-from raypft.tasks.task import Task
 from raypft.training.checkpoint import TrainState
 from raypft.training.loader import Flow, PromptDataset, Streamed
 from raypft.training.loop import answered, evaluate, fit
@@ -151,7 +152,7 @@ def run_cell(
     }
     if stepper.rank == 0:
         if cell.test:
-            write_result(folder, task, result, rows, learner.method.result(values))
+            write_result(folder, result, learner.method.result(values))
         else:
             write_searched(folder, result, values)
     return result
@@ -247,13 +248,32 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
 
 
 def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[RowAnswer]:
-    """The answers to the test rows."""
-    learner = stepper.learner
+    """The answers to the test rows, written as they come; of them comes back what metrics read."""
+    learner, rows = stepper.learner, list[RowAnswer]()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-    rows = list[RowAnswer]()
-    for some, answers in answered(stepper, dataset, cell.job.train):
-        rows += by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+    with ExitStack() as stack:
+        write = stack.enter_context(predictions(cell.folder)) if stepper.rank == 0 else None
+        for some, answers in answered(stepper, dataset, cell.job.train):
+            found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+            if write is not None:
+                write(answer_table(cell.resolved.task, found))
+            rows += [replace(row, key="", scores=[]) for row in found]
     return rows
+
+
+@contextmanager
+def predictions(folder: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes the next rows of a cell's predictions, which stand there whole in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = list[pa_parquet.ParquetWriter]()
+    with written(folder / PREDICTIONS) as file, ExitStack() as stack:
+
+        def write(table: pa.Table) -> None:
+            if not writers:
+                writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
+            writers[0].write_table(table.cast(writers[0].schema))
+
+        yield write
 
 
 def loaders(
@@ -298,11 +318,8 @@ def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = T
     return sorted(chosen.union(others[: size - len(chosen)]))
 
 
-def write_result(folder: Path, task: Task, result: dict[str, Any], rows: Sequence[RowAnswer], kept: Result) -> None:
+def write_result(folder: Path, result: dict[str, Any], kept: Result) -> None:
     """Write a finished cell; result.json comes last and says that it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with written(folder / PREDICTIONS) as file:
-        pa_parquet.write_table(answer_table(task, rows), file)
     if kept.tensors:
         save_tensors(folder / kept.file, kept)
     _conclude(folder, TESTED, result)
