@@ -9,25 +9,25 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from raypft.report.figures import Drawn
 from raypft.report.table import Number
 from raypft.storage import on_disk
 
 HERE = Path(__file__).parent
 
 
-def page(report: Any, cards: Any, figures: list[Path]) -> str:
+def page(report: Any, cards: Any, figures: list[Drawn]) -> str:
     """The page's text.
 
     Args:
-        report: a `raypft.report.folder.Report`; cards: `raypft.report.cards.Cards`; figures: PNG files with the SVG
-            beside.
+        report: a `raypft.report.folder.Report`; cards: `raypft.report.cards.Cards`.
     """
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     made.filters["order"] = order
     made.tests["number"] = lambda cell: isinstance(cell, Number)
-    drawn = [(path.stem.removeprefix("plot-"), _data_uri(path.with_suffix(".svg"))) for path in figures]
+    drawn = [(figure, _data_uri(figure.png.with_suffix(".svg"))) for figure in figures]
     parts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     return made.get_template("page.html.j2").render(report=report, cards=list(cards), figures=drawn, **parts)
 
