@@ -120,4 +120,4 @@ def power(seeds: int, pairs: int) -> str:
         f"{seeds} seeds{among}: a difference is seen (four times in five) only where it is {size} times "
         "its own standard deviation over seeds"
     )
-    return f"{line}; so few seeds show next to nothing, run five or more" if least > 3 else line
+    return f"{line}; so few seeds show next to nothing here, run more" if least > 3 else line
