@@ -159,13 +159,15 @@ def in_half(backbone: Backbone) -> Backbone:
 
 
 def lengthened(prompts: Sequence[Encoded], way: Way, count: int) -> list[Encoded]:
-    """So many prompts of the way's length, with a text put behind the first token, the same in all but for where it
-    ends."""
+    """So many prompts of the way's length, with a text put behind the first token: no two alike, since those would be
+    run once, but for demonstrations, which are alike in all."""
     made = []
     for number in range(count):
         prompt = prompts[number % len(prompts)]
         share = (number % 7 + 1) / 4 if way.unlike else 1.0
-        more = [6 + place % 30 for place in range(max(0, round(way.tokens * share) - len(prompt.ids)))]
+        own = [] if prompt.demo_tokens else [6 + number % 30, 6 + number // 30 % 30]
+        missing = max(0, round(way.tokens * share) - len(prompt.ids) - len(own))
+        more = own + [6 + place % 30 for place in range(missing)]
         marks = {mark: [at + len(more) if at else 0 for at in places] for mark, places in prompt.marks.items()}
         if prompt.target:
             marks["slot"] = prompt.marks["slot"]  # in what the decoder reads

@@ -31,14 +31,15 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True)
 class Sizes:
     """How much is run: repetitions; train and dev rows and epochs of GNNavi, after how many of these the reference
-    validates (each costs the same); test rows, those of the reference; prompts of a ToPro step; its evaluated and
-    prepared sentences; blocks of the model that shows demonstrations, its rows; answered texts."""
+    validates and on how many rows (each costs the same); test rows, those of the reference; prompts of a ToPro step,
+    sentences evaluated and prepared; blocks of the model that shows demonstrations, its rows; answered texts."""
 
     times: int = 3
     train: int = 10
     dev: int = 40
     epochs: int = 3
     validations: int = 3
+    reference_dev: int = 40
     test: int = 40
     reference_test: int = 40
     step: int = 32
@@ -142,14 +143,14 @@ class GNNaviPair:
         graph = self.learner().method.get_submodule("graph.conv").state_dict()
         loop = GNNaviLoop(self.model, self.layer, self.labels, graph, self.train.lr)
         losses, dev = list[float](), list[int]()
-        train, validation = self.prompts["train"], self.prompts["dev"]
+        train, validation = self.prompts["train"], self.prompts["dev"][: self.sizes.reference_dev]
 
         for epoch in range(self.sizes.epochs):
             rows = [train[row] for row in order(len(train), 0, epoch)]
             losses += clock("reference step", len(train), lambda rows=rows: loop.epoch(rows))
             if epoch >= self.sizes.epochs - self.sizes.validations:
                 dev = clock("reference validation", len(validation), lambda: loop.answers(validation))
-        epochs = {"reference step": len(train), "reference validation": len(validation)}
+        epochs = {"reference step": len(train), "reference validation": self.sizes.dev}
         clock.sum("reference fit", {part: self.sizes.epochs * size for part, size in epochs.items()})
         asked = self.prompts["test"][: self.sizes.reference_test]
         test = clock("reference test", len(asked), lambda: loop.answers(asked))
@@ -169,18 +170,23 @@ class GNNaviPair:
 
         clock("ours fit", 1, whole)
         train, dev = parts["rows"]
-        validated = clock("ours validation", len(dev), lambda: evaluate(stepper, dev, self.train))
+        for _ in range(3):
+            validated = clock("ours validation", len(dev), lambda: evaluate(stepper, dev, self.train))
         pad = backbone.pad
 
         def tested() -> list[Answer]:
             return evaluate(stepper, PromptDataset(self.prompts["test"], stepper.learner.method, pad), self.train)
 
         test = clock("ours test", len(self.prompts["test"]), tested)
-        again = TorchStepper(self.learner(), self.train)
-        train.columns = [again.learner.method.columns(prompt) for prompt in train.prompts]
         steps = self.sizes.epochs * len(train)
-        clock("ours step", steps, lambda: fit(again, train, None, self.train, 0, no_score))
-        return parts["state"].losses, decisions(validated), decisions(test)[: self.sizes.reference_test]
+        for _ in range(3):
+            again = TorchStepper(self.learner(), self.train)
+            clock("ours step", steps, lambda again=again: fit(again, train, None, self.train, 0, no_score))
+        return (
+            parts["state"].losses,
+            decisions(validated)[: self.sizes.reference_dev],
+            decisions(test)[: self.sizes.reference_test],
+        )
 
     def compared(self, clock: Clock, name: str) -> None:
         """Run both once, and compare."""

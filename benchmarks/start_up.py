@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
+from safetensors.torch import save_model
 
 from raypft.contract import tiny
 
@@ -57,7 +58,8 @@ def job(*overrides: str, rows: int = 32) -> Iterator[list[str]]:
                 made.append({"id": f"{split}-{number}", "text": text, "label": label, "language": "en"})
             pa_parquet.write_table(pa.Table.from_pylist(made), folder / f"{split}.parquet")
         backbone = tiny.backbone("gpt2")
-        backbone.model.save_pretrained(folder / "model")
+        backbone.config.save_pretrained(folder / "model")  # a model's own method loads DeepSpeed, which speaks up
+        save_model(backbone.model, str(folder / "model" / "model.safetensors"))
         backbone.text.tokenizer.save_pretrained(folder / "model")
         settings = {
             "task": folder / "made_up.yaml",

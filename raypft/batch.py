@@ -9,7 +9,7 @@ Padding is always on the right, so that a mark's position in a prompt is its pos
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,11 +37,11 @@ class Beginning:
 class Batch:
     """Prompts ready for a model; `slots[s] = (prompt, token)` names where answer s is read, those of a prompt in a row.
 
-    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (weight 0 marks a
-    row that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what a decoder reads; lower:
-    [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry per prompt; read: [B, R]
-    the slots' tokens prompt by prompt, the first repeated where others have more; number: [S] of a slot in its prompt;
-    beginning: what stands before these tokens, all positions count from behind it.
+    names: [B] of the prompts; ids, mask, segments: [B, T]; slots: [S, 2]; gold, wording, weight: [S] (how often a row
+    stands in the step; 0 marks one that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what
+    a decoder reads; lower: [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry
+    per prompt; read: [B, R] the slots' tokens prompt by prompt, the first repeated where others have more; number: [S]
+    of a slot in its prompt; beginning: what stands before these tokens, all positions count from behind it.
     """
 
     names: list[str]
@@ -66,21 +66,26 @@ class Batch:
         return 0 if self.beginning is None else self.beginning.length
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        extra = {name: _on(device, values) for name, values in self.extra.items()}
-        return replace(self, **moved, extra=extra)
+        """The same batch with its tensors on `device`; from pinned memory they are on their way when this returns."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU reads by itself; as it is where there is none."""
+        return self._each(Tensor.pin_memory) if torch.cuda.is_available() else self
 
-def _on(device: torch.device | str, values: list) -> list:
-    return [value.to(device) if isinstance(value, Tensor) else value for value in values]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        extra = {}
+        for name, values in self.extra.items():
+            extra[name] = [change(value) if isinstance(value, Tensor) else value for value in values]
+        return replace(self, **changed, extra=extra)
 
 
 def collate(
     prompts: Sequence[Encoded],
     pad: int,
     columns: Sequence[dict] = (),
-    weight: float = 1.0,
+    weights: Sequence[float] | None = None,
     lower: Sequence[Tensor] = (),
     beginning: Beginning | None = None,
 ) -> Batch:
@@ -89,7 +94,7 @@ def collate(
     Args:
         pad: token id for padding.
         columns: a method's own columns, one dict per prompt.
-        weight: weight of every slot in the loss.
+        weights: of each prompt's slots in the loss; None: 1.
         lower: cached states, [T_i, H] per prompt; beginning: what stands before the prompts' tokens.
     """
     length = max(len(p.ids) for p in prompts)
@@ -125,7 +130,7 @@ def collate(
         slots=torch.tensor(slots),
         gold=torch.tensor(gold),
         wording=torch.tensor([prompts[row].wording for row in owner]),
-        weight=torch.full((len(slots),), weight),
+        weight=torch.tensor([1.0 if weights is None else weights[row] for row in owner]),
         read=torch.tensor([at + at[:1] * (most - len(at)) for at in places]),
         number=torch.tensor(list(itertools.chain.from_iterable(map(range, map(len, places))))),
         soft=None if soft is None else torch.tensor(soft),

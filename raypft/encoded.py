@@ -48,8 +48,13 @@ class Encoded:
 
     def but(self, **fields: Any) -> Encoded:
         """The prompt with other values of some fields; what `replace` gives, in a fifth of the time."""
+        return Encoded.holding({**vars(self), **fields})
+
+    @staticmethod
+    def holding(fields: dict[str, Any]) -> Encoded:
+        """The prompt with these values of all fields; what `Encoded(**fields)` gives, in a fifth of the time."""
         made = object.__new__(Encoded)
-        vars(made).update(vars(self), **fields)
+        vars(made).update(fields)
         return made
 
     def behind(self, count: int) -> Encoded:

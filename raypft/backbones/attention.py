@@ -2,7 +2,8 @@
 
 transformers looks attention functions up by name. `take_keys` selects a name under which its own function (SDPA or
 eager) is wrapped: the wrapper asks the attention module for keys and values, puts them first and opens the mask for
-them; `scale_keys` likewise for what the own ones are multiplied by; `attend_for` asks for the queries of some tokens.
+them; `scale_keys` likewise for what the own ones are multiplied by; `attend_for` asks for the queries of some tokens;
+`watch` shows the weights of each call.
 Only the module's own projections see positions, so rotary embeddings, grouped heads and sliding windows need no care
 here.
 """
@@ -10,6 +11,7 @@ here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from raypft.backbones.key_maps import Maps, attend_to_states, on_states
 from raypft.backbones.reading import reading
 from raypft.errors import UserError
 
@@ -30,9 +33,13 @@ PREFIX = "keys_first_"
 GIVES_KEYS = "gives_keys"
 SCALES_KEYS = "scales_keys"
 ATTENDS_FOR = "attends_for"
+WATCHED = "watched"
 
 Keys = tuple[Tensor, Tensor]
 """Keys and values, [B, A, P, D] each, B = 1 where all prompts get the same; A is the number of key heads."""
+See = Callable[[Tensor, Tensor, Tensor], None]
+"""Is shown the weights of a call, [B, A, T, K], the values that they weight, [B, A or fewer heads, K, D], and what
+comes of it, [B, T, A, D]; K counts keys of a method, which come first, and the tokens' own."""
 
 
 def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
@@ -58,14 +65,19 @@ def scale_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
 
 @dataclass
 class Attended:
-    """What an attention has of all tokens, kept at its first call: queries, keys and values, mask; and then the tokens
-    to attend for, [B, R]."""
+    """What an attention has of all tokens, kept at its first call: queries, keys and values, mask, or the states of
+    which keys and values are made; and then the tokens to attend for, [B, R].
+
+    maps: how keys and values are made of states, where that call is to end with the states.
+    """
 
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
     mask: Tensor | None = None
     rows: Tensor | None = None
+    states: Tensor | None = None
+    maps: Maps | None = None
 
     def few(self, is_causal: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries of `rows`, keys and values of all, the mask of those queries."""
@@ -74,17 +86,29 @@ class Attended:
         assert self.value is not None
         assert self.rows is not None
         size, heads, length, width = self.query.shape
-        at = self.rows.view(size, 1, -1, 1)
-        query = self.query.gather(2, at.expand(-1, heads, -1, width))
-        mask = self.mask
+        query = self.query.gather(2, self.rows.view(size, 1, -1, 1).expand(-1, heads, -1, width))
+        return query, self.key, self.value, self._mask_of_rows(self.mask, length, self.key.shape[2], is_causal)
+
+    def of_states(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **keywords: Any) -> Tensor:
+        """What is attended to by the queries of `rows`, [B, R, A, D]; of `key` and `value` what was known before."""
+        assert self.states is not None
+        assert self.maps is not None
+        length, known = self.states.shape[1], key.shape[2] - query.shape[2]
+        mask = self._mask_of_rows(mask, length, known + length, keywords.pop("is_causal"))
+        before = (key[:, :, :known], value[:, :, :known]) if known else None
+        return attend_to_states(query, self.states, self.maps, mask, before, **keywords).transpose(1, 2)
+
+    def _mask_of_rows(self, mask: Tensor | None, length: int, keys: int, is_causal: bool) -> Tensor | None:
+        """Which keys the queries of `rows` see, of a mask for the queries of `length` tokens."""
+        assert self.rows is not None
+        at = self.rows.view(len(self.rows), 1, -1, 1)
         if mask is None and is_causal:
             # the keys behind a query's own are what was known before
-            known = self.key.shape[2] - length
-            mask = torch.arange(self.key.shape[2], device=at.device) <= at + known
-        elif mask is not None and mask.shape[2] == length:
-            mask = mask.expand(size, -1, -1, -1)
-            mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
-        return query, self.key, self.value, mask
+            return torch.arange(keys, device=at.device) <= at + (keys - length)
+        if mask is not None and mask.shape[2] == length:
+            mask = mask.expand(len(at), -1, -1, -1)
+            return mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
+        return mask
 
 
 class KeysKnown(Exception):
@@ -102,10 +126,38 @@ def attend_for(attention: nn.Module, attended: Attended) -> Iterator[None]:
     before = config._attn_implementation
     _listen(attention)
     attention.__dict__[ATTENDS_FOR] = attended
+    hooks = [] if attended.maps is None else [on_states(attention, functools.partial(_keep_states, attended))]
     try:
         yield
     finally:
         del attention.__dict__[ATTENDS_FOR]
+        config._attn_implementation = before
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep_states(attended: Attended, states: Tensor) -> None:
+    if attended.rows is None:
+        attended.states = states
+        raise KeysKnown
+
+
+@contextlib.contextmanager
+def watch(attention: nn.Module, see: See) -> Iterator[None]:
+    """While open, `attention` uses its eager function, and `see` is shown the weights of each call.
+
+    Raises:
+        UserError: see `_listen`.
+    """
+    config = cast(Any, attention.config)
+    before = config._attn_implementation
+    _listen(attention)
+    config._attn_implementation = PREFIX + "eager"
+    attention.__dict__[WATCHED] = see
+    try:
+        yield
+    finally:
+        del attention.__dict__[WATCHED]
         config._attn_implementation = before
 
 
@@ -132,6 +184,11 @@ def leave_keys(model: nn.Module) -> None:
         asked = [vars(module).pop(key, None) for key in (GIVES_KEYS, SCALES_KEYS)]
         if any(asked):
             module.config._attn_implementation = module.config._attn_implementation.removeprefix(PREFIX)  # type: ignore[union-attr]
+
+
+def gives_keys(model: nn.Module) -> bool:
+    """Whether an attention of a model is given keys or scales."""
+    return any(not {GIVES_KEYS, SCALES_KEYS}.isdisjoint(vars(module)) for module in model.modules())
 
 
 def find_attention(block: nn.Module) -> nn.Module:
@@ -163,8 +220,14 @@ def _wrapped(kind: str) -> Callable:
                 attended.query, attended.key, attended.value, attended.mask = query, key, value, attention_mask
                 raise KeysKnown
             is_causal = keywords.get("is_causal")
-            is_causal = kind == "sdpa" and (module.is_causal if is_causal is None else is_causal)
-            query, key, value, attention_mask = attended.few(bool(is_causal))
+            is_causal = bool(kind == "sdpa" and (module.is_causal if is_causal is None else is_causal))
+            if attended.states is not None:
+                scale, rate = keywords.get("scaling"), keywords.get("dropout", 0.0)
+                made = attended.of_states(
+                    query, key, value, attention_mask, is_causal=is_causal, scale=scale, dropout=rate
+                )
+                return made, None
+            query, key, value, attention_mask = attended.few(is_causal)
             keywords["is_causal"] = False  # the mask says it
         if scale is not None:
             with reading(None):
@@ -184,7 +247,11 @@ def _wrapped(kind: str) -> Callable:
             if keywords.get("position_bias") is not None:
                 keywords["position_bias"] = functional.pad(keywords["position_bias"], (width, 0))
             keywords["is_causal"] = False  # the mask says it; without one every token sees all
-        return inner(module, query, key, value, attention_mask, **keywords)
+        output = inner(module, query, key, value, attention_mask, **keywords)
+        see = vars(module).get(WATCHED)
+        if see is not None:
+            see(output[1], value, output[0])
+        return output
 
     return attend
 

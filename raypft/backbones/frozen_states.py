@@ -1,26 +1,30 @@
 """States of frozen lower layers, computed once per prompt: few-shot training repeats its validation every epoch, and a
 sweep over the layer repeats the layers below.
 
-Holds while the blocks below the cut are frozen and without dropout. Same numbers as the uncached path. Demonstrations
-that begin all prompts are run and kept once, where the model allows it.
+Holds while the blocks below the cut are frozen and without dropout. Same numbers as the uncached path, unless states
+are kept in fewer bits. Demonstrations that begin all prompts are run and kept once, where the model allows it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import transformers
 from torch import Tensor
 
+from raypft.backbones.states_folder import StatesFolder
 from raypft.batch import Batch, Beginning, collate
 from raypft.encoded import Encoded, shared_tokens
 
 CHUNK = 8
 """Prompts run together; kept together too, so that a prompt's states do not depend on what ran before."""
 Tokens = tuple[int, ...]
+Place = tuple[Any, int]
+"""Under what states are kept: what they are of, and after how many blocks."""
 
 
 def tokens_of(prompt: Encoded) -> Tokens:
@@ -39,6 +43,26 @@ class Lower(Protocol):
     @property
     def takes_beginnings(self) -> bool:
         """Whether what all prompts begin with can be run once."""
+        ...
+
+    @property
+    def source(self) -> str | None:
+        """Where it was read, None for one made in memory."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """What identifies weights and tokenizer of one that was read."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that blocks compute in."""
+        ...
+
+    @property
+    def is_as_loaded(self) -> bool:
+        """Whether the blocks are the model's own, whatever a method put between them."""
         ...
 
     def lower(self, batch: Batch, layer: int, after: int = 0) -> Tensor:
@@ -69,80 +93,124 @@ class Known:
 
 
 class FrozenStates:
-    """States of prompts after some blocks, in CPU memory, kept with the backbone that computed them: what is asked for
-    above a layer that is known goes on from there, so that a sweep up the layers takes one pass over the backbone.
+    """States of prompts after some blocks, kept with the backbone that computed them, in CPU memory or in a folder:
+    what is asked for above a layer that is known goes on from there, so that a sweep up the layers takes one pass over
+    the backbone.
+
+    Where a method changed the blocks, states are those of one call.
 
     Args:
-        limit: bytes to keep at most; what was not asked for longest goes first.
+        limit: bytes to keep in memory at most; what was not asked for longest goes first.
+        folder: where states are kept, without a limit, for other processes and later ones, too; None: in memory.
+        dtype: what they are kept in, such as bfloat16 for half the bytes; each layer is run from the embeddings then,
+            since what goes on from rounded states depends on what was kept. None: as computed, no number changes.
     """
 
-    def __init__(self, backbone: Lower, limit: int = 4 << 30) -> None:
-        self.backbone = backbone
-        self.limit = limit
-        self._known: OrderedDict[tuple[Tokens, ...], tuple[int, Tensor]] = OrderedDict()
+    def __init__(
+        self,
+        backbone: Lower,
+        limit: int = 4 << 30,
+        folder: StatesFolder | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.backbone, self.limit, self.folder, self.dtype = backbone, limit, folder, dtype
+        self._known: OrderedDict[Place, Tensor] = OrderedDict()
 
     def fits(self, prompts: Sequence[Encoded], hidden: int) -> bool:
-        """Whether the states [T, H] of these prompts stay within the limit (fp32)."""
-        begins = self._begins(prompts)
-        return 4 * hidden * (begins + sum(len(p.ids) - begins for p in prompts)) <= self.limit
+        """Whether the states [T, H] of these prompts stay within the limit."""
+        begins, size = self._begins(prompts), (self.dtype or self.backbone.dtype).itemsize
+        tokens = begins + sum(len(p.ids) - begins for p in prompts)
+        return self._on_disk is not None or size * hidden * tokens <= self.limit
 
-    def after(self, layer: int, prompts: Sequence[Encoded], device: str) -> Known:
+    def after(
+        self,
+        layer: int,
+        prompts: Sequence[Encoded],
+        device: str,
+        agree: Callable[[int], int] = lambda depth: depth,
+    ) -> Known:
         """The states of prompts after `layer` blocks.
 
         Every rank must call this with equally many prompts that share as much: under ZeRO-3 each chunk gathers
         parameters on all ranks.
+
+        Args:
+            agree: after how many blocks all ranks know their states, given what this one does; 0 where they differ.
+
+        Raises:
+            UserError: the folder can't be written.
         """
+        if not self.backbone.is_as_loaded:
+            self._known.clear()  # and below: no key says what was changed
         begins = self._begins(prompts)
         first = prompts[0].until(begins) if begins else None
         ordered = sorted(prompts, key=lambda p: (len(p.ids), p.name))
-        chunks = dict[tuple[Tokens, ...], list[Encoded]]()
+        chunks = dict[Any, list[Encoded]]()
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
-            chunks[(begins,), *map(tokens_of, chunk)] = chunk
-        depth = self._depth(list(chunks), layer, first)
+            chunks[(self._made(device), begins, *map(tokens_of, chunk))] = chunk
+        beginning = None if first is None else (self._made(device), "beginning", tokens_of(first))
+        depth = agree(self._depth([*chunks, *([] if first is None else [beginning])], layer))
         begun, before = None, torch.empty(0)
         if first is not None:
             if depth != layer:
-                batch = self._collated([first], beginning_key(first, depth) if depth else None)
-                begun = self.backbone.begin(batch.to(device), layer, depth)
-                self._keep(beginning_key(first, layer), layer, begun.states)
-            before = self._known[beginning_key(first, layer)][1][0]
+                begun = self.backbone.begin(self._collated([first], beginning, depth).to(device), layer, depth)
+                self._keep((beginning, layer), begun.states)
+            before = self._known[beginning, layer][0]
         behind = dict[Tokens, Tensor]()
         for key, chunk in chunks.items():
             if depth != layer:
-                batch = self._collated([prompt.behind(begins) for prompt in chunk], key if depth else None, begun)
-                self._keep(key, layer, self.backbone.lower(batch.to(device), layer, depth))
-            self._known.move_to_end(key)
-            states = self._known[key][1]
+                batch = self._collated([prompt.behind(begins) for prompt in chunk], key, depth, begun)
+                self._keep((key, layer), self.backbone.lower(batch.to(device), layer, depth))
+                self._known.pop((key, depth), None)  # a beginning stays: another split may go on from there
+            self._known.move_to_end((key, layer))
+            states = self._known[key, layer]
             for row, prompt in enumerate(chunk):
                 behind[tokens_of(prompt)] = states[row, : len(prompt.ids) - begins]
-        while sum(states.nbytes for _, states in self._known.values()) > self.limit:
+        if not self.backbone.is_as_loaded:
+            self._known.clear()
+        while self._on_disk is None and sum(states.nbytes for states in self._known.values()) > self.limit:
             self._known.popitem(last=False)
         return Known(begins, before, behind)
 
-    def _depth(self, keys: Sequence[tuple[Tokens, ...]], layer: int, first: Encoded | None) -> int:
-        """After how many blocks all chunks are known, and what they begin with; 0 where not all are."""
-        depths = {self._known[key][0] if key in self._known else 0 for key in keys}
-        depth = min(depths)
-        if len(depths) > 1 or depth > layer or (first and depth and beginning_key(first, depth) not in self._known):
-            return 0
-        return depth
+    @property
+    def _on_disk(self) -> StatesFolder | None:
+        """The folder, where a file can say which weights its states are of."""
+        known = self.backbone.source is not None and self.backbone.is_as_loaded
+        return self.folder if known else None
+
+    def _made(self, device: str) -> tuple[Any, ...]:
+        """What states depend on beside the prompts of their chunk and the layer."""
+        kind, backbone = device.partition(":")[0], self.backbone
+        return backbone.revision, backbone.dtype, self.dtype, kind, torch.__version__, transformers.__version__
+
+    def _depth(self, keys: Sequence[Any], layer: int) -> int:
+        """After how many blocks, the most, the states under all keys are known; 0 where there is no such layer."""
+        for depth in range(layer, 0 if self.dtype is None else layer - 1, -1):
+            asked = [(key, depth) for key in keys]
+            if all(map(self._is_kept, asked)) and all(map(self._is_known, asked)):
+                return depth
+        return 0
+
+    def _is_kept(self, place: Place) -> bool:
+        return place in self._known or (self._on_disk is not None and self._on_disk.has(place))
+
+    def _is_known(self, place: Place) -> bool:
+        """Whether states are in memory, where those on disk are put."""
+        if place not in self._known and self._on_disk is not None:
+            states = self._on_disk.read(place)
+            if states is not None:
+                self._known[place] = states
+        return place in self._known
 
     def _begins(self, prompts: Sequence[Encoded]) -> int:
         return shared_tokens(prompts) if self.backbone.takes_beginnings else 0
 
-    def _collated(
-        self, prompts: Sequence[Encoded], key: tuple[Tokens, ...] | None, beginning: Beginning | None = None
-    ) -> Batch:
+    def _collated(self, prompts: Sequence[Encoded], key: Any, depth: int, beginning: Beginning | None = None) -> Batch:
         """A batch of prompts, with the states that are known under a key."""
-        known = None if key is None else self._known[key][1]
+        known = self._known[key, depth] if depth else None
         return replace(collate(prompts, self.backbone.pad, beginning=beginning), lower=known)
 
-    def _keep(self, key: tuple[Tokens, ...], layer: int, states: Tensor) -> None:
-        self._known.pop(key, None)
-        self._known[key] = (layer, states.cpu())
-
-
-def beginning_key(first: Encoded, layer: int) -> tuple[Tokens, ...]:
-    """Under what a beginning's states after a layer are kept: one split after the other goes up the layers."""
-    return (tokens_of(first), (layer,))
+    def _keep(self, place: Place, states: Tensor) -> None:
+        states = states.to("cpu", self.dtype or states.dtype)
+        self._known[place] = states if self._on_disk is None else self._on_disk.write(place, states)

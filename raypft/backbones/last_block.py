@@ -9,12 +9,15 @@ call's in place of what it would make of these few.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from raypft.backbones.attention import Attended, KeysKnown, attend_for, find_attention
+from raypft.backbones.key_maps import Maps, maps_of, on_states
 from raypft.backbones.reading import Reading, reading
 from raypft.batch import Batch
 from raypft.errors import UserError
@@ -26,19 +29,21 @@ class LastBlock(nn.Module):
     Args:
         block: whose attributes a model's body reads.
         batch: whose slots are read.
+        makes_keys_alone: whether few queries may look at the states instead of keys and values, see `makes_keys_alone`.
     """
 
-    def __init__(self, block: nn.Module, batch: Batch) -> None:
+    def __init__(self, block: nn.Module, batch: Batch, makes_keys_alone: bool = False) -> None:
         super().__init__()
         self.__dict__["block"] = block  # a plain reference: it is the model's
         self.__dict__["attention"] = find_attention(block)
-        self.batch = batch
+        self.batch, self.makes_keys_alone = batch, makes_keys_alone
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["block"], name)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        block, attended, rows = self.__dict__["block"], Attended(), self.batch.read
+        block, rows = self.__dict__["block"], self.batch.read
+        attended = Attended(maps=maps_for(block, self.batch) if self.makes_keys_alone else None)
         states = arguments[0] if arguments else keywords["hidden_states"]
         with attend_for(self.__dict__["attention"], attended):
             with reading(Reading(None)), contextlib.suppress(KeysKnown):
@@ -72,6 +77,44 @@ def _few(value: Any, shape: torch.Size, rows: Tensor) -> Any:
         return value
     every = torch.arange(len(rows), device=rows.device).unsqueeze(1)
     return value.expand(shape[0], *value.shape[1:])[every, rows]
+
+
+def maps_for(block: nn.Module, batch: Batch) -> Maps | None:
+    """How a block makes keys and values, where a batch reads so few tokens that these are more work than none; None
+    where a method has a part in its attention."""
+    attention = find_attention(block)
+    config = cast(Any, attention.config)
+    maps = maps_of(attention) if config._attn_implementation == "sdpa" else None
+    few = maps is not None and 2 * batch.read.shape[1] * config.num_attention_heads <= len(maps[0][0])
+    return maps if few else None
+
+
+def makes_keys_alone(block: nn.Module, run: Callable[[], Any]) -> bool:
+    """Whether a block's keys and values are those of `maps_of`: no positions are turned in them, no norm is behind.
+
+    Args:
+        run: runs the model, this block among others.
+    """
+    attention, attended, given = find_attention(block), Attended(), list[Tensor]()
+    maps = maps_of(attention)
+    if maps is None:
+        return False
+    hook = on_states(attention, given.append)
+    try:
+        with attend_for(attention, attended), contextlib.suppress(KeysKnown):
+            run()
+    finally:
+        hook.remove()
+    for made, (weight, bias) in zip((attended.key, attended.value), maps, strict=True):
+        own = functional.linear(given[0], weight, bias)
+        if made is None or made.shape[1] * made.shape[3] != own.shape[2]:
+            return False
+        heads = own.view(*own.shape[:2], made.shape[1], -1).transpose(1, 2)
+        if float((heads - made).abs().max()) > 1e-5 * float(made.abs().max()):
+            return False
+    assert attended.query is not None
+    assert attended.key is not None
+    return attended.query.shape[1] == attended.key.shape[1]
 
 
 def can_attend_for(block: nn.Module) -> bool:

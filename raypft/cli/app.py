@@ -1,4 +1,4 @@
-"""The command line: run, tune, plan, show, check, contract, list, report, predict, export, submit, cluster.
+"""The command line: run, tune, plan, show, check, contract, list, report, analyse, predict, export, submit, cluster.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
 cluster/README.md.
@@ -18,6 +18,7 @@ import typer
 from rich.text import Text
 
 from raypft._version import __version__
+from raypft.cli.analyse import analyse
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.shown import Json, console, print_found, print_table
@@ -319,7 +320,7 @@ def contract(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")
+        str | None, typer.Argument(metavar="tasks|methods|readouts|analyses|backbones|recipes|matrix|schema")
     ] = None,
     kind: Annotated[
         str | None, typer.Argument(metavar="[job|task|campaign]", help="Of schema: the kind of file.")
@@ -335,6 +336,7 @@ def list_(
         print(line)
 
 
+app.command()(analyse)
 app.command()(predict)
 
 

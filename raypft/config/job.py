@@ -17,7 +17,7 @@ from raypft.backbones.aliases import REFERENCE
 from raypft.data.sampling import DevRows
 from raypft.data.streaming import Mix
 from raypft.schema import Strict, digest, validation_root
-from raypft.storage import default_storage
+from raypft.storage import absolute, default_storage
 
 PROVENANCE = "provenance"
 """Marks a field that does not decide numbers."""
@@ -72,9 +72,25 @@ class Train(Strict):
     shortcuts: Annotated[bool, PROVENANCE] = Field(
         default=True, description="compute only what is read, and what is shared once; false: all of it, to compare"
     )
+    cache_folder: Annotated[str | None, PROVENANCE] = Field(
+        default=None,
+        min_length=1,
+        description="a folder, on each worker's machine or shared, where states below a frozen cut are kept for later "
+        "runs; None: in memory, up to 4 GiB",
+    )
+    cache_type: Literal["bf16"] | None = Field(
+        default=None, description="what such states are rounded to, for half the bytes; None: they are kept as computed"
+    )
     save_every: Annotated[int | None, PROVENANCE] = Field(
         default=None, ge=1, description="steps between state files; None: as often as costs under a tenth of the time"
     )
+
+    @field_validator("cache_folder")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError("expected a folder, whose files can be mapped into memory, found a URI")
+        return None if value is None else absolute(value)  # workers may run in another folder
 
 
 class Dev(Strict):

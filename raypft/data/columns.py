@@ -11,16 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 
 from raypft.data.formats import Columns
 from raypft.errors import UserError, first_line
-from raypft.tasks.kinds.base import ReadRows, as_text
+from raypft.tasks.kinds.base import ReadRows, Values, column_of, listed, renamed, texts
 from raypft.tasks.task import Source, Task
 
+compute: Any = pa_compute  # its functions are made at import
+CHUNK = 1 << 14
+"""Rows that are Python's objects at a time."""
 NOTES = b"notes"
 """The key of a table's notes in its schema's metadata."""
 
@@ -31,7 +36,7 @@ def their_columns(source: Source, ours: str) -> list[str]:
     return [names] if isinstance(names, str) else names
 
 
-def spoken(source: Source, table: Columns, where: str) -> list[str] | None:
+def spoken(source: Source, table: Columns, where: str) -> pa.ChunkedArray | None:
     """The language of each row in our codes, [rows], or None where no column says it.
 
     Raises:
@@ -40,12 +45,17 @@ def spoken(source: Source, table: Columns, where: str) -> list[str] | None:
     values = _column(source, table, "language", where)
     if values is None:
         return None
-    back = {theirs: ours for ours, theirs in source.languages.items()}
-    told = as_text(values, "language", where)
-    if "" in told:
-        raise UserError(f"data: {where} row {told.index('')} has no language; expected one in each row")
-    codes = [text.partition(source.language_before)[0] if source.language_before else text for text in told]
-    return [back.get(code, code) for code in codes]
+    told = texts(values, "language", where)
+    row = compute.index(told, "").as_py()
+    if row >= 0:
+        raise UserError(f"data: {where} row {row} has no language; expected one in each row")
+    back, before = {theirs: ours for ours, theirs in source.languages.items()}, source.language_before
+
+    def ours(found: list[str]) -> list[str]:
+        codes = [text.partition(before)[0] if before else text for text in found]
+        return [back.get(code, code) for code in codes]
+
+    return renamed(told, ours)
 
 
 def normalise(
@@ -70,37 +80,43 @@ def normalise(
             or one that does not stand where it should (all with file and row).
     """
     kind = task.kind
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, pa.ChunkedArray] = {}
     for name in task.fields.values():
         values = _column(source, table, name, where)
         if values is None:
             raise _missing(source, table, name, where)
         columns[name] = kind.read_field(values, name, where)
-    languages = spoken(source, table, where) or [language or task.languages[0]] * table.rows
-    hashes = [_content_hash(values) for values in zip(*columns.values(), strict=True)]
-    named = as_text(_ids(source, table, where, first), "id", where)
-    ids = [name or digest for name, digest in zip(named, hashes, strict=True)]
-    labels: dict[str, pa.Array] = {}
+    languages = spoken(source, table, where)
+    if languages is None:
+        languages = pa.repeat(language or task.languages[0], table.rows)
+    ids = _named_by_content(texts(_ids(source, table, where, first), "id", where), pa.table(columns))
+    labels: dict[str, pa.ChunkedArray] = {}
     if labelled:
         fields = {field: columns[name] for field, name in task.fields.items()}
         rows = ReadRows(where, ids, fields, task.label.names, _our_labels(task, source, table), task.label.unanswerable)
         labels = kind.read_labels(_label_values(task, source, table, where), rows)
-    return pa.table(
-        {
-            "id": pa.array(ids, pa.string()),
-            "language": pa.array(languages, pa.string()),
-            **labels,
-            **{name: pa.array(values, kind.field_type) for name, values in columns.items()},
-        }
-    )
+    return pa.table({"id": ids, "language": languages, **labels, **columns})
 
 
-def _ids(source: Source, table: Columns, where: str, first: int) -> Sequence[Any]:
+def _ids(source: Source, table: Columns, where: str, first: int) -> Values:
     """What names each row, empty where nothing does, [rows]."""
     told = _column(source, table, "id", where)
     if told is not None:
         return told
     return range(first, first + table.rows) if source.parallel else [""] * table.rows
+
+
+def _named_by_content(ids: pa.ChunkedArray, fields: pa.Table) -> pa.ChunkedArray:
+    """The ids, for an empty one a hash of the row's fields."""
+    empty = np.flatnonzero(compute.equal(ids, ""))
+    return _put(ids, empty, _content_hashes(fields.take(empty))) if len(empty) else ids
+
+
+def _put(column: pa.ChunkedArray, rows: np.ndarray, values: list[str]) -> pa.ChunkedArray:
+    """The column with other texts in some rows."""
+    places = np.arange(len(column))
+    places[rows] = np.arange(len(rows)) + len(column)
+    return pa.chunked_array([*column.chunks, *column_of(values, pa.string()).chunks], pa.string()).take(places)
 
 
 def _our_labels(task: Task, source: Source, table: Columns) -> dict[str, str]:
@@ -112,13 +128,22 @@ def _our_labels(task: Task, source: Source, table: Columns) -> dict[str, str]:
     return {**{number: name for number, name in told.items() if number not in ours}, **source.labels}
 
 
-def _content_hash(values: Sequence[Any]) -> str:
-    """Hash of the fields of a row."""
-    texts = [" ".join(value) if isinstance(value, list) else value for value in values]
-    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
+def _content_hashes(fields: pa.Table) -> list[str]:
+    """Hash of the fields of each row."""
+    hashes: list[str] = []
+    between = {name: pa.scalar(text, pa.large_string()) for name, text in (("words", " "), ("fields", "\x1f"))}
+    for batch in fields.to_batches(max_chunksize=CHUNK):
+        columns = []
+        for column in batch.columns:
+            if pa.types.is_list(column.type):
+                column = compute.binary_join(column.cast(pa.list_(pa.large_string())), between["words"])
+            columns.append(column.cast(pa.large_string()))
+        joined = compute.binary_join_element_wise(*columns, between["fields"]).cast(pa.large_binary())
+        hashes += [hashlib.sha256(text).hexdigest()[:16] for text in joined.to_pylist()]
+    return hashes
 
 
-def _label_values(task: Task, source: Source, table: Columns, where: str) -> list[Any]:
+def _label_values(task: Task, source: Source, table: Columns, where: str) -> Values:
     """The column of labels, as it is; empty where the kind has none."""
     if not task.kind.reads_labels:
         return []
@@ -137,17 +162,17 @@ def _flattened(source: Source, table: Columns, ours: str, where: str) -> list[An
         parts = [part for part in table.names if part.startswith(f"{name}.")]
         if parts:
             keys = [part.removeprefix(f"{name}.") for part in parts]
-            columns = [_values(table, part, where) for part in parts]
+            columns = [listed(_values(table, part, where)) for part in parts]
             return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
     return None
 
 
-def _column(source: Source, table: Columns, ours: str, where: str) -> list[Any] | None:
+def _column(source: Source, table: Columns, ours: str, where: str) -> Values | None:
     name = next((name for name in their_columns(source, ours) if name in table.names), None)
     return None if name is None else _values(table, name, where)
 
 
-def _values(table: Columns, name: str, where: str) -> list[Any]:
+def _values(table: Columns, name: str, where: str) -> Values:
     if table.names.count(name) > 1:
         raise UserError(f'data: {where} has {table.names.count(name)} columns called "{name}"; expected one')
     try:
@@ -181,22 +206,24 @@ def with_own_ids(task: Task, table: pa.Table) -> pa.Table:
     Where a row has one label, the same content keeps the same id: it is drawn and held out together. Elsewhere the same
     row twice is told apart by a count.
     """
-    ids, languages = table["id"].to_pylist(), table["language"].to_pylist()
-    often = Counter(zip(languages, ids, strict=True))
-    repeated = [row for row, place in enumerate(zip(languages, ids, strict=True)) if often[place] > 1]
-    if not repeated:
+    language, name = (
+        table[column].dictionary_encode().combine_chunks().indices.to_numpy() for column in ("language", "id")
+    )
+    _, place, often = np.unique(language.astype(np.int64) << 32 | name, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(often[place] > 1)
+    if not len(rows):
         return table
-    fields = [table[name].take(repeated).to_pylist() for name in task.fields.values()]
-    digests = dict(zip(repeated, map(_content_hash, zip(*fields, strict=True)), strict=True))
+    repeated = table.take(rows)
+    ids, languages = repeated["id"].to_pylist(), repeated["language"].to_pylist()
+    digests = _content_hashes(repeated.select(list(task.fields.values())))
     contents: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row, digest in digests.items():
-        contents[languages[row], ids[row]].add(digest)
+    for language, name, digest in zip(languages, ids, digests, strict=True):
+        contents[language, name].add(digest)
     seen: Counter[tuple[str, str]] = Counter()
-    for row, digest in digests.items():
-        language, name = languages[row], ids[row]
+    for row, (language, name, digest) in enumerate(zip(languages, ids, digests, strict=True)):
         if name != digest and (len(contents[language, name]) > 1 or not task.kind.one_label):
             ids[row] = f"{name}-{digest}"
         seen[language, ids[row]] += 1
         if seen[language, ids[row]] > 1 and not task.kind.one_label:
             ids[row] += f"-{seen[language, ids[row]]}"
-    return table.set_column(table.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+    return table.set_column(table.schema.get_field_index("id"), "id", _put(table["id"], rows, ids))

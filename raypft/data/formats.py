@@ -22,6 +22,7 @@ from raypft.data.decode import COMPRESSIONS, decoded, unpacked
 from raypft.data.json_rows import records
 from raypft.data.separated import separated
 from raypft.errors import UserError, first_line
+from raypft.tasks.kinds.base import Values
 
 ENDINGS = {
     "parquet": "parquet",
@@ -54,7 +55,7 @@ class Columns:
 
     names: list[str]
     rows: int
-    values: Callable[[str], list[Any]]
+    values: Callable[[str], Values]
     notes: tuple[str, ...] = ()
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -62,7 +63,7 @@ class Columns:
     def of_arrow(cls, table: pa.Table, notes: list[str] | None = None) -> Columns:
         """The columns of an Arrow table."""
         told, named = tuple(notes or ()), _classes(table.schema.metadata or {})
-        return cls(table.column_names, table.num_rows, lambda name: _listed(table[name]), told, named)
+        return cls(table.column_names, table.num_rows, lambda name: _values(table[name]), told, named)
 
     @classmethod
     def of_records(cls, rows: list[dict[str, Any]], notes: list[str] | None = None) -> Columns:
@@ -71,10 +72,14 @@ class Columns:
         return cls(names, len(rows), lambda name: [row.get(name) for row in rows], tuple(notes or ()))
 
 
-def _listed(column: pa.ChunkedArray) -> list[Any]:
+def _values(column: pa.ChunkedArray) -> Values:
+    inner = column.type.value_type if pa.types.is_list(column.type) else column.type
     try:
+        if pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_integer(inner):
+            column.validate(full=True)
+            return column
         return column.to_pylist()
-    except (OverflowError, ValueError):  # a point in time that Python does not have
+    except (OverflowError, ValueError):  # no UTF-8, or a point in time that Python does not have
         return column.cast(pa.string()).to_pylist()
 
 

@@ -10,16 +10,21 @@ import hashlib
 import json
 import types
 import typing
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 
 from raypft.errors import UserError, nearest
 
+compute: Any = pa_compute  # its functions are made at import
+CHUNK = 1 << 14
+"""Rows that are Python's objects at a time."""
+LISTED = 2000
+"""Rows of a role that a manifest lists; of more it has a hash and the rule that chose them."""
 DevRows = Literal["full", "k_shot", "none"]
 TEST_SEED = 0
 """Test rows are limited with one seed for ever: every seed and method is tested on the same rows."""
@@ -92,6 +97,7 @@ class Sample:
     dev, demos: None where there are none; notes: what the draw did that a reader of the result must know.
     stream: where train rows are streamed, what there is; `train` then holds the first of each language.
     commits: the data sets on the hub that the rows are of, each with its commit.
+    rules: how the rows of a role were chosen, in words.
     """
 
     train: pa.Table
@@ -101,14 +107,18 @@ class Sample:
     notes: tuple[str, ...] = ()
     stream: Stream | None = None
     commits: tuple[str, ...] = ()
+    rules: Mapping[str, str] = field(default_factory=dict)
 
     def manifest(self) -> dict[str, Any]:
-        """Row ids per role and a hash over ids, contents and commits; two results compare only if their hashes
-        agree."""
+        """Row ids per role (of more than LISTED rows a hash over them and the rule), and a hash over ids, contents and
+        commits; two results compare only if their hashes agree."""
         roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
-        ids = {role: [] if table is None else _keys(table) for role, table in roles.items()}
         hashes = {role: _content_hash(table) for role, table in roles.items()}
-        sizes = {role: len(keys) for role, keys in ids.items()}
+        sizes = {role: 0 if table is None else len(table) for role, table in roles.items()}
+        ids: dict[str, Any] = {}
+        for role, table in roles.items():
+            told = {"hash": hashes[role], "rule": self.rules.get(role, "")}
+            ids[role] = [] if table is None else _keys(table) if sizes[role] <= LISTED else told
         if self.stream is not None:
             ids["train"], hashes["train"], sizes["train"] = [], self.stream.fingerprint, self.stream.rows
         facts = {**hashes, "commits": self.commits} if self.commits else hashes
@@ -155,7 +165,7 @@ def draw(
     Raises:
         UserError: a class has fewer rows than asked for, or nothing is left to train on or to be tested.
     """
-    notes = []
+    notes, rules = [], {"dev": "all rows of the validation split", "test": "all rows of the test split"}
     dev = dev or rule.dev
     dev_limit, test_limit = _least(dev_limit, rule.dev_limit), _least(test_limit, rule.test_limit)
     pool, dev_rows = train, validation
@@ -169,15 +179,19 @@ def draw(
             size = min(size, len(test) // len(test["language"].unique()))
         dev_rows, pool = _split_off(train, size, seed)
         notes.append(f"dev: {len(dev_rows)} rows held out of train by sample seed {seed}")
+        rules["dev"] = _rule(f"{size} train rows a language", seed, "held out")
     if dev_rows is not None and dev == "k_shot" and shots is not None:
         dev_rows = _per_class(dev_rows, languages, labels, shots, seed, "dev")
+        rules["dev"] += _rule(f"; {shots} of them a class and language", seed, "dev")
     elif dev_rows is not None and dev_limit is not None:
         dev_rows = _limit(dev_rows, dev_limit, seed, "dev")
+        rules["dev"] += _rule(f"; {dev_limit} of them a language", seed, "dev")
     shown = None
     taken = {} if dev_rows is None or pool is train else {"dev": dev_rows}
     if demos:
         shown = _per_class(pool, languages, labels, demos, seed, "demos", taken)
         pool, taken = _without(pool, shown), {**taken, "demonstrations": shown}
+        rules["demos"] = _rule(f"{demos} train rows a class and language", seed, "demos")
     chosen = (
         _sorted(pool, seed, "train")
         if shots is None
@@ -188,12 +202,21 @@ def draw(
             f"data: found {len(train)} train rows, of which dev and demonstrations leave none, as rows of one id stay "
             "together; give more rows, or ids of their own"
         )
+    asked = "all train rows" if shots is None else f"{shots} train rows a class and language"
+    rules["train"] = _rule(f"{asked} without ids of dev or demonstrations", seed, "train")
     test = dev_rows if rule.tests_dev else test
     if test is None:
         raise UserError("dev.rows: found none; this protocol tests what it holds out; leave dev.rows out")
+    rules["test"] = rules["dev"] if rule.tests_dev else rules["test"]
     if test_limit is not None:
         test = _limit(test, test_limit, TEST_SEED, "test")
-    return Sample(chosen, dev_rows, test, shown, tuple(notes))
+        rules["test"] += _rule(f"; {test_limit} of them a language", TEST_SEED, "test")
+    return Sample(chosen, dev_rows, test, shown, tuple(notes), rules=rules)
+
+
+def _rule(what: str, seed: int, purpose: str) -> str:
+    """What rows were chosen, and by which hash (see `_hashes`) they are ordered."""
+    return f'{what}, by sha256 of "{seed}", "{purpose}" and id with 0x1f between'
 
 
 def _least(*limits: int | None) -> int | None:
@@ -201,9 +224,14 @@ def _least(*limits: int | None) -> int | None:
 
 
 def _content_hash(table: pa.Table | None) -> str:
-    digest = hashlib.sha256()
-    for row in [] if table is None else table.to_pylist():
-        digest.update(json.dumps(sorted(row.items()), ensure_ascii=False).encode())
+    """Hash over the rows, each as JSON writes its sorted pairs of column and value."""
+    digest, encode = hashlib.sha256(), json.JSONEncoder(ensure_ascii=False).encode
+    names = [] if table is None else sorted(table.column_names)
+    for batch in [] if table is None else table.select(names).to_batches(max_chunksize=CHUNK):
+        pairs = []
+        for name, column in zip(map(encode, names), batch.columns, strict=True):
+            pairs.append([f"[{name}, {encode(value)}]" for value in column.to_pylist()])
+        digest.update("".join([f"[{', '.join(row)}]" for row in zip(*pairs, strict=True)]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -212,16 +240,41 @@ def _keys(table: pa.Table) -> list[str]:
     return [f"{language}/{row_id}" for language, row_id in zip(*columns, strict=True)]
 
 
-def _rank(seed: int, purpose: str, row_id: str) -> bytes:
-    return hashlib.sha256(f"{seed}\x1f{purpose}\x1f{row_id}".encode()).digest()
+def _hashes(table: pa.Table, seed: int, purpose: str) -> np.ndarray:
+    """The rank of each row, 32 bytes, [rows]."""
+    begin, sha256, ranks = f"{seed}\x1f{purpose}\x1f".encode(), hashlib.sha256, bytearray()
+    for batch in table.select(["id"]).to_batches(max_chunksize=CHUNK):
+        ranks += b"".join([sha256(begin + row_id).digest() for row_id in batch["id"].cast(pa.binary()).to_pylist()])
+    return np.frombuffer(ranks, "S32")
+
+
+def _places(column: pa.ChunkedArray) -> np.ndarray:
+    """The place of each row's text among all that there are, sorted, [rows]."""
+    texts = sorted(column.unique().to_pylist())
+    return compute.index_in(column, pa.array(texts, column.type)).to_numpy()
+
+
+def _order(table: pa.Table, seed: int, purpose: str) -> np.ndarray:
+    """The numbers of the rows in hashed order, languages one after the other within an id, then labels, [rows]."""
+    hashes, languages = _hashes(table, seed, purpose), _places(table["language"])
+    order = np.lexsort((languages, hashes))
+    before, after = order[:-1], order[1:]
+    if ((hashes[before] == hashes[after]) & (languages[before] == languages[after])).any():
+        labels = pa.chunked_array([pa.array(map(str, table["label"].to_pylist()), pa.string())])
+        order = np.lexsort((_places(labels), languages, hashes))
+    return order
 
 
 def _sorted(table: pa.Table, seed: int, purpose: str) -> pa.Table:
-    """The rows in hashed order, languages one after the other within an id."""
-    languages, ids = (table[name].to_pylist() for name in ("language", "id"))
-    labels = [str(label) for label in table["label"].to_pylist()]
-    order = sorted(range(len(table)), key=lambda i: (_rank(seed, purpose, ids[i]), languages[i], labels[i]))
-    return table.take(pa.array(order, pa.int64()))
+    """The rows in hashed order, see `_order`."""
+    return table.take(_order(table, seed, purpose))
+
+
+def _first(groups: np.ndarray, count: int) -> np.ndarray:
+    """Where the first `count` members of each group stand, group by group."""
+    by_group = np.argsort(groups, kind="stable")
+    begins = np.searchsorted(groups[by_group], groups[by_group])
+    return by_group[np.arange(len(groups)) - begins < count]
 
 
 def _per_class(
@@ -240,22 +293,22 @@ def _per_class(
     """
     if not labels:
         return _limit(table, count, seed, purpose)
-    ordered = _sorted(table, seed, purpose)
-    chosen: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for i, place in enumerate(zip(ordered["language"].to_pylist(), ordered["label"].to_pylist(), strict=True)):
-        if len(chosen[place]) < count:
-            chosen[place].append(i)
-    indices = []
-    for language in languages:
-        for label in labels:
-            of_class = chosen.get((language, label), [])
-            if len(of_class) < count:
-                raise UserError(
-                    f'shots: {purpose} asks for {count} rows of "{label}" in {language}; only {len(of_class)} are left'
-                    + _taken(taken, language, label)
-                )
-            indices += of_class
-    return ordered.take(pa.array(indices, pa.int64()))
+    order = _order(table, seed, purpose)
+    number, label = (
+        compute.fill_null(compute.index_in(table[name], pa.array(known, pa.string())), -1).to_numpy()[order]
+        for name, known in (("language", languages), ("label", labels))
+    )
+    known = (number >= 0) & (label >= 0)
+    order, classes = order[known], (number * len(labels) + label)[known]
+    found = np.bincount(classes, minlength=len(languages) * len(labels))
+    short = np.flatnonzero(found < count)
+    if len(short):
+        language, name = languages[short[0] // len(labels)], labels[short[0] % len(labels)]
+        raise UserError(
+            f'shots: {purpose} asks for {count} rows of "{name}" in {language}; only {found[short[0]]} are left'
+            + _taken(taken, language, name)
+        )
+    return table.take(order[_first(classes, count)])
 
 
 def _taken(taken: Mapping[str, pa.Table], language: str, label: str) -> str:
@@ -272,14 +325,8 @@ def _taken(taken: Mapping[str, pa.Table], language: str, label: str) -> str:
 
 
 def _limit(table: pa.Table, count: int, seed: int, purpose: str) -> pa.Table:
-    ordered = _sorted(table, seed, purpose)
-    taken: dict[str, int] = defaultdict(int)
-    indices = []
-    for i, language in enumerate(ordered["language"].to_pylist()):
-        if taken[language] < count:
-            indices.append(i)
-            taken[language] += 1
-    return ordered.take(pa.array(indices, pa.int64()))
+    order = _order(table, seed, purpose)
+    return table.take(order[np.sort(_first(_places(table["language"])[order], count))])
 
 
 def _split_off(table: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.Table]:
@@ -289,5 +336,5 @@ def _split_off(table: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.Tab
 
 def _without(table: pa.Table, other: pa.Table) -> pa.Table:
     """The rows whose id is not in `other`: a translation of a held-out row is held out too."""
-    known = pa_compute.is_in(table["id"], other["id"].combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]  # made at import
-    return table.filter(pa_compute.invert(known))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+    known = compute.is_in(table["id"], other["id"].combine_chunks())
+    return table.filter(compute.invert(known))

@@ -178,12 +178,13 @@ def rows_of_table(origin: Origin, table: Columns, where: str, language: str | No
         raise UserError(f"data: {where} has no rows")
     rows = normalise(task, source, table, where, language or otherwise, labelled=False)
     rows = rows if task.kind.one_label else with_own_ids(task, rows)  # who asks knows a row by the id it came with
-    for number, spoken_in in enumerate(rows["language"].to_pylist()):
-        if spoken_in not in task.languages:
-            raise UserError(
-                f'data: {where} row {number}: task {task.name} has no language "{spoken_in}"; '
-                f"{nearest(spoken_in, task.languages)}"
-            )
+    ours = pa_compute.is_in(rows["language"], pa.array(task.languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+    number = pa_compute.index(ours, False).as_py()
+    if number >= 0:
+        found = rows["language"][number].as_py()
+        raise UserError(
+            f'data: {where} row {number}: task {task.name} has no language "{found}"; {nearest(found, task.languages)}'
+        )
     return rows
 
 
@@ -202,9 +203,10 @@ def languages_of(origin: Origin, split: str) -> list[str]:
         return [language for language in task.languages if language in limit]
     present: set[str] = set()
     if source.is_split:
-        present.update(split_parts(origin)[split]["language"].to_pylist())
+        present.update(split_parts(origin)[split]["language"].unique().to_pylist())
     for table, where, _ in () if source.is_split else _raw(origin, split, task.languages):
-        present.update((spoken(source, table, where) or task.languages[:1]) if table.rows else [])
+        said = spoken(source, table, where) if table.rows else pa.array([])
+        present.update(task.languages[:1] if said is None else said.unique().to_pylist())
     held = [language for language in task.languages if language in present and language in limit]
     if present and not held:
         raise UserError(

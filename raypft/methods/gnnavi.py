@@ -17,7 +17,8 @@ the official code, but the states below the layer could then not be kept.
 
 from __future__ import annotations
 
-from typing import Literal
+from bisect import bisect_left
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,17 +95,17 @@ class GraphLayer(nn.Module):
         self.residual = config.residual
 
     def forward(self, states: Tensor, batch: Batch) -> Tensor:
-        rows, places, mixed = list[Tensor](), list[Tensor](), list[Tensor]()
+        places, mixed = list[tuple[int, int]](), list[Tensor]()
         begins, length = batch.begins, states.shape[1]
         known = None if batch.beginning is None else batch.beginning.before[self][0]
         for row, (targets, mix) in enumerate(zip(batch.extra["targets"], batch.extra["mix"], strict=True)):
-            here = (targets >= begins) & (targets < begins + length)
+            here = slice(bisect_left(targets, begins), bisect_left(targets, begins + length))
             weights, size = mix[here].to(states.dtype), min(mix.shape[1] - begins, length)
             sums = weights[:, begins : begins + size] @ states[row, :size]
             mixed.append((sums if known is None else sums + weights[:, :begins] @ known.to(states)).to(states))
-            places.append(targets[here] - begins)
-            rows.append(torch.full_like(places[-1], row))
-        out = self.activation(self.conv(states, (torch.cat(rows), torch.cat(places)), torch.cat(mixed)))
+            places += [(row, target - begins) for target in targets[here]]
+        at = torch.tensor(places, dtype=torch.long).view(-1, 2).to(states.device, non_blocking=True)
+        out = self.activation(self.conv(states, at.unbind(1), torch.cat(mixed)))
         return states + out if self.residual else out
 
 
@@ -124,20 +125,22 @@ class GNNavi(base.Method):
         backbone.on_layer(layer, self.graph)
         self.constant_below = layer
 
-    def columns(self, prompt: Encoded) -> dict[str, Tensor]:
-        """Which tokens have neighbours, "targets" [N], and the weight of every token there, "mix" [N, T]."""
+    def columns(self, prompt: Encoded) -> dict[str, Any]:
+        """Which tokens have neighbours, "targets", N numbers that ascend, and the weight of every token there, "mix"
+        [N, T]."""
         sources, ends = self.edges(prompt)
         degree = torch.bincount(ends, minlength=len(prompt.ids))
         targets = degree.nonzero().flatten()
         mix = torch.zeros(len(prompt.ids), len(prompt.ids))
         mix[ends, sources] = 1.0
         if self.config.conv == "sage":
-            return {"targets": targets, "mix": mix[targets] / degree[targets].unsqueeze(1)}
+            return {"targets": targets.tolist(), "mix": mix[targets] / degree[targets].unsqueeze(1)}
         mix[targets, targets] = 1.0
         inverse = 1.0 / (1.0 + degree)
         if self.config.norm == "mean":
-            return {"targets": targets, "mix": mix[targets] * inverse[targets].unsqueeze(1)}
-        return {"targets": targets, "mix": mix[targets] * (inverse.sqrt()[targets].unsqueeze(1) * inverse.sqrt())}
+            return {"targets": targets.tolist(), "mix": mix[targets] * inverse[targets].unsqueeze(1)}
+        both = inverse.sqrt()[targets].unsqueeze(1) * inverse.sqrt()
+        return {"targets": targets.tolist(), "mix": mix[targets] * both}
 
     def edges(self, prompt: Encoded) -> Tensor:
         """The prompt's edges, source and target token positions, [2, E]."""

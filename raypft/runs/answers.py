@@ -20,6 +20,7 @@ from raypft.errors import UserError, first_line
 from raypft.report.table import Table
 from raypft.runs.predict import Trained, columns_of_texts, predict, records_of, rows_of
 from raypft.storage import check_writable, is_remote, written
+from raypft.tasks.kinds.base import Values
 
 ENDINGS = (".parquet", ".jsonl", ".csv", ".tsv")
 """What predictions can be written as."""
@@ -81,8 +82,10 @@ def beside(columns: Columns, where: str, answers: pa.Table) -> pa.Table:
     return pa.table(shown | {name: answers[name] for name in ours})
 
 
-def _array(values: Sequence[Any]) -> pa.Array:
+def _array(values: Values) -> pa.Array | pa.ChunkedArray:
     """A column; values of several types as JSON."""
+    if isinstance(values, pa.ChunkedArray):
+        return values
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -83,6 +84,9 @@ def check_start(prepared: Prepared) -> None:
         UserError: nothing can be written there; memory does not hold the job; a row makes no prompt.
     """
     check_writable(prepared.folder)
+    kept = prepared.job.train.cache_folder
+    if kept is not None and not prepared.job.resources.workers:
+        check_writable(Path(kept), "train.cache_folder")
     _check_memory(prepared)
     _check_extremes(prepared)
 

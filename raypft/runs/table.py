@@ -15,7 +15,7 @@ from raypft.report.groups import text
 from raypft.report.mixing import Mixing, made, tested
 from raypft.report.notes import label, selected
 from raypft.report.table import WIDEST, Table, mean_std
-from raypft.runs.results import EVENTS, STATE, damaged, read_job, read_json, read_results
+from raypft.runs.results import EVENTS, damaged, read_job, read_json, read_results, state_time
 from raypft.tasks.metrics import mean_without, pivot_in
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:
         table.title = f"partial, {len(done)} of {len(cells)} seeds: {table.title}"
     told = [f"{len(done)} of {len(cells)} seeds are finished"]
     for cell in cells:
-        if not cell.finished and (cell.folder / STATE).is_file():
+        if not cell.finished and state_time(cell.folder):
             told.append(f"the last state of seed {cell.seed} is kept")
         elif not cell.finished and (cell.folder / EVENTS).is_file():
             told.append(f"no state of seed {cell.seed} was kept yet (train.save_every), it begins anew")

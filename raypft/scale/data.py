@@ -1,4 +1,4 @@
-"""Ray Data: chosen rows -> encoded prompts -> one Arrow file per sample, read back by every worker from shared storage.
+"""Ray Data: chosen rows -> encoded prompts -> Arrow files of a sample, mapped by every worker from shared storage.
 
 Encoding ends before the worker group starts, so that readers and workers never wait for each other's CPUs; only
 streamed rows are read while workers train (`RayFlow`), by tasks that are short.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pa_compute
-import pyarrow.parquet as pa_parquet
 import ray
 
 from raypft.backbones.load import load_text
@@ -29,43 +29,55 @@ from raypft.encoded import Encoded
 from raypft.readouts import READOUTS
 from raypft.runs.cell import Cell
 from raypft.scale.resources import ENCODER_CPUS
-from raypft.storage import absolute, on_disk, path_of, written
-from raypft.training.encode import ENCODING, RECORD, ROLES, Encoder, from_record, to_record
+from raypft.storage import absolute, on_disk, path_of, remove, written
+from raypft.training.encode import ENCODING, ROLES, Encoder, encoded, uncollected
 from raypft.training.loader import Share, steps
+from raypft.training.rows import EncodedRows, columns_of, write
 
+SHARDS = "shards.json"
+"""The file that names the shards of a folder, written when all are there."""
+SHARD = 2048
+"""Rows of a shard at most."""
 FEW = 2000
 """So many rows are encoded in the process that asks: a process of Ray Data takes longer to start."""
 AHEAD, TASKS = 256, 4096
 """Rows that a task of a stream reads for a worker, at least; tasks that are planned at a time."""
 IN_FLIGHT = 256 << 20
 """Bytes of encoded rows on their way to a worker."""
-BESIDE = pa.schema([("file", pa.string()), ("role", pa.string()), ("number", pa.int64())])
-"""What travels with a row through Ray Data."""
+EncoderOf = tuple[str, str]
+"""What makes an encoder in any process: job and demonstrations, as JSON."""
+Work = tuple[pa.Table, EncoderOf, Path]
+"""Rows, what encodes them, and the file that their prompts go to."""
 
 
 @functools.lru_cache(maxsize=8)
 def _encoder(job: str, demos: str) -> Encoder:
-    """One encoder per job in each process of Ray Data, however many batches it gets."""
+    """One encoder per job in each process of Ray Data, however many shards it gets."""
     resolved = resolve(Job(**json.loads(job)))
     text = load_text(resolved.job.backbone)
     return Encoder.of(resolved, text, pa.Table.from_pylist(json.loads(demos)))
 
 
-def encode_batch(batch: pa.Table, files: dict[str, tuple[str, str]]) -> pa.Table:
-    """Rows to encoded prompts, `file`, `role` and `number` kept beside.
+def encode_shards(batch: pa.Table, encoders: Sequence[EncoderOf]) -> pa.Table:
+    """Encode files of rows into files of prompts; what comes back is how many prompts each has.
 
     Args:
-        files: name of an encoded file to the job and demonstrations that encode its rows, as JSON.
+        batch: the paths `rows` and `to`; `encoder`, which of the encoders.
     """
-    records: list[dict[str, Any]] = []
-    for row in batch.to_pylist():
-        beside = {key: row[key] for key in BESIDE.names}
-        prompts = _encoder(*files[row["file"]])(json.loads(row["row"]))
-        records += [{**to_record(prompt), **beside} for prompt in prompts]
-    return pa.Table.from_pylist(records, schema=pa.schema([*RECORD, *BESIDE]))
+    counts = []
+    for one in batch.to_pylist():
+        with on_disk(path_of(one["rows"])) as file, pa.memory_map(str(file)) as source:
+            counts.append(_encode(pa.ipc.open_file(source).read_all(), encoders[one["encoder"]], path_of(one["to"])))
+    return pa.table({"prompts": pa.array(counts, pa.int64())})
 
 
-def encoded_file(cell: Cell) -> Path:
+@uncollected()
+def _encode(rows: pa.Table, encoder: EncoderOf, to: Path) -> int:
+    with written(to) as file:
+        return write(encoded(_encoder(*encoder), rows), file)
+
+
+def encoded_folder(cell: Cell) -> Path:
     """Where a cell's encoded prompts are: named after all they depend on, so that cells share what they can."""
     job, task = cell.job, cell.resolved.task
     parts = [
@@ -82,7 +94,7 @@ def encoded_file(cell: Cell) -> Path:
     if own_readout:
         parts.append(own_readout)
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return path_of(absolute(job.storage)) / ".encoded" / f"{name}.arrow"
+    return path_of(absolute(job.storage)) / ".encoded" / name
 
 
 def sample_of(cell: Cell) -> Sample:
@@ -94,7 +106,7 @@ def sample_of(cell: Cell) -> Sample:
 def index_file(cell: Cell, index: streaming.Index) -> Path:
     """Where it says what a cell streams, and where that lies."""
     digest = hashlib.sha256(index.dump().encode()).hexdigest()[:16]
-    return encoded_file(cell).with_name(f"{digest}.stream.json")
+    return encoded_folder(cell).with_name(f"{digest}.stream.json")
 
 
 def packed(cell: Cell) -> dict[str, Any]:
@@ -107,7 +119,7 @@ def packed(cell: Cell) -> dict[str, Any]:
         "job": cell.job.model_dump(),
         "seed": cell.seed,
         "folder": absolute(cell.folder),
-        "encoded": str(encoded_file(cell)),
+        "encoded": str(encoded_folder(cell)),
         "facts": cell.facts,
         "test": cell.test,
         "stream": streamed,
@@ -121,52 +133,60 @@ def unpacked(message: dict[str, Any]) -> Cell:
 
 
 def encode_on_ray(cells: Sequence[Cell]) -> None:
-    """Encode what the cells need and is not there yet, into one Arrow file per sample; many rows in one pass of Ray
-    Data."""
+    """Encode what the cells need and is not there yet into shards, each of some rows of a role; many rows in one pass
+    of Ray Data, which writes the shards where it makes them. What says that all are there is written last."""
     for cell in cells:
         index = sample_of(cell).stream
         if isinstance(index, streaming.Index) and not (path := index_file(cell, index)).is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with written(path) as file:
                 file.write_text(index.dump())
-    missing = {path.stem: (path, cell) for cell in cells if not (path := encoded_file(cell)).is_file()}
-    if not missing:
-        return
-    tables = [_rows(name, sample_of(cell)) for name, (_, cell) in missing.items()]
-    files = {
-        name: (json.dumps(cell.job.model_dump()), json.dumps(_demos(sample_of(cell))))
-        for name, (_, cell) in missing.items()
-    }
-    folder, all_rows = next(iter(missing.values()))[0].parent, pa.concat_tables(tables)
-    folder.mkdir(parents=True, exist_ok=True)
-    if len(all_rows) <= FEW:
-        encoded = encode_batch(all_rows, files)
+    missing = {folder: cell for cell in cells if not ((folder := encoded_folder(cell)) / SHARDS).is_file()}
+    works = list[Work]()
+    for folder, cell in missing.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = (json.dumps(cell.job.model_dump()), json.dumps(_demos(sample_of(cell))))
+        works += [(rows, encoder, folder / shard) for shard, rows in _shards(sample_of(cell))]
+    if sum(len(rows) for rows, _, _ in works) <= FEW:
+        for work in works:
+            _encode(*work)
     else:
-        encoded = _encoded_on_ray(all_rows, files, folder, cells[0].job)
-    for name, (path, _) in missing.items():
-        of_file = pa_compute.equal(encoded["file"], name)  # pyright: ignore[reportAttributeAccessIssue]  # made at import
-        prompts = encoded.filter(of_file).drop_columns("file")
-        prompts = prompts.sort_by([("number", "ascending"), ("part", "ascending")])
-        with written(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, prompts.schema) as writer:
-            writer.write_table(prompts)
+        _encode_on_ray(works, cells[0].job)
+    for folder in missing:
+        with written(folder / SHARDS) as file:
+            file.write_text(json.dumps([to.name for _, _, to in works if to.parent == folder]))
 
 
-def _encoded_on_ray(all_rows: pa.Table, files: dict[str, tuple[str, str]], folder: Path, job: Job) -> pa.Table:
-    """`encode_batch` by processes of Ray Data, which read the rows from shared storage."""
-    rows = folder / f"{os.getpid()}-{time.time_ns()}.rows.parquet"  # several processes may encode at once
-    with written(rows) as file:
-        pa_parquet.write_table(all_rows, file)
-    dataset = ray.data.read_parquet(str(rows)).map_batches(
-        encode_batch,  # pyright: ignore[reportArgumentType]  # its type knows no fn_kwargs
-        fn_kwargs={"files": files},
+def _shards(sample: Sample) -> Iterator[tuple[str, pa.Table]]:
+    """The shards of a sample by their names, ROLE-NUMBER.arrow, with the rows of each."""
+    for role in ROLES:
+        table = getattr(sample, role)
+        for start in range(0, 0 if table is None else len(table), SHARD):
+            yield f"{role}-{start // SHARD:06}.arrow", table.slice(start, SHARD)
+
+
+def _encode_on_ray(works: Sequence[Work], job: Job) -> None:
+    """`encode_shards` by processes of Ray Data, which read the rows from shared storage."""
+    scratch = works[0][2].parent.with_name(
+        f"{os.getpid()}-{time.time_ns()}.rows"
+    )  # several processes may encode at once
+    scratch.mkdir(parents=True)
+    encoders, asked = list(dict.fromkeys(encoder for _, encoder, _ in works)), list[dict[str, Any]]()
+    for number, (rows, encoder, to) in enumerate(works):
+        path = scratch / f"{number:06}.arrow"
+        with written(path) as file, pa.ipc.new_file(str(file), rows.schema) as writer:
+            writer.write_table(rows)
+        asked.append({"rows": str(path), "to": str(to), "encoder": encoders.index(encoder)})
+    dataset = ray.data.from_items(asked, override_num_blocks=len(asked)).map_batches(
+        encode_shards,  # pyright: ignore[reportArgumentType]  # its type knows no fn_kwargs
+        fn_kwargs={"encoders": encoders},
         batch_format="pyarrow",
-        batch_size=256,
+        batch_size=None,
         num_cpus=ENCODER_CPUS,
         **_where(job),
     )
-    tables = ray.get(cast("list[ray.ObjectRef[pa.Table]]", dataset.to_arrow_refs()))
-    rows.unlink(missing_ok=True)
-    return pa.concat_tables(tables)
+    dataset.materialize()
+    remove(scratch)
 
 
 def _where(job: Job) -> dict[str, Any]:
@@ -201,13 +221,12 @@ def _demos(sample: Sample) -> list[dict]:
 def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], count: int) -> Iterator[pa.Table]:
     """Of each step in `batch` and those after it, `count` in all, a rank's rows, read and encoded, `step` beside."""
     reader, encoder = _reader(job, index)
-    schema = pa.schema([*RECORD, ("step", pa.int64())])
     for first in batch["step"].to_pylist():
         read = steps(reader, encoder, Share(**{**share, "step": first}), count)
         for number, prompts in enumerate(read, start=first):
             if prompts:
-                records = [{**to_record(prompt), "step": number} for prompt in prompts]
-                yield pa.Table.from_pylist(records, schema=schema)
+                columns = pa.Table.from_batches([columns_of(prompts)])
+                yield columns.append_column("step", pa.array([number] * len(prompts), pa.int64()))
 
 
 @functools.lru_cache(maxsize=4)
@@ -254,21 +273,22 @@ class RayFlow:
         )
         step, prompts = steps.start, list[Encoded]()
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            for record in cast(pa.Table, table).to_pylist():
-                number = record.pop("step")
+            columns = cast(pa.Table, table)
+            for number, prompt in zip(columns["step"].to_pylist(), EncodedRows(columns.to_batches()), strict=True):
                 while step < number:
                     yield prompts
                     step, prompts = step + 1, []
-                prompts.append(from_record(record))
+                prompts.append(prompt)
         for _ in range(step, steps.stop):
             yield prompts
             prompts = []
 
 
-def read_encoded(path: Path) -> dict[str, list[Encoded]]:
+def read_encoded(folder: Path) -> dict[str, EncodedRows]:
     """Role to encoded prompts, memory-mapped."""
-    prompts: dict[str, list[Encoded]] = {}
-    with on_disk(path) as file, pa.memory_map(str(file)) as source:
-        for record in pa.ipc.open_file(source).read_all().drop_columns("number").to_pylist():
-            prompts.setdefault(record.pop("role"), []).append(from_record(record))
+    prompts: dict[str, EncodedRows] = {}
+    with ExitStack() as stack:  # a copy out of a bucket may be removed once it is mapped
+        names = itertools.groupby(json.loads((folder / SHARDS).read_text()), key=lambda name: name.partition("-")[0])
+        for role, shards in names:
+            prompts[role] = EncodedRows.read(stack.enter_context(on_disk(folder / shard)) for shard in shards)
     return prompts

@@ -71,8 +71,9 @@ class RowDropout(TorchFunctionMode):
         super().__init__()
         self.batch, self.places, self.drew = batch, 0, False
         device = batch.ids.device
-        self.rows = torch.tensor([_hashed(f"{seed}/{step}/{name}") for name in batch.names], device=device)
-        self.shared = torch.tensor([_hashed(f"{seed}/{step}")], device=device)
+        rows = [_hashed(f"{seed}/{step}/{name}") for name in batch.names]
+        self.rows = torch.tensor(rows).to(device, non_blocking=True)
+        self.shared = torch.tensor([_hashed(f"{seed}/{step}")]).to(device, non_blocking=True)
 
     def __enter__(self) -> Self:
         self._before = _generators(self.batch.ids.device)
@@ -139,10 +140,7 @@ class RowDropout(TorchFunctionMode):
         if _are_tables([input]):
             return self.shared + _count(size, PART, input)
         if size == len(batch.slots) and (input.ndim == 2 or size != prompts):
-            owner = batch.slots[:, 0]
-            sizes = owner.bincount(minlength=prompts)
-            first = sizes.cumsum(0) - sizes
-            return self.rows[owner] + (torch.arange(size, device=owner.device) - first[owner]) * PART
+            return self.rows[batch.slots[:, 0]] + batch.number * PART
         if size == prompts:
             return self.rows
         laid_out = input.ndim == 2 and size in {prompts * width for width in widths}

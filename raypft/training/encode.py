@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.config.resolved import ResolvedJob
-from raypft.data.sampling import Sample
-from raypft.encoded import Encoded, Passage
+from raypft.data.sampling import CHUNK, Sample
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts.base import Config, Readout
 from raypft.tasks.prompts import first_word, queries, render
 from raypft.tasks.query import Demonstration, Query
 from raypft.tasks.task import Pattern, Task
+from raypft.training.rows import EncodedRows
 
 ROLES = ("train", "dev", "test")
 ENCODING = 2
@@ -57,15 +60,21 @@ class Encoder:
         )
 
     def __call__(self, row: Mapping[str, Any]) -> list[Encoded]:
-        """The prompts of a row, its parts in order."""
+        """The prompts of a row, its parts in order, and behind them those about texts without content, if any."""
         wordings = ["", *self.pattern.by_language]
         language = str(row["language"])
         wording = wordings.index(language) if language in wordings else 0
         prompts = []
-        for part, prompt in enumerate(self.task.kind.prompts(self, row)):
-            placed = prompt.but(wording=wording, part=part)
-            prompts.append(self.readout.prepare(self.readout_config, placed, self.text))
+        for asked in (row, *self._without_content(row)):
+            for prompt in self.task.kind.prompts(self, asked):
+                placed = prompt.but(wording=wording, part=len(prompts))
+                prompts.append(self.readout.prepare(self.readout_config, placed, self.text))
         return prompts
+
+    def _without_content(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The row with texts without content in place of its fields, of no label."""
+        columns = self.task.fields.values()
+        return [{**row, "label": None, **dict.fromkeys(columns, text)} for text in self.readout_config.content_free]
 
     # what a kind asks of its encoder, see tasks.kinds.base.RowEncoder
 
@@ -138,19 +147,31 @@ def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[st
     return counts
 
 
-def encode_sample(resolved: ResolvedJob, text: PromptTokenizer, sample: Sample) -> dict[str, list[Encoded]]:
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """While open, Python does not search for garbage that refers to itself: encoding makes none, and to look through
+    all prompts that are there, again and again, is a third of its time."""
+    searches = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searches:
+            gc.enable()
+
+
+@uncollected()
+def encode_sample(resolved: ResolvedJob, text: PromptTokenizer, sample: Sample) -> dict[str, EncodedRows]:
     """Role to encoded prompts, in this process."""
     encoder = Encoder.of(resolved, text, sample.demos)
-    prompts = {}
-    for role in ROLES:
-        table = getattr(sample, role)
-        if table is not None:
-            prompts[role] = _prompts(encoder, table)
-    return prompts
+    roles = {role: table for role in ROLES if (table := getattr(sample, role)) is not None}
+    return {role: EncodedRows.of(encoded(encoder, table)) for role, table in roles.items()}
 
 
-def _prompts(encoder: Encoder, table: pa.Table) -> list[Encoded]:
-    return list(itertools.chain.from_iterable(map(encoder, table.to_pylist())))
+def encoded(encoder: Encoder, table: pa.Table) -> Iterator[Encoded]:
+    """The prompts of a table's rows, which become Python's some at a time."""
+    rows = itertools.chain.from_iterable(map(pa.RecordBatch.to_pylist, table.to_batches(max_chunksize=CHUNK)))
+    return itertools.chain.from_iterable(map(encoder, rows))
 
 
 def prompts_an_epoch(sample: Sample, encoder: Encoder, looked_at: int) -> float:
@@ -158,37 +179,4 @@ def prompts_an_epoch(sample: Sample, encoder: Encoder, looked_at: int) -> float:
     if sample.stream is not None:
         return sample.stream.rows
     some = sample.train.slice(0, looked_at)
-    return len(sample.train) * len(_prompts(encoder, some)) / len(some)
-
-
-def to_record(prompt: Encoded) -> dict:
-    """An encoded prompt as an Arrow row."""
-    record = asdict(prompt)
-    record["marks"] = list(prompt.marks.items())
-    return record
-
-
-def from_record(record: dict) -> Encoded:
-    """The encoded prompt of an Arrow row."""
-    passage = None if record["passage"] is None else Passage(**record["passage"])
-    return Encoded(**{**record, "marks": dict(record["marks"]), "passage": passage})
-
-
-INTS = pa.list_(pa.int32())
-RECORD = pa.schema(
-    [
-        ("key", pa.string()),
-        ("language", pa.string()),
-        ("ids", INTS),
-        ("segments", INTS),
-        ("marks", pa.map_(pa.string(), INTS)),
-        ("gold", INTS),
-        ("wording", pa.int32()),
-        ("part", pa.int32()),
-        ("demo_tokens", pa.int32()),
-        ("target", INTS),
-        ("answers", pa.list_(pa.string())),
-        ("passage", pa.struct([("text", pa.string()), ("starts", INTS), ("ends", INTS)])),
-    ]
-)
-"""The Arrow schema of encoded prompts."""
+    return len(sample.train) * len(list(encoded(encoder, some))) / len(some)

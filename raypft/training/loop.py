@@ -6,21 +6,25 @@ global weight then gives the same gradient for any split over workers and micro-
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raypft.config.job import Train
 from raypft.errors import UserError
 from raypft.readouts.base import Answer
-from raypft.training.checkpoint import StateWriter, TrainState
+from raypft.training.ahead import Told, ahead
+from raypft.training.checkpoint import StateWriter
 from raypft.training.dropout import NoDropout, RowDropout, may_drop
 from raypft.training.loader import PromptDataset, Step, Streamed
 from raypft.training.room import room_for
+from raypft.training.states import States, TrainState
 from raypft.training.stepper import Stepper
 
 TELL_SECONDS = 30
@@ -48,7 +52,7 @@ def fit(
     seed: int,
     score: Callable[[list[Answer]], float],
     state: TrainState | None = None,
-    save: Callable[[TrainState], None] | None = None,
+    states: States | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> TrainState:
     """Train the learner; the kept epoch's values are in the model when it returns.
@@ -56,62 +60,73 @@ def fit(
     Args:
         score: dev answers to the number that selects the epoch.
         state: where an interrupted run stands; its values and optimizer state are already in the stepper.
-        save: keeps a TrainState (called on rank 0); tell: called on every rank with the events epoch and step.
+        states: where states are kept; tell: called on every rank with the events epoch and step.
 
     Raises:
         UserError: the loss or the gradient is not finite; or what is drawn would depend on workers or micro-batches.
     """
     state = state or TrainState()
     steps = train.steps(settings.batch_size)
-    writer = StateWriter(stepper, settings, save)
+    writer = StateWriter(stepper, settings, states)
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
-    told = time.perf_counter()
+    said, told = time.perf_counter(), Told(stepper.device)
+
+    def read(behind: int = 0) -> bool:
+        """Take in what steps told, but for the last `behind`; whether a node goes away."""
+        leaving = False
+        for number, numbers in told.read(behind):
+            loss, leaves = _checked(numbers, number, stepper.world, settings)
+            state.losses.append(loss)
+            leaving |= leaves
+        return leaving
+
     while state.epoch < settings.epochs and not _out_of_patience(state, settings):
         began = time.perf_counter()
-        stepper.learner.train()
-        for work in train.epoch(stepper, settings, seed, state.epoch, state.step):
+        drops = may_drop(stepper.learner.train())
+        for work in ahead(train.epoch(stepper, settings, seed, state.epoch, state.step), stepper.device):
             number = state.epoch * steps + state.step
-            loss, leaving = _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs)
-            state.losses.append(loss)
+            told.add(number, _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops))
             state.step += 1
+            leaving = read(0 if writer.looks(number + 1) else told.behind)
+            if leaving:
+                read()
             writer.after_step(state, number + 1, leaving)
-            if time.perf_counter() - told > TELL_SECONDS and state.step < steps:
-                told = time.perf_counter()
+            if time.perf_counter() - said > TELL_SECONDS and len(told) < state.step < steps:
+                said = time.perf_counter()
                 tell(
                     {
                         "event": "step",
                         "epoch": state.epoch + 1,
-                        "step": state.step,
+                        "step": state.step - len(told),
                         "steps": steps,
                         "loss": state.losses[-1],
                     }
                 )
+        read()
         seconds += time.perf_counter() - began
         state.step, state.epoch = 0, state.epoch + 1
         record = {"epoch": state.epoch, "loss": sum(state.losses[-steps:]) / steps, "train_seconds": seconds}
         if dev is not None:
             record["dev"] = score(evaluate(stepper, dev, settings))
         state.history.append(record)
-        _keep(state, stepper, settings, record)
-        told = time.perf_counter()
+        improved = _is_better(state, record)
+        said = time.perf_counter()
         tell({"event": "epoch", **record})
-        writer.when_due(state)
-    if settings.epochs and settings.select == "best" and state.best_values:
-        stepper.set_values(state.best_values)
+        writer.after_epoch(state, improved and settings.select == "best")
+    writer.end(state)
     return state
 
 
 def _optimizer_step(
-    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int
-) -> tuple[float, bool]:
-    """The step's loss, and whether any worker's node goes away."""
+    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool
+) -> Tensor:
+    """What the step tells, on the device: see `_checked`; drops: see `may_drop`."""
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
     _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
-    drew, places, drops = False, list[int](), may_drop(learner)
+    drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
-        batch = batch.to(stepper.device)
         dropout = RowDropout(batch, seed, number) if drops else NoDropout()
         with dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
@@ -126,16 +141,30 @@ def _optimizer_step(
         total_loss += loss.detach()
         penalty = learner.method.penalty() if i == work.count else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
-    counted = [stepper.leaving(), drew, sum(places), sum(place**2 for place in places)]
-    told = stepper.sum(torch.cat([total_loss.view(1), total_loss.new_tensor(counted)]))
-    loss_of_all, leaving, drew, first, second = told.tolist()
-    passes = stepper.world * work.count
+    counted = [stepper.leaving(), drew, work.count, sum(places), sum(place**2 for place in places)]
+    told = torch.cat([total_loss.view(1), torch.tensor(counted).to(total_loss, non_blocking=True)])
+    told = stepper.sum(told)
+    finite = torch.as_tensor(stepper.step(learning_rate(settings, number, total)))
+    return torch.cat([told, finite.view(1).to(told, non_blocking=True)])
+
+
+def _checked(told: list[float], number: int, world: int, settings: Train) -> tuple[float, bool]:
+    """The loss of a step, and whether any worker's node goes away.
+
+    Args:
+        told: sums over the ranks of losses, nodes that go away, those that drew at random, forward passes, dropouts in
+            each of these and their squares; and whether the gradient was finite.
+
+    Raises:
+        UserError: see `fit`.
+    """
+    loss, leaving, drew, passes, first, second, finite = told
     if passes > 1 and (drew or passes * second != first**2):  # equal numbers alone have such sums
         raise _drawn_otherwise(settings.batch_size)
-    mean = loss_of_all / stepper.world
+    mean = loss / world
     if not math.isfinite(mean):
         raise _diverged(f"the loss is {mean}", number)
-    if not stepper.step(learning_rate(settings, number, total)):
+    if not finite:
         raise _diverged("the gradient is not finite", number)
     return mean, bool(leaving)
 
@@ -161,13 +190,15 @@ def _diverged(found: str, number: int) -> UserError:
     return UserError(f"train: {found} at optimizer step {number + 1}; lower train.lr, or use train.precision=fp32")
 
 
-def _keep(state: TrainState, stepper: Stepper, settings: Train, record: dict[str, Any]) -> None:
-    if "dev" in record and record["dev"] > state.best_score:
-        state.best_score, state.best_epoch = record["dev"], record["epoch"]
-        if settings.select == "best":
-            state.best_values = stepper.values()
-    elif "dev" not in record:
+def _is_better(state: TrainState, record: dict[str, Any]) -> bool:
+    """Whether an epoch is better on dev than all before, which is noted."""
+    if "dev" not in record:
         state.best_epoch = record["epoch"]
+        return False
+    better = record["dev"] > state.best_score
+    if better:
+        state.best_score, state.best_epoch = record["dev"], record["epoch"]
+    return better
 
 
 def _out_of_patience(state: TrainState, settings: Train) -> bool:
@@ -180,9 +211,15 @@ def _out_of_patience(state: TrainState, settings: Train) -> bool:
     return all(after <= before for before, after in itertools.pairwise(last))
 
 
-@torch.no_grad()
 def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Answer]:
-    """The answers of all rows, on every rank, in the rows' order; each rank runs its share in equally many batches.
+    """The answers of all rows, see `answered`."""
+    return list(itertools.chain.from_iterable(answers for _, answers in answered(stepper, rows, settings)))
+
+
+@torch.no_grad()
+def answered(stepper: Stepper, rows: PromptDataset, settings: Train) -> Iterator[tuple[range, list[Answer]]]:
+    """Stretches of prompts and their answers, on every rank, in the rows' order; each rank runs its share of a stretch
+    in equally many batches.
 
     A prompt that repeats is answered once, what all prompts begin with is run once.
 
@@ -191,20 +228,25 @@ def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Ans
     """
     learner = stepper.learner
     learner.eval()
-    numbers = rows.distinct(settings.shortcuts)
     room = room_for(stepper, settings, settings.eval_batch, trains=False)
     beginning = rows.begin(learner.method.backbone, stepper.device)
     begins = 0 if beginning is None else beginning.length
-    lengths = [length - begins for length in rows.lengths(numbers)]
-    answers: dict[int, Answer] = {}
-    for part in room.parts(numbers, lengths, stepper.rank, stepper.world):
-        given = learner.answer(rows.batch(part, beginning=beginning).to(stepper.device))
-        if part:
-            answers |= zip(part, given, strict=True)
-    for others in stepper.gather(answers):
-        answers |= others
-    given = [answers[first] if settings.shortcuts else answers[row] for row, first in enumerate(rows.first_alike)]
-    return expect_scores([answer._replace(prompt=p.name) for answer, p in zip(given, rows.prompts, strict=True)])
+    for some in rows.stretches():
+        numbers = rows.distinct(settings.shortcuts, some)
+        lengths = [length - begins for length in rows.lengths(numbers)]
+        answers: dict[int, Answer] = {}
+        parts = room.parts(numbers, lengths, stepper.rank, stepper.world)
+        made = map(functools.partial(rows.batch, beginning=beginning), parts)
+        for work in ahead([Step(0.0, len(parts), made)], stepper.device):
+            for part, batch in zip(parts, work.batches, strict=True):
+                given = learner.answer(batch)
+                if part:
+                    answers |= zip(part, given, strict=True)
+        for others in stepper.gather(answers):
+            answers |= others
+        first = rows.first_alike(some) if settings.shortcuts else some
+        told = zip(map(int, first), rows.prompts[some.start : some.stop], strict=True)
+        yield some, expect_scores([answers[row]._replace(prompt=prompt.name) for row, prompt in told])
 
 
 def expect_scores(answers: list[Answer]) -> list[Answer]:

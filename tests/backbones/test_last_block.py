@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from raypft.backbones import guard
+from raypft.backbones.attention import find_attention
 from raypft.batch import collate
 from raypft.contract import cases, tiny
 from raypft.contract.checks import dataset
@@ -30,6 +33,8 @@ WHOLE = (
 """Kinds whose last block runs for all tokens: their attention looks up no function by name, a state-space part stands
 beside it, or (T5's encoder) all of its states are read."""
 FEW = [kind for kind in tiny.MODELS if kind not in WHOLE]
+NO_KEYS = ("bert", "xlmr", "roberta", "xlmr-xl", "electra", "distilbert", "gpt2", "opt", "opt-350m")
+"""Kinds whose keys and values are linear in the states: few queries look at the states instead."""
 
 
 def of_last_slot(backbone):
@@ -53,6 +58,78 @@ def test_states_at_the_slots_are_those_of_all_tokens(kind):
     assert lengths == [2], "tokens that the whole block ran for"
     backbone.shortcuts = False
     assert torch.allclose(few, backbone(batch), atol=1e-6)
+
+
+@contextlib.contextmanager
+def tokens_made(backbone):
+    """How many tokens each linear layer of the last block's attention runs for."""
+    counts, attention = [], find_attention(backbone.blocks[-1])
+    kinds = (torch.nn.Linear, Conv1D)
+    before = {kind: kind.forward for kind in kinds}
+
+    def forward(layer, states):
+        counts.extend([states.shape[-2]] * any(layer is module for module in attention.modules()))
+        return before[type(layer)](layer, states)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in kinds:
+            patch.setattr(kind, "forward", forward)
+        yield counts
+
+
+@pytest.mark.parametrize("kind", tiny.MODELS)
+@torch.no_grad()
+def test_which_kinds_make_no_keys_of_tokens_that_are_not_read(kind):
+    backbone = tiny.backbone(kind)
+    assert backbone._makes_keys_alone == (kind in NO_KEYS)
+    if kind in FEW:
+        with tokens_made(backbone) as counts:
+            backbone(of_last_slot(backbone))
+        assert ({*counts} == {2}) == (kind in NO_KEYS)
+
+
+@pytest.mark.parametrize("scale", [1, 40])
+@pytest.mark.parametrize("kind", NO_KEYS)
+@torch.no_grad()
+def test_states_are_looked_at_as_sharply_as_keys(kind, scale):
+    backbone = tiny.backbone(kind)
+    for name, parameter in backbone.model.named_parameters():
+        if "norm" not in name.lower() and "ln" not in name and "embed" not in name:
+            parameter.normal_(std=0.02 * scale, generator=torch.Generator().manual_seed(len(name)))
+    batch = of_last_slot(backbone)
+    with tokens_made(backbone) as counts:
+        few = backbone(batch)
+    assert {*counts} == {2}
+    backbone.shortcuts = False
+    whole = backbone(batch)
+    assert torch.allclose(few, whole, rtol=1e-5, atol=2e-6 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+@torch.no_grad()
+def test_keys_of_a_beginning_are_looked_at_beside_the_states(kind):
+    backbone = tiny.backbone(kind)
+    made = [replace(p, marks={"slot": [len(p.ids) - 1]}) for p in guard.prompts(backbone)]
+    made = [replace(p, ids=made[0].ids[:2] + p.ids[2:], gold=[-1]) for p in made]
+    expected = backbone(collate(made, backbone.pad))
+    beginning = backbone.begin(collate([made[0].until(2)], backbone.pad))
+    with tokens_made(backbone) as counts:
+        found = backbone(collate([p.behind(2) for p in made], backbone.pad, beginning=beginning))
+    assert {*counts} == {2}
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "ia3"])
+def test_a_method_in_the_attention_gets_keys_of_all_tokens(method):
+    cell = cases.cell(method, tiny.backbone("gpt2"))
+    backbone, batch = cell.learner.method.backbone, dataset(cell).batch(range(5))
+    for parameter in cell.learner.trainable().values():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), tokens_made(backbone) as counts:
+        few = cell.learner.eval()(batch)
+        assert max(counts) == batch.ids.shape[1]
+        backbone.shortcuts = False
+        torch.testing.assert_close(few, cell.learner(batch), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

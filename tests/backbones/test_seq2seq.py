@@ -239,7 +239,7 @@ def test_a_loss_counts_target_tokens_and_batches_do_not_change_it():
         backbone, rows=[("a film", "one two three"), ("it is bad", "four")], kind="text", pad_to=6
     )
     assert padded.weight(one) == 6
-    filler = collate(prompts[:1], 1, weight=0.0)
+    filler = collate(prompts[:1], 1, weights=[0.0])
     assert float(readout.loss(readout.scores(backbone(filler), filler), filler)[0]) == 0
 
 

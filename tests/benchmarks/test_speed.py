@@ -13,6 +13,8 @@ from pairs import Clock, Differs, GNNaviPair, ShownPair, Sizes, TextPair, ToProP
 from speed import BERT, LLAMA, MODEL_S, MT5
 from transformers import BertConfig, GPT2Config, LlamaConfig, MT5Config
 
+from raypft.contract import cases, tiny
+
 SMALL = Sizes(
     times=1, train=3, dev=4, epochs=2, validations=2, test=3, reference_test=3, step=5, evaluated=2, prepared=6
 )
@@ -63,6 +65,14 @@ def test_shortcuts_answer_alike():
 def test_what_differs_ends_the_benchmark(ours, reference):
     with pytest.raises(Differs, match=r"speed: it: number \d is .*, of the reference .*; expected the same"):
         expect_equal("it", ours, reference)
+
+
+def test_no_two_prompts_of_a_gpus_step_are_alike():
+    """Those would be run once."""
+    way = gpu.WAYS["ltp"]
+    prompts = gpu.lengthened(cases.cell(way.method, tiny.backbone("xlmr")).prompts, way, way.rows)
+    assert len({tuple(prompt.ids) for prompt in prompts}) == way.rows
+    assert {len(prompt.ids) for prompt in prompts} == {way.tokens}
 
 
 def test_the_benchmark_of_a_gpu_runs_at_tiny_sizes(tmp_path, monkeypatch, capsys):

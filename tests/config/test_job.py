@@ -153,6 +153,8 @@ ERRORS = {
     "recipes/profit.yaml: train.lr: found 'abc'; input should be a valid number, "
     "unable to parse string as a number": "train.lr=abc",
     "recipes/profit.yaml: train.epochs: found -1; input should be greater than or equal to 0": "train.epochs=-1",
+    "recipes/profit.yaml: train.cache_folder: found 's3://kept'; value error, expected a folder, whose files can be "
+    "mapped into memory, found a URI": "train.cache_folder=s3://kept",
     "recipes/profit.yaml: dev.rows: found 'ful'; input should be 'full', 'k_shot' or 'none'": "dev.rows=ful",
     'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, '
     "pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, "
@@ -241,6 +243,7 @@ GIVEN = {"seed": 0, "data": "d", "backbone": "b", "numerics": 1}
         "train.micro_batch=1",
         "train.eval_batch=8",
         "train.save_every=5",
+        "train.cache_folder=kept",
         "data.root=/elsewhere",
         "recipe=mine",
         "source=mine",
@@ -272,6 +275,7 @@ def test_where_and_how_a_job_runs_is_not_in_the_key(override):
         "data.source=hub",
         "data.revision=v1",
         "train.dropout=0.0",
+        "train.cache_type=bf16",
         "task=nli",
         "dev.metric=accuracy",
     ],

@@ -10,6 +10,8 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import yaml
 
+from raypft.data.columns import normalise, with_own_ids
+from raypft.data.formats import Columns
 from raypft.data.origin import Origin, choose
 from raypft.data.sources import languages_of, read_split
 from raypft.errors import UserError
@@ -487,3 +489,57 @@ def test_a_damaged_file_is_one_line(origin, tmp_path, ending, content, line):
         read(origin(SPAN if ending == "json" else TAGS))
     assert str(caught.value).startswith(f"data: {tmp_path}/train.{ending} can't be read: {line}")
     assert "\n" not in str(caught.value)
+
+
+CHOICE = {"kind": "choice", "fields": {"text": "text"}, "label": {"names": ["no", "yes"]}, "metric": "accuracy"}
+TWO = {"text": ["a", "b"], "label": ["no", "yes"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "columns", "types"),
+    [
+        (CHOICE, TWO, {}),
+        (CHOICE, TWO, {"text": pa.large_string(), "label": pa.large_string()}),
+        (CHOICE, TWO, {"label": pa.dictionary(pa.int8(), pa.string())}),
+        (CHOICE, {**TWO, "id": [None, "x"], "text": [None, "é"]}, {}),
+        (CHOICE, {**TWO, "id": [7, None]}, {"id": pa.int64()}),
+        (CHOICE, {**TWO, "id": ["x", "x"], "language": ["de", "de"]}, {}),
+        (CHOICE, {**TWO, "id": ["x", "x"], "text": ["a", "a"]}, {}),
+        (CHOICE, {**TWO, "label": [1, 0]}, {"label": pa.uint8()}),
+        (CHOICE, {**TWO, "label": [True, False]}, {}),
+        (CHOICE, {**TWO, "label": ["yes", "maybe"]}, {}),
+        (CHOICE, {**TWO, "label": [None, "yes"]}, {}),
+        (CHOICE, {**TWO, "language": ["en", ""]}, {}),
+        (TEXT, {"text": ["a", "b"], "label": ["b c", "ü"]}, {}),
+        (TEXT, {"text": ["a", "b"], "label": ["b c", ""]}, {}),
+        (TEXT, {"text": [1, 2], "label": [3, 4]}, {}),
+        (MLM, {"text": ["a", "a"]}, {}),
+        (TAGS, {"tokens": [["a", ""], ["b"]], "tags": [["A", "O"], ["B"]]}, {}),
+        (TAGS, {"tokens": [["a", "b"], ["b"]], "tags": [[0, 2], [1]]}, {"tags": pa.list_(pa.int8())}),
+        (TAGS, {"tokens": [[1, 2], [3]], "tags": [["A", "O"], ["B"]]}, {}),
+        (TAGS, {"tokens": [["a", "b"], ["b"]], "tags": [["A", "O"], ["X"]]}, {}),
+        (TAGS, {"tokens": [["a", "b"], ["b"]], "tags": [["A", "O"], []]}, {}),
+        (TAGS, {"tokens": [["a", "b"], []], "tags": [["A", "O"], []]}, {}),
+        (TAGS, {"tokens": [["a", None], ["b"]], "tags": [["A", "O"], ["B"]]}, {}),
+        (TAGS, {"tokens": [["a", "b"], ["b"]], "tags": [["A"], ["B", "O"]]}, {}),
+        (TAGS, {"tokens": [["a", "b"], ["b"]], "tags": ["A O", "B"]}, {}),
+        (TAGS, {"tokens": [["a", "b"], ["b"]], "tags": [["A", None], ["B"]]}, {}),
+    ],
+)
+@pytest.mark.parametrize("split_at", [0, 1])
+def test_columns_of_arrow_become_what_the_same_values_of_python_become(origin, values, columns, types, split_at):
+    """Or are refused in the same words; also where a column is in several pieces, or a piece of another."""
+    task, theirs = origin(values).task, {"labels": {"0": "no", "1": "yes"}} if values is CHOICE else {}
+    source = origin(values, **({"labels": {"0": "A", "1": "B", "2": "O"}} if values is TAGS else theirs)).source
+    whole = pa.table({name: pa.array(column, types.get(name)) for name, column in columns.items()})
+    pieces = pa.concat_tables([whole, whole]).slice(split_at, 2)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = [*rows, *rows][split_at : split_at + 2]
+
+    def found(columns: Columns) -> object:
+        try:
+            return with_own_ids(task, normalise(task, source, columns, "file", None)).to_pydict()
+        except UserError as error:
+            return str(error)
+
+    assert found(Columns.of_arrow(pieces)) == found(Columns.of_records(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import pyarrow.compute as pa_compute
 import pytest
 
 from raypft.config.load import make_job
-from raypft.data.sampling import PROTOCOLS, Protocol, Sample, draw, protocol
+from raypft.data.sampling import LISTED, PROTOCOLS, Protocol, Sample, draw, protocol
 from raypft.errors import UserError
 
 LABELS = ["no", "maybe", "yes"]
@@ -274,3 +275,60 @@ def test_a_protocol_says_whether_each_seed_draws_its_own_sample(rule, drawn):
     }
     job = make_job(values)
     assert [job.sample_seed_of(seed) for seed in job.job.seeds] == drawn
+
+
+def test_rows_come_by_the_hash_of_seed_purpose_and_id():
+    """The rule in Python's words; translations have one hash, and the same row may stand there under two labels."""
+    odd = [{"id": "é\n", "language": "de", "label": label, "text": "t"} for label in ("yes", "maybe")]
+    train = pa.concat_tables([TRAIN, pa.Table.from_pylist(odd)])
+
+    def place(row: dict) -> tuple[str, str, str]:
+        return hashlib.sha256(f"3\x1ftrain\x1f{row['id']}".encode()).hexdigest(), row["language"], row["label"]
+
+    ordered = sorted(train.to_pylist(), key=place)
+    assert sample(train, shots=None, dev="none", seed=3).train.to_pylist() == ordered
+    first = []
+    for language, label in itertools.product(("de", "en"), LABELS):
+        first += [row for row in ordered if (row["language"], row["label"]) == (language, label)][:2]
+    assert sample(train, shots=2, dev="none", seed=3).train.to_pylist() == first
+
+
+def test_the_hash_of_rows_is_that_of_their_json():
+    texts = ['say "no"', "back\\slash", "two\nlines", "\x01", "\u2028 漢字 😀", ""]
+    test = pa.table(
+        {
+            "id": texts,
+            "language": ["en"] * 6,
+            "starts": pa.array([[1, 2], [], [3], [4], [5], [6]], pa.list_(pa.int32())),
+            "label": [[text, "b"] for text in texts],
+        }
+    )
+    written = "".join(json.dumps(sorted(row.items()), ensure_ascii=False) for row in test.to_pylist())
+    told = Sample(TRAIN, None, test, None).manifest()["test_hash"]
+    assert told == hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_many_rows_are_a_hash_and_a_rule_in_the_manifest(more):
+    train = rows("train", LISTED + more, ("en",)).slice(0, LISTED + more)
+    manifest = sample(train, shots=None, dev="none").manifest()
+    listed = manifest["ids"]["train"]
+    if not more:
+        assert len(set(listed)) == manifest["sizes"]["train"] == LISTED
+        assert set(listed) <= {f"en/train-{label}-{i}" for i in range(LISTED) for label in LABELS}
+        return
+    assert manifest["sizes"]["train"] == LISTED + 1
+    assert set(listed) == {"hash", "rule"}
+    assert listed["rule"] == (
+        'all train rows without ids of dev or demonstrations, by sha256 of "0", "train" and id with 0x1f between'
+    )
+    assert sample(train, shots=None, dev="none", seed=1).manifest()["ids"]["train"] != listed
+
+
+def test_what_limits_chose_is_said_too():
+    rules = sample(validation=None, dev_limit=3, test_limit=2, demos=1, seed=4).rules
+    assert rules["dev"].startswith('3 train rows a language, by sha256 of "4", "held out" and id')
+    assert rules["demos"].startswith("1 train rows a class and language, ")
+    assert rules["test"].startswith('all rows of the test split; 2 of them a language, by sha256 of "0", "test"')
+    assert sample(dev="none").rules["train"].startswith("4 train rows a class and language ")
+    assert "; 4 of them a class and language" in sample(rule="zs2021").rules["dev"]

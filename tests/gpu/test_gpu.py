@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
+import warnings
 from typing import Any
 
 import pytest
@@ -14,11 +16,13 @@ from test_cli import call, place, words  # noqa: F401  (a fixture)
 from raypft.config.job import Job
 from raypft.contract import cases, tiny
 from raypft.contract.checks import dataset
+from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.runs.cell import loaders
+from raypft.training.kept import copied
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
-from raypft.training.stepper import TorchStepper
+from raypft.training.stepper import MOMENTS, VALUE, TorchStepper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")]
 PAIRS = [pair for pair in cases.supported() if METHODS.load(pair[0]).trains]
@@ -94,9 +98,60 @@ def test_a_training_goes_on_from_its_state(method):
     cell = cases.cell(method, tiny.backbone("gpt2"))
     stepper, rows = TorchStepper(cell.learner, EPOCH, "cuda"), dataset(cell)
     state = fit(stepper, rows, None, EPOCH, 0, cell.score)
-    again = TorchStepper(cell.learner, EPOCH, "cuda", stepper.optimizer_state())
+    kept, steps = copied(stepper.held(), (VALUE, *MOMENTS)), {name: own.step for name, own in stepper.held().items()}
+    again = TorchStepper(cell.learner, EPOCH, "cuda")
+    again.put(kept.give, steps)
     settings = EPOCH.model_copy(update={"epochs": 2})
     assert fit(again, rows, None, settings, 0, cell.score, state).losses == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_in_the_line_of_a_cpu():
+    """It is read behind the next step, which must not move what is trained."""
+    cell = cases.cell("full", tiny.backbone("gpt2"))
+    stepper, factors = TorchStepper(cell.learner, EPOCH, "cuda"), iter([1.0, math.nan])
+    next(iter(stepper.parameters.values())).register_hook(lambda gradient: gradient * next(factors, 1.0))
+    settings, after = EPOCH.model_copy(update={"batch_size": 1}), list[dict[str, torch.Tensor]]()
+    step = stepper.step
+
+    def noted(lr):
+        told = step(lr)
+        after.append(stepper.values())
+        return told
+
+    stepper.step = noted
+    with pytest.raises(UserError, match=r"^train: the gradient is not finite at optimizer step 2; lower train.lr"):
+        fit(stepper, dataset(cell), None, settings, 0, cell.score)
+    assert len(after) == 3
+    assert all(torch.equal(value, after[0][name]) for values in after[1:] for name, value in values.items())
+
+
+@pytest.mark.parametrize(("method", "kind"), [("full", "gpt2"), ("full", "bert"), ("lora", "gpt2")])
+def test_no_line_of_the_loop_waits_for_the_gpu_in_a_step(method, kind):
+    """But for the last of an epoch; what a model's own code waits for is its own."""
+    cell = cases.cell(method, tiny.backbone(kind, dropout=0.1))
+    settings = EPOCH.model_copy(update={"batch_size": 1, "select": "last"})
+    stepper = TorchStepper(cell.learner, settings, "cuda")
+    step, lines = stepper.step, list[str]()
+
+    def watched(lr):
+        torch.cuda.set_sync_debug_mode("warn")
+        return step(lr)
+
+    def told(message, category, filename, lineno, file=None, line=None):
+        own = [frame for frame in traceback.extract_stack()[:-1] if "site-packages/torch" not in frame.filename]
+        last = [frame for frame in own if frame.name not in ("__torch_function__", "_showwarnmsg")][-1]
+        if "synchronizing" in str(message) and "/raypft/training/" in last.filename:
+            lines.append(f"{last.filename}:{last.lineno}")
+
+    stepper.step = watched
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = told
+        try:
+            fit(stepper, dataset(cell), None, settings, 0, cell.score)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert lines == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])

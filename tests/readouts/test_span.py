@@ -73,7 +73,7 @@ def test_loss_is_the_mean_cross_entropy_of_start_and_end_over_a_windows_slots():
 
 def test_a_filler_weighs_nothing():
     scores = torch.randn(3, 2, requires_grad=True)
-    loss, weight = readout().loss(scores, collate([window(0, [0, 1, 2])], 1, weight=0.0))
+    loss, weight = readout().loss(scores, collate([window(0, [0, 1, 2])], 1, weights=[0.0]))
     assert float(loss.detach()) == float(weight) == 0
     loss.backward()
     assert scores.grad is not None

@@ -13,8 +13,6 @@ import pyarrow.parquet as pa_parquet
 import pytest
 import torch
 
-from raypft.backbones.frozen_states import FrozenStates, tokens_of
-from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.config.load import load_job
 from raypft.contract import cases, tiny
@@ -32,7 +30,7 @@ from raypft.tasks.kinds import KINDS
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training.loader import PromptDataset
-from raypft.training.loop import evaluate
+from raypft.training.loop import evaluate, fit
 from raypft.training.stepper import Learner, TorchStepper
 
 
@@ -111,70 +109,6 @@ def test_rows_of_one_name_keep_their_own_answers():
     for found, expected in zip(answers, alone):
         assert found.scores == pytest.approx(expected.scores, abs=1e-5)
     assert answers[0].scores != pytest.approx(answers[1].scores, abs=1e-5)
-
-
-def states_of(backbone, **options):
-    """States kept by nobody else."""
-    return FrozenStates(backbone, **options)
-
-
-def test_cached_states_are_those_of_the_prompt_not_of_its_name():
-    """PromptDataset of train and dev may have one id: SST-2 counts both from 0."""
-    backbone = tiny.backbone("llama")
-    train, dev = prompt("en/0", [0], ids=9), Encoded("en/0", "en", [20, 21, 22], [0] * 3, {"slot": [2]}, gold=[1])
-    found = [states_of(backbone).after(2, own, "cpu") for own in ([train], [dev], [train, dev])]
-    for own in (train, dev):
-        rows = PromptDataset([own], METHODS.load("frozen")(METHODS.load("frozen").Config(), backbone), 1)
-        expected = backbone.lower(rows.batch([0]), 2)[0]
-        assert [
-            torch.allclose(known.of(own), expected, atol=1e-6) for known in found if tokens_of(own) in known.behind
-        ] == [True, True]
-
-
-def test_a_sweep_up_the_layers_takes_one_pass_over_the_backbone():
-    backbone, run = tiny.backbone("llama"), list[int]()
-    prompts = [prompt(f"en/{number}", [0], ids=9 + number) for number in range(11)]
-    for number, block in enumerate(backbone.blocks):
-        block.register_forward_hook(lambda *_, number=number: run.append(number))
-    kept = states_of(backbone)
-    for layer, expected in ((1, [0, 0]), (1, []), (3, [1, 2, 1, 2]), (2, [0, 1, 0, 1])):
-        run.clear()
-        found = kept.after(layer, prompts, "cpu")
-        assert run == expected, "two chunks, and only the blocks not run before"
-        fresh = states_of(backbone).after(layer, prompts, "cpu")
-        assert all(torch.equal(found.of(prompt), fresh.of(prompt)) for prompt in prompts)
-    small = states_of(backbone, limit=4 * backbone.hidden * 15 * 8)
-    for _ in range(2):
-        small.after(1, prompts, "cpu")
-        assert sum(states.nbytes for _, states in small._known.values()) <= small.limit
-
-
-def begun(key: str, ids: list[int]) -> Encoded:
-    """A prompt behind twelve tokens of demonstrations, more than the models' windows."""
-    shown = [7 + number % 5 for number in range(12)]
-    marks = {"demo_label": [3, 9], "slot": [len(shown) + len(ids) - 1]}
-    return Encoded(key, "en", shown + ids, [0] * (len(shown) + len(ids)), marks, [1], demo_tokens=len(shown))
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2", "gpt-oss", "opt"])
-def test_a_sweep_runs_demonstrations_once_for_all_prompts(kind):
-    """Train, then dev, then the layer above: states are those of the whole prompts."""
-    backbone, lengths = tiny.backbone(kind), list[int]()
-    train, dev = ([begun(f"en/{i}", [20 + i] * (2 + i)) for i in range(first, 5, 2)] for first in (0, 1))
-    backbone.blocks[0].register_forward_hook(lambda _block, given, _output: lengths.append(given[0].shape[1]))
-    kept = states_of(backbone)
-    for layer in (1, 3):
-        for split in (train, dev):
-            lengths.clear()
-            known = kept.after(layer, split, "cpu")
-            assert lengths == ([] if layer == 3 else [12, max(len(p.ids) for p in split) - 12])
-            for own in split:
-                whole = backbone.lower(collate([own], 1), layer)[0]
-                assert torch.allclose(known.of(own), whole, atol=1e-5)
-                assert torch.allclose(known.of(own, 12), whole[12:], atol=1e-5)
-    assert known.begins == 12
-    backbone.shortcuts = False
-    assert states_of(backbone).after(1, train, "cpu").begins == 0
 
 
 # metrics and tables
@@ -497,3 +431,33 @@ def test_states_are_kept_where_there_are_no_dev_rows():
     assert dev is None
     assert isinstance(train, PromptDataset)
     assert train.lower is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "files", "kind"),
+    [
+        ({}, 0, torch.float32),
+        ({"cache_folder": "kept"}, 1, torch.float32),
+        ({"cache_folder": "kept", "cache_type": "bf16"}, 1, torch.bfloat16),
+        ({"cache_type": "bf16"}, 0, torch.bfloat16),
+        ({"shortcuts": False, "cache_folder": "kept"}, 0, None),
+    ],
+    ids=str,
+)
+def test_a_job_says_where_states_are_kept_and_in_what(tmp_path, monkeypatch, changes, files, kind):
+    """With the losses of states in memory; a folder lies where the job was read."""
+    monkeypatch.chdir(tmp_path)
+    losses = list[list[float]]()
+    settings = Train(**{**cases.SETTINGS.model_dump(), **changes})
+    monkeypatch.chdir("/")
+    for own in (cases.SETTINGS, settings):
+        backbone = tiny.backbone("gpt2")
+        backbone.text.source = "some/folder"
+        cell = cases.cell("gnnavi", backbone)
+        stepper: Any = TorchStepper(cell.learner, own)
+        train, _ = loaders(SimpleNamespace(train=own), cell.learner, stepper, {"train": cell.prompts}, None)  # type: ignore[arg-type]
+        assert isinstance(train, PromptDataset)
+        losses.append(fit(stepper, train, None, own, 0, cell.score).losses)
+    assert (train.lower and train.lower.of(cell.prompts[0]).dtype) == kind
+    assert len([*tmp_path.rglob("*.safetensors")]) == 2 * files, "what prompts begin with, and the rest of them"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2 if kind == torch.bfloat16 else 1e-5)

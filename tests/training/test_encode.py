@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,10 +15,15 @@ from transformers import PreTrainedTokenizerFast
 from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.contract import tiny
+from raypft.data.sampling import Sample
+from raypft.encoded import Encoded, Passage
 from raypft.readouts import READOUTS
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Pattern, Source, Task
-from raypft.training.encode import RECORD, Encoder, from_record, to_record
+from raypft.training import encode
+from raypft.training.encode import Encoder
+from raypft.training.rows import EncodedRows, columns_of, packed, write
+from raypft.training.rows import asked as asked_of
 
 SPECIAL = {
     "bos_token": "<s>",
@@ -386,30 +394,116 @@ def test_gold_of_rows_without_labels_is_unknown_everywhere():
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_prompts_survive_arrow(labelled):
+def test_prompts_survive_arrow(labelled, tmp_path):
+    """In memory, in mapped files, and as pieces of larger batches."""
     written = [
         tags("{tokens}", tiny.backbone("mt5"), readout="text")(row("the film"))[0],
         choice(tiny.backbone("mt5"))({**row(""), "text": "x"})[0],
     ]
     prompts = [*everything(labelled), *written]
-    table = pa.Table.from_pylist([to_record(prompt) for prompt in prompts], schema=RECORD)
-    assert [from_record(record) for record in table.to_pylist()] == prompts
+    assert any(prompt.passage for prompt in prompts)
+    files = [tmp_path / "1", tmp_path / "2", tmp_path / "3"]
+    assert [write(prompts[:2], files[0]), write([], files[1]), write(prompts[2:], files[2])] == [2, 0, len(prompts) - 2]
+    whole = columns_of(prompts)
+    of_columns = (EncodedRows([whole.slice(0, 3), whole.slice(3)]), EncodedRows([packed(whole).slice(1)]))
+    for rows, expected in zip(
+        (EncodedRows.of(prompts), EncodedRows.read(files), *of_columns),
+        (prompts, prompts, prompts, prompts[1:]),
+        strict=True,
+    ):
+        assert list(rows) == rows[:] == [rows[number] for number in range(len(rows))] == expected
+        assert rows[-1] == expected[-1]
+        assert rows.lengths.tolist() == [len(prompt.ids) for prompt in expected]
+        assert rows.numbers.tolist() == [prompt.part for prompt in expected]
+        assert rows.demo_tokens.tolist() == [prompt.demo_tokens for prompt in expected]
+        assert rows.languages.tolist() == [prompt.language for prompt in expected]
+    with pytest.raises(IndexError):
+        EncodedRows.of(prompts)[len(prompts)]
+    assert list(EncodedRows.of([]) + EncodedRows.of(prompts) + EncodedRows.of(prompts[:1])) == [*prompts, prompts[0]]
+    assert list(EncodedRows.of([])) == []
 
 
-def test_ray_data_keeps_the_parts_of_a_row_together_and_in_order(monkeypatch):
+def test_many_prompts_take_few_bytes():
+    """At most 8 bytes a token and 300 a prompt, also where token ids need four each."""
+    prompt = choice(tiny.backbone("bert"))({**row(""), "text": "the film was a good one"})[0]
+    many = [prompt.but(ids=[250_000 + n % 7 for n in prompt.ids], key=f"en/test-{number:06}") for number in range(1000)]
+    batch = packed(columns_of(many))
+    assert batch.nbytes <= 1000 * (8 * len(prompt.ids) + 300)
+    assert list(EncodedRows([batch])) == many
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [1, 2, 4]},
+        {"segments": [0, 1, 1]},
+        {"ids": [1, 2], "segments": [3, 0]},
+        {"marks": {"slot": [2]}},
+        {"marks": {"soft": [1]}},
+        {"marks": {"slot": [1], "soft": []}},
+        {"wording": 1},
+        {"target": [0]},
+        {"passage": Passage("x", [0], [1])},
+    ],
+)
+def test_what_an_answer_depends_on_tells_prompts_apart(change):
+    prompt = Encoded("en/1", "en", [1, 2, 3], [0, 0, 1], {"slot": [1]})
+    alike = prompt.but(key="de/2", language="de", gold=[7], part=1, answers=["x"])
+    assert asked_of(prompt) == asked_of(alike) != asked_of(prompt.but(**change))
+    assert EncodedRows.of([prompt, alike]).asked[0] == EncodedRows.of([alike]).asked[0]
+
+
+def test_rows_are_encoded_into_shards_in_order(monkeypatch, tmp_path):
+    """The parts of a row together; a folder that says which shards it has is whole."""
     from raypft.scale import data
 
     make = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer")
     monkeypatch.setattr(data, "_encoder", lambda job, demos: make)
+    monkeypatch.setattr(data, "SHARD", 2)
     sentences = [
         {**row(words, ["THING"] * len(words.split())), "id": str(i)}
-        for i, words in enumerate(["the film was", "a", "it is"])
+        for i, words in enumerate(["the film was", "a", "it is", "a good film"])
     ]
-    batch = pa.table(
-        {"file": ["f"] * 3, "role": ["test"] * 3, "number": [0, 1, 2], "row": [json.dumps(own) for own in sentences]}
-    )
-    found = data.encode_batch(batch, {"f": ("", "")})
-    assert found["number"].to_pylist() == [0, 0, 0, 1, 2, 2]
-    assert found["part"].to_pylist() == [0, 1, 2, 0, 0, 1]
-    expected = [prompt for own in sentences for prompt in make(own)]
-    assert [from_record(record) for record in found.drop_columns(data.BESIDE.names).to_pylist()] == expected
+    table = pa.Table.from_pylist(sentences)
+    sample = Sample(table.slice(0, 3), None, table.slice(3), None)
+    shards = list(data._shards(sample))
+    assert [(name, len(rows)) for name, rows in shards] == [
+        ("train-000000.arrow", 2),
+        ("train-000001.arrow", 1),
+        ("test-000000.arrow", 1),
+    ]
+    asked = []
+    for name, rows in shards:
+        with pa.ipc.new_file(str(tmp_path / f"rows-{name}"), rows.schema) as writer:
+            writer.write_table(rows)
+        asked.append({"rows": str(tmp_path / f"rows-{name}"), "to": str(tmp_path / name), "encoder": 0})
+    counts = data.encode_shards(pa.Table.from_pylist(asked), [("", "")])
+    assert counts["prompts"].to_pylist() == [4, 2, 3]
+    (tmp_path / data.SHARDS).write_text(json.dumps([name for name, _ in shards]))
+    prompts = data.read_encoded(tmp_path)
+    assert {role: list(rows) for role, rows in prompts.items()} == {
+        "train": [prompt for own in sentences[:3] for prompt in make(own)],
+        "test": make(sentences[3]),
+    }
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_garbage_is_not_searched_for_while_rows_are_encoded(searches, monkeypatch):
+    """And is again behind it, if it was before, also where a row can't be encoded."""
+    seen = list[bool]()
+    sample: Any = SimpleNamespace(train=pa.table({"id": ["a"]}), dev=None, test=None, demos=None)
+
+    def failing(row):
+        seen.append(gc.isenabled())
+        raise KeyError(row["id"])
+
+    monkeypatch.setattr(encode, "Encoder", SimpleNamespace(of=lambda *_: failing))
+    before = gc.isenabled()
+    (gc.enable if searches else gc.disable)()
+    try:
+        with pytest.raises(KeyError):
+            encode.encode_sample(None, None, sample)  # type: ignore[arg-type]
+        after = gc.isenabled()
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert (seen, after) == ([False], searches)

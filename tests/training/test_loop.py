@@ -4,6 +4,8 @@ training."""
 from __future__ import annotations
 
 import math
+from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +20,10 @@ from raypft.readouts.base import Answer
 from raypft.readouts.mlm import MaskedLanguageModel
 from raypft.readouts.span import SpanReadout
 from raypft.training import checkpoint, loop
-from raypft.training.loader import PromptDataset
+from raypft.training.ahead import Told, made_ahead
+from raypft.training.loader import PromptDataset, Step, Streamed
 from raypft.training.loop import evaluate, expect_scores, fit, learning_rate
+from raypft.training.states import States, TrainState
 from raypft.training.stepper import TorchStepper
 
 
@@ -45,7 +49,7 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("save_every", [None, 100])
-def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch):
+def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch, tmp_path):
     """After every step from the notice on while that costs less than half of the time, whatever the settings say."""
     monkeypatch.setattr(checkpoint, "DISK", 1e15)
     cell = cases.cell("full", tiny.backbone("bert"))
@@ -55,15 +59,9 @@ def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monke
     stepper.leaving = lambda: next(notices)
     saved: list[tuple[int, int]] = []
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
-    fit(
-        stepper,
-        rows,
-        None,
-        settings,
-        0,
-        cell.score,
-        save=lambda progress: saved.append((progress.epoch, progress.step)),
-    )
+    states = States(tmp_path / "state.pt", tmp_path / "state.previous.pt", tmp_path / "state", "cell")
+    monkeypatch.setattr(States, "save_whole", lambda self, state, stepper: saved.append((state.epoch, state.step)))
+    fit(stepper, rows, None, settings, 0, cell.score, states=states)
     within = [at for at in saved if at[1]]
     assert within == [(1, 1), (1, 2), (1, 3)], "states inside of an epoch, those of the epoch of the notice"
 
@@ -251,6 +249,91 @@ def test_patience_counts_epochs_without_gain(rule, patience, scores, epochs):
     assert len(state.history) == epochs
 
 
+# prompts that repeat
+
+
+def twice(method: str = "gnnavi", readout: str = "verbalizer", dropout: float = 0.0) -> cases.Cell:
+    """Five rows, four of them twice under other names; of the last repetition the label is another."""
+    cell = cases.cell(method, tiny.backbone(cases.kinds_of(method)[0], dropout=dropout), readout=readout)
+    again = [prompt.but(key=f"{prompt.key}-again") for prompt in cell.prompts[:4]]
+    again[3] = again[3].but(gold=[1 - again[3].gold[0]])
+    return replace(cell, prompts=cell.prompts + again)
+
+
+class Prompts(TorchStepper):
+    """Counts the prompts that run, and keeps the gradient of each step."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.count, self.gradients = 0, list[torch.Tensor]()
+
+    def scores(self, batch):
+        self.count += int((batch.weight > 0).sum())
+        return super().scores(batch)
+
+    def step(self, lr):
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters.values() if p.grad is not None]))
+        return super().step(lr)
+
+
+def run_twice(cell: cases.Cell, rows: Any, **changes: Any) -> tuple[int, list[float], torch.Tensor]:
+    """Prompts that ran in two epochs of one step, the losses, and the gradients."""
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 9, "epochs": 2, **changes})
+    stepper = Prompts(cell.learner, settings)
+    losses = fit(stepper, rows, None, settings, 0, cell.score).losses
+    return stepper.count, losses, torch.stack(stepper.gradients)
+
+
+class Given:
+    """A flow of prompts that are known."""
+
+    def __init__(self, prompts) -> None:
+        self.prompts, self.rows = prompts, len(prompts)
+
+    def __call__(self, share):
+        yield self.prompts
+
+
+@pytest.mark.parametrize(
+    ("method", "readout"),
+    [("gnnavi", "verbalizer"), ("gnnavi", "head"), ("prefix", "verbalizer"), ("lora", "verbalizer")],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_prompt_that_repeats_in_a_step_runs_once(method, readout, streamed, micro_batch):
+    """With the loss and the gradient of all; a repetition with another label runs by itself."""
+    found = []
+    for shortcuts in (False, True):
+        cell = twice(method, readout)
+        rows: Any = dataset(cell)
+        if streamed:
+            rows = Streamed(Given(cell.prompts), cell.prompts[0], cell.learner.method, 1)
+        found.append(run_twice(cell, rows, shortcuts=shortcuts, micro_batch=micro_batch))
+    (whole, losses, gradients), (few, same_losses, same_gradients) = found
+    assert (whole, few) == (18, 12)
+    assert same_losses == pytest.approx(losses, rel=1e-6)
+    assert torch.allclose(same_gradients, gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_prompts_that_repeat_run_each_where_dropout_is_drawn():
+    """A row's masks are its own, and what others' code draws no one knows."""
+    assert run_twice(cell := twice("full", dropout=0.1), dataset(cell))[0] == 18
+    assert run_twice(cell := twice("prefix", "head"), dataset(cell))[0] == 18
+    cell = twice()
+    cell.learner.readout.__class__ = type("Own", (type(cell.learner.readout),), {"__module__": "mine"})
+    assert run_twice(cell, dataset(cell))[0] == 18
+
+
+def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
+    """One prompt in two languages is answered twice then."""
+    cell = cases.cell("full", tiny.backbone("bert"))
+    prompts = [cell.prompts[0], cell.prompts[0].but(key="de/0", language="de"), cell.prompts[0].but(key="en/9")]
+    assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 0, 0]
+    method: Any = cell.learner.method
+    method.columns = lambda prompt: {"language": prompt.language}
+    assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 1, 0]
+
+
 # what ends a training
 
 
@@ -265,6 +348,69 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_it_reaches_the_v
     with pytest.raises(UserError, match=expected):
         fit(stepper, dataset(cell), None, settings, 0, cell.score)
     assert same(stepper.values(), stepper.after[1])
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("save_every", [None, 1, 2])
+def test_what_a_step_tells_may_be_read_behind_the_next(behind, save_every, monkeypatch, tmp_path):
+    """As on a GPU: the same losses, the same line about the same step, and no state behind a step that has failed."""
+    monkeypatch.setattr(checkpoint.StateWriter, "_is_due", lambda writer, patience=10: True)
+    monkeypatch.setattr(Told, "__init__", lambda told, device: vars(told).update(behind=behind, _unread=deque()))
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 2, "save_every": save_every})
+
+    def run(factors: list[float]) -> tuple[list[float], list[int], str, bool]:
+        cell, saved, line = cases.cell("full", tiny.backbone("bert")), [], ""
+        stepper, state, given = Watched(cell, settings), TrainState(), iter(factors)
+        states = States(tmp_path / "state.pt", tmp_path / "state.previous.pt", tmp_path / "state", "cell")
+        monkeypatch.setattr(States, "save_whole", lambda own, kept, stepper: saved.append(len(kept.losses)))
+        next(iter(stepper.parameters.values())).register_hook(lambda gradient: gradient * next(given, 1.0))
+        try:
+            fit(stepper, dataset(cell), None, settings, 0, cell.score, state, states)
+        except UserError as error:
+            line = str(error)
+        return state.losses, saved, line, same(stepper.values(), stepper.after[4])
+
+    losses, saved, line, stays = run([])
+    assert (len(losses), line, stays) == (15, "", False)
+    assert saved == {None: [3, 6, 9, 12, 15], 1: sorted([*range(1, 16), 3, 6, 9, 12, 15])}.get(save_every, saved)
+    broken, kept, line, stays = run([1.0] * 5 + [math.nan])
+    assert broken == losses[:5]
+    assert line == "train: the gradient is not finite at optimizer step 6; lower train.lr, or use train.precision=fp32"
+    assert stays, "no step moves the values after one whose gradient was not finite"
+    assert kept == [number for number in saved if number <= 5]
+
+
+def test_batches_made_ahead_are_those_of_their_steps_in_order():
+    """The batches that a GPU gets, one of them at a time beside that which runs; a fault is told where it is met."""
+    cell, made = cases.cell("full", tiny.backbone("bert")), list[int]()
+    rows, stepper = dataset(cell), TorchStepper(cell.learner, cases.SETTINGS)
+
+    def noted(batches):
+        for batch in batches:
+            made.append(len(made))
+            yield batch
+
+    settings = cases.SETTINGS.model_copy(update={"micro_batch": 1})
+    plain = [(work.weight, [*work.batches]) for work in rows.epoch(stepper, settings, 0, 0, 0)]
+    watched_steps = (replace(work, batches=noted(work.batches)) for work in rows.epoch(stepper, settings, 0, 0, 0))
+    taken = 0
+    for (weight, batches), work in zip(plain, made_ahead(watched_steps, "cpu"), strict=True):
+        assert work.weight == weight
+        for expected, batch in zip(batches, work.batches, strict=True):
+            taken += 1
+            assert taken <= len(made) + 1 <= taken + 2
+            assert batch.names == expected.names
+            assert all(torch.equal(getattr(batch, name), getattr(expected, name)) for name in ("ids", "gold", "slots"))
+
+    def failing():
+        yield plain[0][1][0]
+        raise RuntimeError("a row that can't be read")
+
+    steps = made_ahead([Step(1.0, 2, failing())], "cpu")
+    work = next(steps)
+    assert next(work.batches).names == plain[0][1][0].names
+    with pytest.raises(RuntimeError, match="a row that can't be read"):
+        next(work.batches)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.query import Query
 
+compute: Any = pa_compute  # its functions are made at import
+Values = Sequence[Any] | pa.ChunkedArray
+"""A column as a file gives it: as Arrow has it where that is texts, words or whole numbers, else Python's values."""
 TEXTS = pa.list_(pa.string())
 HIDDEN = {"-1", "", "None", "NS", "?", "_"}
 """Values that stand for a hidden label in published test sets."""
@@ -22,14 +27,14 @@ HIDDEN = {"-1", "", "None", "NS", "?", "_"}
 class ReadRows:
     """What of a table is read before its labels.
 
-    where: the file or data set, for messages; ids: as the table calls its rows; fields: field to one value a row;
+    where: the file or data set, for messages; ids: as the table calls its rows; fields: field to its column;
     names: the task's label names; ours: their label value, as text, to our label name; unanswerable: a row may have no
     label.
     """
 
     where: str
-    ids: list[str]
-    fields: dict[str, list]
+    ids: pa.ChunkedArray
+    fields: dict[str, pa.ChunkedArray]
     names: list[str]
     ours: Mapping[str, str]
     unanswerable: bool = False
@@ -124,21 +129,21 @@ class Kind:
         """The metric of a task that names none; names: its labels."""
         return self.metrics[0]
 
-    def read_field(self, values: Sequence[Any], column: str, where: str) -> list[Any]:
+    def read_field(self, values: Values, column: str, where: str) -> pa.ChunkedArray:
         """A field's values as the task's prompts read them.
 
         Raises:
             UserError: a value that is none.
         """
-        return as_text(values, column, where)
+        return texts(values, column, where)
 
-    def read_labels(self, values: Sequence[Any], rows: ReadRows) -> dict[str, pa.Array]:
+    def read_labels(self, values: Values, rows: ReadRows) -> dict[str, pa.ChunkedArray]:
         """The label columns of a table, checked.
 
         Raises:
             UserError: a hidden label, or one that does not fit (file and row named).
         """
-        return {"label": pa.array(class_names(as_text(values, "label", rows.where), rows), pa.string())}
+        return {"label": class_names(texts(values, "label", rows.where), rows)}
 
     def labels_of(self, row: Mapping[str, Any]) -> list[str]:
         """The labels in a row."""
@@ -150,6 +155,30 @@ class Kind:
         gold = [encoder.names.index(label)] if encoder.names and label else [-1]
         answers = [encoder.word(row, str(label or ""))]
         return [encoder.encode(encoder.render(row), row).but(gold=gold, answers=answers)]
+
+
+def listed(values: Values) -> Sequence[Any]:
+    """A column as Python's values."""
+    return values.to_pylist() if isinstance(values, pa.ChunkedArray) else values
+
+
+def column_of(values: Sequence[Any], type: pa.DataType) -> pa.ChunkedArray:
+    """Python's values as a column."""
+    made = pa.array(values, type)
+    return made if isinstance(made, pa.ChunkedArray) else pa.chunked_array([made])  # chunks of more than 2 GB
+
+
+def texts(values: Values, column: str, where: str) -> pa.ChunkedArray:
+    """The same as `as_text`, as a column; of what Arrow has as texts or whole numbers no value is looked at."""
+    if isinstance(values, pa.ChunkedArray) and not pa.types.is_nested(values.type):
+        return compute.fill_null(values.cast(pa.string()), "")
+    return column_of(as_text(listed(values), column, where), pa.string())
+
+
+def renamed(column: pa.ChunkedArray, rename: Callable[[list[str]], list[str]]) -> pa.ChunkedArray:
+    """Texts by other names; `rename` gets each text once."""
+    found = column.unique()
+    return pa.array(rename(found.to_pylist()), pa.string()).take(compute.index_in(column, found))
 
 
 def as_text(values: Sequence[Any], column: str, where: str) -> list[str]:
@@ -197,21 +226,21 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def class_names(values: Sequence[str], rows: ReadRows) -> list[str]:
+def class_names(values: pa.ChunkedArray, rows: ReadRows) -> pa.ChunkedArray:
     """Label values by our names; where there is no label set, any text that is not empty.
 
     Raises:
         UserError: a hidden label, or one outside the set.
     """
-    names = named(values, rows)
-    known = set(rows.names)
-    for number, name in enumerate(names):
-        if (known and name not in known) or not name:
-            what = "a hidden label" if values[number] in HIDDEN else "outside the label set"
-            expected = wanted(values[number], values, rows) if known else "a text"
-            raise UserError(
-                f'data: {rows.where} row {number} has label "{values[number]}", {what}; expected {expected}'
-            )
+    known = rows.names
+    names = renamed(values, functools.partial(named, rows=rows)) if known or rows.ours else values
+    fits = compute.is_in(names, pa.array(known, pa.string())) if known else compute.not_equal(names, "")
+    number = compute.index(fits, False).as_py()
+    if number >= 0:
+        value = values[number].as_py()
+        what = "a hidden label" if value in HIDDEN else "outside the label set"
+        expected = wanted(value, values.unique().to_pylist(), rows) if known else "a text"
+        raise UserError(f'data: {rows.where} row {number} has label "{value}", {what}; expected {expected}')
     return names
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pyarrow as pa
 
 from raypft.tasks.kinds import base
@@ -17,5 +14,5 @@ class MaskedText(base.Kind):
     metrics = ("token_accuracy",)
     reads_labels = False
 
-    def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
-        return {"label": pa.array([""] * len(rows.ids), pa.string())}
+    def read_labels(self, values: base.Values, rows: base.ReadRows) -> dict[str, pa.ChunkedArray]:
+        return {"label": pa.chunked_array([pa.repeat("", len(rows.ids))])}

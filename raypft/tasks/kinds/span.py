@@ -34,13 +34,17 @@ class Span(base.Kind):
     def usual_metric(self, names: Sequence[str]) -> str:
         return "f1"
 
-    def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
+    def read_labels(self, values: base.Values, rows: base.ReadRows) -> dict[str, pa.ChunkedArray]:
         texts, starts = [], []
-        for value, context, name in zip(values, rows.fields[CONTEXT], rows.ids, strict=True):
+        contexts, ids = rows.fields[CONTEXT].to_pylist(), rows.ids.to_pylist()
+        for value, context, name in zip(base.listed(values), contexts, ids, strict=True):
             found = _answers(value, context, f'data: {rows.where} row "{name}"', rows.unanswerable)
             texts.append(found[0])
             starts.append(found[1])
-        return {"label": pa.array(texts, base.TEXTS), "starts": pa.array(starts, pa.list_(pa.int32()))}
+        return {
+            "label": base.column_of(texts, base.TEXTS),
+            "starts": base.column_of(starts, pa.list_(pa.int32())),
+        }
 
     def prompts(self, encoder: base.RowEncoder, row: Mapping[str, Any]) -> list[Encoded]:
         """Windows; slot 0 is the prompt's first token, which stands for "no answer here".

@@ -6,17 +6,20 @@ A pattern asks about one word at a time ({token}), or shows the sentence, whose 
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.tasks.kinds import base
 
+compute: Any = pa_compute  # its functions are made at import
 WORDS = "tokens"
 """The field that holds the words."""
 UNLIMITED = 1 << 30
@@ -40,8 +43,10 @@ class Tags(base.Kind):
     def usual_metric(self, names: Sequence[str]) -> str:
         return "entity_f1" if any(name.startswith("B-") for name in names) else "token_accuracy"
 
-    def read_field(self, values: Sequence[Any], column: str, where: str) -> list[list[str]]:
-        lists = [_listed(value, numbers=False) for value in values]
+    def read_field(self, values: base.Values, column: str, where: str) -> pa.ChunkedArray:
+        if isinstance(values, pa.ChunkedArray) and _all_words(values):
+            return values.cast(base.TEXTS)
+        lists = [_listed(value, numbers=False) for value in base.listed(values)]
         for row, value in enumerate(lists):
             told = f'data: {where} row {row}: column "{column}" holds'
             if base.is_missing(value) or value == []:
@@ -51,13 +56,17 @@ class Tags(base.Kind):
             for number, word in enumerate(value):
                 if base.is_missing(word) or isinstance(word, list | dict):
                     raise UserError(f"{told} {base.shown(word)} as word {number}; expected a text")
-        return [base.as_text(value, column, f"{where} row {row} words") for row, value in enumerate(lists)]
+        words = [base.as_text(value, column, f"{where} row {row} words") for row, value in enumerate(lists)]
+        return base.column_of(words, base.TEXTS)
 
-    def read_labels(self, values: Sequence[Any], rows: base.ReadRows) -> dict[str, pa.Array]:
+    def read_labels(self, values: base.Values, rows: base.ReadRows) -> dict[str, pa.ChunkedArray]:
+        found = _all_tags(values, rows)
+        if found is not None:
+            return {"label": found}
         known = set(rows.names)
         sentences: list[list[str]] = []
         ours: dict[str, str] = {}
-        for number, (words, value) in enumerate(zip(rows.fields[WORDS], values, strict=True)):
+        for number, (words, value) in enumerate(zip(rows.fields[WORDS].to_pylist(), base.listed(values), strict=True)):
             where = f"data: {rows.where} row {number}"
             value = _listed(value, numbers=True)
             if not (base.is_missing(value) or isinstance(value, list)):
@@ -76,7 +85,7 @@ class Tags(base.Kind):
                 expected = f"expected {base.wanted(given[i], given, rows)}"
                 raise UserError(f'{where} word {i} "{words[i]}" has tag "{given[i]}", {what}; {expected}')
             sentences.append(tags)
-        return {"label": pa.array(sentences, base.TEXTS)}
+        return {"label": base.column_of(sentences, base.TEXTS)}
 
     def labels_of(self, row: Mapping[str, Any]) -> list[str]:
         return row["label"]
@@ -98,6 +107,30 @@ class Tags(base.Kind):
             answers = [f"{tag or ''}: {word}" for tag, word in told]
             made.append(encoder.encode(query, row).but(gold=gold[start:end], answers=answers))
         return made
+
+
+def _all_words(values: pa.ChunkedArray) -> bool:
+    """Whether every row is a list of at least one word, and none is missing."""
+    if not pa.types.is_list(values.type) or values.null_count:
+        return False
+    sizes = compute.min(compute.list_value_length(values)).as_py()
+    return sizes != 0 and not compute.list_flatten(values).null_count
+
+
+def _all_tags(values: base.Values, rows: base.ReadRows) -> pa.ChunkedArray | None:
+    """The tags of a column of lists by our names; None where any does not fit, which `read_labels` then tells."""
+    if not isinstance(values, pa.ChunkedArray) or not _all_words(values):
+        return None
+    words = rows.fields[WORDS]
+    if not compute.all(compute.equal(compute.list_value_length(values), compute.list_value_length(words))).as_py():
+        return None
+    tags = base.texts(compute.list_flatten(values), "tags", rows.where)
+    ours = base.renamed(tags, functools.partial(base.named, rows=rows)).combine_chunks()
+    ends = compute.cumulative_sum(compute.list_value_length(values).combine_chunks().cast(pa.int64()))
+    offsets = pa.concat_arrays([pa.array([0], pa.int64()), ends])
+    if not compute.all(compute.is_in(ours, pa.array(rows.names))).as_py():
+        return None
+    return pa.chunked_array([pa.LargeListArray.from_arrays(offsets, ours)]).cast(base.TEXTS)
 
 
 def _listed(value: Any, numbers: bool) -> Any:
