@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
+from raypft.report.analyses import analyses
 from raypft.report.answer_figures import answer_figures
 from raypft.report.campaign import COSTS, CSV, Line, axes_of, costs_of, labels_of, lines_of, records_of, score_text
 from raypft.report.campaign import table_of as campaign_table
@@ -130,7 +131,8 @@ def write_report(
     shown = shown_in(cells)
     asked = [*curves(cells), *score_figures(cells, shown), *search_figures(cells, cards)]
     figures = draw([*asked, *answer_figures(cells, evidence, shown)], out / "figures")
-    return _write(report, writer, cards, figures, out)
+    folders = [out, *([campaign.folder] if hasattr(campaign, "folder") else []), *cards.folders]
+    return _write(report, writer, page(report, cards, figures, list(analyses(folders)), out), figures, out)
 
 
 class _Writer:
@@ -294,14 +296,14 @@ def _record(pair: Pair, limits: Interval | None) -> list[str]:
     return [pair.first, pair.second, pair.column, *shown, str(pair.won), str(pair.of)]
 
 
-def _write(report: Report, writer: _Writer, cards: Cards, figures: list[Drawn], out: Path) -> list[Path]:
+def _write(report: Report, writer: _Writer, html: str, figures: list[Drawn], out: Path) -> list[Path]:
     """The report's files."""
     cost = report.costs[0]
     head = [f"# {plain(report.title)}\n"] + [f"Source: {plain(report.source)}\n"] * bool(report.source)
     images = [f"![{plain(figure.about)}](figures/{figure.name}.png)\n" for figure in figures]
     listed = [f"- {plain(note)}" for note in report.notes]
     texts = {
-        "index.html": page(report, cards, figures),
+        "index.html": html,
         "table.md": "\n".join([*head, *writer.markdown, cost.table.markdown(), *images, *listed]) + "\n",
         "table.tex": "\n".join([MACRO, *writer.tex, latex(cost.table, cost.labels)]),
         "table.csv": csv_text([[*writer.axes, *CSV, "low", "high", "best"], *writer.records]),
