@@ -141,12 +141,19 @@ def measured(case: Case, model: Path, scratch: Path, seeds: int = 1) -> tuple[in
         "told": str(told),
         "seeds": seeds,
     }
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     members = []
     for rank in range(case.workers):
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.workers, "LOCAL_WORLD_SIZE": case.workers}
         own = environment | {key: str(value) for key, value in numbers.items()}
-        members.append(subprocess.Popen([sys.executable, __file__, "--member", json.dumps(settings)], env=own))
+        command = [sys.executable, __file__, "--member", json.dumps(settings)]
+        members.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
     peak = 0
     try:
         while any(member.poll() is None for member in members):
@@ -223,7 +230,7 @@ def member(settings: dict[str, Any]) -> None:
         backbone = backbones.of(cell)
         cell.folder.mkdir(parents=True, exist_ok=True)
         result = run_cell(cell, encode_sample(cell.resolved, backbone.text, cell.sample), backbone, engine)
-        steppers[-1].close()
+        steppers.pop().close()
         del backbone
         tell(case=case.name, seed=cell.seed, loss=result["losses"][-1], first=result["losses"][0], mean=result["mean"])
         ended = time.perf_counter()
@@ -236,9 +243,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="cells a worker runs; what they told is printed")
     parser.add_argument("--member", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed says a line where it has to look for one
     if asked.member:
         member(json.loads(asked.member))
         return
