@@ -127,6 +127,7 @@ def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str,
 def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:
     """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same
     model."""
+    revision = revision or backbone.revision
     path = (
         folder() / f"{type(backbone.model).__name__}-{backbone.embedding_size}" / f"{strategy}-{revision}.safetensors"
     )
@@ -138,7 +139,7 @@ def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None
             for name, info in parameter_infos(backbone).items()
             if info.in_body
         }
-        save_ticket(path, differences, revision or backbone.revision, strategy, {"seed": 1})
+        save_ticket(path, differences, revision, strategy, {"seed": 1})
     return str(path)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from raypft.backbones.base import Backbone
 from raypft.config.job import Train
 from raypft.contract import cases, tiny
 from raypft.methods import METHODS
@@ -69,11 +70,15 @@ def dataset(cell: cases.Cell) -> PromptDataset:
     return PromptDataset(cell.prompts, cell.learner.method, cell.learner.method.backbone.pad)
 
 
-def dropping(method: str, kind: str, **options: Any) -> cases.Cell:
-    """A cell whose model drops states out, and its method if that has a key for it."""
+def dropping(method: str, kind: str, backbone: Backbone | None = None, **options: Any) -> cases.Cell:
+    """A cell whose model drops states out, and its method if that has a key for it.
+
+    Args:
+        backbone: instead of one made in memory.
+    """
     if "dropout" in METHODS.load(method).Config.model_fields:
         options = {"dropout": DROPOUT, **options}
-    return cases.cell(method, tiny.backbone(kind, dropout=DROPOUT), **options)
+    return cases.cell(method, backbone or tiny.backbone(kind, dropout=DROPOUT), **options)
 
 
 def states_are_one_row_per_slot(method: str, kind: str, **options: Any) -> None:

@@ -16,9 +16,11 @@ from typing import Any, cast
 import torch
 from torch import distributed, multiprocessing
 
+from raypft.backbones.base import Backbone
+from raypft.backbones.load import load_backbone
 from raypft.config.job import Job, Resources, Train, Zero
 from raypft.contract import cases
-from raypft.contract.checks import dropping
+from raypft.contract.checks import DROPOUT, dropping
 from raypft.training.checkpoint import StateWriter
 from raypft.training.kept import copied
 from raypft.training.loader import PromptDataset
@@ -50,11 +52,13 @@ class Case:
     """A module's function, asked after the last step on every rank."""
     options: tuple[tuple[str, Any], ...] = ()
     """Keys of the method that differ from their defaults."""
+    files: str | None = None
+    """The folder that the model is read from; None: made in memory."""
 
 
 def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
-    cell = dropping(case.method, case.kind, **dict(case.options))
+    cell = dropping(case.method, case.kind, _from_files(case), **dict(case.options))
     of_case = ("precision", "micro_batch", "clip", "epochs", "weight_decay")
     settings = cases.SETTINGS.model_copy(update={"select": "last", **{key: getattr(case, key) for key in of_case}})
     stepper = _stepper(case, cell.learner, settings)
@@ -76,6 +80,13 @@ def run_case(case: Case) -> dict[str, Any]:
     out["given"] = stepper.values()
     stepper.close()
     return out
+
+
+def _from_files(case: Case) -> Backbone | None:
+    """The backbone as a worker reads it, None where no folder is given."""
+    if case.files is None:
+        return None
+    return load_backbone(case.files, DROPOUT, case.engine != "torch" and (case.engine == 3 or case.precision != "fp32"))
 
 
 def states_in(folder: str) -> States:

@@ -157,7 +157,13 @@ def _verified(file: Path, sha256: str) -> Path:
     raise UserError(f"method.ticket: {file} can't be read: {told}; run the search again")
 
 
-def cut(ticket: Ticket, ratio: float, scope: str = "global", names: Sequence[str] | None = None) -> Cut:
+def cut(
+    ticket: Ticket,
+    ratio: float,
+    scope: str = "global",
+    names: Sequence[str] | None = None,
+    layers: Mapping[str, int | None] | None = None,
+) -> Cut:
     """The entries that moved most.
 
     The answer for one artefact is kept: the seeds of a job cut alike.
@@ -165,20 +171,24 @@ def cut(ticket: Ticket, ratio: float, scope: str = "global", names: Sequence[str
     Args:
         ratio: share of the candidates that are active, in (0, 1].
         scope: "global": the K largest of all candidates; "per_tensor": the K_i = round(ratio * n_i) largest of each
-            parameter.
+            parameter; "per_layer": of each layer, what is in none (the embeddings) taken as one.
         names: the parameters whose entries are candidates; None: all.
+        layers: parameter to its layer, needed per layer.
 
     Raises:
         UserError: not one entry would be active.
     """
     chosen = ticket.names if names is None else tuple(name for name in ticket.names if name in set(names))
-    return _cut(ticket.path, ticket.digest, ratio, scope, chosen)
+    groups: dict[Any, list[str]] = {}
+    for name in chosen:
+        place = {"global": None, "per_tensor": name, "per_layer": (layers or {}).get(name)}[scope]
+        groups.setdefault(place, []).append(name)
+    return _cut(ticket.path, ticket.digest, ratio, scope, tuple(map(tuple, groups.values())))
 
 
 @functools.lru_cache(maxsize=1)
-def _cut(path: Path, digest: str, ratio: float, scope: str, names: tuple[str, ...]) -> Cut:
-    ticket = Ticket(path, names, "", "", {}, digest)
-    groups = [names] if scope == "global" else [(name,) for name in names]
+def _cut(path: Path, digest: str, ratio: float, scope: str, groups: tuple[tuple[str, ...], ...]) -> Cut:
+    ticket = Ticket(path, (), "", "", {}, digest)
     indices: dict[str, Tensor] = {}
     pool = zeros = 0
     for group in groups:

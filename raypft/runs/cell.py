@@ -10,10 +10,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 
@@ -89,13 +91,15 @@ def local_engine(cell: Cell, learner: Learner) -> Stepper:
     return TorchStepper(learner, cell.job.train, device_here())
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Let glibc keep freed memory: dense gradients of an embedding are some 100 MB each, and giving them back to the
-    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py)."""
+    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py). Or let it give
+    large blocks back at once, where memory is what is short."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0 if keep else 2**16)  # M_MMAP_MAX: how many large blocks have a mapping of their own
+        libc.mallopt(-3, 2**18)  # M_MMAP_THRESHOLD: what is large, which else grows with what is freed
+        libc.mallopt(-1, 2**31 - 1 if keep else 2**20)  # M_TRIM_THRESHOLD
 
 
 def build_learner(resolved: ResolvedJob, backbone: Backbone, seed: int) -> Learner:
@@ -123,8 +127,8 @@ def run_cell(
     Args:
         flow: where train rows are streamed; `prompts` then has the first of each language.
     """
-    began = time.perf_counter()
-    keep_freed_memory()
+    began, began_cpu = time.perf_counter(), time.process_time()
+    keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts = cell.job.train.shortcuts
     learner = build_learner(cell.resolved, backbone, cell.seed)
@@ -149,6 +153,7 @@ def run_cell(
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
+        "cpu_seconds": sum(stepper.gather(time.process_time() - began_cpu)) + (before or {}).get("cpu_seconds", 0.0),
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
         **_gpu_memory(stepper),
         "workers": stepper.world,
@@ -159,9 +164,6 @@ def run_cell(
     shapes = stepper.shapes | {name: value.shape for name, value in drawn.items()}
     if stepper.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        if cell.test:
-            with written(folder / PREDICTIONS) as file:
-                pa_parquet.write_table(answer_table(task, rows), file)
         save_kept(folder / kept.file, kept, shapes, values)
     for _ in values:  # each is gathered, whoever needs it
         pass
@@ -251,13 +253,32 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
 
 
 def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[RowAnswer]:
-    """The answers to the test rows."""
-    learner = stepper.learner
+    """The answers to the test rows, written as they come; of them comes back what metrics read."""
+    learner, rows = stepper.learner, list[RowAnswer]()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-    rows = list[RowAnswer]()
-    for some, answers in answered(stepper, dataset, cell.job.train):
-        rows += by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+    with ExitStack() as stack:
+        write = stack.enter_context(predictions(cell.folder)) if stepper.rank == 0 else None
+        for some, answers in answered(stepper, dataset, cell.job.train):
+            found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+            if write is not None:
+                write(answer_table(cell.resolved.task, found))
+            rows += [replace(row, key="", scores=[]) for row in found]
     return rows
+
+
+@contextmanager
+def predictions(folder: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes the next rows of a cell's predictions, which stand there whole in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = list[pa_parquet.ParquetWriter]()
+    with written(folder / PREDICTIONS) as file, ExitStack() as stack:
+
+        def write(table: pa.Table) -> None:
+            if not writers:
+                writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
+            writers[0].write_table(table.cast(writers[0].schema))
+
+        yield write
 
 
 def loaders(

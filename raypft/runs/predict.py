@@ -127,7 +127,7 @@ def load_trained(folder: Path | str, seed: int | None = None, moved: Mapping[str
         if key not in PLACES:
             raise UserError(f'run: found "{key}"; expected where something lies now: {"=, ".join(PLACES)}=')
     found = {key: absolute(path) if path_of(path).exists() else path for key, path in (moved or {}).items()}
-    with _started_from(folder):
+    with started_from(folder):
         return _loaded(folder, seed, found)
 
 
@@ -184,7 +184,7 @@ def _check_places(folder: Path, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _started_from(folder: Path) -> Iterator[None]:
+def started_from(folder: Path) -> Iterator[None]:
     """The working directory is that in which a run was started, which its relative paths are meant from.
 
     Where that is not here the present one stays.

@@ -185,7 +185,7 @@ def _encode_on_ray(works: Sequence[Work], job: Job) -> None:
         num_cpus=ENCODER_CPUS,
         **_where(job),
     )
-    dataset.sum("prompts")
+    dataset.materialize()
     remove(scratch)
 
 

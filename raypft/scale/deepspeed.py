@@ -3,6 +3,8 @@ free of stage and world size."""
 
 from __future__ import annotations
 
+import gc
+import inspect
 import itertools
 import time
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ import ray._private.state
 import torch
 from torch import Tensor, distributed
 
+from raypft.backbones.anatomy import largest_layer
 from raypft.batch import Batch
 from raypft.config.job import Job
 from raypft.scale.zero import prepare_environment, zero_config
@@ -33,11 +36,14 @@ from raypft.training.stepper import (
 prepare_environment()
 
 import deepspeed  # noqa: E402
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK  # noqa: E402
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: E402
 
 NOTICE_SECONDS = 2.0
 """How often Ray is asked whether the node goes away."""
 SKIPS = 8
 """Steps in a row that fp16's loss scaling may leave out while it looks for its scale, 2^16 at first."""
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DrainNotice:
@@ -54,6 +60,28 @@ class DrainNotice:
         return self.seen
 
 
+def gives_up_weights(job: Job) -> bool:
+    """Whether a model can't be used again after a cell: partitioned or cast weights do not come back."""
+    return job.zero.stage == 3 or job.train.precision != "fp32"
+
+
+def partition(learner: Learner, device: str, dtype: torch.dtype, config: dict[str, Any]) -> None:
+    """Share every parameter out over the workers, one after the other, so that only one at a time is whole.
+
+    All ranks have equal values already: they read the same files and draw from the same seed. DeepSpeed itself would
+    send each from the first to the others, into what may be the pages of a file.
+    """
+    for module in learner.modules():
+        module._buffers.update(
+            {name: value if value is None else value.to(device) for name, value in module._buffers.items()}
+        )
+    init = deepspeed.zero.Init(torch.nn.Module(), config_dict_or_path=config, dtype=dtype)
+    for parameter in learner.parameters():
+        parameter.data = parameter.data.to(device, dtype)
+        init._convert_to_deepspeed_param(parameter)
+        parameter.partition()  # type: ignore[attr-defined]
+
+
 class DeepSpeedStepper(Stepper):
     """Steps through a DeepSpeed engine; a process group must exist.
 
@@ -62,7 +90,7 @@ class DeepSpeedStepper(Stepper):
     """
 
     def __init__(self, job: Job, learner: Learner, device: str) -> None:
-        self.learner, self.device = learner.to(device), device
+        self.learner, self.device = learner, device
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.stage = job.zero.stage
         self.replicated = self.stage == 0
@@ -71,16 +99,35 @@ class DeepSpeedStepper(Stepper):
         self.engine: Any = None
         self.skipped, self.may_skip = 0, SKIPS if job.train.precision == "fp16" else 0
         self.notice = DrainNotice()
+        config = zero_config(job, largest_layer(learner))
+        if self.stage == 3:
+            partition(learner, device, TYPES[job.train.precision], config)
+        else:
+            if gives_up_weights(job):
+                for parameter in self.parameters.values():
+                    parameter.data = parameter.data.clone()
+            learner.to(device)
         if self.parameters or self.stage == 3:
             optimizer = make_optimizer(learner, job.train) if self.parameters else None
             self.engine, *_ = deepspeed.initialize(
                 model=learner,
                 optimizer=optimizer,
                 model_parameters=list(self.parameters.values()) or None,  # pyright: ignore[reportArgumentType]  # a list
-                config=zero_config(job),
+                config=config,
                 dist_init_required=False,
             )
+            self._keep_one_copy()
             self._forget_first_step()
+
+    def _keep_one_copy(self) -> None:
+        """Let stage 3 train the parameters' own parts where they are fp32: it copies them, since it compares a device
+        with a device's name."""
+        if self.stage == 3 and self.parameters:
+            wrapper = self.engine.optimizer
+            pairs = zip(wrapper.fp16_partitioned_groups_flat, wrapper.fp32_partitioned_groups_flat, strict=True)
+            for own, master in pairs:
+                if own.dtype == master.dtype and own.device == master.device:
+                    master.data = own.data
 
     @torch.no_grad()
     def _forget_first_step(self) -> None:
@@ -215,3 +262,9 @@ class DeepSpeedStepper(Stepper):
         """Let the engine go; a module partitioned by stage 3 or cast to half precision can't be used again."""
         if self.engine is not None:
             self.engine.destroy()
+            # these would hold the learner for ever
+            FWD_MODULE_STACK.clear()
+            cached = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+            inspect.getclosurevars(cached).nonlocals["func"].cache_clear()
+            self.engine = None
+            gc.collect()

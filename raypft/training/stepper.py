@@ -35,6 +35,10 @@ class Learner(nn.Module):
         self.method = method
         self.readout = readout
 
+    def __repr__(self) -> str:
+        """Short: DeepSpeed asks for it again and again, and modules whose weight is sparse can't say theirs."""
+        return f"Learner({type(self.method).__name__}, {type(self.readout).__name__})"
+
     def forward(self, batch: Batch) -> Tensor:
         return self.readout.scores(self.method(batch), batch)
 

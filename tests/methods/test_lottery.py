@@ -244,7 +244,7 @@ def test_entries_that_did_not_move_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("segment", "layers"), [("lower", {1}), ("middle", {2}), ("higher", {3}), ("2-3", {2, 3}), ("all", {1, 2, 3, None})]
 )
-@pytest.mark.parametrize("scope", ["global", "per_tensor"])
+@pytest.mark.parametrize("scope", ["global", "per_layer", "per_tensor"])
 def test_segment_confines_the_entries(segment, layers, scope):
     method = made(segment=segment, scope=scope)
     infos = parameter_infos(tiny.backbone("bert"))
@@ -255,6 +255,14 @@ def test_segment_confines_the_entries(segment, layers, scope):
         if infos[name].layer in layers and infos[name].in_body
     }
     assert method.cut.pool == sum(sizes.values())
+    if scope == "per_layer":
+        chosen = Counter[int | None]()
+        for name, own in method.cut.indices.items():
+            chosen[infos[name].layer] += len(own)
+        of_layer = Counter[int | None]()
+        for name, size in sizes.items():
+            of_layer[infos[name].layer] += size
+        assert chosen == {layer: round(0.2 * size) for layer, size in of_layer.items()}
     if scope == "per_tensor":
         assert {name: len(own) for name, own in method.cut.indices.items()} == {
             name: round(0.2 * size) for name, size in sizes.items()
