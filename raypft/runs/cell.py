@@ -130,7 +130,7 @@ def run_cell(
     began, began_cpu = time.perf_counter(), time.process_time()
     keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
-    backbone.shortcuts = cell.job.train.shortcuts
+    backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
