@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,7 +226,7 @@ def test_a_run_without_predictions_is_told_and_has_intervals_over_seeds_alone(pl
 
 
 def test_another_metric_can_lead(tmp_path):
-    more = {"metrics": {"accuracy@1": {"en": 80.0}, "macro_f1@1": {"en": 60.0}}}
+    more: dict[str, Any] = {"metrics": {"accuracy@1": {"en": 80.0}, "macro_f1@1": {"en": 60.0}}}
     rows = [cell("A", 80.0, seed, **more) for seed in range(2)]
     write_report(campaign(), rows, tmp_path / "out", metric="macro_f1")
     first = records(tmp_path / "out")[0]
@@ -249,7 +250,7 @@ def test_analyses_beside_a_run_are_parts_of_the_page(place, tmp_path):
     write_analysis(analysis, [], run)
     report([run], out=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text()
-    assert "flow &lt;of&gt; labels: layers: 1 rows" in page
+    assert "flow &lt;of&gt; labels: layers (1)" in page
     assert 'data-order="0.2500">0.25</td>' in page
     assert page.count("data:image/svg+xml;base64,") == 1
     assert "a note" in page
