@@ -225,6 +225,15 @@ def test_a_run_without_predictions_is_told_and_has_intervals_over_seeds_alone(pl
     assert narrow < wide
 
 
+def test_a_metric_that_is_no_mean_over_rows_has_intervals_over_seeds_alone(place, tmp_path):
+    other = {"en": 12.0, "de": 13.0}
+    run = place("a", seeds=3, facts={"scores": other, "metrics": {"accuracy@1": other}, "mean": 12.5})
+    report([run], out=tmp_path / "out")
+    assert "accuracy@1 is no mean over rows: seeds alone" in (tmp_path / "out/table.md").read_text()
+    record = next(record for record in records(tmp_path / "out") if record["row"] == "a (plain)")
+    assert record["low"] == record["high"] == record["mean"] == "12.0000"
+
+
 def test_another_metric_can_lead(tmp_path):
     more: dict[str, Any] = {"metrics": {"accuracy@1": {"en": 80.0}, "macro_f1@1": {"en": 60.0}}}
     rows = [cell("A", 80.0, seed, **more) for seed in range(2)]
