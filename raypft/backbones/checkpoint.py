@@ -201,8 +201,8 @@ def as_stored() -> Iterator[None]:
 
 @contextmanager
 def in_fp32(model: torch.nn.Module) -> Iterator[None]:
-    """While open, weights of another type are fp32: those of a block while it runs, the others throughout. To ask a
-    model something without a copy of it."""
+    """While open, weights of another type are fp32: those of a block while it runs, all others throughout, and those
+    of the last block, which the probes look at. To ask a model something without a copy of it."""
     stored = {parameter: parameter.data for parameter in model.parameters() if parameter.dtype != torch.float32}
 
     def widen(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -215,7 +215,7 @@ def in_fp32(model: torch.nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         rest = dict.fromkeys(stored)
-        for block in blocks_of(model) if stored else ():
+        for block in [*blocks_of(model)][:-1] if stored else ():
             own = [parameter for parameter in block.parameters() if rest.pop(parameter, 0) is None]
             before = block.register_forward_pre_hook(lambda *_, own=own: widen(own))
             after = block.register_forward_hook(lambda *_, own=own: narrow(own), always_call=True)

@@ -104,11 +104,20 @@ def load_backbone(name: str, dropout: float | None = None, as_stored: bool = Fal
 
 
 def load_again(known: Known) -> Backbone:
-    """A backbone as `load_backbone(..., as_stored=True)` gave it, of the same files; nothing is looked at or measured
-    again."""
-    family = FAMILIES[known.text.family]
-    assert known.text.source is not None
-    model = map_weights(family.auto, Path(known.text.source), known.text.config, known.lacks, known.fixed)
+    """A backbone as `load_backbone(..., as_stored=True)` gave it, of the same files; nothing is measured again.
+
+    Raises:
+        UserError: the files are not the same any more.
+    """
+    family, text = FAMILIES[known.text.family], known.text
+    folder = Path(str(text.source))
+    found = Found(folder, text.hub, None if text.hub is None else text.revision).revision
+    if found != text.revision:
+        raise UserError(
+            f"backbone: the files in {folder} have changed since the last cell, from revision {text.revision} to "
+            f"{found}; restore them, a model must stay as it is while it is trained"
+        )
+    model = map_weights(family.auto, folder, text.config, known.lacks, known.fixed)
     backbone = family.backbone(model, known.text, known).eval()
     backbone.lacks = known.lacks
     stored = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=False)}

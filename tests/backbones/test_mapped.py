@@ -13,6 +13,7 @@ from raypft.backbones.checkpoint import in_fp32
 from raypft.backbones.load import load_again, load_backbone
 from raypft.contract import tiny
 from raypft.contract.tiny import MODELS
+from raypft.errors import UserError
 
 SHARDS = "20KB"
 
@@ -100,6 +101,16 @@ def test_a_model_is_asked_the_same_whether_it_is_read_or_left_in_its_files(kind,
     assert [parameter.dtype for parameter in again.model.parameters()] == [
         parameter.dtype for parameter in mapped.model.parameters()
     ]
+
+
+def test_files_that_changed_since_the_last_cell_are_not_read_again(tmp_path):
+    folder = written(tmp_path, "llama")
+    known = load_backbone(folder, as_stored=True).known
+    load_again(known)
+    other = tiny.backbone("llama", seed=1)
+    other.model.save_pretrained(folder, max_shard_size=SHARDS)
+    with pytest.raises(UserError, match=f"the files in {folder} have changed since the last cell, from revision "):
+        load_again(known)
 
 
 def test_layers_of_peft_on_weights_left_in_their_files_are_drawn_in_fp32(tmp_path):
