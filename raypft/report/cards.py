@@ -113,9 +113,9 @@ class Cards:
         for seed, result in sorted(group.results.items()):
             folder = group.folders.get(seed)
             files = [] if folder is None else [(file, link(folder / file, self.out)) for file in FILES]
-            numbers = [_number(result.get(key), digits) for key, digits in (("mean", 2), ("dev", 2))]
+            test, dev = _number(result.get("mean"), 2), _number(result.get("dev"), 2)
             epoch, seconds = _number(result.get("best_epoch"), 0), _number(result.get("seconds"), 1)
-            yield SeedLine(seed, "finished", *numbers, epoch, seconds, files)
+            yield SeedLine(seed, "finished", test, dev, epoch, seconds, files)
 
     def _tried(self, chosen: Chosen) -> Table:
         table = Table("configurations tried, by dev", [*self.cells.searched, "dev", "n", "chosen"])

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 INCHES = (4.6, 3.6)
 """Of one panel."""
+UNDATED = {"Date": None}
 MARKERS = "osD^vPX*<>"
-SETTINGS = {"svg.hashsalt": "raypft", "text.parse_math": False}
+SETTINGS: Any = {"svg.hashsalt": "raypft", "text.parse_math": False}
 """Ids of SVG elements that chance has no part in; a dollar in a name begins no formula."""
 
 
@@ -64,7 +65,8 @@ def _drawn(figures: list[Figure], folder: Path, data: bool) -> list[Drawn]:
             made, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
             figure.draw(list(axes.flat))
             path = folder / f"{figure.name}.png"
-            for target, how in ((path, {"dpi": 150}), (path.with_suffix(".svg"), {"metadata": {"Date": None}})):
+            settings: dict[Path, dict[str, Any]] = {path: {"dpi": 150}, path.with_suffix(".svg"): {"metadata": UNDATED}}
+            for target, how in settings.items():
                 with written(target) as file:
                     made.savefig(file, **how)
             pyplot.close(made)

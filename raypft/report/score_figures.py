@@ -61,7 +61,7 @@ def transfer(cells: Cells, task: str, shown: dict[str, Group], suffix: str) -> F
     first = cells.first[task]
     pivot = pivot_in(first)
     others = sorted((name for name in first["scores"] if name != pivot), key=lambda n: (family(n), script(n), n))
-    if pivot not in first["scores"] or not others:
+    if pivot is None or pivot not in first["scores"] or not others:
         return None
     table = Table(f"transfer gap, {text(task)}", ["family", "script", "language", "row", "gap", "std", "n"])
     gaps: dict[str, list[Score]] = {}

@@ -55,7 +55,7 @@ def best_so_far(cells: Cells) -> Figure | None:
             axes.plot(trials, scores, linestyle="", markersize=4, alpha=0.5, **style(number))
             axes.step(trials, best, where="post", color=f"C{number % 10}", label=name)
         axes.set(xlabel="trial", ylabel="dev, mean over seeds")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params("x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
 

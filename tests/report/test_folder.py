@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,8 +225,17 @@ def test_a_run_without_predictions_is_told_and_has_intervals_over_seeds_alone(pl
     assert narrow < wide
 
 
+def test_a_metric_that_is_no_mean_over_rows_has_intervals_over_seeds_alone(place, tmp_path):
+    other = {"en": 12.0, "de": 13.0}
+    run = place("a", seeds=3, facts={"scores": other, "metrics": {"accuracy@1": other}, "mean": 12.5})
+    report([run], out=tmp_path / "out")
+    assert "accuracy@1 is no mean over rows: seeds alone" in (tmp_path / "out/table.md").read_text()
+    record = next(record for record in records(tmp_path / "out") if record["row"] == "a (plain)")
+    assert record["low"] == record["high"] == record["mean"] == "12.0000"
+
+
 def test_another_metric_can_lead(tmp_path):
-    more = {"metrics": {"accuracy@1": {"en": 80.0}, "macro_f1@1": {"en": 60.0}}}
+    more: dict[str, Any] = {"metrics": {"accuracy@1": {"en": 80.0}, "macro_f1@1": {"en": 60.0}}}
     rows = [cell("A", 80.0, seed, **more) for seed in range(2)]
     write_report(campaign(), rows, tmp_path / "out", metric="macro_f1")
     first = records(tmp_path / "out")[0]
@@ -249,7 +259,7 @@ def test_analyses_beside_a_run_are_parts_of_the_page(place, tmp_path):
     write_analysis(analysis, [], run)
     report([run], out=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text()
-    assert "flow &lt;of&gt; labels: layers: 1 rows" in page
+    assert "flow &lt;of&gt; labels: layers (1)" in page
     assert 'data-order="0.2500">0.25</td>' in page
     assert page.count("data:image/svg+xml;base64,") == 1
     assert "a note" in page
