@@ -212,7 +212,8 @@ def _draw(figure: Figure, rows: Sequence[base.Row]) -> None:
     lines = dict.fromkeys((row["run"], row["stage"]) for row in rows)
     names = list(dict.fromkeys(row["language"] for row in rows))
     figure.set_size_inches(max(9.0, 0.5 * len(names) * 3 + 2), 3.2 + 0.2 * len(lines))
-    for axes, (measure, title) in zip(figure.subplots(1, 3), measures.items(), strict=True):
+    panels = figure.subplots(1, 3)
+    for axes, (measure, title) in zip(panels, measures.items(), strict=True):
         for number, (run, stage) in enumerate(lines):
             own = {row["language"]: row[measure] for row in rows if (row["run"], row["stage"]) == (run, stage)}
             style = ":" if stage == BEFORE else "-"
@@ -229,8 +230,9 @@ def _draw(figure: Figure, rows: Sequence[base.Row]) -> None:
         axes.set_xticks(range(len(names)), names, rotation=60 if len(names) > 4 else 0, fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+    )
 
 
 def _draw_points(figure: Figure, points: Sequence[base.Row]) -> None:
