@@ -86,6 +86,28 @@ def checked(file: Path, checksum: int) -> str:
     return digest.hexdigest()
 
 
+class Flat:
+    """The tensors of a local file that `write` wrote, read by ranges and not mapped: a state is as large as what a
+    process may hold."""
+
+    def __init__(self, file: Path) -> None:
+        self._stream = file.open("rb")
+        size = int.from_bytes(self._stream.read(8), "little")
+        self._header, self._first = json.loads(self._stream.read(size)), 8 + size
+
+    def read(self, name: str, start: int, into: Tensor) -> None:
+        """Fill a flat fp32 tensor on CPU with the entries from `start` on."""
+        begin, end = self._header[name]["data_offsets"]
+        if begin + 4 * start + into.nbytes > end:
+            raise ValueError(f"{self._stream.name}: {name} has fewer entries than are asked for")
+        self._stream.seek(self._first + begin + 4 * start)
+        self._stream.readinto(into.numpy().data.cast("B"))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream.close()
+
+
 def sha256(file: Path) -> str:
     """The sha256 of a local file."""
     with file.open("rb") as stream:

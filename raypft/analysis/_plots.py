@@ -27,8 +27,8 @@ def heat_map(
     Args:
         down, across: the names; a pair without a number stays white; limits: of the colours, about 0 where None.
     """
-    width = 0.12 * max(map(len, across)) + 0.5
-    figure.set_size_inches(max(4.2, width * len(across) + 2.4), max(2.2, 0.3 * len(down) + 1.3))
+    long = max(map(len, across)) > 8
+    figure.set_size_inches(max(4.2, 0.8 * len(across) + 2.4), max(2.2, 0.3 * len(down) + (2.0 if long else 1.3)))
     axes = figure.subplots()
     numbers = [cells.get(pair, math.nan) for pair in itertools.product(down, across)]
     values = [numbers[start : start + len(across)] for start in range(0, len(numbers), len(across))]
@@ -36,7 +36,9 @@ def heat_map(
     low, high = limits or (-largest, largest)
     image = axes.imshow(values, cmap="RdBu" if limits is None else "viridis", vmin=low, vmax=high, aspect="auto")
     figure.colorbar(image, ax=axes)
-    axes.set_xticks(range(len(across)), across, rotation=0 if width * len(across) < 8 else 60, fontsize=8)
+    axes.set_xticks(
+        range(len(across)), across, rotation=45 if long else 0, ha="right" if long else "center", fontsize=8
+    )
     axes.set_yticks(range(len(down)), down, fontsize=8)
     axes.set_title(title, fontsize=9)
     for (one, other), value in cells.items() if len(cells) <= MANY else ():

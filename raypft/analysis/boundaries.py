@@ -6,7 +6,7 @@ were not released. A representation is the state at the slot that the run's read
 first token's, as there). Half of the sentences fit, the other half scores; states are standardised by the fitting half
 of the pivot language.
 
-    cosine:   of a sentence and its translation in the pivot language, the mean; unrelated: of sentences that are none
+    cosine:   of a sentence and its translation in the pivot language, the mean; unrelated: of all pairs that are none
     accuracy: of the pivot's boundary, a logistic regression, on a language's scoring half; own: of its own boundary
     angle:    between the two boundaries, 0 to 180 degrees: between w_a - w_b, the mean over the pairs of labels a, b
 """
@@ -84,11 +84,12 @@ def compare(states: States, labels: NDArray[Any], pivot: str) -> list[base.Row]:
     models = {language: _fitted(own[fit], labels[fit]) for language, own in scaled.items()}
     rows = []
     for language, own in scaled.items():
+        alike, unlike = _cosines(states[language], states[pivot])
         rows.append(
             {
                 "language": language,
-                "cosine": _cosine(states[language], states[pivot]),
-                "cosine of unrelated": _cosine(states[language], numpy.roll(states[pivot], 1, axis=0)),
+                "cosine": alike,
+                "cosine of unrelated": unlike,
                 "accuracy": 100 * float(models[pivot].score(own[score], labels[score])),
                 "accuracy of own": 100 * float(models[language].score(own[score], labels[score])),
                 "angle": _angle(models[pivot].coef_, models[language].coef_),
@@ -103,10 +104,12 @@ def _fitted(states: NDArray[Any], labels: NDArray[Any]) -> Any:
     return LogisticRegression(max_iter=2000).fit(states, labels)
 
 
-def _cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """The mean over rows, [N, H] each."""
-    lengths = numpy.linalg.norm(one, axis=1) * numpy.linalg.norm(other, axis=1)
-    return float(((one * other).sum(1) / lengths).mean())
+def _cosines(one: NDArray[Any], other: NDArray[Any]) -> tuple[float, float]:
+    """The mean cosine of rows of the same number, and of all rows of different ones, [N, H] each."""
+    one, other = (states / numpy.linalg.norm(states, axis=1, keepdims=True) for states in (one, other))
+    same, count = float((one * other).sum()), len(one)
+    every = float(one.sum(0) @ other.sum(0))
+    return same / count, (every - same) / (count * max(1, count - 1))
 
 
 def _angle(one: NDArray[Any], other: NDArray[Any]) -> float:
@@ -115,7 +118,7 @@ def _angle(one: NDArray[Any], other: NDArray[Any]) -> float:
         normals = [(one[0], other[0])]
     else:
         normals = [(one[a] - one[b], other[a] - other[b]) for a, b in itertools.combinations(range(len(one)), 2)]
-    angles = [math.degrees(math.acos(max(-1.0, min(1.0, _cosine(a[None], b[None]))))) for a, b in normals]
+    angles = [math.degrees(math.acos(max(-1.0, min(1.0, _cosines(a[None], b[None])[0])))) for a, b in normals]
     return sum(angles) / len(angles)
 
 
@@ -209,7 +212,8 @@ def _draw(figure: Figure, rows: Sequence[base.Row]) -> None:
     lines = dict.fromkeys((row["run"], row["stage"]) for row in rows)
     names = list(dict.fromkeys(row["language"] for row in rows))
     figure.set_size_inches(max(9.0, 0.5 * len(names) * 3 + 2), 3.2 + 0.2 * len(lines))
-    for axes, (measure, title) in zip(figure.subplots(1, 3), measures.items(), strict=True):
+    panels = figure.subplots(1, 3)
+    for axes, (measure, title) in zip(panels, measures.items(), strict=True):
         for number, (run, stage) in enumerate(lines):
             own = {row["language"]: row[measure] for row in rows if (row["run"], row["stage"]) == (run, stage)}
             style = ":" if stage == BEFORE else "-"
@@ -226,8 +230,9 @@ def _draw(figure: Figure, rows: Sequence[base.Row]) -> None:
         axes.set_xticks(range(len(names)), names, rotation=60 if len(names) > 4 else 0, fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+    )
 
 
 def _draw_points(figure: Figure, points: Sequence[base.Row]) -> None:

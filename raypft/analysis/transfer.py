@@ -233,6 +233,7 @@ def _draw(figure: Figure, rows: Sequence[base.Row], measures: Sequence[str], fou
         rho = "" if told["spearman"] is None else f", rho {told['spearman']:.2f} (p {told['p of spearman']:.2g})"
         axes.set_title(f"{run}{rho}", fontsize=8)
         axes.grid(alpha=0.3)
+        axes.margins(x=0.2)
         axes.set(xlabel=measure if line == len(runs) - 1 else "", ylabel="" if column else "score")
     for number, script in enumerate(scripts):
         grid[0, 0].plot([], [], "o", color=f"C{number % 10}", label=script.lower() or "no letters")

@@ -74,6 +74,11 @@ class Anatomy(nn.Module):
         return self._blocks
 
     @property
+    def stacks(self) -> list[nn.ModuleList]:
+        """The rows of blocks that a forward pass goes through; see `blocks`."""
+        return [self.blocks]
+
+    @property
     def scores_by_column(self) -> bool:
         """Whether the output embedding is a linear layer of the vocabulary, of which columns can be chosen; else the
         model scores with its input embedding."""

@@ -134,6 +134,11 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> Method:
             f"train.max_tokens: found {job.train.max_tokens}; {job.backbone} has {limit} positions{left}; "
             "set train.max_tokens to fit"
         )
+    if job.train.checkpointing and not backbone.has_blocks:
+        raise UserError(
+            f"train.checkpointing: found true; the body of {backbone.config.model_type} models is no row of blocks, "
+            "which could run again; set train.checkpointing=false, or choose another backbone"
+        )
     if resolved.readout.reads_vocabulary and backbone.lacks:
         raise UserError(lacking(job.backbone, backbone.lacks))
     if task.kind.passage is not None:

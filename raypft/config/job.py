@@ -72,6 +72,9 @@ class Train(Strict):
     shortcuts: Annotated[bool, PROVENANCE] = Field(
         default=True, description="compute only what is read, and what is shared once; false: all of it, to compare"
     )
+    checkpointing: Annotated[bool, PROVENANCE] = Field(
+        default=False, description="keep the inputs of blocks alone and run these again in the backward pass"
+    )
     cache_folder: Annotated[str | None, PROVENANCE] = Field(
         default=None,
         min_length=1,

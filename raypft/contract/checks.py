@@ -231,6 +231,16 @@ def shortcuts_do_not_change_the_losses(method: str, kind: str, **options: Any) -
         )
 
 
+def checkpointing_does_not_change_the_losses(method: str, kind: str, **options: Any) -> None:
+    """Blocks that run again in the backward pass drop what they dropped, with what the method put into them."""
+    curves = []
+    for on in (False, True):
+        cell = dropping(method, kind, **options)
+        cell.learner.method.backbone.checkpointing = on
+        curves.append(trained(cell)[1].losses)
+    expect_curve(curves[1], curves[0], "train.checkpointing=true", "false", within=1e-6)
+
+
 def filler_rows_weigh_nothing(method: str, kind: str, **options: Any) -> None:
     """A worker without rows runs a filler, whose loss and weight are 0."""
     cell = cases.cell(method, tiny.backbone(kind), **options)
@@ -239,13 +249,13 @@ def filler_rows_weigh_nothing(method: str, kind: str, **options: Any) -> None:
     expect(loss == 0 and weight == 0, f"a filler row has loss {loss} and weight {weight}; expected 0 and 0")
 
 
-def expect_curve(losses: list[float], expected: list[float], what: str, against: str) -> None:
-    """Raise an AssertionError unless two loss curves are one."""
+def expect_curve(losses: list[float], expected: list[float], what: str, against: str, within: float = CLOSE) -> None:
+    """Raise an AssertionError unless two loss curves are one; within: see `CLOSE`."""
     expect(len(losses) == len(expected), f"{what}: {len(losses)} steps; {against}: {len(expected)}")
     largest = max(map(abs, expected), default=0.0)
     for step, (loss, other) in enumerate(zip(losses, expected, strict=True), start=1):
         expect(
-            abs(loss - other) <= CLOSE * largest,
+            abs(loss - other) <= within * largest,
             f"{what}: the loss of step {step} is {loss:.6g}; {against}: {other:.6g}",
         )
 
@@ -269,5 +279,6 @@ PROMISES = (
     Promise("bf16 stays finite", bf16_stays_finite, of_training=True),
     Promise("micro-batches do not change the losses", micro_batches_do_not_change_the_losses, of_training=True),
     Promise("shortcuts do not change the losses", shortcuts_do_not_change_the_losses, of_training=True),
+    Promise("checkpointing does not change the losses", checkpointing_does_not_change_the_losses, of_training=True),
     Promise("filler rows weigh nothing", filler_rows_weigh_nothing),
 )

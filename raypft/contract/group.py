@@ -39,6 +39,7 @@ class Case:
     precision: str = "fp32"
     offload: bool = False
     micro_batch: int | None = None
+    checkpointing: bool = False
     clip: float | None = None
     epochs: int = 5
     resume: str = ""
@@ -59,6 +60,7 @@ class Case:
 def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
     cell = dropping(case.method, case.kind, _from_files(case), **dict(case.options))
+    cell.learner.method.backbone.checkpointing = case.checkpointing
     of_case = ("precision", "micro_batch", "clip", "epochs", "weight_decay")
     settings = cases.SETTINGS.model_copy(update={"select": "last", **{key: getattr(case, key) for key in of_case}})
     stepper = _stepper(case, cell.learner, settings)

@@ -76,6 +76,14 @@ class Cards:
     def __iter__(self) -> Iterator[Card]:
         return iter(self.of_group.values())
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of all runs that are shown."""
+        found: dict[Path, None] = {}
+        for chosen in self.cells.chosen.values():
+            found |= dict.fromkeys(folder.parent for folder in chosen.best.folders.values())
+        return list(found)
+
     def id_of(self, group: Group) -> str:
         """The id of a configuration's card."""
         return self.of_group[id(group)].id
@@ -104,10 +112,10 @@ class Cards:
     def _finished(self, group: Group) -> Iterator[SeedLine]:
         for seed, result in sorted(group.results.items()):
             folder = group.folders.get(seed)
-            files = [] if folder is None else [(file, self._link(folder / file)) for file in FILES]
-            numbers = [_number(result.get(key), digits) for key, digits in (("mean", 2), ("dev", 2))]
+            files = [] if folder is None else [(file, link(folder / file, self.out)) for file in FILES]
+            test, dev = _number(result.get("mean"), 2), _number(result.get("dev"), 2)
             epoch, seconds = _number(result.get("best_epoch"), 0), _number(result.get("seconds"), 1)
-            yield SeedLine(seed, "finished", *numbers, epoch, seconds, files)
+            yield SeedLine(seed, "finished", test, dev, epoch, seconds, files)
 
     def _tried(self, chosen: Chosen) -> Table:
         table = Table("configurations tried, by dev", [*self.cells.searched, "dev", "n", "chosen"])
@@ -119,9 +127,10 @@ class Cards:
             table.rows.append([*map(text, group.choice), shown, str(len(dev.values)), mark])
         return table
 
-    def _link(self, path: Path) -> str:
-        """A link that works from the page: relative to it, or a URI as it is."""
-        return str(path) if is_remote(path) or is_remote(self.out) else quote(os.path.relpath(path, self.out))
+
+def link(path: Path, out: Path) -> str:
+    """A link that works from a page in `out`: relative to it, or a URI as it is."""
+    return str(path) if is_remote(path) or is_remote(out) else quote(os.path.relpath(path, out))
 
 
 def _unfinished(group: Group) -> Iterator[SeedLine]:

@@ -10,7 +10,7 @@ from typing import Any
 from raypft.report.evidence import Evidence
 from raypft.report.groups import Score
 from raypft.report.layout import Section
-from raypft.report.significance import LEVEL, Difference, benjamini_hochberg, differ, holm, visible
+from raypft.report.significance import LARGEST, LEVEL, Difference, benjamini_hochberg, differ, holm, visible
 
 ALPHA = 1 - LEVEL
 
@@ -115,8 +115,9 @@ def power(seeds: int, pairs: int) -> str:
         )
     least = visible(seeds, pairs)
     among = f" and {pairs} pairs" if pairs > 1 else ""
+    size = f"more than {LARGEST:.0f}" if least >= LARGEST else f"at least {least:.1f}"
     line = (
-        f"{seeds} seeds{among}: a difference is seen (four times in five) only where it is at least {least:.1f} times "
+        f"{seeds} seeds{among}: a difference is seen (four times in five) only where it is {size} times "
         "its own standard deviation over seeds"
     )
-    return f"{line}; so few seeds show next to nothing, run five or more" if least > 3 else line
+    return f"{line}; so few seeds show next to nothing here, run more" if least > 3 else line

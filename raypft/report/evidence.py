@@ -16,7 +16,7 @@ from raypft.report.groups import MAJORITY, Cells, Group, text
 from raypft.report.layout import Column, scores_of
 from raypft.report.significance import Floats, Rows
 from raypft.storage import on_disk
-from raypft.tasks.metrics import metric
+from raypft.tasks.metrics import OF_WRITTEN, metric
 
 PREDICTIONS = "predictions.parquet"
 COLUMNS = ["id", "language", "gold", "answer"]
@@ -114,12 +114,12 @@ class Evidence:
 
 def _credits(table: pa.Table, name: str, task: str) -> ByLanguage:
     """Percent a row by language, as the metric gives a row that stands alone; empty for a metric that is not known
-    here, in this version, or can't take one row."""
+    here, in this version, or can't take one row, and for one of whole texts, which are not kept."""
     try:
         known, function = metric(name.split("@")[0])
     except UserError:  # a user's own, whose file is not named in a result
         return {}
-    if known != name or not set(COLUMNS) <= set(table.column_names):
+    if known != name or name.split("@")[0] in OF_WRITTEN or not set(COLUMNS) <= set(table.column_names):
         return {}
     columns = [table[column].to_pylist() for column in COLUMNS]
     by_language: dict[str, tuple[list[str], list[float]]] = {}

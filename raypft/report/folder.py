@@ -1,8 +1,9 @@
 """A report as one folder: the page, the same tables for papers and programs, the figures.
 
-<folder>/index.html    one file that needs no other     table.csv     one line a number       figures/*.svg, *.png
-         table.md      every table, with notes          tests.csv     one line a pair of methods and column
-         table.tex     the main tables, booktabs        costs.csv     parameters, seconds, memory
+<folder>/index.html    one file that needs no other       table.csv   one line a number
+         table.md      every table, with notes            tests.csv   one line a pair of methods and column
+         table.tex     the main tables, booktabs          costs.csv   parameters, seconds, memory
+         figures/      each as SVG, PNG and data (CSV)
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
+from raypft.report.analyses import analyses
+from raypft.report.answer_figures import answer_figures
 from raypft.report.campaign import COSTS, CSV, Line, axes_of, costs_of, labels_of, lines_of, records_of, score_text
 from raypft.report.campaign import table_of as campaign_table
 from raypft.report.cards import Cards
 from raypft.report.comparing import Compared, Pair, compare, power
 from raypft.report.evidence import Evidence
+from raypft.report.figures import Drawn, draw
 from raypft.report.formats import csv_text, latex
 from raypft.report.groups import Cells, Score, text
 from raypft.report.layout import Section, sections
@@ -28,7 +32,9 @@ from raypft.report.mixing import Mixing, made
 from raypft.report.notes import notes
 from raypft.report.page import page
 from raypft.report.paper import Paper
-from raypft.report.plots import write_plots
+from raypft.report.plots import curves
+from raypft.report.score_figures import score_figures, shown_in
+from raypft.report.search_figures import search_figures
 from raypft.report.significance import Interval, interval
 from raypft.report.table import Number, Table, plain
 
@@ -122,8 +128,11 @@ def write_report(
         gc.unfreeze()
     out.mkdir(parents=True, exist_ok=True)
     (out / "figures").mkdir(exist_ok=True)
-    figures = write_plots(cells, out / "figures")
-    return _write(report, writer, cards, figures, out)
+    shown = shown_in(cells)
+    asked = [*curves(cells), *score_figures(cells, shown), *search_figures(cells, cards)]
+    figures = draw([*asked, *answer_figures(cells, evidence, shown)], out / "figures")
+    folders = [out, *([campaign.folder] if hasattr(campaign, "folder") else []), *cards.folders]
+    return _write(report, writer, page(report, cards, figures, list(analyses(folders)), out), figures, out)
 
 
 class _Writer:
@@ -287,14 +296,14 @@ def _record(pair: Pair, limits: Interval | None) -> list[str]:
     return [pair.first, pair.second, pair.column, *shown, str(pair.won), str(pair.of)]
 
 
-def _write(report: Report, writer: _Writer, cards: Cards, figures: list[Path], out: Path) -> list[Path]:
+def _write(report: Report, writer: _Writer, html: str, figures: list[Drawn], out: Path) -> list[Path]:
     """The report's files."""
     cost = report.costs[0]
     head = [f"# {plain(report.title)}\n"] + [f"Source: {plain(report.source)}\n"] * bool(report.source)
-    images = [f"![{path.stem}](figures/{path.name})\n" for path in figures]
+    images = [f"![{plain(figure.about)}](figures/{figure.name}.png)\n" for figure in figures]
     listed = [f"- {plain(note)}" for note in report.notes]
     texts = {
-        "index.html": page(report, cards, figures),
+        "index.html": html,
         "table.md": "\n".join([*head, *writer.markdown, cost.table.markdown(), *images, *listed]) + "\n",
         "table.tex": "\n".join([MACRO, *writer.tex, latex(cost.table, cost.labels)]),
         "table.csv": csv_text([[*writer.axes, *CSV, "low", "high", "best"], *writer.records]),
@@ -303,5 +312,6 @@ def _write(report: Report, writer: _Writer, cards: Cards, figures: list[Path], o
     }
     for name, content in texts.items():
         (out / name).write_text(content, encoding="utf-8", newline="")
-    drawn = itertools.chain.from_iterable((path, path.with_suffix(".svg")) for path in figures)
+    pairs = itertools.product(figures, (".png", ".svg", ".csv"))
+    drawn = [figure.png.with_suffix(ending) for figure, ending in pairs]
     return [*(out / name for name in texts), *drawn]

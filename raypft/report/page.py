@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import base64
+import functools
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from raypft.report.analyses import Shown
+from raypft.report.cards import link
+from raypft.report.figures import Drawn
 from raypft.report.table import Number
 from raypft.storage import on_disk
 
 HERE = Path(__file__).parent
 
 
-def page(report: Any, cards: Any, figures: list[Path]) -> str:
+def page(report: Any, cards: Iterable[Any], figures: Sequence[Drawn], analysed: Sequence[Shown], out: Path) -> str:
     """The page's text.
 
     Args:
-        report: a `raypft.report.folder.Report`; cards: `raypft.report.cards.Cards`; figures: PNG files with the SVG
-            beside.
+        report: a `raypft.report.folder.Report`; cards: `raypft.report.cards.Cards`; out: the page's folder.
     """
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters["order"] = order
+    made.filters |= {"order": order, "link": functools.partial(link, out=out), "image": _data_uri}
     made.tests["number"] = lambda cell: isinstance(cell, Number)
-    drawn = [(path.stem.removeprefix("plot-"), _data_uri(path.with_suffix(".svg"))) for path in figures]
     parts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    return made.get_template("page.html.j2").render(report=report, cards=list(cards), figures=drawn, **parts)
+    return made.get_template("page.html.j2").render(
+        report=report, cards=list(cards), figures=figures, analysed=analysed, **parts
+    )
 
 
 def order(cell: str) -> str:

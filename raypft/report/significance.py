@@ -7,8 +7,9 @@ bootstrap over five seeds covers some 82 % where it says 95 %. Over rows it is t
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Rows:
     values: Floats
 
 
-Parts = Mapping[Hashable, tuple[float, Rows]]
+Parts = Mapping[Any, tuple[float, Rows]]
 """Languages, or (task, language), each with its weight in the score; the weights add up to 1."""
 
 
@@ -145,7 +146,7 @@ def differ(first: Sequence[float], second: Sequence[float], parts: Parts | None)
     spread = float(difference.std(ddof=1))
     if spread < TINY:  # t knows no spread of 0: how often would signs fall so by chance?
         return Difference(points, each, 2.0 ** (1 - len(each)) if abs(points) > TINY else 1.0, by_rows, None)
-    return Difference(points, each, float(stats.ttest_rel(first, second).pvalue), by_rows, points / spread)
+    return Difference(points, each, _p(stats.ttest_rel(first, second)), by_rows, points / spread)
 
 
 def _rows_differ(differences: Floats) -> float:
@@ -155,14 +156,18 @@ def _rows_differ(differences: Floats) -> float:
     if not len(moved):
         return 1.0
     if len(moved) > FEW:
-        return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.ptp(differences) > TINY else 0.0
+        return _p(stats.ttest_1samp(differences, 0.0)) if np.ptp(differences) > TINY else 0.0
     if len(moved) == 1:
         return 1.0
     rng = np.random.default_rng(0)
     flipped = stats.permutation_test(
         (moved,), np.mean, permutation_type="samples", vectorized=True, n_resamples=FLIPS, rng=rng
     )
-    return float(flipped.pvalue)
+    return _p(flipped)
+
+
+def _p(found: Any) -> float:
+    return float(found.pvalue)
 
 
 def holm(found: Sequence[float | None]) -> list[float | None]:
@@ -179,7 +184,8 @@ def _adjusted(found: Sequence[float | None], method: str) -> list[float | None]:
     from statsmodels.stats.multitest import multipletests  # noqa: PLC0415  (a second, and only where there are tests)
 
     known = [p for p in found if p is not None]
-    adjusted = iter(multipletests(known, method=method)[1] if known else [])
+    corrected: Any = multipletests(known, method=method)[1] if known else []
+    adjusted = iter(corrected)
     return [None if p is None else float(next(adjusted)) for p in found]
 
 

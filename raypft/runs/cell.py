@@ -10,10 +10,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
 
@@ -128,7 +130,7 @@ def run_cell(
     began, began_cpu = time.perf_counter(), time.process_time()
     keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
-    backbone.shortcuts = cell.job.train.shortcuts
+    backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
@@ -162,9 +164,6 @@ def run_cell(
     shapes = stepper.shapes | {name: value.shape for name, value in drawn.items()}
     if stepper.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        if cell.test:
-            with written(folder / PREDICTIONS) as file:
-                pa_parquet.write_table(answer_table(task, rows), file)
         save_kept(folder / kept.file, kept, shapes, values)
     for _ in values:  # each is gathered, whoever needs it
         pass
@@ -254,13 +253,32 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
 
 
 def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[RowAnswer]:
-    """The answers to the test rows."""
-    learner = stepper.learner
+    """The answers to the test rows, written as they come; of them comes back what metrics read."""
+    learner, rows = stepper.learner, list[RowAnswer]()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-    rows = list[RowAnswer]()
-    for some, answers in answered(stepper, dataset, cell.job.train):
-        rows += by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+    with ExitStack() as stack:
+        write = stack.enter_context(predictions(cell.folder)) if stepper.rank == 0 else None
+        for some, answers in answered(stepper, dataset, cell.job.train):
+            found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+            if write is not None:
+                write(answer_table(cell.resolved.task, found))
+            rows += [replace(row, key="", scores=[]) for row in found]
     return rows
+
+
+@contextmanager
+def predictions(folder: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes the next rows of a cell's predictions, which stand there whole in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = list[pa_parquet.ParquetWriter]()
+    with written(folder / PREDICTIONS) as file, ExitStack() as stack:
+
+        def write(table: pa.Table) -> None:
+            if not writers:
+                writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
+            writers[0].write_table(table.cast(writers[0].schema))
+
+        yield write
 
 
 def loaders(

@@ -62,10 +62,8 @@ def run_table(folders: Sequence[Path], mixing: Mixing | None = None) -> Table:
                 f"report: {folder} is task {job['task']}, {first} is {first_job['task']}; report one task at a time"
             )
     task = text(first_job["task"])
-    for folder, job, results in runs if mixing is not None else ():
-        origin = read_json(folder / "provenance.json") or {}
-        for result in results:
-            mixing.add(folder.name, itertools.chain(tested(task, result), made(task, (), result, job, origin)))
+    if mixing is not None:
+        _compare(task, runs, mixing)
     every_result = itertools.chain.from_iterable(results for _, _, results in runs)
     if mixing is None and len({(result["metric"], result["test_rows"]) for result in every_result}) > 1:
         raise UserError(
@@ -100,6 +98,14 @@ def run_table(folders: Sequence[Path], mixing: Mixing | None = None) -> Table:
             f"{', '.join(map(metric_name, others))}: the same predictions by the papers' other metrics{over}"
         )
     return table.turned() if len(columns) > WIDEST else table
+
+
+def _compare(task: str, runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], mixing: Mixing) -> None:
+    """Tell what the runs of a table were made with."""
+    for folder, job, results in runs:
+        origin = read_json(folder / "provenance.json") or {}
+        for result in results:
+            mixing.add(folder.name, itertools.chain(tested(task, result), made(task, (), result, job, origin)))
 
 
 def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:

@@ -147,7 +147,9 @@ class DeepSpeedStepper(Stepper):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
+        running = len(FWD_MODULE_STACK)
         self.engine.backward(loss, scale_wrt_gas=False)
+        del FWD_MODULE_STACK[running:]  # a block that runs again ends before the hooks behind it
 
     def step(self, lr: float) -> bool | Tensor:
         for group in self.engine.optimizer.param_groups:

@@ -7,13 +7,12 @@ A piece is a range of one parameter's flat tensor, or of Adam's moments of it: "
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from raypft import shards
@@ -93,24 +92,24 @@ class OnDisk:
 
             def give(key: str, name: str, start: int, end: int) -> Tensor:
                 out, piece = torch.empty(end - start), f"{key}/{name}"
-                for pieces, stream in files:
+                for pieces, file in files:
                     first, count = pieces.get(piece, (0, 0))
                     begin, stop = max(start, first), min(end, first + count)
                     if begin < stop:
-                        out[begin - start : stop - start] = stream.get_slice(piece)[begin - first : stop - first]
+                        file.read(piece, begin - first, out[begin - start : stop - start])
                 return out
 
             yield give
 
     @contextmanager
-    def _verified(self, part: Part) -> Iterator[Any]:
+    def _verified(self, part: Part) -> Iterator[shards.Flat]:
         self.check(part)
         path = self.folder / part["file"]
         with on_disk(path) as file:
             if shards.sha256(file) != part["sha256"]:
                 raise UserError(f"{path} is damaged: its sha256 is not the one it was written with")
-            with cast(Any, safe_open)(file, "pt") as stream:
-                yield stream
+            with closing(shards.Flat(file)) as flat:
+                yield flat
 
     def check(self, part: Part) -> None:
         """Raise a UserError where a part is missing or not as long as it was."""

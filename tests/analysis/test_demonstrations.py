@@ -11,7 +11,8 @@ import pytest
 import torch
 from test_analyse import read
 
-from raypft.analysis.demonstrations import orders
+from raypft.analysis._runs import open_runs
+from raypft.analysis.demonstrations import APART, Options, _asked, orders
 from raypft.batch import collate
 from raypft.config.load import make_job
 from raypft.contract import cases, tiny
@@ -70,6 +71,22 @@ def test_a_run_with_its_own_demonstrations_scores_what_it_scored(icl, ran, finis
         assert int(row["n"]) == len(scores)
         assert float(row["mean"]) == pytest.approx(sum(scores) / len(scores))
         assert (float(row["lowest"]), float(row["highest"])) == (min(scores), max(scores))
+
+
+def test_other_demonstrations_give_what_a_run_with_them_gave(icl, ran):
+    """Probabilities of a choice are those of a run whose sample seed drew it; those of another order are others."""
+    other = ran("icl", "frozen", train=AS_IT_IS, dev={"rows": "none"}, sample_seed=APART)
+    (run,) = open_runs([icl()], {})
+    found = {(asked.varied, asked.number): asked.answers for asked in _asked(run, run.trained(), Options(choices=1))}
+    expected = pa_parquet.read_table(other / "seed-3" / "predictions.parquet").to_pylist()
+    scores = {where: {answer.key: answer.scores[1] for answer in said[False]} for where, said in found.items()}
+    assert list(scores) == [("as run", 0), ("choice", 1), ("order", 1)]
+    assert len(expected) == len(scores["choice", 1]) == 24
+    for row in expected:
+        assert scores["choice", 1][f"{row['language']}/{row['id']}"] == pytest.approx(row["p(positive)"], abs=1e-5)
+    for varied in ("choice", "order"):
+        apart = [abs(scores[varied, 1][key] - score) for key, score in scores["as run", 0].items()]
+        assert max(apart) > 1e-4
 
 
 def test_calibrated_scores_are_quotients(icl, place):

@@ -69,6 +69,11 @@ def ends(cell: cases.Cell, stepper) -> dict[str, list[list[str]]]:
 ENDED = on_each_engine([("lora", "gpt2")], epochs=1, probe=ends)
 DECAYED = [("full", "bert"), ("full", "t5"), ("soft_prompt", "gpt2")]
 """Biases and normalisations beside other weights, and a method's own parameters beside the model's."""
+CHECKPOINTED = on_each_engine(
+    [("full", "bert"), ("full", "t5"), ("lottery", "bert"), ("lora", "gpt2"), ("gnnavi", "gpt2"), ("prefix", "gpt2")],
+    epochs=2,
+    checkpointing=True,
+)
 EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
@@ -87,14 +92,15 @@ def reference():
 @pytest.fixture(scope="module")
 def two():
     """Everything in one group of two processes."""
-    plans = PLANS + OTHER_WAYS + EXTRA + ENDED
+    plans = PLANS + OTHER_WAYS + EXTRA + ENDED + CHECKPOINTED
     return dict(zip(plans, run_group(2, plans), strict=True))
 
 
 @pytest.fixture(scope="module")
 def one():
     """Everything in a group of one process."""
-    return dict(zip(PLANS, run_group(1, PLANS), strict=True))
+    plans = PLANS + CHECKPOINTED
+    return dict(zip(plans, run_group(1, plans), strict=True))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -103,6 +109,13 @@ def test_one_loss_curve(plan, reference, one, two):
     assert len(expected) == 10
     expect_the_curve(plan, one[plan]["losses"], expected, 1)
     expect_the_curve(plan, two[plan]["losses"], expected, 2)
+
+
+@pytest.mark.parametrize("plan", CHECKPOINTED, ids=str)
+def test_one_loss_curve_where_blocks_run_again(plan, reference, one, two):
+    for found in (one, two):
+        expected = reference[plan.method, plan.kind]["losses"][:4]
+        assert found[plan]["losses"] == pytest.approx(expected, rel=1e-6 if plan.engine == "torch" else 1e-5)
 
 
 @pytest.mark.parametrize("plan", OTHER_WAYS, ids=str)

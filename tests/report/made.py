@@ -1,4 +1,4 @@
-"""Run folders with a known truth, in the layout and by the writers of real ones."""
+"""Run folders with a known truth, in the layout of real ones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pa_parquet
 import yaml
 
 from raypft.config.job import Job
-from raypft.methods.base import Result
-from raypft.runs.cell import write_result
-from raypft.runs.scores import RowAnswer, measured
+from raypft.runs.scores import RowAnswer, answer_table, measured
 from raypft.tasks.load import load_task
 from raypft.tasks.task import Task
 
@@ -66,7 +65,10 @@ def write_run(
         costs = {"best_epoch": 1, "dev": 50.0 + seed, "history": [{"epoch": 1}], "losses": [], "train_seconds": 2.0}
         costs |= {"trainable": 1234, "seconds": 3.0, "cpu_seconds": 2.5, "peak_memory_mb": 700.0}
         result = {**usual, **measured(task, rows), **costs, **facts}
-        write_result(run / f"seed-{seed}", task, result, rows, Result("trained.safetensors", {}))
+        cell = run / f"seed-{seed}"
+        cell.mkdir()
+        pa_parquet.write_table(answer_table(task, rows), cell / "predictions.parquet")
+        (cell / "result.json").write_text(json.dumps(result, indent=1))
     return run
 
 

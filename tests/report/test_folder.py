@@ -9,18 +9,29 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from made import NASTY, answers, write_run, write_task
 from test_campaign_tables import campaign, cell, lost
 
+from raypft.analysis._write import write as write_analysis
+from raypft.analysis.base import Analysis
 from raypft.cli.app import report
 from raypft.errors import UserError
+from raypft.report import folder
 from raypft.report.folder import write_report
 from raypft.runs.comparison import compared
 
 LANGUAGES = ("en", "de")
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Figures take most of a report's time and have tests of their own."""
+    if request.function not in (test_the_same_results_give_the_same_bytes, test_a_nasty_name_harms_no_format):
+        monkeypatch.setattr(folder, "draw", lambda figures, place: list(figures)[:0])
 
 
 @pytest.fixture
@@ -82,7 +93,7 @@ def test_the_same_results_give_the_same_bytes(place, tmp_path):
     for name in ("one", "two"):
         files = write_report(*compared(runs), tmp_path / name)
     for file in files:
-        assert (tmp_path / "one" / file.name).read_bytes() == file.read_bytes()
+        assert (tmp_path / "one" / file.relative_to(tmp_path / "two")).read_bytes() == file.read_bytes()
 
 
 def test_a_nasty_name_harms_no_format(tmp_path):
@@ -214,14 +225,48 @@ def test_a_run_without_predictions_is_told_and_has_intervals_over_seeds_alone(pl
     assert narrow < wide
 
 
+def test_a_metric_that_is_no_mean_over_rows_has_intervals_over_seeds_alone(place, tmp_path):
+    other = {"en": 12.0, "de": 13.0}
+    run = place("a", seeds=3, facts={"scores": other, "metrics": {"accuracy@1": other}, "mean": 12.5})
+    report([run], out=tmp_path / "out")
+    assert "accuracy@1 is no mean over rows: seeds alone" in (tmp_path / "out/table.md").read_text()
+    record = next(record for record in records(tmp_path / "out") if record["row"] == "a (plain)")
+    assert record["low"] == record["high"] == record["mean"] == "12.0000"
+
+
 def test_another_metric_can_lead(tmp_path):
-    more = {"metrics": {"accuracy@1": {"en": 80.0}, "macro_f1@1": {"en": 60.0}}}
+    more: dict[str, Any] = {"metrics": {"accuracy@1": {"en": 80.0}, "macro_f1@1": {"en": 60.0}}}
     rows = [cell("A", 80.0, seed, **more) for seed in range(2)]
     write_report(campaign(), rows, tmp_path / "out", metric="macro_f1")
     first = records(tmp_path / "out")[0]
     assert (first["metric"], first["mean"]) == ("macro_f1@1", "60.0000")
     with pytest.raises(UserError, match='no run has metric "bleu"; there is accuracy@1, macro_f1@1'):
         write_report(campaign(), rows, tmp_path / "out", metric="bleu")
+
+
+def test_analyses_beside_a_run_are_parts_of_the_page(place, tmp_path):
+    run = place("a", seeds=2, rows=30)
+    report([run], out=tmp_path / "before")
+    assert "Analyses" not in (tmp_path / "before/index.html").read_text()
+    analysis = Analysis(
+        "flow",
+        "flow <of> labels",
+        "as computed",
+        {"layers": [{"layer": 1, "share": 0.25}]},
+        {"curve": _drawing},
+        ["a note"],
+    )
+    write_analysis(analysis, [], run)
+    report([run], out=tmp_path / "out")
+    page = (tmp_path / "out/index.html").read_text()
+    assert "flow &lt;of&gt; labels: layers (1)" in page
+    assert 'data-order="0.2500">0.25</td>' in page
+    assert page.count("data:image/svg+xml;base64,") == 1
+    assert "a note" in page
+
+
+def _drawing(figure):
+    figure.subplots().plot([0, 1])
 
 
 def test_nothing_finished_is_refused(tmp_path):

@@ -3,6 +3,7 @@ training."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from dataclasses import replace
@@ -19,10 +20,11 @@ from raypft.errors import UserError
 from raypft.readouts.base import Answer
 from raypft.readouts.mlm import MaskedLanguageModel
 from raypft.readouts.span import SpanReadout
-from raypft.training import checkpoint, loop
+from raypft.runs.cell import rows_to_cache
+from raypft.training import checkpoint, loader, loop
 from raypft.training.ahead import Told, made_ahead
 from raypft.training.loader import PromptDataset, Step, Streamed
-from raypft.training.loop import evaluate, expect_scores, fit, learning_rate
+from raypft.training.loop import answered, evaluate, expect_scores, fit, learning_rate
 from raypft.training.states import States, TrainState
 from raypft.training.stepper import TorchStepper
 
@@ -322,6 +324,30 @@ def test_prompts_that_repeat_run_each_where_dropout_is_drawn():
     cell = twice()
     cell.learner.readout.__class__ = type("Own", (type(cell.learner.readout),), {"__module__": "mine"})
     assert run_twice(cell, dataset(cell))[0] == 18
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, [2, 3, 4, 8]), (3, [3, 8]), (5, [8]), (100, [8])])
+def test_an_evaluation_goes_on_stretch_by_stretch(size, expected, monkeypatch):
+    """The prompts of a row stay together; a prompt that stands in two stretches has the same answer in both."""
+    monkeypatch.setattr(loader, "AT_ONCE", size)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    one, other = cell.prompts[:2]
+    parts = [one, one.but(part=1), other, one, one, other.but(part=1), one.but(part=2), other.but(part=3)]
+    rows = PromptDataset(parts, cell.learner.method, cell.learner.method.backbone.pad)
+    assert [some.stop for some in rows.stretches()] == expected
+    told = list(answered(TorchStepper(cell.learner, cases.SETTINGS), rows, cases.SETTINGS))
+    assert [some for some, _ in told] == rows.stretches()
+    found = list(itertools.chain.from_iterable(answers for _, answers in told))
+    assert [answer.prompt for answer in found] == [prompt.name for prompt in parts]
+    for number in (1, 3, 4, 6):
+        assert found[number].scores == pytest.approx(found[0].scores, rel=1e-5)
+    assert PromptDataset([], cell.learner.method, 1).stretches() == []
+    for world in (1, 2, 3):
+        cached = [rows_to_cache(rows, rank, world) for rank in range(world)]
+        assert len(set(map(len, cached))) == 1
+        for some in rows.stretches():
+            for rank in range(world):
+                assert {0, *rows.distinct(True, some)[rank::world]} <= set(cached[rank])
 
 
 def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
