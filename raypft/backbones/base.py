@@ -6,39 +6,37 @@ Methods touch it through the seams of `seams.py` only; families (masked, causal,
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from raypft.backbones.checkpointing import Checkpointed
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
 from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
 from raypft.backbones.seams import Seams, states_of
+from raypft.backbones.stand_in import StandIn, standing_in
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch, Beginning, collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 
 
-class _Passing(nn.Module):
+class _Passing(StandIn):
     """Stands in for a block that need not run: passes its input on, in the form in which the block gives its output.
 
     Args:
-        block: whose attributes (the kind of its attention, say) a model's body reads.
         form: what `Seams._form` knows of the output.
     """
 
     def __init__(self, block: nn.Module, form: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.__dict__["block"] = block  # a plain reference: it is the model's
+        super().__init__(block)
         self.form = form
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["block"], name)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         return self.form(arguments[0] if arguments else keywords["hidden_states"])
@@ -52,12 +50,27 @@ def lacking(source: str | None, names: Sequence[str]) -> str:
     )
 
 
+class Known(NamedTuple):
+    """What is found out about a model once: its text side, what its files lack, what never trains, and which shortcuts
+    give its own states (columns of the output embedding; the last block for some rows, its keys alone for the others;
+    beginnings)."""
+
+    text: PromptTokenizer
+    lacks: tuple[str, ...]
+    fixed: frozenset[str]
+    columns: bool
+    rows: bool
+    keys_alone: bool
+    beginnings: bool
+
+
 class Backbone(Seams, ABC):
     """One pretrained model, and its text side beside.
 
     Args:
         model: a transformers model with a language-model head.
         text: what makes its prompts; None where the model is only run.
+        known: what was found out about the same model before; None: it is measured.
     """
 
     family: str
@@ -66,21 +79,31 @@ class Backbone(Seams, ABC):
     shortcuts: bool
     """Whether the last block runs for the tokens alone that are read and what all prompts begin with is run once, where
     the model allows it; False for comparison."""
+    checkpointing: bool
+    """Whether blocks keep their inputs alone in training, and run again in the backward pass."""
     text: PromptTokenizer
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
 
-    def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None, known: Known | None = None) -> None:
         exchange_gelu(model)
-        super().__init__(model)
+        super().__init__(model, measures=known is None)
+        self.shortcuts, self.checkpointing = True, False
         if self.scores_by_column:
             self.decoder.__class__ = ColumnLinear
         self.lacks: tuple[str, ...] = ()
-        self._takes_columns = self._can_take_columns()  # while the weights are whole: ZeRO-3 shares them out
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
-        self._makes_keys_alone = False
-        self._reads_rows = self._can_read_rows()
-        self.shortcuts = True
+        # while the weights are whole: ZeRO-3 shares them out
+        self._takes_columns = self._can_take_columns() if known is None else known.columns
+        self._makes_keys_alone = known is not None and known.keys_alone
+        self._reads_rows = self._can_read_rows() if known is None else known.rows
+        self._can_begin = self._goes_on_behind_a_beginning() if known is None else known.beginnings
+
+    @property
+    def known(self) -> Known:
+        """What another backbone of the same files need not find out."""
+        shortcuts = self._takes_columns, self._reads_rows, self._makes_keys_alone, self._can_begin
+        return Known(self.text, self.lacks, self.fixed, *shortcuts)
 
     @property
     def pad(self) -> int:
@@ -156,7 +179,7 @@ class Backbone(Seams, ABC):
             after: how many blocks those are; those below the first layer seam where None.
         """
         self._batch = batch
-        with self._sparse_put():
+        with self._sparse_put(), self._checkpointed(batch):
             if batch.lower is None:
                 self._before_embedding = True
                 states = self._run(batch)
@@ -278,6 +301,10 @@ class Backbone(Seams, ABC):
             finally:
                 decoder.columns = None
 
+    def _goes_on_behind_a_beginning(self) -> bool:
+        """Whether the states of a text's end are the same where its beginning was run before."""
+        return False
+
     def _run(self, batch: Batch) -> Tensor:
         positions = {}
         if self._positions_taken and self.takes("position_ids"):
@@ -305,13 +332,30 @@ class Backbone(Seams, ABC):
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:
         """The blocks with these 0-based numbers pass their input on."""
-        own = self.blocks._modules  # written past nn.Module, which looks through all it has each time
-        saved = {str(i): own[str(i)] for i in layers}
-        own.update({name: _Passing(block, self._form) for name, block in saved.items()})
-        try:
+        with standing_in(self.blocks, layers, lambda block: _Passing(block, self._form)):
             yield
-        finally:
-            own.update(saved)
+
+    @contextlib.contextmanager
+    def _checkpointed(self, batch: Batch) -> Iterator[None]:
+        """While open, blocks keep their inputs alone, where they should and gradients are asked for."""
+        placed = list(itertools.chain.from_iterable(sparse.placed() for sparse in self._sparse))
+
+        @contextlib.contextmanager
+        def put() -> Iterator[None]:
+            others, self._batch = self._batch, batch  # another batch may have run since
+            for owner, name, weight in placed:
+                vars(owner)[name] = weight
+            try:
+                yield
+            finally:
+                self._batch = others
+                for sparse in self._sparse:
+                    sparse.take()
+
+        with contextlib.ExitStack() as stack:
+            for blocks in self.stacks if self.checkpointing and torch.is_grad_enabled() else ():
+                stack.enter_context(standing_in(blocks, range(len(blocks)), lambda block: Checkpointed(block, put)))
+            yield
 
     @contextlib.contextmanager
     def _known_below(self, cut: int, states: Tensor) -> Iterator[None]:

@@ -19,11 +19,12 @@ from torch.nn import functional
 from raypft.backbones.attention import Attended, KeysKnown, attend_for, find_attention
 from raypft.backbones.key_maps import Maps, maps_of, on_states
 from raypft.backbones.reading import Reading, reading
+from raypft.backbones.stand_in import StandIn
 from raypft.batch import Batch
 from raypft.errors import UserError
 
 
-class LastBlock(nn.Module):
+class LastBlock(StandIn):
     """Stands in for a model's last block: states at the slots of a batch, zeros at all other tokens, [B, T, H].
 
     Args:
@@ -33,13 +34,9 @@ class LastBlock(nn.Module):
     """
 
     def __init__(self, block: nn.Module, batch: Batch, makes_keys_alone: bool = False) -> None:
-        super().__init__()
-        self.__dict__["block"] = block  # a plain reference: it is the model's
+        super().__init__(block)
         self.__dict__["attention"] = find_attention(block)
         self.batch, self.makes_keys_alone = batch, makes_keys_alone
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["block"], name)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         block, rows = self.__dict__["block"], self.batch.read

@@ -96,6 +96,11 @@ class Seq2SeqBackbone(Backbone):
         return {}
 
     @property
+    def stacks(self) -> list[nn.ModuleList]:
+        """The encoder's blocks, then the decoder's."""
+        return [self._blocks_of("encoder"), self._blocks_of("decoder")]
+
+    @property
     def attentions(self) -> list[nn.Module]:
         """The encoder's self-attentions, then the decoder's."""
         blocks = [*self._blocks_of("encoder"), *self._blocks_of("decoder")]

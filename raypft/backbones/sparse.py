@@ -76,6 +76,10 @@ class Sparse(nn.Module):
         for module, name in self.owners:
             module.__dict__[name] = self()
 
+    def placed(self) -> list[tuple[nn.Module, str, Tensor]]:
+        """The owners, between `put` and `take`, with the name and the weight that each has."""
+        return [(module, name, vars(module)[name]) for module, name in self.owners]
+
     def take(self) -> None:
         """Undo `put`."""
         for module, name in self.owners:

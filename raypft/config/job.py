@@ -72,6 +72,9 @@ class Train(Strict):
     shortcuts: Annotated[bool, PROVENANCE] = Field(
         default=True, description="compute only what is read, and what is shared once; false: all of it, to compare"
     )
+    checkpointing: Annotated[bool, PROVENANCE] = Field(
+        default=False, description="keep the inputs of blocks alone and run these again in the backward pass"
+    )
     cache_folder: Annotated[str | None, PROVENANCE] = Field(
         default=None,
         min_length=1,
@@ -132,7 +135,7 @@ class Zero(Strict):
     """DeepSpeed ZeRO: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
 
     stage: Literal[0, 1, 2, 3] = 0
-    offload: bool = Field(default=False, description="optimizer state in CPU memory")
+    offload: bool = Field(default=False, description="optimizer state in CPU memory, at stage 3 the parameters too")
 
 
 @validation_root

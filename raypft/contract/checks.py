@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from raypft.backbones.base import Backbone
 from raypft.config.job import Train
 from raypft.contract import cases, tiny
 from raypft.methods import METHODS
-from raypft.training.checkpoint import TrainState
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
+from raypft.training.states import TrainState
 from raypft.training.stepper import TorchStepper
 
 CLOSE = 1e-4
@@ -69,11 +70,15 @@ def dataset(cell: cases.Cell) -> PromptDataset:
     return PromptDataset(cell.prompts, cell.learner.method, cell.learner.method.backbone.pad)
 
 
-def dropping(method: str, kind: str, **options: Any) -> cases.Cell:
-    """A cell whose model drops states out, and its method if that has a key for it."""
+def dropping(method: str, kind: str, backbone: Backbone | None = None, **options: Any) -> cases.Cell:
+    """A cell whose model drops states out, and its method if that has a key for it.
+
+    Args:
+        backbone: instead of one made in memory.
+    """
     if "dropout" in METHODS.load(method).Config.model_fields:
         options = {"dropout": DROPOUT, **options}
-    return cases.cell(method, tiny.backbone(kind, dropout=DROPOUT), **options)
+    return cases.cell(method, backbone or tiny.backbone(kind, dropout=DROPOUT), **options)
 
 
 def states_are_one_row_per_slot(method: str, kind: str, **options: Any) -> None:
@@ -122,7 +127,8 @@ def saved_parameters_give_equal_scores(method: str, kind: str, **options: Any) -
         save_file({name: value.contiguous() for name, value in stepper.values().items()}, path)
         again = cases.cell(method, tiny.backbone(kind), seed=9, **options)
         fresh = TorchStepper(again.learner, cases.SETTINGS)
-        fresh.set_values(load_file(path))
+        values = load_file(path)
+        fresh.put(lambda key, name, start, end: values[name].view(-1)[start:end])
     expect(
         evaluate(stepper, dataset(cell), cases.SETTINGS) == evaluate(fresh, dataset(again), cases.SETTINGS),
         "the trained parameters, saved and put into a fresh model, give other scores; "
@@ -225,6 +231,16 @@ def shortcuts_do_not_change_the_losses(method: str, kind: str, **options: Any) -
         )
 
 
+def checkpointing_does_not_change_the_losses(method: str, kind: str, **options: Any) -> None:
+    """Blocks that run again in the backward pass drop what they dropped, with what the method put into them."""
+    curves = []
+    for on in (False, True):
+        cell = dropping(method, kind, **options)
+        cell.learner.method.backbone.checkpointing = on
+        curves.append(trained(cell)[1].losses)
+    expect_curve(curves[1], curves[0], "train.checkpointing=true", "false", within=1e-6)
+
+
 def filler_rows_weigh_nothing(method: str, kind: str, **options: Any) -> None:
     """A worker without rows runs a filler, whose loss and weight are 0."""
     cell = cases.cell(method, tiny.backbone(kind), **options)
@@ -233,13 +249,13 @@ def filler_rows_weigh_nothing(method: str, kind: str, **options: Any) -> None:
     expect(loss == 0 and weight == 0, f"a filler row has loss {loss} and weight {weight}; expected 0 and 0")
 
 
-def expect_curve(losses: list[float], expected: list[float], what: str, against: str) -> None:
-    """Raise an AssertionError unless two loss curves are one."""
+def expect_curve(losses: list[float], expected: list[float], what: str, against: str, within: float = CLOSE) -> None:
+    """Raise an AssertionError unless two loss curves are one; within: see `CLOSE`."""
     expect(len(losses) == len(expected), f"{what}: {len(losses)} steps; {against}: {len(expected)}")
     largest = max(map(abs, expected), default=0.0)
     for step, (loss, other) in enumerate(zip(losses, expected, strict=True), start=1):
         expect(
-            abs(loss - other) <= CLOSE * largest,
+            abs(loss - other) <= within * largest,
             f"{what}: the loss of step {step} is {loss:.6g}; {against}: {other:.6g}",
         )
 
@@ -263,5 +279,6 @@ PROMISES = (
     Promise("bf16 stays finite", bf16_stays_finite, of_training=True),
     Promise("micro-batches do not change the losses", micro_batches_do_not_change_the_losses, of_training=True),
     Promise("shortcuts do not change the losses", shortcuts_do_not_change_the_losses, of_training=True),
+    Promise("checkpointing does not change the losses", checkpointing_does_not_change_the_losses, of_training=True),
     Promise("filler rows weigh nothing", filler_rows_weigh_nothing),
 )

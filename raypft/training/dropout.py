@@ -22,6 +22,8 @@ Any other input gets torch's own dropout, which `RowDropout.drew` tells, as it t
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from raypft.backbones.reading import READING, Reading
+from raypft.backbones.reading import AS_NOW, READING, Reading
 from raypft.batch import Batch
 
 
@@ -77,10 +79,13 @@ class RowDropout(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         self._before = _generators(self.batch.ids.device)
+        # a block that runs again meets the dropouts that it met
+        self._token = AS_NOW.set(functools.partial(copy.copy, self))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        AS_NOW.reset(self._token)
         self.drew = any(map(_differ, self._before, _generators(self.batch.ids.device)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

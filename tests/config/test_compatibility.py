@@ -195,6 +195,17 @@ def test_lines(combination, folder):
     assert str(caught.value).startswith(LINES[combination])
 
 
+@pytest.mark.parametrize("kind", ["albert", "xlm"])
+def test_blocks_that_are_no_modules_of_their_own_do_not_run_again(kind, folder):
+    made = job(folder, "full", "masked", "head", "choice")
+    settings = {"demos": 0, "train": Train(max_tokens=48, checkpointing=True)}
+    line = (
+        rf"^train\.checkpointing: found true; the body of {kind} models is no row of blocks, which could run again; set"
+    )
+    with pytest.raises(UserError, match=line):
+        check_fit(replace(made, job=made.job.model_copy(update=settings)), tiny.backbone(kind))
+
+
 def test_loading_refuses_what_no_backbone_can_mend():
     base = ["task=xnli", "backbone=mbert"]
     for words, line in (

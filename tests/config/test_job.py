@@ -243,6 +243,7 @@ GIVEN = {"seed": 0, "data": "d", "backbone": "b", "numerics": 1}
         "train.micro_batch=1",
         "train.eval_batch=8",
         "train.save_every=5",
+        "train.checkpointing=true",
         "train.cache_folder=kept",
         "data.root=/elsewhere",
         "recipe=mine",
