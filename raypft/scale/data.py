@@ -185,8 +185,10 @@ def _encode_on_ray(works: Sequence[Work], job: Job) -> None:
         num_cpus=ENCODER_CPUS,
         **_where(job),
     )
-    dataset.materialize()
-    remove(scratch)
+    try:
+        dataset.materialize()
+    finally:
+        remove(scratch)
 
 
 def _where(job: Job) -> dict[str, Any]:
