@@ -38,7 +38,7 @@ from raypft.tasks.load import load_task
 from raypft.training.loader import PromptDataset
 
 PREPARED = (100_000, 1_000_000)
-SENTENCES = 27_800
+SENTENCES = 31_000
 ASKED = (200_000, 2_000_000)
 WORKERS = 2
 
@@ -77,10 +77,15 @@ def of_tags(folder: Path, rows: int) -> list[str]:
     """The words of a job of ToPro that tests so many sentences as long as PAN-X's, in a folder."""
     task, words = load_task("panx"), []
     for sentence in sentences(rows, 1, 50_000):
-        words.append(list(map("".join, zip(sentence[:24:2], sentence[1:24:2], strict=False))))
+        words.append(list(map("".join, zip(sentence[::2], sentence[1::2], strict=False))))
     said = list(map(str, (task.pattern("topro").verbalizer or {}).values()))
     tokenizer = piece_tokenizer([" ".join(sentence) for sentence in words[:2000]], said)
-    size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    size: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     BertForMaskedLM(BertConfig(vocab_size=4000, max_position_embeddings=128, **size)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for split, some in (("train", words[:8]), ("test", words)):
