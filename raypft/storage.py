@@ -84,8 +84,12 @@ def written(path: Path) -> Iterator[Path]:
             cast(Any, path).fs.put_file(str(file), cast(Any, path).path)
         return
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -104,7 +108,15 @@ def _fetched(path: Path, folder: str) -> Path:
     return file
 
 
-@functools.lru_cache(maxsize=8)
+def move(path: Path, to: Path) -> None:
+    """Give a file another name, in the place of one that has it."""
+    if is_remote(path):
+        cast(Any, path).fs.mv(cast(Any, path).path, cast(Any, to).path)
+    else:
+        path.replace(to)
+
+
+@functools.cache
 def lasting(path: Path) -> Path:
     """The file itself, or a local copy of it until this process ends: for what is read again and again."""
     if not is_remote(path):

@@ -29,12 +29,13 @@ LADDER = (
     {"cluster", "contract"},
     {"scale"},
     {"campaigns"},
+    {"analysis"},
     {"runs"},
     {"training"},
     {"config"},
     {"methods", "readouts"},
     {"backbones", "report", "data"},
-    {"tasks"},
+    {"tasks", "shards"},
     {"catalogue", "schema", "storage", "batch", "hub"},
     {"encoded", "errors", "_version"},
 )
@@ -170,6 +171,6 @@ def test_reading_and_reporting_load_no_heavy_library(modules):
     assert loaded_by(f"import {modules}") == "[]"
 
 
-@pytest.mark.parametrize("what", ["tasks", "methods", "readouts", "backbones", "recipes"])
+@pytest.mark.parametrize("what", ["tasks", "methods", "readouts", "analyses", "backbones", "recipes"])
 def test_lists_load_no_heavy_library(what):
     assert loaded_by(f"from raypft.cli import app; app(['list', '{what}'], standalone_mode=False)") == "[]"

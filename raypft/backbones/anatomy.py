@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -191,6 +192,22 @@ class Anatomy(nn.Module):
     def _find_embedding(self) -> nn.Module:
         """The module that is called with the prompt's ids."""
         return self.model.get_input_embeddings()
+
+
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of the outermost lists of a model."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else blocks_of(child)
+
+
+def largest_layer(module: nn.Module) -> int:
+    """Parameters of the largest block of a model, or of a larger module beside the blocks (the embedding, say)."""
+    blocks = [_size(block) for block in blocks_of(module)]
+    return max(*blocks, *(_size(part, recurse=False) for part in module.modules()))
+
+
+def _size(module: nn.Module, recurse: bool = True) -> int:
+    return sum(parameter.numel() for parameter in module.parameters(recurse))
 
 
 def input_width(linear: Any) -> int:

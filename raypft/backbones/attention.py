@@ -2,7 +2,8 @@
 
 transformers looks attention functions up by name. `take_keys` selects a name under which its own function (SDPA or
 eager) is wrapped: the wrapper asks the attention module for keys and values, puts them first and opens the mask for
-them; `scale_keys` likewise for what the own ones are multiplied by; `attend_for` asks for the queries of some tokens.
+them; `scale_keys` likewise for what the own ones are multiplied by; `attend_for` asks for the queries of some tokens;
+`watch` shows the weights of each call.
 Only the module's own projections see positions, so rotary embeddings, grouped heads and sliding windows need no care
 here.
 """
@@ -32,9 +33,13 @@ PREFIX = "keys_first_"
 GIVES_KEYS = "gives_keys"
 SCALES_KEYS = "scales_keys"
 ATTENDS_FOR = "attends_for"
+WATCHED = "watched"
 
 Keys = tuple[Tensor, Tensor]
 """Keys and values, [B, A, P, D] each, B = 1 where all prompts get the same; A is the number of key heads."""
+See = Callable[[Tensor, Tensor, Tensor], None]
+"""Is shown the weights of a call, [B, A, T, K], the values that they weight, [B, A or fewer heads, K, D], and what
+comes of it, [B, T, A, D]; K counts keys of a method, which come first, and the tokens' own."""
 
 
 def take_keys(attention: nn.Module, give: Callable[[], Keys]) -> None:
@@ -137,6 +142,25 @@ def _keep_states(attended: Attended, states: Tensor) -> None:
         raise KeysKnown
 
 
+@contextlib.contextmanager
+def watch(attention: nn.Module, see: See) -> Iterator[None]:
+    """While open, `attention` uses its eager function, and `see` is shown the weights of each call.
+
+    Raises:
+        UserError: see `_listen`.
+    """
+    config = cast(Any, attention.config)
+    before = config._attn_implementation
+    _listen(attention)
+    config._attn_implementation = PREFIX + "eager"
+    attention.__dict__[WATCHED] = see
+    try:
+        yield
+    finally:
+        del attention.__dict__[WATCHED]
+        config._attn_implementation = before
+
+
 def _listen(attention: nn.Module) -> None:
     """Let an attention ask for what methods give it.
 
@@ -223,7 +247,11 @@ def _wrapped(kind: str) -> Callable:
             if keywords.get("position_bias") is not None:
                 keywords["position_bias"] = functional.pad(keywords["position_bias"], (width, 0))
             keywords["is_causal"] = False  # the mask says it; without one every token sees all
-        return inner(module, query, key, value, attention_mask, **keywords)
+        output = inner(module, query, key, value, attention_mask, **keywords)
+        see = vars(module).get(WATCHED)
+        if see is not None:
+            see(output[1], value, output[0])
+        return output
 
     return attend
 

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +50,27 @@ def lacking(source: str | None, names: Sequence[str]) -> str:
     )
 
 
+class Known(NamedTuple):
+    """What is found out about a model once: its text side, what its files lack, what never trains, and which shortcuts
+    give its own states (columns of the output embedding; the last block for some rows, its keys alone for the others;
+    beginnings)."""
+
+    text: PromptTokenizer
+    lacks: tuple[str, ...]
+    fixed: frozenset[str]
+    columns: bool
+    rows: bool
+    keys_alone: bool
+    beginnings: bool
+
+
 class Backbone(Seams, ABC):
     """One pretrained model, and its text side beside.
 
     Args:
         model: a transformers model with a language-model head.
         text: what makes its prompts; None where the model is only run.
+        known: what was found out about the same model before; None: it is measured.
     """
 
     family: str
@@ -69,18 +84,26 @@ class Backbone(Seams, ABC):
     text: PromptTokenizer
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
 
-    def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None, known: Known | None = None) -> None:
         exchange_gelu(model)
-        super().__init__(model)
+        super().__init__(model, measures=known is None)
         self.shortcuts, self.checkpointing = True, False
         if self.scores_by_column:
             self.decoder.__class__ = ColumnLinear
         self.lacks: tuple[str, ...] = ()
-        self._takes_columns = self._can_take_columns()  # while the weights are whole: ZeRO-3 shares them out
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
-        self._makes_keys_alone = False
-        self._reads_rows = self._can_read_rows()
+        # while the weights are whole: ZeRO-3 shares them out
+        self._takes_columns = self._can_take_columns() if known is None else known.columns
+        self._makes_keys_alone = known is not None and known.keys_alone
+        self._reads_rows = self._can_read_rows() if known is None else known.rows
+        self._can_begin = self._goes_on_behind_a_beginning() if known is None else known.beginnings
+
+    @property
+    def known(self) -> Known:
+        """What another backbone of the same files need not find out."""
+        shortcuts = self._takes_columns, self._reads_rows, self._makes_keys_alone, self._can_begin
+        return Known(self.text, self.lacks, self.fixed, *shortcuts)
 
     @property
     def pad(self) -> int:
@@ -277,6 +300,10 @@ class Backbone(Seams, ABC):
                 return False
             finally:
                 decoder.columns = None
+
+    def _goes_on_behind_a_beginning(self) -> bool:
+        """Whether the states of a text's end are the same where its beginning was run before."""
+        return False
 
     def _run(self, batch: Batch) -> Tensor:
         positions = {}

@@ -139,7 +139,6 @@ class CausalBackbone(Backbone):
     def __init__(self, *arguments, **keywords) -> None:
         self._cache: DynamicCache | None = None
         super().__init__(*arguments, **keywords)
-        self._can_begin = self._goes_on_behind_a_beginning()
 
     def arguments(self, batch: Batch) -> dict:
         cache = self._cache if batch.beginning is None else copies(batch.beginning.cache, len(batch.ids))

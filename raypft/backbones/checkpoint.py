@@ -4,14 +4,16 @@ drawn at random."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, core_model_loading
 
+from raypft.backbones.anatomy import blocks_of
 from raypft.errors import UserError, first_line
 
 INNER = {r"^(model\.)?language_model\.(model\.)?": "model.", r"^language_model\.lm_head": "lm_head"}
@@ -148,24 +150,80 @@ def settle(auto: Any, folder: Path, config: Any) -> tuple[str, ...]:
 
 
 def read(auto: Any, folder: Path, config: Any) -> Read:
-    """A model in fp32 with the weights of a folder; tensors of the language-model head that it has not are 0.
+    """A model with the weights of a folder, see `map_weights`.
 
     Raises:
         UserError: see `settle`.
     """
     lacks = settle(auto, folder, config)
-    model, _ = _read(auto, folder, config)
     with torch.device("meta"):
         fresh = auto.from_config(config)
-    for name, parameter in fresh.named_parameters():
-        if not parameter.requires_grad:  # reading opens what the model's code says never to train
-            model.get_parameter(name).requires_grad_(False)
-    with torch.no_grad():
-        named = dict(model.named_parameters(remove_duplicate=False))
-        for name in lacks:
-            if name in named:
-                named[name].zero_()
-    return Read(model, lacks)
+    # reading opens what the model's code says never to train
+    fixed = [name for name, parameter in fresh.named_parameters() if not parameter.requires_grad]
+    return Read(map_weights(auto, folder, config, lacks, fixed), lacks)
+
+
+@torch.no_grad()
+def map_weights(auto: Any, folder: Path, config: Any, lacks: Collection[str], fixed: Iterable[str]) -> Any:
+    """A model whose weights are pages of the folder's files, of the type they have there: the processes of a machine
+    share them, none has a copy until it writes. Buffers are fp32.
+
+    Args:
+        lacks: tensors of the language-model head that the folder has not; they are 0; fixed: parameters that never
+            train.
+    """
+    with as_stored():
+        model, _ = _read(auto, folder, config)
+    for module in model.modules():
+        floats = {
+            name: value for name, value in module._buffers.items() if value is not None and value.is_floating_point()
+        }
+        module._buffers.update({name: value.float() for name, value in floats.items()})
+    for name in fixed:
+        model.get_parameter(name).requires_grad_(False)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name in named.keys() & lacks:
+        named[name].zero_()
+    return model
+
+
+@contextmanager
+def as_stored() -> Iterator[None]:
+    """While open, transformers reads tensors in the type they have in their files, where they lie; it would give all
+    one type, and so copy them."""
+    own = core_model_loading._materialize_copy
+    core_model_loading._materialize_copy = lambda tensor, *_: tensor[...]
+    try:
+        yield
+    finally:
+        core_model_loading._materialize_copy = own
+
+
+@contextmanager
+def in_fp32(model: torch.nn.Module) -> Iterator[None]:
+    """While open, weights of another type are fp32: those of a block while it runs, all others throughout, and those
+    of the last block, which the probes look at. To ask a model something without a copy of it."""
+    stored = {parameter: parameter.data for parameter in model.parameters() if parameter.dtype != torch.float32}
+
+    def widen(parameters: Iterable[torch.nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.data = stored[parameter].float()
+
+    def narrow(parameters: Iterable[torch.nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.data = stored[parameter]
+
+    with ExitStack() as stack:
+        rest = dict.fromkeys(stored)
+        for block in [*blocks_of(model)][:-1] if stored else ():
+            own = [parameter for parameter in block.parameters() if rest.pop(parameter, 0) is None]
+            before = block.register_forward_pre_hook(lambda *_, own=own: widen(own))
+            after = block.register_forward_hook(lambda *_, own=own: narrow(own), always_call=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        widen(rest)
+        stack.callback(narrow, rest)
+        yield
 
 
 def keys_of(folder: Path, config: Any) -> dict[str, str] | None:

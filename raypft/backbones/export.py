@@ -29,6 +29,8 @@ HEADS = {
     "question": AutoModelForQuestionAnswering,
 }
 """What a head reads to the transformers class that has it."""
+SHARD = "2GB"
+"""Size of a file of weights at most: so much is held when it is written."""
 PEFT_PREFIX = "base_model.model."
 """What peft puts before a parameter's name in its files."""
 
@@ -71,8 +73,10 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
         # a method may have given the output embedding a weight of its own
         tied = getattr(backbone.config, "tie_word_embeddings", True) and backbone.decoder_is_tied
         config = type(backbone.config).from_dict({**backbone.config.to_dict(), "tie_word_embeddings": tied})
-        model: Any = FAMILIES[backbone.family].auto.from_config(config, dtype=torch.float32)
-        model.load_state_dict(values)
+        with torch.device("meta"):
+            model: Any = FAMILIES[backbone.family].auto.from_config(config, dtype=torch.float32)
+        model.load_state_dict(values, assign=True)
+        model.tie_weights()
     else:
         model = _with_head(backbone, head, labels)
         body = f"{backbone.model.base_model_prefix}."
@@ -83,7 +87,7 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
         assert all(name.startswith("pooler.") for name in (*loaded.unexpected_keys, *loaded.missing_keys))
         for name, module in head_modules(model, head).items():
             model.get_submodule(name).load_state_dict(module.state_dict())
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD)
     backbone.text.tokenizer.save_pretrained(folder)
 
 

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from raypft.backbones.checkpoint import keys_of
+from raypft.backbones.checkpoint import as_stored, in_fp32, keys_of
 from raypft.errors import UserError
 
 
@@ -119,15 +119,12 @@ class ClassificationHead(nn.Module):
         super().__init__()
         model.eval()
         states, expected = _scored(model)
-        body, left = model.base_model_prefix, nn.Module()
-        for name, child in model.base_model.named_children():
+        left = nn.Module()
+        for name, child in head_parts(model).items():
+            self.add_module(name, child)
             if name.startswith("pooler"):
-                self.add_module(name, child)
                 left.add_module(name, child)
-        for name, child in model.named_children():
-            if name != body:
-                self.add_module(name, child)
-        model._modules[body] = left
+        model._modules[model.base_model_prefix] = left
         self.__dict__["model"] = model  # a plain reference: the modules above are its own
         if expected is not None:
             with torch.no_grad():
@@ -146,6 +143,12 @@ class ClassificationHead(nn.Module):
             return model.forward(input_ids=some_ids).logits.view(len(states), -1)
 
 
+def head_parts(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """What a model for classification has behind its body, and the body's pooler, by their own names."""
+    of_body = {name: part for name, part in model.base_model.named_children() if name.startswith("pooler")}
+    return of_body | {name: part for name, part in model.named_children() if name != model.base_model_prefix}
+
+
 @torch.no_grad()
 def _scored(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
     """The states of a short text by a model's body, [T, H], and the scores of the whole model, of a text [1, C] or of
@@ -153,8 +156,9 @@ def _scored(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
     ids = torch.tensor([[3, 4, 5]], device=next(model.parameters()).device)
     if ids.is_meta:
         return ids, None
-    states = model.base_model(input_ids=ids).last_hidden_state[0]
-    return states, model(input_ids=ids).logits.flatten(0, -2)
+    with in_fp32(model):
+        states = model.base_model(input_ids=ids).last_hidden_state[0]
+        return states, model(input_ids=ids).logits.flatten(0, -2)
 
 
 FIRST_TOKEN = {"modernbert": "cls", "eurobert": "bos"}
@@ -187,15 +191,19 @@ def classifier(
     config = classification_config(config, num_labels=num_labels)
     if source is None:
         return auto.from_config(config)
-    model, info = auto.from_pretrained(
-        source,
-        config=config,
-        dtype=torch.float32,
-        key_mapping=keys_of(Path(source), config),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # of another number of labels
-        trust_remote_code=False,
-    )
+    with as_stored():  # the body stays in the files' pages
+        model, info = auto.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            key_mapping=keys_of(Path(source), config),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of another number of labels
+            trust_remote_code=False,
+        )
+    for part in head_parts(model).values():
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(torch.float32, copy=True)
     fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     for name, child in model.named_children():
         stored = {f"{name}.{key}" for key, _ in child.named_parameters()} - fresh

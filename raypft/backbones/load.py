@@ -3,6 +3,7 @@ Backbone."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from raypft.backbones.base import Backbone
+from raypft.backbones.base import Backbone, Known
 from raypft.backbones.causal import CausalBackbone, CausalTokenizer
-from raypft.backbones.checkpoint import read, read_config, read_tokenizer, settle
+from raypft.backbones.checkpoint import in_fp32, map_weights, read, read_config, read_tokenizer, settle
 from raypft.backbones.fetch import Found, locate
 from raypft.backbones.guard import check_scores
 from raypft.backbones.masked import MaskedBackbone, MaskedTokenizer
@@ -73,11 +74,12 @@ def family_of(config) -> str:
     )
 
 
-def load_backbone(name: str, dropout: float | None = None) -> Backbone:
+def load_backbone(name: str, dropout: float | None = None, as_stored: bool = False) -> Backbone:
     """Load a pretrained model, frozen, in fp32, and see that its scores are its own.
 
     Args:
         dropout: replaces every dropout rate of the model's configuration; None keeps them.
+        as_stored: leave the weights in the files' pages and type, for who shares them out or casts them, once.
 
     Raises:
         UserError: see `locate`; the model's family is not supported; its files are not whole or not of one model.
@@ -89,9 +91,37 @@ def load_backbone(name: str, dropout: float | None = None) -> Backbone:
     family = FAMILIES[family_of(config)]
     text = _text(found, config)
     model, lacks = read(family.auto, folder, config)
-    backbone = family.backbone(model, text).eval()
-    backbone.lacks = lacks
-    check_scores(backbone)
+    stored = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=False)}
+    if not as_stored:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+    with in_fp32(model):
+        backbone = family.backbone(model, text).eval()
+        backbone.lacks = lacks
+        check_scores(backbone)
+    backbone.lies_in(stored, as_stored)
+    return backbone
+
+
+def load_again(known: Known) -> Backbone:
+    """A backbone as `load_backbone(..., as_stored=True)` gave it, of the same files; nothing is measured again.
+
+    Raises:
+        UserError: the files are not the same any more.
+    """
+    family, text = FAMILIES[known.text.family], known.text
+    folder = Path(str(text.source))
+    found = Found(folder, text.hub, None if text.hub is None else text.revision).revision
+    if found != text.revision:
+        raise UserError(
+            f"backbone: the files in {folder} have changed since the last cell, from revision {text.revision} to "
+            f"{found}; restore them, a model must stay as it is while it is trained"
+        )
+    model = map_weights(family.auto, folder, text.config, known.lacks, known.fixed)
+    backbone = family.backbone(model, known.text, known).eval()
+    backbone.lacks = known.lacks
+    stored = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=False)}
+    backbone.lies_in(stored, as_stored=True)
     return backbone
 
 

@@ -10,9 +10,11 @@ A layer is always a number of blocks below the cut, from 1 to L.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import itertools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ class Seams(Anatomy):
 
     Args:
         model: a transformers model with a language-model head.
+        measures: whether the checksum is made that a reset is proved by.
     """
 
     fixed: frozenset[str]
@@ -39,7 +42,7 @@ class Seams(Anatomy):
     _sparse: list[Sparse]
     _tied: nn.Parameter | None
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, measures: bool = True) -> None:
         super().__init__(model)
         self._rest_of_output: tuple | None = None
         self._before_embedding = False
@@ -47,6 +50,8 @@ class Seams(Anatomy):
         self._layer_seams: dict[int, list[nn.Module]] = {}
         self._wrapped: list[tuple[nn.Module, str, nn.Module]] = []
         self._opened: dict[str, Tensor] = {}
+        self._stored: dict[str, Tensor] = {}
+        self._as_stored = False
         self.__dict__["_sparse"] = []  # modules of the model already
         self.__dict__["_tied"] = None
         self._positions_taken = 0
@@ -57,7 +62,18 @@ class Seams(Anatomy):
         self._find_embedding().register_forward_hook(self._after_embedding)
         for layer, block in enumerate(self._blocks or (), start=1):
             block.register_forward_hook(self._after_block(layer))
-        self._pristine = self.checksum()
+        self._pristine = self.checksum() if measures else None
+
+    def lies_in(self, stored: dict[str, Tensor], as_stored: bool) -> None:
+        """Say where the pretrained values are, by name of parameter: pages of files, which a reset reads again.
+
+        Args:
+            as_stored: whether the parameters are these very pages. What trains must get a copy where it trains; the
+                model is used for one method, and not reset after.
+        """
+        self._stored, self._as_stored = stored, as_stored
+        if as_stored:
+            self._pristine = None
 
     def on_embed(self, module: nn.Module) -> None:
         """Run `module(states [B, T, E], batch) -> [B, T, E]` on the word embeddings; E is `embedding_size`, not
@@ -139,7 +155,8 @@ class Seams(Anatomy):
         """
         from raypft.backbones.peft_layers import inject_layers  # noqa: PLC0415  (peft takes seconds to import)
 
-        replaced = inject_layers(self.model, settings, key)
+        with self._fp32_to_look_at():
+            replaced = inject_layers(self.model, settings, key)
         self._wrapped += replaced
         return [getattr(parent, attribute) for parent, attribute, _ in replaced]
 
@@ -156,8 +173,7 @@ class Seams(Anatomy):
             raise UserError(f'open("{pattern}"): no parameter of the model has such a name; e.g. {known}')
         for parameter, name in matching.items():
             if not parameter.is_meta:
-                # in CPU memory: on a GPU that a cell was on before, it would stand there beside the weights
-                self._opened.setdefault(name, parameter.detach().to("cpu", copy=True))
+                self._opened.setdefault(name, self._kept(name, parameter))
             parameter.requires_grad_(True)
         return list(matching)
 
@@ -240,7 +256,7 @@ class Seams(Anatomy):
             self._sparse.pop().undo()
         parameters |= dict(self.model.named_parameters(remove_duplicate=False))
         for name, value in self._opened.items():
-            parameters[name].data = value.to(parameters[name].device)
+            parameters[name].data = value.to(parameters[name])
         self._opened.clear()
         if self._tied is not None:
             self.decoder.weight = self._tied
@@ -248,7 +264,7 @@ class Seams(Anatomy):
         self._batch = None
         self.model.zero_grad(set_to_none=True)
         self.requires_grad_(False)
-        if self.checksum() != self._pristine:
+        if self._pristine is not None and self.checksum() != self._pristine:
             raise RuntimeError(
                 "reset: the backbone's weights differ from the loaded ones; a method wrote to them past the seams"
             )
@@ -279,6 +295,28 @@ class Seams(Anatomy):
         return total
 
     # inside
+
+    @contextlib.contextmanager
+    def _fp32_to_look_at(self) -> Iterator[None]:
+        """While open, weights of another type are fp32 nans without memory: peft gives its layers their type."""
+        own = {parameter: parameter.data for parameter in self.model.parameters() if parameter.dtype != torch.float32}
+        for parameter, value in own.items():
+            parameter.data = torch.full((), math.nan, device=value.device).expand(value.shape)
+        try:
+            yield
+        finally:
+            for parameter, value in own.items():
+                parameter.data = value
+
+    def _kept(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """The pretrained value of a parameter that will train in place."""
+        if name not in self._stored:
+            # in CPU memory: on a GPU that a cell was on before, it would stand there beside the weights
+            return parameter.detach().to("cpu", copy=True)
+        stored = self._stored[name]
+        if not self._as_stored and parameter.data_ptr() == stored.data_ptr():
+            parameter.data = stored.clone()
+        return stored
 
     def _after_embedding(self, _module: nn.Module, _inputs: tuple, states: Tensor) -> Tensor:
         if self._before_embedding:  # a decoder that shares the module calls it later

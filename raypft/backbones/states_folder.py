@@ -71,5 +71,5 @@ class StatesFolder:
 
 
 def _digest(states: Tensor) -> str:
-    content = states.detach().contiguous().view(torch.uint8).numpy()
+    content = states.detach().contiguous().view(torch.uint8).numpy().data
     return hashlib.blake2b(content, digest_size=16).hexdigest()

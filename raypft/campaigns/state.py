@@ -175,8 +175,11 @@ class CampaignState:
 
     def result(self, configuration: Configuration, seed: int) -> dict[str, Any] | None:
         """The result of a finished cell, without test numbers where the test was withheld."""
-        folder = self.where(configuration, seed, test=True) or self.where(configuration, seed, test=False)
+        folder = self._anywhere(configuration, seed)
         return None if folder is None else read_result(folder)
+
+    def _anywhere(self, configuration: Configuration, seed: int) -> Path | None:
+        return self.where(configuration, seed, test=True) or self.where(configuration, seed, test=False)
 
     def note(self, configuration: Configuration, seed: int, status: str, **more: Any) -> None:
         """Write what became of a cell into the ledger."""
@@ -198,7 +201,8 @@ class CampaignState:
         entries = {seed: self.ledger.get(key) for seed, key in configuration.keys.items()}
         pruned = next((entry["reason"] for entry in entries.values() if entry.get("status") == "pruned"), None)
         for seed, entry in entries.items():
-            result = self.result(configuration, seed)
+            folder = self._anywhere(configuration, seed)
+            result = None if folder is None else read_result(folder)
             status, reason = "finished", None
             if result is None and entry.get("status") == "failed":
                 status, reason = "failed", entry["reason"]
@@ -212,6 +216,7 @@ class CampaignState:
                 "status": status,
                 "reason": reason,
                 "result": result,
+                "folder": folder,
             }
 
     def write_campaign(self) -> None:

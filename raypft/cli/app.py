@@ -1,4 +1,4 @@
-"""The command line: run, tune, plan, show, check, contract, list, report, predict, export, submit, cluster.
+"""The command line: run, tune, plan, show, check, contract, list, report, analyse, predict, export, submit, cluster.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
 cluster/README.md.
@@ -18,6 +18,7 @@ import typer
 from rich.text import Text
 
 from raypft._version import __version__
+from raypft.cli.analyse import analyse
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.shown import Json, console, print_found, print_table
@@ -181,34 +182,77 @@ def report(
         ),
     ],
     as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_of,
+            help="Write a whole report of one campaign, or of runs, into a folder: a page with intervals, tests and "
+            "figures (index.html), and its tables as Markdown, LaTeX and CSV.",
+        ),
+    ] = None,
+    mix: Annotated[
+        bool,
+        typer.Option("--mix", help="Let numbers stand in one table that don't compare; the table then says so."),
+    ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="With --out: the metric that leads, instead of the task's first.")
+    ] = None,
 ) -> None:
     """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from
-    what is finished."""
+    what is finished. With --out a page and its files."""
+    if out is not None:
+        write_report_folder(folders, out, as_json, mix, metric)
+        return
+    if metric is not None:
+        raise UserError("report: --metric is for --out FOLDER; the tables without it have every metric")
+    from raypft.report.mixing import Mixing  # noqa: PLC0415
     from raypft.runs.table import run_table  # noqa: PLC0415
 
     if (folders[0] / "campaign.yaml").is_file():
         for folder in folders:
-            report_campaign(folder, as_json)
+            report_campaign(folder, as_json, mix)
         return
-    table = run_table(folders)
+    table = run_table(folders, Mixing(mix))
     if as_json:
         print(json.dumps(vars(table)))
     else:
         print_table(table)
 
 
-def report_campaign(folder: Path, as_json: bool) -> None:
+def report_campaign(folder: Path, as_json: bool, mix: bool = False) -> None:
     """Write a campaign's tables from its finished cells and print them."""
     from raypft.campaigns.state import CampaignState, reopened  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
 
     campaign = reopened(folder)
     state = CampaignState(campaign, lambda line: print(line, file=sys.stderr))
-    table = write_tables(campaign, state.rows(), folder)
+    table = write_tables(campaign, state.rows(), folder, mix)
     if as_json:
         print(json.dumps({"folder": str(folder), "table": str(table)}))
     else:
         print(table.read_text(encoding="utf-8"), end="")
+
+
+def write_report_folder(folders: list[Path], out: Path, as_json: bool, mix: bool, metric: str | None) -> None:
+    """Write the report of a campaign or of runs into a folder and say where it is."""
+    from raypft.campaigns.state import CampaignState, reopened  # noqa: PLC0415
+    from raypft.report.folder import write_report  # noqa: PLC0415
+    from raypft.runs.comparison import compared  # noqa: PLC0415
+
+    campaigns = [folder for folder in folders if (folder / "campaign.yaml").is_file()]
+    if campaigns and len(folders) > 1:
+        raise UserError(f"report: --out takes one campaign, or runs; found {len(folders)} folders with {campaigns[0]}")
+    if campaigns:
+        campaign = reopened(campaigns[0])
+        rows = CampaignState(campaign, lambda line: print(line, file=sys.stderr)).rows()
+    else:
+        campaign, rows = compared(folders)
+    files = write_report(campaign, rows, out, mix, metric)
+    if as_json:
+        print(json.dumps({"folder": str(out), "files": [str(file) for file in files]}))
+    else:
+        print(f"written to {files[0]}, and beside it {', '.join(file.name for file in files[1:])}")
 
 
 @app.command()
@@ -276,7 +320,7 @@ def contract(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(metavar="tasks|methods|readouts|backbones|recipes|matrix|schema")
+        str | None, typer.Argument(metavar="tasks|methods|readouts|analyses|backbones|recipes|matrix|schema")
     ] = None,
     kind: Annotated[
         str | None, typer.Argument(metavar="[job|task|campaign]", help="Of schema: the kind of file.")
@@ -292,6 +336,7 @@ def list_(
         print(line)
 
 
+app.command()(analyse)
 app.command()(predict)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from raypft.analysis import ANALYSES
 from raypft.backbones.aliases import ALIASES
 from raypft.catalogue import Catalogue
 from raypft.config.load import recipe_names, recipe_source
@@ -76,6 +77,7 @@ CATALOGUES: dict[str, Callable[[], list[str]]] = {
     "tasks": _tasks,
     "methods": _methods,
     "readouts": lambda: [_about(READOUTS, name) for name in READOUTS.names()],
+    "analyses": lambda: [_about(ANALYSES, name) for name in ANALYSES.names()],
     "backbones": _backbones,
     "recipes": lambda: [f"{name:12} {recipe_source(name)}" for name in recipe_names()],
     "matrix": _matrix,

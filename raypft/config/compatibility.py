@@ -79,6 +79,12 @@ def check_job(resolved: ResolvedJob, family: str | None = None) -> None:
             f"dev.metric: found {job.dev.metric}, which reads sentences written with their tags; "
             "use readout=text and a pattern without {token}, or another metric"
         )
+    if resolved.readout_config.content_free and (not task.kind.one_label or (method.trains and job.train.epochs)):
+        found = f"tasks of kind {kind}" if not task.kind.one_label else f"a model that {named} trains"
+        raise UserError(
+            f"readout.calibration: found contextual with {found}; expected a task of kind choice and a model that is "
+            "asked as it is, e.g. the recipe icl"
+        )
     if not set(method.families) & set(readout.families):
         raise UserError(
             f"readout: {reads} works with {_and(readout.families)} models, "

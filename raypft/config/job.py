@@ -135,7 +135,7 @@ class Zero(Strict):
     """DeepSpeed ZeRO: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
 
     stage: Literal[0, 1, 2, 3] = 0
-    offload: bool = Field(default=False, description="optimizer state in CPU memory")
+    offload: bool = Field(default=False, description="optimizer state in CPU memory, at stage 3 the parameters too")
 
 
 @validation_root

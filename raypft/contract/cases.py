@@ -21,7 +21,7 @@ from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
-from raypft.methods._tickets import metadata
+from raypft.methods._tickets import Facts
 from raypft.methods.base import Config
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
@@ -118,12 +118,16 @@ def folder() -> Path:
 def save_ticket(path: Path, differences: dict[str, torch.Tensor], revision: str, strategy: str, settings: dict) -> None:
     """What a search writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(differences, path, metadata(differences, revision, strategy, settings))
+    facts = Facts(revision, strategy, settings)
+    for name, difference in differences.items():
+        facts.seen(name, difference)
+    save_file(differences, path, facts.metadata())
 
 
 def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None = None) -> str:
     """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same
     model."""
+    revision = revision or backbone.revision
     path = (
         folder() / f"{type(backbone.model).__name__}-{backbone.embedding_size}" / f"{strategy}-{revision}.safetensors"
     )
@@ -135,7 +139,7 @@ def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None
             for name, info in parameter_infos(backbone).items()
             if info.in_body
         }
-        save_ticket(path, differences, revision or backbone.revision, strategy, {"seed": 1})
+        save_ticket(path, differences, revision, strategy, {"seed": 1})
     return str(path)
 
 

@@ -16,12 +16,16 @@ from typing import Any, cast
 import torch
 from torch import distributed, multiprocessing
 
+from raypft.backbones.base import Backbone
+from raypft.backbones.load import load_backbone
 from raypft.config.job import Job, Resources, Train, Zero
 from raypft.contract import cases
-from raypft.contract.checks import dropping
-from raypft.training.checkpoint import TrainState
+from raypft.contract.checks import DROPOUT, dropping
+from raypft.training.checkpoint import StateWriter
+from raypft.training.kept import copied
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit
+from raypft.training.states import States
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
 
@@ -38,51 +42,65 @@ class Case:
     checkpointing: bool = False
     clip: float | None = None
     epochs: int = 5
-    resume: dict[str, Any] | None = None
-    keep: bool = False
-    """Return the whole state after the last step."""
+    resume: str = ""
+    """A folder with the state to go on from."""
+    keep: str = ""
+    """A folder for the state after the last step."""
+    parts: bool = False
+    """That state is kept in parts, as of what is large."""
     weight_decay: float = 0.0
     probe: Callable[[cases.Cell, Stepper], dict[str, Any]] | None = field(default=None, repr=False)
     """A module's function, asked after the last step on every rank."""
     options: tuple[tuple[str, Any], ...] = ()
     """Keys of the method that differ from their defaults."""
+    files: str | None = None
+    """The folder that the model is read from; None: made in memory."""
 
 
 def run_case(case: Case) -> dict[str, Any]:
     """Losses, and what else was asked for, of one case in this process's group."""
-    cell = dropping(case.method, case.kind, **dict(case.options))
+    cell = dropping(case.method, case.kind, _from_files(case), **dict(case.options))
     cell.learner.method.backbone.checkpointing = case.checkpointing
-    copied = ("precision", "micro_batch", "clip", "epochs", "weight_decay")
-    settings = cases.SETTINGS.model_copy(update={"select": "last", **{key: getattr(case, key) for key in copied}})
-    progress = None
-    if case.resume is not None:
-        progress = TrainState(**case.resume)
-        with torch.no_grad():
-            for name, parameter in cell.learner.trainable().items():
-                parameter.copy_(progress.values[name])
-    stepper = _stepper(case, cell.learner, settings, progress.optimizer if progress else None)
+    of_case = ("precision", "micro_batch", "clip", "epochs", "weight_decay")
+    settings = cases.SETTINGS.model_copy(update={"select": "last", **{key: getattr(case, key) for key in of_case}})
+    stepper = _stepper(case, cell.learner, settings)
+    progress = states_in(case.resume).resume(stepper)[0] if case.resume else None
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     named: dict[str, Any] = dict(cell.learner.named_parameters())
     shares = {name: (p.ds_tensor.numel(), p.ds_numel) for name, p in named.items() if hasattr(p, "ds_tensor")}
     progress = fit(stepper, rows, rows, settings, 0, cell.score, progress)
     out = {"losses": progress.losses, "dev": [record["dev"] for record in progress.history], "shares": shares}
     if case.keep:
-        progress.values, progress.optimizer = stepper.values(), stepper.optimizer_state()
-        out["progress"] = vars(progress)
+        writer = StateWriter(stepper, settings, states_in(case.keep))
+        writer.large |= case.parts
+        writer.write(progress)
     if case.probe is not None:
         out["probe"] = case.probe(cell, stepper)
-    before = stepper.values()
-    stepper.set_values({name: value + 1 for name, value in before.items()})
+    out["values"] = stepper.values()
+    before = copied(stepper.held())
+    stepper.put(lambda *where: before.give(*where) + 1)
     out["given"] = stepper.values()
-    out["values"] = before
     stepper.close()
     return out
 
 
-def _stepper(case: Case, learner: Learner, settings: Train, state: dict[str, Any] | None) -> Stepper:
+def _from_files(case: Case) -> Backbone | None:
+    """The backbone as a worker reads it, None where no folder is given."""
+    if case.files is None:
+        return None
+    return load_backbone(case.files, DROPOUT, case.engine != "torch" and (case.engine == 3 or case.precision != "fp32"))
+
+
+def states_in(folder: str) -> States:
+    """The states of a case."""
+    place = Path(folder)
+    return States(place / "state.pt", place / "state.previous.pt", place / "state", "case")
+
+
+def _stepper(case: Case, learner: Learner, settings: Train) -> Stepper:
     """Plain torch, or DeepSpeed at the case's stage."""
     if case.engine == "torch":
-        return TorchStepper(learner, settings, state=state)
+        return TorchStepper(learner, settings)
     from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (deepspeed takes seconds to import)
 
     job = Job(
@@ -94,7 +112,7 @@ def _stepper(case: Case, learner: Learner, settings: Train, state: dict[str, Any
         zero=Zero.model_validate({"stage": case.engine, "offload": case.offload}),
         resources=Resources(workers=1),
     )
-    return DeepSpeedStepper(job, learner, "cpu", state)
+    return DeepSpeedStepper(job, learner, "cpu")
 
 
 def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: str) -> None:

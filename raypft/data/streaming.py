@@ -34,7 +34,9 @@ from raypft.errors import UserError, first_line
 ORDER = 1
 """Raised when a change alters which row stands where; part of the cell key."""
 MOST = 1 << 16
-"""Rows a row group may have: one of each language is in memory where rows are read."""
+"""Rows that are in memory of each language where rows are read: of a larger row group a piece of so many."""
+BUFFER = 1 << 20
+"""Bytes that are read at a time of a column's part of a row group."""
 LIMIT = 1 << 31
 """Rows there may be: products of two numbers of rows must stay below 2^63."""
 
@@ -51,10 +53,11 @@ Mix = Annotated[str | float, BeforeValidator(_mixed)]
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one language in a row group of a file.
+    """The rows of one language in a row group of a file, or in a piece of one.
 
     file: its path or URI, as every process finds it; number: of the row group, from 0; rows: how many are of the
-    language; alone: the row group holds no other language; first: rows of the language that came before.
+    language; alone: there is no other language; first: rows of the language that came before; start, size: the piece
+    [start, start + size) of the row group's rows.
     """
 
     file: str
@@ -63,6 +66,8 @@ class Group:
     rows: int
     alone: bool
     first: int = 0
+    start: int = 0
+    size: int = MOST
 
 
 def _rows(groups: Iterable[Group]) -> int:
@@ -113,7 +118,7 @@ def index(origin: Origin, languages: list[str]) -> Index:
     fetched, here and wherever rows are read, unless a file is in the cache.
 
     Raises:
-        UserError: no Parquet files, a row group or all of them are too large, or a language has no rows or is written
+        UserError: no Parquet files, too many rows, or a language has no rows or is written
             in another case.
     """
     files = sources.files_of(origin, "train", languages)
@@ -175,21 +180,20 @@ def _groups(
     origin: Origin, parquet: pa_parquet.ParquetFile, file: str, number: int, language: str | None
 ) -> list[Group]:
     rows = parquet.metadata.row_group(number).num_rows
-    if not rows:
-        return []
-    if rows > MOST:
-        raise UserError(
-            f"data.stream: {file}: found a row group of {rows:,} rows; expected at most {MOST:,}; "
-            f"write it anew with row_group_size={MOST}"
-        )
     known = [name for name in their_columns(origin.source, "language") if name in parquet.schema_arrow.names]
     said = None
-    if known:
+    if known and rows:
         said = spoken(origin.source, Columns.of_arrow(parquet.read_row_group(number, columns=known)), file)
-    if said is None:
-        return [Group(file, number, language or origin.task.languages[0], rows, True)]
-    counted = said.value_counts().to_pylist()
-    return [Group(file, number, found["values"], found["counts"], len(counted) == 1) for found in counted]
+    groups = list[Group]()
+    for start in range(0, rows, MOST):
+        size = min(MOST, rows - start)
+        counts = {language or origin.task.languages[0]: size}
+        if said is not None:
+            counted = said.slice(start, size).value_counts().to_pylist()
+            counts = {found["values"]: found["counts"] for found in counted}
+        for name, count in counts.items():
+            groups.append(Group(file, number, name, count, len(counts) == 1, start=start, size=size))
+    return groups
 
 
 def read_group(origin: Origin, group: Group) -> pa.Table:
@@ -200,7 +204,7 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
     """
     try:
         with _opened(origin, group.file) as source:
-            raw = pa_parquet.ParquetFile(source).read_row_group(group.number)
+            raw = _piece(pa_parquet.ParquetFile(source, buffer_size=BUFFER), group)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"data: {group.file} can't be read: {first_line(error)}; every node that reads rows must see it"
@@ -210,6 +214,19 @@ def read_group(origin: Origin, group: Group) -> pa.Table:
     if group.alone:
         return table
     return table.filter(pa_compute.equal(table["language"], group.language))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+
+
+def _piece(parquet: pa_parquet.ParquetFile, group: Group) -> pa.Table:
+    """The rows of a piece of a row group, which is read up to there, MOST rows at a time."""
+    pieces, seen, stop = list[pa.RecordBatch](), 0, group.start + group.size
+    for batch in parquet.iter_batches(MOST, row_groups=[group.number]):
+        begin, end = max(0, group.start - seen), min(len(batch), stop - seen)
+        if begin < end:
+            pieces.append(batch.slice(begin, end - begin))
+        seen += len(batch)
+        if seen >= stop:
+            break
+    return pa.Table.from_batches(pieces)
 
 
 def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from raypft import shards
 from raypft.errors import UserError
 from raypft.storage import lasting, path_of
 
@@ -47,7 +48,7 @@ class Ticket:
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """The bits of a parameter's |difference| as integers, which order as the sizes do; flat, `CHUNK` at a time."""
-        with safe_open(self.path, "pt") as stream:
+        with safe_open(_shard(self.path, name), "pt") as stream:
             for part in stream.get_tensor(name).view(-1).split(CHUNK):
                 yield part.abs().view(torch.int32)
 
@@ -69,22 +70,24 @@ class Cut:
         return sum(map(len, self.indices.values()))
 
 
-def metadata(
-    differences: Mapping[str, Tensor], revision: str, strategy: str, settings: Mapping[str, Any]
-) -> dict[str, str]:
-    """What an artefact says about itself; `differences` are fp32, in the model's order."""
-    digest = hashlib.sha256()
-    for name, value in differences.items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().view(-1).numpy().data)
-    facts = {
-        "names": list(differences),
-        "revision": revision,
-        "strategy": strategy,
-        "settings": dict(settings),
-        "digest": digest.hexdigest()[:16],
-    }
-    return {"ticket": json.dumps(facts)}
+class Facts:
+    """What an artefact says about itself, gathered while its differences come, in the model's order."""
+
+    def __init__(self, revision: str, strategy: str, settings: Mapping[str, Any]) -> None:
+        self.facts = {"revision": revision, "strategy": strategy, "settings": dict(settings)}
+        self.names, self.digest = list[str](), hashlib.sha256()
+
+    def seen(self, name: str, difference: Tensor) -> Tensor:
+        """A difference, fp32 on CPU, noted."""
+        self.names.append(name)
+        self.digest.update(name.encode())
+        self.digest.update(difference.contiguous().view(-1).numpy().data)
+        return difference
+
+    def metadata(self) -> dict[str, str]:
+        """The facts, once all differences were seen."""
+        facts = {"names": self.names, **self.facts, "digest": self.digest.hexdigest()[:16]}
+        return {"ticket": json.dumps(facts)}
 
 
 def find_ticket(where: str) -> Path:
@@ -94,18 +97,25 @@ def find_ticket(where: str) -> Path:
         UserError: nothing is there, or several.
     """
     path = path_of(os.path.expanduser(where))
-    if path.is_file():
-        return path
+    file = shards.file_of(path)
+    if file is not None:
+        return file
     if not path.is_dir():
         raise UserError(
             f"method.ticket: no file or folder {path}; give a {FILE} or the folder of a finished ticket_search run"
         )
-    tickets = sorted(path.glob(FILE)) or sorted(path.glob(f"seed-*/{FILE}"))
+    tickets = _tickets_in([path]) or _tickets_in(sorted(path.glob("seed-*")))
     if not tickets:
         raise UserError(f"method.ticket: {path} holds no {FILE}; expected the folder of a finished ticket_search run")
     if len(tickets) > 1:
         raise UserError(f"method.ticket: {path} holds {len(tickets)} tickets; choose one, e.g. {tickets[0]}")
     return tickets[0]
+
+
+def _tickets_in(folders: Sequence[Path]) -> list[Path]:
+    """The artefacts in folders, files or indices of shards."""
+    files = [shards.file_of(folder / FILE) for folder in folders]
+    return [file for file in files if file is not None]
 
 
 def open_ticket(where: str) -> Ticket:
@@ -115,16 +125,45 @@ def open_ticket(where: str) -> Ticket:
         UserError: see `find_ticket`; or the file is none.
     """
     file = find_ticket(where)
-    path = lasting(file)
     try:
-        with safe_open(path, "pt") as stream:
-            facts = json.loads((stream.metadata() or {})["ticket"])
-    except (SafetensorError, KeyError):
+        if file.suffix == ".json":
+            told = shards.read_index(file)[0]
+        else:
+            with safe_open(lasting(file), "pt") as stream:
+                told = stream.metadata() or {}
+        facts = json.loads(told["ticket"])
+    except (SafetensorError, KeyError, ValueError):
         raise UserError(f"method.ticket: {file} is no ticket; expected the {FILE} that ticket_search writes") from None
-    return Ticket(path, tuple(facts["names"]), facts["revision"], facts["strategy"], facts["settings"], facts["digest"])
+    return Ticket(file, tuple(facts["names"]), facts["revision"], facts["strategy"], facts["settings"], facts["digest"])
 
 
-def cut(ticket: Ticket, ratio: float, scope: str = "global", names: Sequence[str] | None = None) -> Cut:
+def _shard(file: Path, name: str) -> Path:
+    """The file of a parameter's differences, on this machine."""
+    if file.suffix != ".json":
+        return lasting(file)
+    facts, files = shards.read_index(file)
+    return _verified(file.with_name(files[name]), facts["sha256"][files[name]])
+
+
+@functools.cache
+def _verified(file: Path, sha256: str) -> Path:
+    try:
+        path = lasting(file)
+        if shards.sha256(path) == sha256:
+            return path
+        told = "its sha256 is not that of the index"
+    except FileNotFoundError:
+        told = "it is missing"
+    raise UserError(f"method.ticket: {file} can't be read: {told}; run the search again")
+
+
+def cut(
+    ticket: Ticket,
+    ratio: float,
+    scope: str = "global",
+    names: Sequence[str] | None = None,
+    layers: Mapping[str, int | None] | None = None,
+) -> Cut:
     """The entries that moved most.
 
     The answer for one artefact is kept: the seeds of a job cut alike.
@@ -132,20 +171,24 @@ def cut(ticket: Ticket, ratio: float, scope: str = "global", names: Sequence[str
     Args:
         ratio: share of the candidates that are active, in (0, 1].
         scope: "global": the K largest of all candidates; "per_tensor": the K_i = round(ratio * n_i) largest of each
-            parameter.
+            parameter; "per_layer": of each layer, what is in none (the embeddings) taken as one.
         names: the parameters whose entries are candidates; None: all.
+        layers: parameter to its layer, needed per layer.
 
     Raises:
         UserError: not one entry would be active.
     """
     chosen = ticket.names if names is None else tuple(name for name in ticket.names if name in set(names))
-    return _cut(ticket.path, ticket.digest, ratio, scope, chosen)
+    groups: dict[Any, list[str]] = {}
+    for name in chosen:
+        place = {"global": None, "per_tensor": name, "per_layer": (layers or {}).get(name)}[scope]
+        groups.setdefault(place, []).append(name)
+    return _cut(ticket.path, ticket.digest, ratio, scope, tuple(map(tuple, groups.values())))
 
 
 @functools.lru_cache(maxsize=1)
-def _cut(path: Path, digest: str, ratio: float, scope: str, names: tuple[str, ...]) -> Cut:
-    ticket = Ticket(path, names, "", "", {}, digest)
-    groups = [names] if scope == "global" else [(name,) for name in names]
+def _cut(path: Path, digest: str, ratio: float, scope: str, groups: tuple[tuple[str, ...], ...]) -> Cut:
+    ticket = Ticket(path, (), "", "", {}, digest)
     indices: dict[str, Tensor] = {}
     pool = zeros = 0
     for group in groups:

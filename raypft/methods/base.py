@@ -9,6 +9,7 @@ uses it, `raypft contract my/file.py` checks it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -41,12 +42,17 @@ class Config(Strict):
 
 @dataclass(frozen=True)
 class Result:
-    """What is kept of a training: the file in the cell's folder, its tensors by name, and what the file says about
-    them."""
+    """What is kept of a training, told without its values, which come one at a time.
+
+    file: its name in the cell's folder; names: of a trained parameter in the learner to that in the file, in the
+    learner's order; change: of the name in the file and the trained value, fp32 on CPU, to what is kept; metadata: what
+    the file says of itself, asked when all values have come.
+    """
 
     file: str
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str] | None = None
+    names: dict[str, str]
+    change: Callable[[str, Tensor], Tensor] = lambda name, value: value
+    metadata: Callable[[], dict[str, str]] | None = None
 
 
 class Method(nn.Module, ABC):
@@ -90,9 +96,9 @@ class Method(nn.Module, ABC):
         """A term added to the loss once per optimizer step, or None."""
         return None
 
-    def result(self, values: dict[str, Tensor]) -> Result:
-        """What to keep of the trained values, name in the learner to fp32 tensor on CPU."""
-        return Result("trained.safetensors", values)
+    def result(self, names: Iterable[str]) -> Result:
+        """What to keep of the trained parameters, which the learner calls so."""
+        return Result("trained.safetensors", {name: name for name in names})
 
     def parts(self) -> dict[str, Tensor]:
         """What the method has beside the backbone, as it is used in answering: name to tensor; for an export."""

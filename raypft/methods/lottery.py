@@ -2,8 +2,9 @@
 
 Source: Lottery Ticket Prompt-learning (arXiv 2404.01242), sections 3.1 (selection) and 3.2 (prompt and sparse tuning).
 Formula: active = the K entries with the largest |theta_searched - theta|, K = round(ratio * candidates), over all
-layers (scope: global) or inside every tensor (per_tensor); theta and every other entry stay pretrained; the prompt
-encoder is that of `soft_prompt`. The search is `ticket_search`.
+layers (scope: global), inside every layer (per_layer: the paper's "layer separate") or inside every tensor
+(per_tensor); theta and every other entry stay pretrained; the prompt encoder is that of `soft_prompt`. The search is
+`ticket_search`.
 Differs: the ratio is a share of the candidates (what the search trained, restricted to the segment), where the paper's
 "of the original parameters" exceeds a four-layer segment; entries are trained as a flat vector of values, so none but
 these can move. After a decoupled search the output embedding keeps a frozen copy, else a ticket entry would also change
@@ -31,7 +32,7 @@ class Config(soft_prompt.PromptConfig):
 
     ticket: str | None = Field(default=None, description="the search's ticket.safetensors, or the folder of its run")
     ratio: float = Field(default=0.2, gt=0, le=1, description="active share of the candidates")
-    scope: Literal["global", "per_tensor"] = "global"
+    scope: Literal["global", "per_layer", "per_tensor"] = "global"
     segment: str = Field(
         default="all", description="all, lower, middle, higher (thirds of the layers), or FIRST-LAST from 1"
     )
@@ -60,11 +61,11 @@ class LotteryTicket(base.Method):
         self.prompt = soft_prompt.PromptEncoder(config.length, backbone.embedding_size, config.encoder)
         backbone.on_embed(self.prompt)
         infos = parameter_infos(backbone)
-        if config.segment != "all":
+        if config.segment != "all" or config.scope == "per_layer":
             backbone.blocks  # noqa: B018  (a model that is no row of blocks is refused)
         layers = segment_layers(config.segment, backbone.num_layers, "method.segment")
         inside = [name for name in ticket.names if config.segment == "all" or infos[name].layer in layers]
-        self.cut = cut(ticket, config.ratio, config.scope, inside)
+        self.cut = cut(ticket, config.ratio, config.scope, inside, {name: infos[name].layer for name in inside})
         self.whole = sum(p.numel() for p in backbone.model.parameters())
         if ticket.strategy == "decoupled":
             backbone.untie()

@@ -17,6 +17,7 @@ is chosen after each epoch, theirs after every 1,000 steps.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, cast
 
 from pydantic import Field
@@ -72,17 +73,16 @@ class TicketSearch(base.Method):
         moved = sum((p - self.start(name)).abs().sum() for name, p in self.opened.items())
         return self.l1 / self.size * cast(Tensor, moved)  # not the 0 of an empty sum
 
-    def result(self, values: dict[str, Tensor]) -> base.Result:
-        """The candidates' trained minus pretrained values; `values` are used up."""
+    def result(self, names: Iterable[str]) -> base.Result:
+        """The candidates' trained minus pretrained values."""
         called = {id(p): f"method.{name}" for name, p in self.named_parameters()}
-        differences = {
-            name: values[called[id(self.opened[name])]].sub_(self.start(name).float().cpu()) for name in self.candidates
-        }
-        return base.Result(
-            tickets.FILE,
-            differences,
-            tickets.metadata(differences, self.backbone.revision, self.strategy, self.config.model_dump()),
-        )
+        kept = {called[id(self.opened[name])]: name for name in self.candidates}
+        facts = tickets.Facts(self.backbone.revision, self.strategy, self.config.model_dump())
+
+        def difference(name: str, value: Tensor) -> Tensor:
+            return facts.seen(name, value.sub_(self.start(name).float().cpu()))
+
+        return base.Result(tickets.FILE, kept, difference, facts.metadata)
 
     def predicted_parameters(self) -> int:
         return self.num_opened

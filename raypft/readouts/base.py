@@ -25,6 +25,11 @@ class Config(Strict):
         """Tokens from one window of a passage to the next where each has room for so many; windows do not overlap."""
         return room
 
+    @property
+    def content_free(self) -> tuple[str, ...]:
+        """Texts without content that every row is also asked about, in place of all its fields."""
+        return ()
+
 
 class Answer(NamedTuple):
     """What a model says to one prompt: the prompt's name, the readout's own value, and the scores behind it."""

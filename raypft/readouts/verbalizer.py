@@ -2,11 +2,18 @@
 
 Source: Schick & Schuetze 2021 (PET); Ma et al. 2023 (ProFiT), section 3: s(y) = mean over words w of v(y) of
 logit[slot, w], softmax over the labels.
+
+calibration: contextual. Source: Zhao et al. 2021 (Calibrate Before Use), section 5: p(y) is divided by what the same
+prompt says to texts without content, the mean over "N/A", "" and "[MASK]"; their W = diag(p_cf)^-1, b = 0.
+Differs: scores are the quotients divided by their sum, where their equation takes a softmax of them (the answer is the
+same); all fields of a row are such a text.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,16 +21,28 @@ from torch import Tensor
 from raypft.backbones.base import Backbone
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
+from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import base
 from raypft.tasks.task import Mode, Pattern, Task, Wording
 
+CONTENT_FREE = ("N/A", "", "[MASK]")
+LEAST = 1e-38
+"""A probability below which fp32 has none."""
+
 
 class Config(base.Config):
     """mode: replaces the pattern's way of looking label words up. ProFiT's code takes the piece that begins a word
-    (`word_initial`), ToPro's looks the bare word up (`raw_piece`), Zhao & Schuetze's takes the last piece."""
+    (`word_initial`), ToPro's looks the bare word up (`raw_piece`), Zhao & Schuetze's takes the last piece.
+
+    calibration: contextual, of a model that is asked as it is: see above."""
 
     mode: Mode | None = None
+    calibration: Literal["contextual"] | None = None
+
+    @property
+    def content_free(self) -> tuple[str, ...]:
+        return CONTENT_FREE if self.calibration else ()
 
 
 def word_columns(text: PromptTokenizer, word: str, mode: Mode, blank: str, where: str) -> list[int]:
@@ -116,6 +135,14 @@ class Verbalizer(base.Readout):
         each = self.backbone.vocabulary_scores(states, self.used)  # [S, n], n columns used by any language
         share = self.share[batch.wording].to(each.dtype)
         return torch.bmm(each.unsqueeze(1), share).squeeze(1)  # [S, 1, n] x [S, n, C]
+
+    def gather(self, prompts: Sequence[Encoded], answers: Sequence[base.Answer]) -> tuple[Any, list[float]]:
+        if not self.task.kind.one_label or len(answers) == 1:
+            return super().gather(prompts, answers)
+        own, *free = [torch.tensor(answer.scores, dtype=torch.float64) for answer in answers]
+        quotients = own / torch.stack(free).mean(0).clamp(min=LEAST)
+        scores = (quotients / quotients.sum()).tolist()
+        return self._named([max(range(len(scores)), key=scores.__getitem__)]), scores
 
 
 Readout = Verbalizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,21 @@ from typing import Any
 from raypft.report.formats import csv_text, latex
 from raypft.report.groups import MAJORITY, Cells, Group, Score, text
 from raypft.report.layout import Section, sections
+from raypft.report.mixing import Mixing
 from raypft.report.notes import notes
 from raypft.report.paper import Paper
 from raypft.report.plots import write_plots
-from raypft.report.table import Table
+from raypft.report.table import Table, plain
 
-COSTS = ("n", "trainable parameters", "training seconds", "all seconds", "peak memory MB", "peak GPU memory MB")
+COSTS = (
+    "n",
+    "trainable parameters",
+    "training seconds",
+    "all seconds",
+    "CPU seconds",
+    "peak memory MB",
+    "peak GPU memory MB",
+)
 CSV = (
     "metric",
     "mean over",
@@ -51,54 +60,57 @@ class Line:
     verdicts: list[str]
 
 
-def write_tables(campaign: Any, rows: Iterable[dict[str, Any]], folder: Path) -> Path:
+def write_tables(campaign: Any, rows: Iterable[dict[str, Any]], folder: Path, mix: bool = False) -> Path:
     """Write the tables and plots of a campaign into `folder`; returns table.md.
 
     Args:
         campaign: a `raypft.campaigns.campaign.Campaign`.
         rows: one dict a cell, see `Cells`.
+        mix: let numbers stand in one table that don't compare; its notes say so.
 
     Raises:
         UserError: what `Cells` refuses.
     """
-    cells, paper = Cells(campaign, rows), Paper(campaign)
+    cells, paper = Cells(campaign, rows, Mixing(mix)), Paper(campaign)
     folder.mkdir(parents=True, exist_ok=True)
     tables, tex, records = [], [], []
     for section in sections(cells):
-        lines = list(_lines(section, cells, paper))
-        tables.append(_table(section, lines, cells))
+        lines = list(lines_of(section, cells, paper))
+        tables.append(table_of(section, lines, cells))
         for line in lines:
-            records += _records(section, line, cells)
+            records += records_of(section, line, cells)
         if section.main:
-            tex.append(latex(tables[-1], len(_axes(cells)) + 1))
-    costs = _costs(cells)
-    head = [*_axes(cells), *CSV]
+            tex.append(latex(tables[-1], len(axes_of(cells)) + 1))
+    costs = costs_of(cells)
+    head = [*axes_of(cells), *CSV]
     (folder / "table.csv").write_text(csv_text([head, *records]), encoding="utf-8", newline="")
     (folder / "costs.csv").write_text(csv_text([costs.columns, *costs.rows]), encoding="utf-8", newline="")
     (folder / "table.tex").write_text(
         "\n".join([*tex, latex(costs, len(costs.columns) - len(COSTS))]), encoding="utf-8"
     )
     images = [f"![{path.stem}]({path.name})\n" for path in write_plots(cells, folder)]
-    head_lines = [f"# {campaign.about}\n"] + [f"Source: {campaign.source}\n"] * bool(campaign.source)
+    head_lines = [f"# {plain(campaign.about)}\n"] + [f"Source: {plain(campaign.source)}\n"] * bool(campaign.source)
+    mixed = [f"mixed: {line}" for line in cells.mixing.found]
     parts = [*head_lines, *(table.markdown() for table in [*tables, costs]), *images]
     (folder / "table.md").write_text(
-        "\n".join([*parts, *(f"- {note}" for note in notes(cells, paper))]) + "\n", encoding="utf-8"
+        "\n".join([*parts, *(f"- {plain(note)}" for note in [*mixed, *notes(cells, paper)])]) + "\n", encoding="utf-8"
     )
     return folder / "table.md"
 
 
-def _axes(cells: Cells) -> list[str]:
+def axes_of(cells: Cells) -> list[str]:
     """The axes that make lines, not columns."""
     return [key for key in cells.axes if key != cells.campaign.columns]
 
 
-def _labels(cells: Cells, row: str, point: tuple[Any, ...]) -> list[str]:
+def labels_of(cells: Cells, row: str, point: tuple[Any, ...]) -> list[str]:
     """The values of the lines' axes; a majority class has none."""
     values = [value for key, value in zip(cells.axes, point, strict=True) if key != cells.campaign.columns]
     return ["" if cells.campaign.rows[row] == MAJORITY else text(value) for value in values]
 
 
-def _lines(section: Section, cells: Cells, paper: Paper) -> Iterator[Line]:
+def lines_of(section: Section, cells: Cells, paper: Paper) -> Iterator[Line]:
+    """The lines of a table, point by point and row by row."""
     for number, point in enumerate(cells.points):
         for row, kind in cells.campaign.rows.items():
             if kind == MAJORITY and (number or section.over):
@@ -110,12 +122,19 @@ def _lines(section: Section, cells: Cells, paper: Paper) -> Iterator[Line]:
             yield Line(row, point, scores, values, verdicts)
 
 
-def _table(section: Section, lines: list[Line], cells: Cells) -> Table:
-    """Our numbers, and below each line that has one the paper's with a verdict."""
-    table = Table(section.title, [*_axes(cells), "row", *section.names])
+def table_of(
+    section: Section, lines: list[Line], cells: Cells, written: Callable[[Line], list[str]] | None = None
+) -> Table:
+    """Our numbers, and below each line that has one the paper's with a verdict.
+
+    Args:
+        written: the cells of a line's scores, where they are to tell more than their text.
+    """
+    table = Table(section.title, [*axes_of(cells), "row", *section.names])
     for line in lines:
-        labels = _labels(cells, line.row, line.point)
-        table.rows.append([*labels, line.row, *(score_text(score, cells.seeds) for score in line.scores)])
+        labels = labels_of(cells, line.row, line.point)
+        ours = written(line) if written else [score_text(score, cells.seeds) for score in line.scores]
+        table.rows.append([*labels, line.row, *ours])
         if any(value is not None for value in line.paper):
             beside = [
                 "" if value is None else f"{value:g} {verdict}".strip()
@@ -136,7 +155,7 @@ def score_text(score: Score, usual: int) -> str:
     return f"{score.mean:.1f}{spread}" + (f" ({', '.join(said)})" if said else "")
 
 
-def _records(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
+def records_of(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
     tasks = [column.task for column in section.columns] + [""] * section.averaged
     for task, name, score, value, verdict in zip(
         tasks, section.names, line.scores, line.paper, line.verdicts, strict=True
@@ -145,7 +164,7 @@ def _records(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
         counts = [str(count) for count in (len(score.values), score.planned, score.failed, score.pruned)]
         beside = ["" if value is None else f"{value:g}", verdict]
         yield [
-            *_labels(cells, line.row, line.point),
+            *labels_of(cells, line.row, line.point),
             section.metric,
             section.view,
             text(task),
@@ -157,7 +176,7 @@ def _records(section: Section, line: Line, cells: Cells) -> Iterator[list[str]]:
         ]
 
 
-def _costs(cells: Cells) -> Table:
+def costs_of(cells: Cells) -> Table:
     """What each configuration shown cost: means over seeds, of memory the most."""
     table = Table("cost", [*cells.axes, "task", "row", *COSTS])
     rows: list[str] = list(cells.campaign.rows)
@@ -175,6 +194,7 @@ def _cost(group: Group) -> list[str]:
     whole = statistics.fmean(result.get("seconds") or 0.0 for result in results)
     memory = max(result.get("peak_memory_mb") or 0.0 for result in results)
     of_gpus = [result["peak_gpu_memory_mb"] for result in results if "peak_gpu_memory_mb" in result]
-    seconds = [f"{training:.1f}", f"{whole:.1f}"]
+    of_cpus = [result["cpu_seconds"] for result in results if "cpu_seconds" in result]
+    seconds = [f"{training:.1f}", f"{whole:.1f}", f"{statistics.fmean(of_cpus):.1f}" if of_cpus else ""]
     gpu = f"{max(of_gpus):.0f}" if of_gpus else ""
     return [str(len(results)), f"{results[0]['trainable']:,}", *seconds, f"{memory:.0f}", gpu]

@@ -8,12 +8,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from raypft.report.table import Number
+
 if TYPE_CHECKING:
     from raypft.report.table import Table
 
-ESCAPES = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    c: "\\" + c for c in "&%$#_{}"
-}
+ESCAPES = (
+    {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "×": r"$\times$"}
+    | {"[": "{[}", "]": "{]}"}  # behind the end of a line [ begins an option
+    | {c: "\\" + c for c in "&%$#_{}"}
+)
 
 
 def metric_name(metric: str) -> str:
@@ -23,7 +28,7 @@ def metric_name(metric: str) -> str:
 
 def escaped(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(ESCAPES.get(character, character) for character in text)
+    return "".join(ESCAPES.get(character, character) for character in text.replace("\n", " "))
 
 
 def latex(table: Table, labels: int) -> str:
@@ -46,7 +51,15 @@ def latex(table: Table, labels: int) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return " & ".join(map(escaped, cells)) + r" \\"
+    return " & ".join(map(_cell, cells)) + r" \\"
+
+
+def _cell(cell: str) -> str:
+    shown = escaped(cell)
+    if not isinstance(cell, Number):
+        return shown
+    limits = r" \interval{{{:.1f}}}{{{:.1f}}}".format(*cell.interval) if cell.interval else ""
+    return (rf"\textbf{{{shown}}}" if cell.best else shown) + limits
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:

@@ -10,9 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from raypft.errors import UserError
+from raypft.report.mixing import Mixing, tested
 from raypft.tasks.metrics import pivot_in
 
 MAJORITY = "majority"
@@ -72,7 +74,8 @@ def ratio(above: Score, below: Score) -> Score:
 
 @dataclass
 class Group:
-    """The cells of one configuration, by seed: results of the finished, status and reason of the others."""
+    """The cells of one configuration, by seed: results of the finished and their folders where those are known, status
+    and reason of the others."""
 
     row: str
     task: str
@@ -80,6 +83,7 @@ class Group:
     choice: tuple[Any, ...] = ()
     results: dict[int, Result] = field(default_factory=dict)
     unfinished: dict[int, tuple[str, str]] = field(default_factory=dict)
+    folders: dict[int, Path] = field(default_factory=dict)
 
     @property
     def planned(self) -> int:
@@ -126,22 +130,22 @@ class Cells:
     Args:
         campaign: a `raypft.campaigns.campaign.Campaign`.
         rows: one dict a cell: row, task, axes {dotted key: value}, seed, status (finished, failed, pruned, missing),
-            reason, result (a result.json, or None).
+            reason, result (a result.json, or None), folder (the cell's Path; may be left out).
+        mixing: hears what must be the same for all numbers; the strict one by default.
 
     Raises:
         UserError: cells of one column were tested on different rows, or with different metric versions or protocols; a
             cell of a row that the campaign does not have; a search without dev scores.
     """
 
-    def __init__(self, campaign: Any, rows: Iterable[dict[str, Any]]) -> None:
-        self.campaign = campaign
+    def __init__(self, campaign: Any, rows: Iterable[dict[str, Any]], mixing: Mixing | None = None) -> None:
+        self.campaign, self.mixing = campaign, mixing or Mixing()
         self.axes = list(campaign.vary or {})
         self.searched = list(campaign.search.space) if campaign.search else []
         self.groups: dict[Hashable, dict[Hashable, Group]] = defaultdict(dict)
         self.first: dict[str, Result] = {}
         self.metrics: dict[str, dict[str, None]] = defaultdict(dict)
         """Task to the metrics that any of its results has: a readout may have one that another lacks."""
-        self.origin: dict[str, tuple[str, tuple[Any, ...]]] = {}
         for row in rows:
             self._add(row)
         self.chosen = {place: self._choose(list(groups.values())) for place, groups in self.groups.items()}
@@ -160,6 +164,8 @@ class Cells:
         group = groups.setdefault(tuple(map(frozen, choice)), Group(row, task, point, choice))
         if cell["status"] == "finished" and cell.get("result"):
             group.results[cell["seed"]] = cell["result"]
+            if cell.get("folder") is not None:
+                group.folders[cell["seed"]] = cell["folder"]
             self._check(group, cell["result"])
         else:
             group.unfinished[cell["seed"]] = (cell["status"], cell.get("reason") or "")
@@ -171,15 +177,7 @@ class Cells:
     def _check(self, group: Group, result: Result) -> None:
         if "scores" not in result:
             return
-        seen = (result["test_rows"], result["metric"], result.get("protocol"))
-        known, other = self.origin.setdefault(group.task, (group.row, seen))
-        for what, ours, theirs in zip(("test rows", "metric", "protocol"), seen, other, strict=True):
-            if ours != theirs and None not in (ours, theirs):
-                raise UserError(
-                    f'report: task {group.task}: row "{group.row}" has {what} {ours}, row "{known}" has {theirs}; '
-                    "they don't compare; "
-                    "give both the same data, protocol and raypft version, and run the older ones again"
-                )
+        self.mixing.add(group.row, tested(text(group.task), result))
         self.first.setdefault(group.task, result)
         self.metrics[group.task] |= dict.fromkeys(result["metrics"])
 

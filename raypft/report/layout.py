@@ -17,12 +17,26 @@ Get = Callable[[Result], float | None]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: name, task of its numbers, how one is read out of a result; at: the axis value that it stands for."""
+    """A column: name, task of its numbers, how one is read out of a result; at: the axis value that it stands for.
+
+    metric: whose number it is, empty where it is no metric's; language: the one it stands for, empty where it is a mean
+    over languages; view: which mean.
+    """
 
     name: str
     task: str
     get: Get
     at: Any = None
+    metric: str = ""
+    language: str = ""
+    view: str = ""
+
+    def languages(self, result: Result) -> list[str]:
+        """The languages whose numbers it averages."""
+        if self.language:
+            return [self.language]
+        pivot = pivot_in(result) if self.view else None
+        return [language for language in scores_of(result, self.metric) if language != pivot]
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,17 @@ class Section:
     def names(self) -> list[str]:
         """The names of all its columns."""
         return [column.name for column in self.columns] + [MEAN] * self.averaged
+
+    @property
+    def parts(self) -> list[list[Column]]:
+        """For each of its columns those whose numbers it averages."""
+        return [[column] for column in self.columns] + [self.columns] * self.averaged
+
+    @property
+    def summaries(self) -> list[bool]:
+        """For each of its columns whether it is a mean over others."""
+        by_language = any(column.language for column in self.columns)
+        return [by_language and not column.language for column in self.columns] + [True] * self.averaged
 
     @property
     def title(self) -> str:
@@ -75,15 +100,13 @@ def sections(cells: Cells) -> Iterator[Section]:
         for metric in dict.fromkeys([first["metric"], *cells.metrics[task]]):
             main = metric == first["metric"] and not over
             if campaign.columns == "language":
-                languages = [Column(language, task, _of_language(metric, language)) for language in first["scores"]]
-                means = [Column(view or MEAN, task, _of_mean(metric, view)) for view in _views(first)]
+                languages = [_one_language(language, task, metric) for language in first["scores"]]
+                means = [_mean(view or MEAN, task, metric, view) for view in _views(first)]
                 yield Section(metric, "", languages + (means if len(languages) > 1 else []), main=main)
             else:
                 for view in _views(first):
-                    values = [
-                        Column(text(value), task, _of_mean(metric, view), value)
-                        for value in campaign.vary[campaign.columns]
-                    ]
+                    varied = campaign.vary[campaign.columns]
+                    values = [_mean(text(value), task, metric, view, value) for value in varied]
                     yield Section(metric, view, values, main=main)
 
 
@@ -97,7 +120,7 @@ def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
     for view in views:
         # a task without a result has its column too: no mean is taken over fewer tasks than there are
         having = [task for task in tasks if view in _views(cells.first[task])] if view else everything
-        columns = [Column(text(task), task, _of_mean(first_metrics.get(task, ""), view)) for task in having]
+        columns = [_mean(text(task), task, first_metrics.get(task, ""), view) for task in having]
         if columns:
             yield Section(title, view, columns, len(columns) == len(everything) > 1, main)
     others: dict[str, None] = {}
@@ -105,7 +128,7 @@ def _by_task(cells: Cells, tasks: list[str], main: bool) -> Iterator[Section]:
         others |= dict.fromkeys(name for name in cells.metrics[task] if name != first_metrics[task])
     for metric in others:
         having = [task for task in tasks if metric in cells.metrics[task]]
-        columns = [Column(text(task), task, _of_mean(metric, "")) for task in having]
+        columns = [_mean(text(task), task, metric, "") for task in having]
         yield Section(metric, "", columns, main=False)
 
 
@@ -122,18 +145,27 @@ def _seconds(result: Result) -> float | None:
     return result["train_seconds"] / epochs if epochs and result["train_seconds"] else None
 
 
-def _scores(result: Result, metric: str) -> dict[str, float]:
+def scores_of(result: Result, metric: str) -> dict[str, float]:
+    """A metric's numbers by language, in percent; empty where the result has none."""
     return result.get("scores", {}) if metric == result.get("metric") else result.get("metrics", {}).get(metric, {})
 
 
+def _one_language(language: str, task: str, metric: str) -> Column:
+    return Column(language, task, _of_language(metric, language), metric=metric, language=language)
+
+
+def _mean(name: str, task: str, metric: str, view: str, at: Any = None) -> Column:
+    return Column(name, task, _of_mean(metric, view), at, metric, view=view)
+
+
 def _of_language(metric: str, language: str) -> Get:
-    return lambda result: _scores(result, metric).get(language)
+    return lambda result: scores_of(result, metric).get(language)
 
 
 def _of_mean(metric: str, view: str) -> Get:
     def get(result: Result) -> float | None:
         pivot = pivot_in(result) if view else None
-        values = [value for language, value in _scores(result, metric).items() if language != pivot]
+        values = [value for language, value in scores_of(result, metric).items() if language != pivot]
         return statistics.fmean(values) if values else None
 
     return get

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
+from raypft.report.formats import metric_name
 from raypft.report.groups import MAJORITY, Cells, Chosen, text
 from raypft.report.paper import RULE, Paper
 
@@ -28,7 +30,7 @@ def notes(cells: Cells, paper: Paper) -> list[str]:
         lines += [f"paper: {note}" for note in paper.notes]
     if cells.searched:
         lines += _searched(cells)
-    return lines + _lost(cells)
+    return lines + lost(cells)
 
 
 def _tested(cells: Cells) -> list[str]:
@@ -65,7 +67,7 @@ def _pick(searched: list[str], chosen: Chosen) -> str:
     return f"{best.row} on {text(best.task)}{point}: {settings} (dev {dev.mean:.1f}) {tried}"
 
 
-def _lost(cells: Cells) -> list[str]:
+def lost(cells: Cells) -> list[str]:
     """Failed and pruned seeds by reason."""
     seeds_of: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for groups in cells.groups.values():
@@ -79,3 +81,19 @@ def _lost(cells: Cells) -> list[str]:
         at, because = f" ({where})" if where else "", f": {reason}" if reason else ""
         lines.append(f"{status}: {row}{at}, seeds {', '.join(map(str, sorted(seeds)))}{because}")
     return lines[:MOST] + ([f"{len(lines) - MOST} more configurations lost seeds"] if len(lines) > MOST else [])
+
+
+def selected(job: dict[str, Any], dev_rows: int, metric: str) -> str:
+    """Which epoch was tested."""
+    if not job["train"]["epochs"]:
+        return "nothing trained"
+    if job["train"]["select"] == "last":
+        return "last epoch"
+    if not dev_rows:
+        return "last epoch, as there are no dev rows"
+    return f"epoch chosen by best {job['dev'].get('metric') or metric_name(metric)} on {dev_rows} dev rows"
+
+
+def label(job: dict[str, Any]) -> str:
+    """The run's name in a table: its recipe, and its pattern where that is called otherwise."""
+    return job["recipe"] if job["recipe"] == job["pattern"] else f"{job['recipe']} ({job['pattern']})"

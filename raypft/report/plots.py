@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from raypft.report.figures import Figure, draw
 from raypft.report.formats import metric_name
 from raypft.report.groups import Cells, Group, Score, frozen, text
-from raypft.storage import written
+from raypft.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as MplFigure
 
 ACROSS, MOST = 3, 12
 SIZE = (4.6, 3.4)
@@ -26,51 +27,50 @@ Panel = tuple[str, tuple[str, ...]]
 
 def write_plots(cells: Cells, folder: Path) -> list[Path]:
     """Write plot-<key>.png and .svg for each axis or searched key with two values or more; returns the png files."""
-    paths = [_plot(cells, key, folder) for key in [*cells.axes, *cells.searched]]
-    return [path for path in paths if path is not None]
+    return [drawn.png for drawn in draw(curves(cells), folder, data=False)]
 
 
-def _plot(cells: Cells, key: str, folder: Path) -> Path | None:
-    panels = _panels(cells, key)
-    values = _values(panels)
-    if len(values) < 2:
-        return None
-    import matplotlib  # noqa: PLC0415  (slow to import)
+def curves(cells: Cells) -> Iterator[Figure]:
+    """A figure for each axis or searched key with two values or more."""
+    for key in [*cells.axes, *cells.searched]:
+        panels = _panels(cells, key)
+        values = _values(panels)
+        if len(values) > 1:
+            yield _figure(cells, key, panels, values)
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "raypft"  # ids of SVG elements, else drawn by chance
-    from matplotlib import pyplot  # noqa: PLC0415
 
+def _figure(cells: Cells, key: str, panels: dict[Panel, dict[str, list[Point]]], values: list[Any]) -> Figure:
     shown = dict(itertools.islice(panels.items(), MOST))
     across = min(ACROSS, len(shown))
-    down = -(-len(shown) // across)
-    figure, grid = pyplot.subplots(
-        down, across, figsize=(SIZE[0] * across, SIZE[1] * down), squeeze=False, layout="constrained"
-    )
-    for axes, ((task, others), lines) in zip(grid.flat, shown.items(), strict=False):
-        _draw(
-            axes,
-            lines,
-            list(cells.campaign.rows),
-            values,
-            sampled=key in cells.searched and cells.campaign.search.searcher != "grid",
-        )
-        axes.set(title=", ".join([text(task), *others]), xlabel=key, ylabel=_measure(cells, key, task))
-    for axes in grid.flat[len(shown) :]:
-        axes.set_visible(False)
-    if len(panels) > MOST:
-        figure.suptitle(f"the first {MOST} of {len(panels)}", fontsize=9)
-    _legend(figure, grid.flat)
-    path = folder / f"plot-{key}.png"
-    settings: dict[Path, dict[str, Any]] = {
-        path: {"dpi": 150},
-        path.with_suffix(".svg"): {"metadata": {"Date": None}},
-    }
-    for target, how in settings.items():
-        with written(target) as file:
-            figure.savefig(file, **how)
-    pyplot.close(figure)
-    return path
+    sampled = key in cells.searched and cells.campaign.search.searcher != "grid"
+
+    def fill(grid: list[Axes]) -> None:
+        for axes, ((task, others), lines) in zip(grid, shown.items(), strict=False):
+            _draw(axes, lines, list(cells.campaign.rows), values, sampled)
+            axes.set(title=", ".join([text(task), *others]), xlabel=key, ylabel=_measure(cells, key, task))
+        for axes in grid[len(shown) :]:
+            axes.set_visible(False)
+        figure = cast("MplFigure", grid[0].figure)
+        if len(panels) > MOST:
+            figure.suptitle(f"the first {MOST} of {len(panels)}", fontsize=9)
+        _legend(figure, grid)
+
+    task = next(iter(panels))[0]
+    band = "bars" if sampled or not all(_is_number(value) for value in values) else "bands"
+    about = f"{_measure(cells, key, task)} against {key}, mean over seeds; {band}: one std over seeds"
+    return Figure(f"plot-{key}", about, _data(key, panels), fill, (across, -(-len(shown) // across)), SIZE)
+
+
+def _data(key: str, panels: dict[Panel, dict[str, list[Point]]]) -> Table:
+    """The points of all panels."""
+    table = Table(f"score against {key}", ["task", "at", "row", key, "mean", "std", "n"])
+    for (task, others), lines in panels.items():
+        for row, points in lines.items():
+            for value, score in points:
+                spread = "" if score.std is None else f"{score.std:.4f}"
+                numbers = [f"{score.mean:.4f}", spread, str(len(score.values))]
+                table.rows.append([text(task), ", ".join(others), row, text(value), *numbers])
+    return table
 
 
 def _measure(cells: Cells, key: str, task: str) -> str:
@@ -147,7 +147,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+def _legend(figure: MplFigure, panels: Iterable[Axes]) -> None:
     """One legend for all panels, each row once."""
     handles: dict[str, Any] = {}
     for axes in panels:

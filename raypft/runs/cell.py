@@ -4,37 +4,47 @@ a Ray worker."""
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from raypft import shards
 from raypft.backbones.base import Backbone
 from raypft.backbones.states_folder import StatesFolder
 from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
-from raypft.errors import UserError
 from raypft.methods.base import Result
 from raypft.readouts.base import Answer
-from raypft.runs.results import PREDICTIONS, STATE, TESTED, TRAINED, UNTESTED, Tell, is_finished, read_json
+from raypft.runs.results import (
+    PARTS,
+    PREDICTIONS,
+    PREVIOUS,
+    STATE,
+    TESTED,
+    TRAINED,
+    UNTESTED,
+    Tell,
+    is_finished,
+    read_json,
+)
 from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
-from raypft.storage import on_disk, written
-from raypft.tasks.task import Task
-from raypft.training.checkpoint import TrainState
+from raypft.storage import remove, written
 from raypft.training.loader import Flow, PromptDataset, Streamed
 from raypft.training.loop import answered, evaluate, fit
+from raypft.training.states import States, TrainState
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
 Prompts = Mapping[str, Sequence[Encoded]]
@@ -67,8 +77,8 @@ class Cell:
         return is_finished(self.folder, self.test)
 
 
-Engine = Callable[[Cell, Learner, dict[str, Any] | None], Stepper]
-"""Makes the stepper of a cell's learner; the last argument is an `optimizer_state` to go on from."""
+Engine = Callable[[Cell, Learner], Stepper]
+"""Makes the stepper of a cell's learner."""
 
 
 def device_here() -> str:
@@ -76,18 +86,20 @@ def device_here() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def local_engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> Stepper:
+def local_engine(cell: Cell, learner: Learner) -> Stepper:
     """Plain torch in this process, on a GPU where there is one."""
-    return TorchStepper(learner, cell.job.train, device_here(), state)
+    return TorchStepper(learner, cell.job.train, device_here())
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Let glibc keep freed memory: dense gradients of an embedding are some 100 MB each, and giving them back to the
-    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py)."""
+    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py). Or let it give
+    large blocks back at once, where memory is what is short."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0 if keep else 2**16)  # M_MMAP_MAX: how many large blocks have a mapping of their own
+        libc.mallopt(-3, 2**18)  # M_MMAP_THRESHOLD: what is large, which else grows with what is freed
+        libc.mallopt(-1, 2**31 - 1 if keep else 2**20)  # M_TRIM_THRESHOLD
 
 
 def build_learner(resolved: ResolvedJob, backbone: Backbone, seed: int) -> Learner:
@@ -109,35 +121,31 @@ def run_cell(
     """Train, select, test once, and write result.json, predictions.parquet and trained.safetensors into the cell's
     folder.
 
-    Goes on from its state.pt where there is one, and tells from where. A cell whose test is withheld writes
+    Goes on from its last state where there is one, and tells from where. A cell whose test is withheld writes
     searched.json; the same cell with its test then tests what was trained.
 
     Args:
         flow: where train rows are streamed; `prompts` then has the first of each language.
     """
-    began = time.perf_counter()
-    keep_freed_memory()
+    began, began_cpu = time.perf_counter(), time.process_time()
+    keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
-    state, lost = _state(folder / STATE)
-    if state is not None:
-        with torch.no_grad():
-            for name, parameter in learner.trainable().items():
-                parameter.copy_(state.values[name])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    stepper = engine(cell, learner, state.optimizer if state else None)
+    stepper = engine(cell, learner)
     before = read_json(folder / UNTESTED)
     if before is None:
+        states = States(folder / STATE, folder / PREVIOUS, folder / PARTS, cell.facts["cell"])
+        state, lost = states.resume(stepper)
         tell(_start(cell, stepper, state, sizes["trainable"], lost))
-        trained = _train(cell, prompts, flow, stepper, state, tell)
+        trained = _train(cell, prompts, flow, stepper, state, states, tell)
     else:
         trained = _trained(before, stepper, folder)
     rows = _tested(cell, prompts["test"], stepper) if cell.test else []
-    values = stepper.values() | drawn
     result = {
         "seed": cell.seed,
         **cell.facts,
@@ -145,15 +153,22 @@ def run_cell(
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
+        "cpu_seconds": sum(stepper.gather(time.process_time() - began_cpu)) + (before or {}).get("cpu_seconds", 0.0),
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
         **_gpu_memory(stepper),
         "workers": stepper.world,
     }
+    names = [*stepper.shapes, *drawn]
+    kept = learner.method.result(names) if cell.test else Result(TRAINED, {name: name for name in names})
+    values = itertools.chain(stepper.trained(), drawn.items())
+    shapes = stepper.shapes | {name: value.shape for name, value in drawn.items()}
     if stepper.rank == 0:
-        if cell.test:
-            write_result(folder, task, result, rows, learner.method.result(values))
-        else:
-            write_searched(folder, result, values)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_kept(folder / kept.file, kept, shapes, values)
+    for _ in values:  # each is gathered, whoever needs it
+        pass
+    if stepper.rank == 0:
+        _conclude(folder, TESTED if cell.test else UNTESTED, result)
     return result
 
 
@@ -174,18 +189,6 @@ def _sizes(learner: Learner) -> dict[str, int]:
     }
 
 
-def _state(path: Path) -> tuple[TrainState | None, list[str]]:
-    """Where a cell stands, None at its beginning; and what to say where its state file is not whole."""
-    if not path.is_file():
-        return None, []
-    with on_disk(path) as file:  # a store that fails to give it is no reason to train again
-        try:
-            return TrainState.load(file), []
-        except Exception as error:  # what torch raises depends on where the file ends
-            reason = " ".join(str(error).split())[:100] or type(error).__name__
-            return None, [f"{path.name} can't be read ({reason}); trained from the beginning"]
-
-
 def _start(
     cell: Cell, stepper: Stepper, state: TrainState | None, trainable: int, lost: Sequence[str]
 ) -> dict[str, Any]:
@@ -203,7 +206,13 @@ def _start(
 
 
 def _train(
-    cell: Cell, prompts: Prompts, flow: Flow | None, stepper: Stepper, state: TrainState | None, tell: Tell
+    cell: Cell,
+    prompts: Prompts,
+    flow: Flow | None,
+    stepper: Stepper,
+    state: TrainState | None,
+    states: States,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Fit the learner, or score it on dev as it is where nothing trains; what the result says about it.
 
@@ -216,14 +225,11 @@ def _train(
         rows = by_row(learner.readout, prompts["dev"], answers)
         return mean_score(cell.resolved.task, rows, cell.job.dev.metric)
 
-    def save(state: TrainState) -> None:
-        state.save(cell.folder / STATE)
-
     def tell_seed(event: dict[str, Any]) -> None:
         tell({"seed": cell.seed, **event})
 
     if learner.method.trains and settings.epochs:
-        state = fit(stepper, train, dev, settings, cell.seed, score, state, save, tell_seed)
+        state = fit(stepper, train, dev, settings, cell.seed, score, state, states, tell_seed)
         kept = state.best_score if settings.select == "best" else state.history[-1].get("dev")
     else:
         state = TrainState(best_epoch=0)
@@ -240,20 +246,39 @@ def _train(
 
 def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str, Any]:
     """Put the values of a training whose test was withheld into the learner; what its result said about it."""
-    path = folder / TRAINED
-    if path.is_file():
-        stepper.set_values(read_tensors(path))
+    if stepper.shapes:
+        with shards.Saved(folder / TRAINED) as saved:
+            stepper.put(lambda key, name, start, end: saved[name].reshape(-1)[start:end])
     return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
 
 
 def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[RowAnswer]:
-    """The answers to the test rows."""
-    learner = stepper.learner
+    """The answers to the test rows, written as they come; of them comes back what metrics read."""
+    learner, rows = stepper.learner, list[RowAnswer]()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
-    rows = list[RowAnswer]()
-    for some, answers in answered(stepper, dataset, cell.job.train):
-        rows += by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+    with ExitStack() as stack:
+        write = stack.enter_context(predictions(cell.folder)) if stepper.rank == 0 else None
+        for some, answers in answered(stepper, dataset, cell.job.train):
+            found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
+            if write is not None:
+                write(answer_table(cell.resolved.task, found))
+            rows += [replace(row, key="", scores=[]) for row in found]
     return rows
+
+
+@contextmanager
+def predictions(folder: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes the next rows of a cell's predictions, which stand there whole in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = list[pa_parquet.ParquetWriter]()
+    with written(folder / PREDICTIONS) as file, ExitStack() as stack:
+
+        def write(table: pa.Table) -> None:
+            if not writers:
+                writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
+            writers[0].write_table(table.cast(writers[0].schema))
+
+        yield write
 
 
 def loaders(
@@ -298,55 +323,23 @@ def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = T
     return sorted(chosen.union(others[: size - len(chosen)]))
 
 
-def write_result(folder: Path, task: Task, result: dict[str, Any], rows: Sequence[RowAnswer], kept: Result) -> None:
-    """Write a finished cell; result.json comes last and says that it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with written(folder / PREDICTIONS) as file:
-        pa_parquet.write_table(answer_table(task, rows), file)
-    if kept.tensors:
-        save_tensors(folder / kept.file, kept)
-    _conclude(folder, TESTED, result)
-    (folder / UNTESTED).unlink(missing_ok=True)
+def save_kept(path: Path, kept: Result, shapes: shards.Shapes, values: Iterator[tuple[str, Any]]) -> None:
+    """Write what is kept of the trained parameters, one at a time, and read it back; nothing where nothing is kept.
 
-
-def write_searched(folder: Path, result: dict[str, Any], values: dict[str, Tensor]) -> None:
-    """Write a cell whose test is withheld; searched.json comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if values:
-        save_tensors(folder / TRAINED, Result(TRAINED, values))
-    _conclude(folder, UNTESTED, result)
+    Args:
+        shapes: of all values, by name, in the order in which they come; values: used up.
+    """
+    named = {kept.names[name]: shape for name, shape in shapes.items() if name in kept.names}
+    if named:
+        changed = ((kept.names[name], value) for name, value in values if name in kept.names)
+        shards.save(path, named, ((name, kept.change(name, value)) for name, value in changed), kept.metadata)
 
 
 def _conclude(folder: Path, name: str, result: dict[str, Any]) -> None:
+    """Write a result, which comes last and says that the cell is whole, and remove what it does not need any more."""
     with written(folder / name) as file:
         file.write_text(json.dumps(result, indent=1))
-    for rest in (folder / STATE, *folder.glob("*.partial.*")):
-        rest.unlink(missing_ok=True)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
-
-    Raises:
-        UserError: it is not whole.
-    """
-    try:
-        with on_disk(path) as file:
-            return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"run: {path} can't be read: {error}; train the seed again with --fresh") from None
-
-
-def save_tensors(path: Path, kept: Result) -> None:
-    """Write what is kept of the trained parameters, and read it back.
-
-    Raises:
-        RuntimeError: the saved values differ from the live ones.
-    """
-    with written(path) as file:
-        save_file({name: value.contiguous() for name, value in kept.tensors.items()}, file, kept.metadata)
-    with on_disk(path) as file:
-        back = load_file(file)
-    same_names = set(back) == set(kept.tensors)
-    if not same_names or not all(torch.equal(back[name], value) for name, value in kept.tensors.items()):
-        raise RuntimeError(f"{path}: the saved parameters differ from the live ones when read back")
+    remove(folder / PARTS)
+    rest = [folder / STATE, folder / PREVIOUS, *folder.glob("*.partial.*"), *([folder / UNTESTED] * (name == TESTED))]
+    for path in rest:
+        path.unlink(missing_ok=True)

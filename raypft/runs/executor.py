@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from raypft.backbones.base import Backbone
-from raypft.backbones.load import load_backbone
+from raypft.backbones.base import Backbone, Known
+from raypft.backbones.load import load_again, load_backbone
 from raypft.config.job import Resources
 from raypft.data.streaming import Index
 from raypft.errors import UserError
@@ -68,10 +68,15 @@ class LocalExecutor:
 
 
 class LoadedBackbone:
-    """The backbone that a process has loaded last."""
+    """The backbone that a process has loaded last.
 
-    def __init__(self) -> None:
-        self._loaded: tuple[Any, Backbone] | None = None
+    Args:
+        as_stored: see `load_backbone`; each cell gets one of its own then, of the same files.
+    """
+
+    def __init__(self, as_stored: bool = False) -> None:
+        self.as_stored = as_stored
+        self._loaded: tuple[Any, Backbone | None, Known] | None = None
 
     def of(self, cell: Cell) -> Backbone:
         """The backbone of a cell, loaded unless it is the last one.
@@ -79,11 +84,16 @@ class LoadedBackbone:
         Raises:
             UserError: see `load_backbone`; this machine has another model under the name.
         """
-        wanted = (cell.job.backbone, cell.job.train.dropout)
+        wanted = (cell.job.backbone, cell.job.train.dropout, self.as_stored)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # one at a time in memory
-            self._loaded = (wanted, load_backbone(*wanted))
-        backbone, expected = self._loaded[1], cell.facts["backbone"]
+            first = load_backbone(*wanted)
+            self._loaded = (wanted, first, first.known)
+        _, backbone, known = self._loaded
+        backbone = backbone or load_again(known)
+        if self.as_stored:
+            self._loaded = (wanted, None, known)
+        expected = cell.facts["backbone"]
         if backbone.revision != expected:
             raise UserError(
                 f"backbone: {cell.job.backbone} is revision {backbone.revision} on this machine; expected {expected}, "

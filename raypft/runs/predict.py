@@ -25,11 +25,12 @@ from raypft.data import sources
 from raypft.data.formats import Columns
 from raypft.errors import UserError
 from raypft.hub import COMMIT
-from raypft.runs.cell import build_learner, device_here, read_tensors
+from raypft.runs.cell import build_learner, device_here
 from raypft.runs.prepare import cell_keys
 from raypft.runs.results import DEMOS, TRAINED, damaged, read_job, read_json, read_parquet, read_results
 from raypft.runs.scores import answer_table, by_row
 from raypft.schema import at_key, set_key
+from raypft.shards import Saved, file_of
 from raypft.storage import absolute, path_of
 from raypft.tasks.task import Task
 from raypft.training.encode import Encoder
@@ -126,7 +127,7 @@ def load_trained(folder: Path | str, seed: int | None = None, moved: Mapping[str
         if key not in PLACES:
             raise UserError(f'run: found "{key}"; expected where something lies now: {"=, ".join(PLACES)}=')
     found = {key: absolute(path) if path_of(path).exists() else path for key, path in (moved or {}).items()}
-    with _started_from(folder):
+    with started_from(folder):
         return _loaded(folder, seed, found)
 
 
@@ -183,7 +184,7 @@ def _check_places(folder: Path, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _started_from(folder: Path) -> Iterator[None]:
+def started_from(folder: Path) -> Iterator[None]:
     """The working directory is that in which a run was started, which its relative paths are meant from.
 
     Where that is not here the present one stays.
@@ -218,19 +219,21 @@ def _put(learner: Learner, path: Path) -> None:
     wanted = learner.kept()
     if not wanted:
         return
-    if not path.is_file():
+    if file_of(path) is None:
         raise UserError(
             f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers "
             "(a ticket search keeps its ticket only)"
         )
-    values = read_tensors(path)
-    misfits = sorted(set(values) ^ set(wanted))
-    misfits = misfits or [name for name, parameter in wanted.items() if values[name].shape != parameter.shape]
+    with Saved(path) as saved:
+        misfits = sorted(set(saved.names) ^ set(wanted))
+        for name, value in () if misfits else saved:
+            if value.shape == wanted[name].shape:
+                wanted[name].copy_(value)
+            else:
+                misfits.append(name)
     if misfits:
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
         raise UserError(f"run: {path} does not fit the method: {misfits[0]}{more}; run the job again")
-    for name, parameter in wanted.items():
-        parameter.copy_(values[name])
 
 
 def columns_of_texts(trained: Trained, texts: Sequence[str]) -> Columns:

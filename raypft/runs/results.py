@@ -1,7 +1,9 @@
 """A run's folder as it is read: the job, its finished cells, the files of a cell. No torch here.
 
-<cell>/events.jsonl, predictions.parquet, trained.safetensors, result.json   (state.pt while unfinished);
-       demos.parquet where the prompts show demonstrations
+<cell>/events.jsonl, predictions.parquet, trained.safetensors, result.json;
+       demos.parquet where the prompts show demonstrations;
+       while unfinished state.pt and state.previous.pt, or where much trains the folder state (training/states.py);
+       where much was trained trained-00001-of-00002.safetensors, …, trained.safetensors.index.json (shards.py)
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 TESTED, UNTESTED = "result.json", "searched.json"
 """The result of a cell, and what it is before the test, where that is withheld."""
-TRAINED, PREDICTIONS, STATE, EVENTS = "trained.safetensors", "predictions.parquet", "state.pt", "events.jsonl"
+TRAINED, PREDICTIONS, EVENTS = "trained.safetensors", "predictions.parquet", "events.jsonl"
+STATE, PREVIOUS, PARTS = "state.pt", "state.previous.pt", "state"
+"""Where a cell stands: the last file and the one before, or the folder of the parts of states."""
 DEMOS = "demos.parquet"
 """A seed's demonstrations, so that a run can be used where its data is not."""
 
@@ -69,6 +73,12 @@ def _is_whole(path: Path) -> bool:
 def is_finished(folder: Path, test: bool = True) -> bool:
     """Whether a cell's folder holds a whole result; one without a test is enough where none is asked for."""
     return _is_whole(folder / TESTED) or (not test and _is_whole(folder / UNTESTED))
+
+
+def state_time(folder: Path) -> float:
+    """When a cell's last state was kept, in seconds of the file's clock; 0 where there is none."""
+    files = [folder / STATE, folder / PREVIOUS, *(folder / PARTS).glob("*.json")]
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

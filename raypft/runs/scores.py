@@ -17,7 +17,7 @@ from raypft.tasks.metrics import OF_WRITTEN, metric
 from raypft.tasks.task import Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowAnswer:
     """The answer to a row beside what was right: a label name, a tag a word, or a text (gold is then a list of
     texts); written: the same two as whole texts, where sentences are written with their tags."""
@@ -124,12 +124,14 @@ def majority(task: Task, rows: Sequence[RowAnswer]) -> list[RowAnswer]:
 def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:
     """Rows as predictions.parquet holds them: id, language, gold, answer, and p(label) where a row has one each,
     scores elsewhere."""
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         "id": [row.key.split("/", 1)[1] for row in rows],
         "language": [row.language for row in rows],
         "gold": [row.gold for row in rows],
         "answer": [row.answer for row in rows],
     }
+    if task.kind.passage:
+        columns["gold"] = pa.array(columns["gold"], pa.list_(pa.string()))  # there may be no answer in all rows
     names = task.label.names
     if task.kind.one_label and all(len(row.scores) == len(names) for row in rows):
         for i, name in enumerate(names):

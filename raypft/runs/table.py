@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from raypft.errors import UserError
 from raypft.report.formats import metric_name
+from raypft.report.groups import text
+from raypft.report.mixing import Mixing, made, tested
+from raypft.report.notes import label, selected
 from raypft.report.table import WIDEST, Table, mean_std
-from raypft.runs.results import EVENTS, STATE, damaged, read_job, read_results
+from raypft.runs.results import EVENTS, damaged, read_job, read_json, read_results, state_time
 from raypft.tasks.metrics import mean_without, pivot_in
 
 if TYPE_CHECKING:
@@ -38,11 +41,15 @@ def check_comparable(prepared: Sequence[Prepared]) -> None:
         )
 
 
-def run_table(folders: Sequence[Path]) -> Table:
+def run_table(folders: Sequence[Path], mixing: Mixing | None = None) -> Table:
     """The runs of one task side by side, the majority class below.
 
+    Args:
+        mixing: hears what else must be the same for all; None of a command that made the runs itself.
+
     Raises:
-        UserError: a folder is no run, has no finished cell, or the runs differ in task, metric or test rows.
+        UserError: a folder is no run, has no finished cell, or the runs differ in task, metric or test rows; what
+            `mixing` refuses.
     """
     runs = [(folder, read_job(folder), read_results(folder)) for folder in folders]
     for folder, _, results in runs:
@@ -54,13 +61,19 @@ def run_table(folders: Sequence[Path]) -> Table:
             raise UserError(
                 f"report: {folder} is task {job['task']}, {first} is {first_job['task']}; report one task at a time"
             )
+    task = text(first_job["task"])
+    if mixing is not None:
+        _compare(task, runs, mixing)
     every_result = itertools.chain.from_iterable(results for _, _, results in runs)
-    if len({(result["metric"], result["test_rows"]) for result in every_result}) > 1:
+    if mixing is None and len({(result["metric"], result["test_rows"]) for result in every_result}) > 1:
         raise UserError(
             "report: these runs were tested on different rows or metrics; a table of them would mislead; "
             "report them apart"
         )
-    languages = list(first_results[0]["scores"])
+    tested_in: dict[str, None] = {}
+    for result in itertools.chain.from_iterable(results for _, _, results in runs):
+        tested_in |= dict.fromkeys(result["scores"])
+    languages = list(tested_in)
     wide = len(languages) > 1
     pivot = pivot_in(first_results[0])
     means = ["mean", mean_without(pivot)] if wide and first_results[0]["mean_without_english"] else []
@@ -69,20 +82,30 @@ def run_table(folders: Sequence[Path]) -> Table:
         every |= dict.fromkeys(result["metrics"])
     others = [name for name in every if name != first_results[0]["metric"]]
     columns = ["run", "shots", "n", *languages, *means, *map(metric_name, others), "trainable", "seconds"]
-    table = Table(f"{Path(str(first_job['task'])).stem}: {metric_name(first_results[0]['metric'])}", columns)
+    mixed = list(mixing.found) if mixing is not None else []
+    title = f"{task}: {metric_name(first_results[0]['metric'])}{' (mixed: see below)' if mixed else ''}"
+    table = Table(title, columns)
     for _, job, results in runs:
         table.rows.append(_row(job, results, languages, means, others))
     majority = first_results[0]["majority"]
     if majority:  # none where answers are texts
-        cells = _majority(majority, means, pivot)
+        cells = _majority(majority, languages, means, pivot)
         table.rows.append(cells + [""] * (len(columns) - len(cells)))
-    table.notes = _notes(runs, languages)
+    table.notes = [f"mixed: {line}" for line in mixed] + _notes(runs, languages)
     if others:
         over = ", mean over languages" if wide else ""
         table.notes.append(
             f"{', '.join(map(metric_name, others))}: the same predictions by the papers' other metrics{over}"
         )
     return table.turned() if len(columns) > WIDEST else table
+
+
+def _compare(task: str, runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], mixing: Mixing) -> None:
+    """Tell what the runs of a table were made with."""
+    for folder, job, results in runs:
+        origin = read_json(folder / "provenance.json") or {}
+        for result in results:
+            mixing.add(folder.name, itertools.chain(tested(task, result), made(task, (), result, job, origin)))
 
 
 def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:
@@ -98,7 +121,7 @@ def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:
         table.title = f"partial, {len(done)} of {len(cells)} seeds: {table.title}"
     told = [f"{len(done)} of {len(cells)} seeds are finished"]
     for cell in cells:
-        if not cell.finished and (cell.folder / STATE).is_file():
+        if not cell.finished and state_time(cell.folder):
             told.append(f"the last state of seed {cell.seed} is kept")
         elif not cell.finished and (cell.folder / EVENTS).is_file():
             told.append(f"no state of seed {cell.seed} was kept yet (train.save_every), it begins anew")
@@ -110,9 +133,11 @@ def _row(
 ) -> list[str]:
     cells = [label(job), "all" if job["shots"] is None else str(job["shots"]), str(len(results))]
     for language in languages:
-        cells.append(mean_std([result["scores"][language] for result in results]))
+        tested_here = [result["scores"][language] for result in results if language in result["scores"]]
+        cells.append(mean_std(tested_here) if tested_here else "-")
     for _, key in zip(means, ("mean", "mean_without_english"), strict=False):
-        cells.append(mean_std([result[key] for result in results]))
+        averaged = [result[key] for result in results if result[key] is not None]
+        cells.append(mean_std(averaged) if averaged else "-")
     for name in others:
         having = [statistics.mean(result["metrics"][name].values()) for result in results if name in result["metrics"]]
         cells.append(mean_std(having) if having else "")
@@ -121,28 +146,12 @@ def _row(
     return cells
 
 
-def _majority(majority: dict[str, float], means: list[str], pivot: str | None) -> list[str]:
+def _majority(majority: dict[str, float], languages: list[str], means: list[str], pivot: str | None) -> list[str]:
     others = [value for language, value in majority.items() if language != pivot]
-    cells = ["MAJ", "", ""] + [f"{value:.1f}" for value in majority.values()]
+    cells = ["MAJ", "", ""] + [f"{majority[name]:.1f}" if name in majority else "-" for name in languages]
     for _, values in zip(means, (list(majority.values()), others), strict=False):
         cells.append(f"{statistics.mean(values):.1f}")
     return cells
-
-
-def _selected(job: dict[str, Any], dev_rows: int, metric: str) -> str:
-    """Which epoch was tested."""
-    if not job["train"]["epochs"]:
-        return "nothing trained"
-    if job["train"]["select"] == "last":
-        return "last epoch"
-    if not dev_rows:
-        return "last epoch, as there are no dev rows"
-    return f"epoch chosen by best {job['dev'].get('metric') or metric_name(metric)} on {dev_rows} dev rows"
-
-
-def label(job: dict[str, Any]) -> str:
-    """The run's name in a table: its recipe, and its pattern where that is called otherwise."""
-    return job["recipe"] if job["recipe"] == job["pattern"] else f"{job['recipe']} ({job['pattern']})"
 
 
 def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], languages: list[str]) -> list[str]:
@@ -157,7 +166,7 @@ def _notes(runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], la
         tested = f"{per_language[0]}" if len(per_language) == 1 else f"{per_language[0]} to {per_language[-1]}"
         seeds = [result["seed"] for result in results]
         missing = [seed for seed in job["seeds"] if seed not in seeds]
-        select = _selected(job, sizes["dev"], results[0]["metric"])
+        select = selected(job, sizes["dev"], results[0]["metric"])
         notes.append(
             f"{label(job)}: {job['backbone']}, protocol {job['protocol']}, seeds {', '.join(map(str, seeds))}"
             + (f" (unfinished: {missing})" if missing else "")

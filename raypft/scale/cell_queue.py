@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from raypft.runs.results import state_time
 from raypft.storage import path_of
 
 
@@ -80,8 +81,7 @@ class CellQueue:
         cell = self.cells[self.num_finished] if self.running else None
         if cell is None:
             return
-        path = path_of(cell["folder"]) / "state.pt"
-        before, self.state_time = self.state_time, path.stat().st_mtime if path.exists() else 0.0
+        before, self.state_time = self.state_time, state_time(path_of(cell["folder"]))
         self.running, self.failures = False, 1 if self.state_time > before else self.failures + 1
         if self.failures > cell["job"]["resources"]["max_failures"]:
             died = f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell"

@@ -160,8 +160,8 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
 def _shards(sample: Sample) -> Iterator[tuple[str, pa.Table]]:
     """The shards of a sample by their names, ROLE-NUMBER.arrow, with the rows of each."""
     for role in ROLES:
-        table = getattr(sample, role)
-        for start in range(0, 0 if table is None else len(table), SHARD):
+        table: pa.Table = getattr(sample, role) or pa.table({})
+        for start in range(0, len(table), SHARD):
             yield f"{role}-{start // SHARD:06}.arrow", table.slice(start, SHARD)
 
 
@@ -185,8 +185,10 @@ def _encode_on_ray(works: Sequence[Work], job: Job) -> None:
         num_cpus=ENCODER_CPUS,
         **_where(job),
     )
-    dataset.sum("prompts")
-    remove(scratch)
+    try:
+        dataset.materialize()
+    finally:
+        remove(scratch)
 
 
 def _where(job: Job) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""`DeepSpeedStepper`: optimizer steps under ZeRO 0 to 3, with state that is whole and free of stage and world size."""
+"""`DeepSpeedStepper`: optimizer steps under ZeRO 0 to 3, whose state is read and given by ranges of whole parameters,
+free of stage and world size."""
 
 from __future__ import annotations
 
-import functools
+import gc
+import inspect
 import itertools
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -12,29 +15,35 @@ import ray._private.state
 import torch
 from torch import Tensor, distributed
 
+from raypft.backbones.anatomy import largest_layer
 from raypft.batch import Batch
 from raypft.config.job import Job
 from raypft.scale.zero import prepare_environment, zero_config
-from raypft.training.stepper import Learner, Stepper, adam_state, gradient_norm, make_optimizer, set_adam_state, spare
+from raypft.training.stepper import (
+    MOMENTS,
+    VALUE,
+    Give,
+    Held,
+    Learner,
+    Stepper,
+    gradient_norm,
+    held_whole,
+    make_optimizer,
+    put_whole,
+    spare,
+)
 
 prepare_environment()
 
 import deepspeed  # noqa: E402
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK  # noqa: E402
-from deepspeed.utils import (  # noqa: E402
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: E402
 
 NOTICE_SECONDS = 2.0
 """How often Ray is asked whether the node goes away."""
 SKIPS = 8
 """Steps in a row that fp16's loss scaling may leave out while it looks for its scale, 2^16 at first."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DrainNotice:
@@ -51,43 +60,84 @@ class DrainNotice:
         return self.seen
 
 
+def gives_up_weights(job: Job) -> bool:
+    """Whether a model can't be used again after a cell: partitioned or cast weights do not come back."""
+    return job.zero.stage == 3 or job.train.precision != "fp32"
+
+
+def partition(learner: Learner, device: str, dtype: torch.dtype, config: dict[str, Any]) -> None:
+    """Share every parameter out over the workers, one after the other, so that only one at a time is whole.
+
+    All ranks have equal values already: they read the same files and draw from the same seed. DeepSpeed itself would
+    send each from the first to the others, into what may be the pages of a file.
+    """
+    for module in learner.modules():
+        module._buffers.update(
+            {name: value if value is None else value.to(device) for name, value in module._buffers.items()}
+        )
+    init = deepspeed.zero.Init(torch.nn.Module(), config_dict_or_path=config, dtype=dtype)
+    for parameter in learner.parameters():
+        parameter.data = parameter.data.to(device, dtype)
+        init._convert_to_deepspeed_param(parameter)
+        parameter.partition()  # type: ignore[attr-defined]
+
+
 class DeepSpeedStepper(Stepper):
     """Steps through a DeepSpeed engine; a process group must exist.
 
     Without trainable parameters the engine only partitions (stage 3) or is left out (other stages, which then have
     nothing to partition).
-
-    Args:
-        state: an `optimizer_state` to go on from; the parameter values are in the learner already, so that every stage
-            and precision starts from them.
     """
 
-    def __init__(self, job: Job, learner: Learner, device: str, state: dict[str, Any] | None = None) -> None:
-        going_on = {} if state is None else learner.trainable()
-        exact = {name: p.detach().float().cpu().clone() for name, p in going_on.items()}
-        self.learner, self.device = learner.to(device), device
+    def __init__(self, job: Job, learner: Learner, device: str) -> None:
+        self.learner, self.device = learner, device
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.stage = job.zero.stage
+        self.replicated = self.stage == 0
         self.parameters = learner.trainable()
+        self.shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self.parameters.items()}
         self.engine: Any = None
         self.skipped, self.may_skip = 0, SKIPS if job.train.precision == "fp16" else 0
         self.notice = DrainNotice()
-        self._given: dict[str, Tensor] | None = None
+        config = zero_config(job, largest_layer(learner), device)
+        if self.stage == 3:
+            partition(learner, device, TYPES[job.train.precision], config)
+        else:
+            if gives_up_weights(job):
+                for parameter in self.parameters.values():
+                    parameter.data = parameter.data.clone()
+            learner.to(device)
         if self.parameters or self.stage == 3:
             optimizer = make_optimizer(learner, job.train) if self.parameters else None
             self.engine, *_ = deepspeed.initialize(
                 model=learner,
                 optimizer=optimizer,
                 model_parameters=list(self.parameters.values()) or None,  # pyright: ignore[reportArgumentType]  # a list
-                config=zero_config(job),
+                config=config,
                 dist_init_required=False,
             )
-        if self.stage == 0 and self.parameters:
-            self._inner().state.clear()  # DeepSpeed has taken a step without gradients, which Adam would count
-            for parameter, copy in self._moved.items():
-                copy.data.copy_(parameter)
-        if state is not None and self.parameters:
-            self._restore(state, exact)
+            self._keep_one_copy()
+            self._forget_first_step()
+
+    def _keep_one_copy(self) -> None:
+        """Let stage 3 train the parameters' own parts where they are fp32: it copies them, since it compares a device
+        with a device's name."""
+        if self.stage == 3 and self.parameters:
+            wrapper = self.engine.optimizer
+            pairs = zip(wrapper.fp16_partitioned_groups_flat, wrapper.fp32_partitioned_groups_flat, strict=True)
+            for own, master in pairs:
+                if own.dtype == master.dtype and own.device == master.device:
+                    master.data = own.data
+
+    @torch.no_grad()
+    def _forget_first_step(self) -> None:
+        """Undo the step without gradients that DeepSpeed makes at stage 0 in half precision: it decays the weights, and
+        Adam counts it."""
+        masters = self._masters() if self.stage == 0 and self.parameters else {}
+        if any(masters[name] is not parameter for name, parameter in self.parameters.items() if masters):
+            self._inner().state.clear()
+            for name, parameter in self.parameters.items():
+                masters[name].copy_(parameter)
 
     def leaving(self) -> bool:
         return self.notice.given()
@@ -98,7 +148,9 @@ class DeepSpeedStepper(Stepper):
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
         running = len(FWD_MODULE_STACK)
+        running = len(FWD_MODULE_STACK)
         self.engine.backward(loss, scale_wrt_gas=False)
+        del FWD_MODULE_STACK[running:]  # a block that runs again ends before the hooks behind it
         del FWD_MODULE_STACK[running:]  # a block that runs again ends before the hooks behind it
 
     def step(self, lr: float) -> bool | Tensor:
@@ -109,7 +161,6 @@ class DeepSpeedStepper(Stepper):
             self.engine.step()
         else:
             finite = self._step_unless_overflow()
-        self._given = None
         return finite
 
     def _step_unless_overflow(self) -> bool:
@@ -125,54 +176,84 @@ class DeepSpeedStepper(Stepper):
         self.skipped = self.skipped + 1 if optimizer.overflow else 0
         return self.skipped <= self.may_skip
 
-    def values(self) -> dict[str, Tensor]:
-        if self._given is not None:  # the optimizer's copies, which are read below, do not have them
-            return {name: value.clone() for name, value in self._given.items()}
-        return {
-            name: self._whole(parameter).detach().float().cpu().clone() for name, parameter in self.parameters.items()
-        }
-
-    def _whole(self, parameter: torch.nn.Parameter) -> Tensor:
+    def held(self) -> dict[str, Held]:
+        if self.engine is None or not self.parameters:
+            return {}
+        inner = self._inner()
         if self.stage == 0:
-            return self._moved.get(parameter, parameter)
-        whole = safe_get_full_fp32_param(parameter)
-        if whole is None:
-            raise RuntimeError(
-                "a trainable parameter has no fp32 copy in the ZeRO optimizer; its values can't be saved"
-            )
-        return whole
+            return held_whole(self._masters(), inner)
+        held = {}
+        for name, (flat, first, count, start) in self._places().items():
+            own = inner.state.get(flat, {})
+            whole = {VALUE: flat.detach(), **{key: own[key] for key in MOMENTS if key in own}}
+            parts = {key: tensor.narrow(0, first, count) for key, tensor in whole.items()}
+            held[name] = Held(start, parts, int(own["step"]) if own else 0)
+        return held
 
     @torch.no_grad()
-    def set_values(self, values: dict[str, Tensor]) -> None:
-        self._given = {name: values[name].detach().float().cpu().clone() for name in self.parameters}
-        for name, parameter in self.parameters.items():
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-                if self.stage < 3 or self.rank == 0:
-                    parameter.copy_(values[name].to(parameter))
-
-    def optimizer_state(self) -> dict[str, Any]:
+    def put(self, give: Give, steps: Mapping[str, int] | None = None) -> None:
+        if self.engine is None or not self.parameters:
+            return
+        inner = self._inner()
         if self.stage == 0:
-            return adam_state(self._inner(), self._masters())
-        if self.stage < 3:
-            self._link_moments()
-        moments = {name: self._moments(parameter) for name, parameter in self.parameters.items()}
-        steps = [int(entry["step"]) for entry in self._inner().state.values()]
-        return {"step": max(steps, default=0), "moments": moments}
+            masters = self._masters()
+            put_whole(masters, inner, give, steps)
+            for name, parameter in self.parameters.items():
+                parameter.copy_(masters[name])
+            return
+        for name, (flat, first, count, start) in self._places().items():
+            flat.narrow(0, first, count).copy_(give(VALUE, name, start, start + count))
+            if steps is None or name not in steps:
+                continue
+            if flat not in inner.state:  # Adam's flat state exists only after a first step
+                inner.state[flat] = {"step": torch.tensor(0.0), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+            own = inner.state[flat]
+            own["step"].fill_(max(float(own["step"]), steps[name]))
+            for key in MOMENTS:
+                own[key].narrow(0, first, count).copy_(give(key, name, start, start + count))
+        self._take_over()
 
-    def _moments(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
-        moments = {}
-        for key in MOMENTS:
-            moment = safe_get_full_optimizer_state(parameter, key)
-            assert moment is not None
-            moments[key] = moment.detach().cpu().clone()
-        return moments
+    def _places(self) -> dict[str, tuple[Tensor, int, int, int]]:
+        """Name to where this rank's part of a parameter is, under stages 1 to 3: in which of the optimizer's flat fp32
+        tensors, from where on, how many entries, and which of the parameter's is the first."""
+        wrapper, places = self.engine.optimizer, {}
+        for name, parameter in self.parameters.items():
+            if self.stage == 3:
+                group, first, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
+                start = self.rank * size  # the last part may be padded, or nothing but padding
+                flat, count = wrapper.fp32_partitioned_groups_flat[group], min(size, self.shapes[name].numel() - start)
+            elif (part := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
+                flat = wrapper.single_partition_of_fp32_groups[part.param_group_index]
+                first, count = part.hp_fragment_address.start, part.hp_fragment_address.numel
+                start = part.lp_fragment_address.start
+            else:
+                continue
+            if count > 0:
+                places[name] = flat, first, count, start
+        return places
 
-    def _link_moments(self) -> None:
-        """Let stages 1 and 2 know where in Adam's flat state each parameter's moments are. DeepSpeed does so once, when
-        its first group has taken its first step; the groups behind it have no state then."""
+    def _take_over(self) -> None:
+        """Give the model the optimizer's values, as after a step of stages 1 to 3."""
         wrapper = self.engine.optimizer
-        wrapper._hp_optimizer_states_linked = False
-        wrapper._lazy_init_hp_params_optimizer_state()
+        if self.stage < 3:
+            wrapper.update_lp_params()
+            return
+        self.engine.empty_partition_cache()
+        for parameter in self.parameters.values():
+            group, first, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
+            own = wrapper.fp32_partitioned_groups_flat[group].narrow(0, first, size)
+            parameter.ds_tensor.data.copy_(own.view(parameter.ds_tensor.shape))  # type: ignore[attr-defined]
+
+    def _masters(self) -> dict[str, Tensor]:
+        """Name to the fp32 values that stage 0 trains: beside the parameters in half precision, else themselves."""
+        wrapper = self.engine.optimizer
+        pairs = zip(
+            itertools.chain.from_iterable(getattr(wrapper, "fp16_groups", ())),
+            itertools.chain.from_iterable(getattr(wrapper, "fp32_groups", ())),
+            strict=True,
+        )
+        beside = {id(half): master for half, master in pairs}
+        return {name: beside.get(id(parameter), parameter) for name, parameter in self.parameters.items()}
 
     def _inner(self) -> torch.optim.Optimizer:
         """The torch optimizer that ZeRO wraps."""
@@ -181,57 +262,13 @@ class DeepSpeedStepper(Stepper):
             inner = inner.optimizer
         return inner
 
-    def _masters(self) -> dict[str, torch.nn.Parameter]:
-        """Stage 0: what Adam moves, by name; in half precision fp32 copies of the model's parameters."""
-        return {name: self._moved.get(parameter, parameter) for name, parameter in self.parameters.items()}
-
-    @functools.cached_property
-    def _moved(self) -> dict[torch.nn.Parameter, torch.nn.Parameter]:
-        """Stage 0 in half precision: parameters to their fp32 copies."""
-        groups = (getattr(self.engine.optimizer, name, []) for name in ("fp16_groups", "fp32_groups"))
-        own, copies = map(itertools.chain.from_iterable, groups)
-        return dict(zip(own, copies, strict=True))
-
-    def _restore(self, state: dict[str, Any], values: dict[str, Tensor]) -> None:
-        """Go on from an `optimizer_state` and fp32 values, which DeepSpeed has rounded to the model's precision."""
-        if self.stage == 0:
-            masters = self._masters()
-            for name, master in masters.items():
-                master.data.copy_(values[name])
-            set_adam_state(self._inner(), masters, state)
-            return
-        # the flat Adam state exists only after a first step; make it, and let stages 1 and 2 map the parameters into it
-        wrapper, inner = self.engine.optimizer, self._inner()
-        groups = wrapper.fp32_partitioned_groups_flat if self.stage == 3 else wrapper.single_partition_of_fp32_groups
-        for flat in groups:
-            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
-            inner.state[flat] = {"step": torch.tensor(float(state["step"])), **zeros}
-        if self.stage < 3:
-            self._link_moments()
-        for name, parameter in self.parameters.items():
-            self._set_master(parameter, values[name].to(self.device))
-            for key in MOMENTS if name in state["moments"] else ():  # none where there never was a gradient
-                self._set_moment(parameter, state["moments"][name][key].to(self.device), key)
-
-    def _set_moment(self, parameter: torch.nn.Parameter, value: Tensor, key: str) -> None:
-        if self.stage < 3:
-            safe_set_full_optimizer_state(parameter, value, key)
-            return
-        safe_set_local_optimizer_state(parameter, self._part(parameter, value), key)
-
-    def _set_master(self, parameter: torch.nn.Parameter, value: Tensor) -> None:
-        if self.stage < 3:
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_local_fp32_param(parameter, self._part(parameter, value))
-
-    def _part(self, parameter: torch.nn.Parameter, value: Tensor) -> Tensor:
-        """Stage 3: this rank's part of a whole value; the full setters fail where it does not divide by the workers."""
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        padded = torch.nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
-        return padded[self.rank * size : (self.rank + 1) * size]
-
     def close(self) -> None:
         """Let the engine go; a module partitioned by stage 3 or cast to half precision can't be used again."""
         if self.engine is not None:
             self.engine.destroy()
+            # these would hold the learner for ever
+            FWD_MODULE_STACK.clear()
+            cached = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+            inspect.getclosurevars(cached).nonlocals["func"].cache_clear()
+            self.engine = None
+            gc.collect()

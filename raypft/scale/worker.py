@@ -17,7 +17,7 @@ from raypft.runs.cell import Cell
 from raypft.runs.executor import LoadedBackbone, run_recorded
 from raypft.scale.cell_queue import last_line
 from raypft.scale.data import RayFlow, read_encoded, unpacked
-from raypft.scale.deepspeed import DeepSpeedStepper
+from raypft.scale.deepspeed import DeepSpeedStepper, gives_up_weights
 from raypft.storage import path_of
 from raypft.training.stepper import Learner, Stepper
 
@@ -32,13 +32,15 @@ def run_cells(queue: Any) -> None:
         torch.cuda.set_device(device)
     begin = [cast(int, ray.get(queue.start.remote())) if first else 0]
     distributed.broadcast_object_list(begin)
-    backbones = LoadedBackbone()
+    backbones: LoadedBackbone | None = None
     for number in itertools.count(begin[0]):
         message = cast("dict[str, Any] | None", ray.get(queue.take.remote(number)))
         if message is None:
             return
         try:
-            _run(message, backbones, queue, str(device))
+            cell = unpacked(message)
+            backbones = backbones or LoadedBackbone(gives_up_weights(cell.job))
+            _run(message, cell, backbones, queue, str(device))
         except UserError as error:
             told = getattr(error, "cause", error)  # where a task of Ray Data raised it
             ray.get(queue.finish.remote(number, str(told)))
@@ -53,13 +55,12 @@ def run_cells(queue: Any) -> None:
             ray.get(queue.finish.remote(number))
 
 
-def _run(message: dict[str, Any], backbones: LoadedBackbone, queue: Any, device: str) -> None:
+def _run(message: dict[str, Any], cell: Cell, backbones: LoadedBackbone, queue: Any, device: str) -> None:
     """Run a cell, unless it was finished by workers that did not live to say so.
 
     Args:
         message: as `data.packed` gives it.
     """
-    cell = unpacked(message)
     job, finished = cell.job, [cell.finished]
     distributed.broadcast_object_list(finished)
     if finished[0]:
@@ -70,12 +71,10 @@ def _run(message: dict[str, Any], backbones: LoadedBackbone, queue: Any, device:
     flow = RayFlow(job, **message["stream"]) if message["stream"] else None
     steppers: list[DeepSpeedStepper] = []
 
-    def engine(cell: Cell, learner: Learner, state: dict[str, Any] | None) -> Stepper:
-        steppers.append(DeepSpeedStepper(cell.job, learner, device, state))
+    def engine(cell: Cell, learner: Learner) -> Stepper:
+        steppers.append(DeepSpeedStepper(cell.job, learner, device))
         return steppers[-1]
 
     first = distributed.get_rank() == 0
     run_recorded(cell, prompts, backbone, queue.add_event.remote, engine, flow, is_first=first)
     steppers[-1].close()
-    if job.zero.stage == 3 or job.train.precision != "fp32":
-        backbones.forget()  # partitioned or cast weights do not come back; the next cell loads anew

@@ -24,17 +24,31 @@ def prepare_environment() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
 
 
-def zero_config(job: Job) -> dict[str, Any]:
+def zero_config(job: Job, layer: int, device: str) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
     The loop decides when a step ends and how losses are weighted, so accumulation is 1 here and batch size is nominal.
+
+    Args:
+        layer: parameters of the model's largest layer; what is gathered, fetched ahead or reduced at once.
+        device: where it is computed; on a CPU nothing is fetched ahead, gloo would hold it twice.
     """
-    zero: dict[str, Any] = {"stage": job.zero.stage}
+    # by default 5e8 gradients are collected before any is reduced
+    zero: dict[str, Any] = {"stage": job.zero.stage, "reduce_bucket_size": layer}
     if job.zero.stage == 3:
-        # by default small parameters are not partitioned at all, and few-shot methods have only small ones
-        zero["stage3_param_persistence_threshold"] = 0
+        zero |= {
+            # by default small parameters are not partitioned at all, and few-shot methods have only small ones
+            "stage3_param_persistence_threshold": 0,
+            # by default what is used again within 1e9 parameters stays whole
+            "stage3_max_reuse_distance": 0,
+            "stage3_max_live_parameters": layer,
+            "stage3_prefetch_bucket_size": layer if device.startswith("cuda") else 0,
+            "sub_group_size": layer,  # gradients become fp32 a group at a time
+        }
     if job.zero.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
+        if job.zero.stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -60,15 +60,21 @@ class Encoder:
         )
 
     def __call__(self, row: Mapping[str, Any]) -> list[Encoded]:
-        """The prompts of a row, its parts in order."""
+        """The prompts of a row, its parts in order, and behind them those about texts without content, if any."""
         wordings = ["", *self.pattern.by_language]
         language = str(row["language"])
         wording = wordings.index(language) if language in wordings else 0
         prompts = []
-        for part, prompt in enumerate(self.task.kind.prompts(self, row)):
-            placed = prompt.but(wording=wording, part=part)
-            prompts.append(self.readout.prepare(self.readout_config, placed, self.text))
+        for asked in (row, *self._without_content(row)):
+            for prompt in self.task.kind.prompts(self, asked):
+                placed = prompt.but(wording=wording, part=len(prompts))
+                prompts.append(self.readout.prepare(self.readout_config, placed, self.text))
         return prompts
+
+    def _without_content(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The row with texts without content in place of its fields, of no label."""
+        columns = self.task.fields.values()
+        return [{**row, "label": None, **dict.fromkeys(columns, text)} for text in self.readout_config.content_free]
 
     # what a kind asks of its encoder, see tasks.kinds.base.RowEncoder
 

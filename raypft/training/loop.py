@@ -20,10 +20,11 @@ from raypft.config.job import Train
 from raypft.errors import UserError
 from raypft.readouts.base import Answer
 from raypft.training.ahead import Told, ahead
-from raypft.training.checkpoint import StateWriter, TrainState
+from raypft.training.checkpoint import StateWriter
 from raypft.training.dropout import NoDropout, RowDropout, may_drop
 from raypft.training.loader import PromptDataset, Step, Streamed
 from raypft.training.room import room_for
+from raypft.training.states import States, TrainState
 from raypft.training.stepper import Stepper
 
 TELL_SECONDS = 30
@@ -51,7 +52,7 @@ def fit(
     seed: int,
     score: Callable[[list[Answer]], float],
     state: TrainState | None = None,
-    save: Callable[[TrainState], None] | None = None,
+    states: States | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> TrainState:
     """Train the learner; the kept epoch's values are in the model when it returns.
@@ -59,14 +60,14 @@ def fit(
     Args:
         score: dev answers to the number that selects the epoch.
         state: where an interrupted run stands; its values and optimizer state are already in the stepper.
-        save: keeps a TrainState (called on rank 0); tell: called on every rank with the events epoch and step.
+        states: where states are kept; tell: called on every rank with the events epoch and step.
 
     Raises:
         UserError: the loss or the gradient is not finite; or what is drawn would depend on workers or micro-batches.
     """
     state = state or TrainState()
     steps = train.steps(settings.batch_size)
-    writer = StateWriter(stepper, settings, save)
+    writer = StateWriter(stepper, settings, states)
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
     said, told = time.perf_counter(), Told(stepper.device)
 
@@ -108,12 +109,11 @@ def fit(
         if dev is not None:
             record["dev"] = score(evaluate(stepper, dev, settings))
         state.history.append(record)
-        _keep(state, stepper, settings, record)
+        improved = _is_better(state, record)
         said = time.perf_counter()
         tell({"event": "epoch", **record})
-        writer.when_due(state)
-    if settings.epochs and settings.select == "best" and state.best_values:
-        stepper.set_values(state.best_values)
+        writer.after_epoch(state, improved and settings.select == "best")
+    writer.end(state)
     return state
 
 
@@ -190,13 +190,15 @@ def _diverged(found: str, number: int) -> UserError:
     return UserError(f"train: {found} at optimizer step {number + 1}; lower train.lr, or use train.precision=fp32")
 
 
-def _keep(state: TrainState, stepper: Stepper, settings: Train, record: dict[str, Any]) -> None:
-    if "dev" in record and record["dev"] > state.best_score:
-        state.best_score, state.best_epoch = record["dev"], record["epoch"]
-        if settings.select == "best":
-            state.best_values = stepper.values()
-    elif "dev" not in record:
+def _is_better(state: TrainState, record: dict[str, Any]) -> bool:
+    """Whether an epoch is better on dev than all before, which is noted."""
+    if "dev" not in record:
         state.best_epoch = record["epoch"]
+        return False
+    better = record["dev"] > state.best_score
+    if better:
+        state.best_score, state.best_epoch = record["dev"], record["epoch"]
+    return better
 
 
 def _out_of_patience(state: TrainState, settings: Train) -> bool:

@@ -58,7 +58,9 @@ def asked(prompt: Encoded) -> bytes:
 
 def columns_of(prompts: Sequence[Encoded]) -> pa.RecordBatch:
     """Prompts as columns of RECORD."""
-    values: dict[str, list[Any]] = {name: [getattr(prompt, name) for prompt in prompts] for name in RECORD.names[:-1]}
+    values: dict[str, list[Any]] = {}
+    for name in RECORD.names[:-1]:
+        values[name] = [getattr(prompt, name) for prompt in prompts]
     values["marks"] = [list(marks.items()) for marks in values["marks"]]
     values["passage"] = [passage if passage is None else vars(passage) for passage in values["passage"]]
     values["asked"] = list(map(asked, prompts))

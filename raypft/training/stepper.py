@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,6 +23,8 @@ from raypft.readouts.base import Answer, Readout
 
 TRAINING = 2
 """Raised when a change of the training loop alters results; part of the cell key."""
+VALUE, MOMENTS = "value", ("exp_avg", "exp_avg_sq")
+"""What is kept of a parameter: its value and Adam's moments."""
 
 
 class Learner(nn.Module):
@@ -32,6 +34,10 @@ class Learner(nn.Module):
         super().__init__()
         self.method = method
         self.readout = readout
+
+    def __repr__(self) -> str:
+        """Short: DeepSpeed asks for it again and again, and modules whose weight is sparse can't say theirs."""
+        return f"Learner({type(self.method).__name__}, {type(self.readout).__name__})"
 
     def forward(self, batch: Batch) -> Tensor:
         return self.readout.scores(self.method(batch), batch)
@@ -50,13 +56,34 @@ class Learner(nn.Module):
         return self.trainable() | own
 
 
+class Held(NamedTuple):
+    """What a process holds of a trainable parameter: entries of the flat tensor, from `start` on.
+
+    tensors: under VALUE the fp32 values, under the names of `MOMENTS`, once a gradient was there, Adam's moments; [n]
+    each, no copies. step: how many steps Adam has made with them.
+    """
+
+    start: int
+    tensors: dict[str, Tensor]
+    step: int = 0
+
+
+Give = Callable[[str, str, int, int], Tensor]
+"""One of VALUE and MOMENTS, a parameter's name, start and end to these entries of its flat tensor, [end - start]."""
+
+
 class Stepper(ABC):
-    """One way to run optimizer steps."""
+    """One way to run optimizer steps.
+
+    shapes: of the trainable parameters; replicated: every rank holds all of them.
+    """
 
     learner: Learner
+    shapes: dict[str, torch.Size]
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    replicated: bool = True
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
@@ -75,16 +102,52 @@ class Stepper(ABC):
         """
 
     @abstractmethod
+    def held(self) -> dict[str, Held]:
+        """Name to what this process holds of a trainable parameter and of Adam's moments; one of which it holds nothing
+        is left out."""
+
+    @abstractmethod
+    def put(self, give: Give, steps: Mapping[str, int] | None = None) -> None:
+        """Give the trainable parameters these values. Every rank calls it.
+
+        Args:
+            steps: how many steps Adam has made with each; it gets its moments too, none of a parameter that is missing.
+        """
+
+    def gathered(self, pieces: Mapping[str, tuple[int, Tensor]]) -> Iterator[tuple[str, Tensor | None]]:
+        """Tensors whole, fp32 on CPU, on rank 0, and None elsewhere; one at a time. Every rank goes through all of it.
+
+        Args:
+            pieces: name to what this process holds, flat, and where that begins.
+        """
+        tables = [{name: (start, len(flat)) for name, (start, flat) in pieces.items()}]
+        if self.world > 1 and not self.replicated:
+            tables = self.gather(tables[0])
+        held = set().union(*tables)
+        for name in [name for name in self.shapes if name in held]:
+            if self.rank:
+                if not self.replicated and name in pieces:
+                    distributed.send(pieces[name][1].float().to(self.device).contiguous(), 0)
+                yield name, None
+                continue
+            whole = torch.empty(self.shapes[name].numel())
+            for rank, table in enumerate(tables):
+                start, count = table.get(name, (0, 0))
+                if rank and count:
+                    piece = torch.empty(count, device=self.device)
+                    distributed.recv(piece, rank)
+                else:
+                    piece = pieces[name][1] if count else whole[:0]
+                whole[start : start + count] = piece
+            yield name, whole.view(self.shapes[name])
+
+    def trained(self) -> Iterator[tuple[str, Tensor | None]]:
+        """The trainable parameters as `gathered`."""
+        return self.gathered({name: (own.start, own.tensors[VALUE]) for name, own in self.held().items()})
+
     def values(self) -> dict[str, Tensor]:
-        """The trainable parameters, whole, fp32, on CPU. Every rank calls it."""
-
-    @abstractmethod
-    def set_values(self, values: dict[str, Tensor]) -> None:
-        """Write the trainable parameters of the model (not the optimizer's copies): for the end of training."""
-
-    @abstractmethod
-    def optimizer_state(self) -> dict[str, Any]:
-        """Adam's state whole, by parameter name, and its step count. Every rank calls it."""
+        """The trainable parameters, whole, on rank 0, none elsewhere; for what is small. Every rank calls it."""
+        return {name: value for name, value in self.trained() if value is not None}
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Let go of what the stepper holds."""
@@ -132,22 +195,15 @@ def make_optimizer(learner: Learner, settings: Train) -> torch.optim.Optimizer:
 
 
 class TorchStepper(Stepper):
-    """Plain torch; where a process group exists, gradients are averaged over its ranks.
+    """Plain torch; where a process group exists, gradients are averaged over its ranks."""
 
-    Args:
-        state: an `optimizer_state` to go on from (the parameter values are put into the learner before).
-    """
-
-    def __init__(
-        self, learner: Learner, settings: Train, device: str = "cpu", state: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, learner: Learner, settings: Train, device: str = "cpu") -> None:
         self.learner, self.settings, self.device = learner.to(device), settings, device
         if distributed.is_available() and distributed.is_initialized():
             self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.parameters = learner.trainable()
+        self.shapes = {name: p.shape for name, p in self.parameters.items()}
         self.optimizer = make_optimizer(learner, settings) if self.parameters else None
-        if state is not None and self.optimizer is not None:
-            set_adam_state(self.optimizer, self.parameters, state)
 
     def scores(self, batch: Batch) -> Tensor:
         context = (
@@ -178,16 +234,11 @@ class TorchStepper(Stepper):
         self.optimizer.zero_grad(set_to_none=True)
         return finite
 
-    def values(self) -> dict[str, Tensor]:
-        return {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
+    def held(self) -> dict[str, Held]:
+        return held_whole(self.parameters, self.optimizer)
 
-    @torch.no_grad()
-    def set_values(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
-
-    def optimizer_state(self) -> dict[str, Any]:
-        return adam_state(self.optimizer, self.parameters)
+    def put(self, give: Give, steps: Mapping[str, int] | None = None) -> None:
+        put_whole(self.parameters, self.optimizer, give, steps)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -207,24 +258,30 @@ def spare(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
     return finite
 
 
-def adam_state(optimizer: torch.optim.Optimizer | None, parameters: dict[str, nn.Parameter]) -> dict[str, Any]:
-    """Adam's moments by parameter name and its step count, on CPU."""
-    state = optimizer.state if optimizer is not None else {}
-    moments, steps = {}, []
+def held_whole(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> dict[str, Held]:
+    """What an Adam that nothing partitions holds of these parameters."""
+    state, held = optimizer.state if optimizer is not None else {}, {}
     for name, parameter in parameters.items():
-        if parameter in state:
-            of_parameter = state[parameter]
-            moments[name] = {key: of_parameter[key].detach().cpu().clone() for key in ("exp_avg", "exp_avg_sq")}
-            steps.append(int(of_parameter["step"]))
-    return {"step": max(steps, default=0), "moments": moments}
+        own = state.get(parameter, {})
+        tensors = {VALUE: parameter.detach().reshape(-1)} | {key: own[key].reshape(-1) for key in MOMENTS if key in own}
+        held[name] = Held(0, tensors, int(own["step"]) if own else 0)
+    return held
 
 
-def set_adam_state(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], state: dict[str, Any]
+@torch.no_grad()
+def put_whole(
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer | None,
+    give: Give,
+    steps: Mapping[str, int] | None,
 ) -> None:
-    """Give a fresh Adam the state that `adam_state` read."""
+    """See `Stepper.put`, of what `held_whole` reads."""
     for name, parameter in parameters.items():
-        if name in state["moments"]:
-            own = {key: value.to(parameter.device).clone() for key, value in state["moments"][name].items()}
-            step = torch.tensor(float(state["step"]), device=parameter.device)  # where a fused Adam counts
-            optimizer.state[parameter] = {"step": step, **own}
+        parameter.copy_(give(VALUE, name, 0, parameter.numel()).view(parameter.shape))
+        if optimizer is None or steps is None or name not in steps:
+            continue
+        own = optimizer.state[parameter]
+        own["step"] = torch.tensor(float(steps[name]), device=parameter.device)  # where a fused Adam counts
+        for key in MOMENTS:
+            given = give(key, name, 0, parameter.numel()).view(parameter.shape)
+            own[key] = torch.empty_like(parameter).copy_(given)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import yaml
 from test_campaign import small
@@ -32,6 +35,27 @@ def test_report_writes_a_campaigns_tables_from_its_finished_cells(place, capsys)
     assert "| Plain | " in text
     assert "| Later | - |" in text
     assert (campaign.folder / "table.md").read_text() == text
+
+
+def test_a_campaigns_report_is_a_folder_whose_numbers_lead_to_its_cells(place, tmp_path, capsys):  # noqa: F811
+    campaign = load_campaign(small(place, search=None))
+    state = CampaignState(campaign)
+    state.write_campaign()
+    with pytest.raises(UserError, match="nothing is finished yet"):
+        report([campaign.folder], out=tmp_path / "out")
+    run_jobs([prepare(next(campaign.table_cells()).resolved())], lambda event: None)
+    report([campaign.folder], out=tmp_path / "out")
+    assert capsys.readouterr().out.startswith(f"written to {tmp_path}/out/index.html")
+    page = (tmp_path / "out/index.html").read_text()
+    links = re.findall(r'href="([^"#]+/predictions\.parquet)"', page)
+    assert len(links) == 2 * 2, "two rows are of one configuration here"
+    assert all((tmp_path / "out" / link).is_file() for link in links)
+    result = json.loads(next((place / "runs").glob("*/seed-0/result.json")).read_text())
+    assert result["cpu_seconds"] > 0
+    for told in (f"<dd>{result['manifest']}</dd>", f"<dd>{result['test_rows']}</dd>", "recipe: profit", "torch 2."):
+        assert told in page
+    with pytest.raises(UserError, match="--out takes one campaign, or runs; found 2 folders"):
+        report([campaign.folder, campaign.folder], out=tmp_path / "out")
 
 
 def test_report_refuses_a_folder_that_is_no_campaign_or_has_been_moved(place, tmp_path):  # noqa: F811

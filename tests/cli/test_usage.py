@@ -27,7 +27,10 @@ def test_the_version(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        (["train", "profit"], 'command: "train" is unknown; did you mean "run"? known: check, cluster, contract, '),
+        (
+            ["train", "profit"],
+            'command: "train" is unknown; did you mean "run"? known: analyse, check, cluster, contract, ',
+        ),
         (["ruun", "profit"], 'command: "ruun" is unknown; did you mean "run"? known: '),
         (["profit", "task=sst2"], 'command: "profit" is unknown; profit is run by raypft run profit'),
         (["my/job.yaml"], 'command: "my/job.yaml" is unknown; my/job.yaml is run by raypft run my/job.yaml'),

@@ -12,7 +12,7 @@ import torch
 
 from raypft.contract import cases
 from raypft.contract.checks import dataset
-from raypft.contract.engines import cases_of, engines_of, expect_the_curve
+from raypft.contract.engines import cases_of, expect_the_curve
 from raypft.contract.group import Case, run_case, run_group
 from raypft.errors import UserError
 from raypft.methods import METHODS
@@ -42,9 +42,6 @@ OTHER_WAYS = [
     *on_each_engine([("adapter", "bert"), ("adapter", "gpt2")], options=(("placement", "houlsby"),)),
 ]
 """Parameters that reach the model in another way than a method's defaults do."""
-STOPPED = [("full", "bert"), ("lottery", "bert"), ("lora", "gpt2"), ("gnnavi", "gpt2")]
-"""Those that differ in where their trained values live: the model's own, entries of them, layers in it, modules beside
-it."""
 
 
 def ends(cell: cases.Cell, stepper) -> dict[str, list[list[str]]]:
@@ -83,7 +80,6 @@ EXTRA = [
     Case("full", "gpt2", 2, offload=True),
     *on_each_engine(DECAYED, weight_decay=0.5),
     *on_each_engine(PAIRS, last=1, precision="bf16"),
-    *on_each_engine(STOPPED, epochs=2, keep=True),
 ]
 
 
@@ -174,18 +170,3 @@ def test_a_training_ends_with_one_line_under_every_engine_and_on_every_rank(plan
     for lines in two[plan]["probe"]["lines"]:
         assert lines[0].startswith("train: the gradient is not finite at optimizer step 1; lower train.lr")
         assert lines[1].startswith("train: the model or the method draws random numbers that are no row's dropout")
-
-
-def test_state_goes_on_under_any_stage_and_number_of_workers(reference, two):
-    """Stopped after two epochs under each engine with two workers, gone on with under each other one."""
-    stopped = {plan: found["progress"] for plan, found in two.items() if plan.keep}
-    resumed = []
-    for plan, progress in stopped.items():
-        known = engines_of(plan.method)
-        after = known[(known.index(plan.engine) + 2) % len(known)]
-        resumed.append(Case(plan.method, plan.kind, after, resume=progress))
-    for world in (1, 2):
-        for case, found in zip(resumed, run_group(world, resumed), strict=True):
-            expected = reference[case.method, case.kind]
-            assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4), (case.method, case.engine, world)
-            assert found["dev"] == expected["dev"]

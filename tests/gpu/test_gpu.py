@@ -19,9 +19,10 @@ from raypft.contract.checks import dataset
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.runs.cell import loaders
+from raypft.training.kept import copied
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
-from raypft.training.stepper import TorchStepper
+from raypft.training.stepper import MOMENTS, VALUE, TorchStepper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")]
 PAIRS = [pair for pair in cases.supported() if METHODS.load(pair[0]).trains]
@@ -97,7 +98,9 @@ def test_a_training_goes_on_from_its_state(method):
     cell = cases.cell(method, tiny.backbone("gpt2"))
     stepper, rows = TorchStepper(cell.learner, EPOCH, "cuda"), dataset(cell)
     state = fit(stepper, rows, None, EPOCH, 0, cell.score)
-    again = TorchStepper(cell.learner, EPOCH, "cuda", stepper.optimizer_state())
+    kept, steps = copied(stepper.held(), (VALUE, *MOMENTS)), {name: own.step for name, own in stepper.held().items()}
+    again = TorchStepper(cell.learner, EPOCH, "cuda")
+    again.put(kept.give, steps)
     settings = EPOCH.model_copy(update={"epochs": 2})
     assert fit(again, rows, None, settings, 0, cell.score, state).losses == pytest.approx(whole, rel=1e-5)
 

@@ -152,14 +152,15 @@ def probe(cell: cases.Cell, stepper) -> dict[str, Any]:
     model = cell.learner.method.backbone.model
     loaded = dict(tiny.backbone("bert" if hasattr(model, "bert") else "gpt2").model.named_parameters())
     frozen, active = 0, 0
-    values = stepper.values()
+    values = stepper.gather(stepper.values())[0]
     for name, module in model.named_modules():
         if isinstance(module, Sparse):
             index, before = module.index.long(), loaded[name].detach().view(-1)
             mask = torch.ones(module.base.numel(), dtype=torch.bool).index_fill_(0, index, False)
             frozen += int((module.base.view(-1) != before)[mask].sum())
             active += int((values[f"method.backbone.model.{name}.values"] != before[index]).sum())
-    whole = sum(own["exp_avg"].numel() for own in stepper.optimizer_state()["moments"].values())
+    moments = {name: (own.start, own.tensors["exp_avg"]) for name, own in stepper.held().items()}
+    whole = sum(value.numel() for _, value in stepper.gathered(moments) if value is not None)
     optimizer = stepper.optimizer if isinstance(stepper, TorchStepper) else stepper._inner()
     assert optimizer is not None
     here = sum(own["exp_avg"].numel() for own in optimizer.state.values())
@@ -243,7 +244,7 @@ def test_entries_that_did_not_move_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("segment", "layers"), [("lower", {1}), ("middle", {2}), ("higher", {3}), ("2-3", {2, 3}), ("all", {1, 2, 3, None})]
 )
-@pytest.mark.parametrize("scope", ["global", "per_tensor"])
+@pytest.mark.parametrize("scope", ["global", "per_layer", "per_tensor"])
 def test_segment_confines_the_entries(segment, layers, scope):
     method = made(segment=segment, scope=scope)
     infos = parameter_infos(tiny.backbone("bert"))
@@ -254,6 +255,14 @@ def test_segment_confines_the_entries(segment, layers, scope):
         if infos[name].layer in layers and infos[name].in_body
     }
     assert method.cut.pool == sum(sizes.values())
+    if scope == "per_layer":
+        chosen = Counter[int | None]()
+        for name, own in method.cut.indices.items():
+            chosen[infos[name].layer] += len(own)
+        of_layer = Counter[int | None]()
+        for name, size in sizes.items():
+            of_layer[infos[name].layer] += size
+        assert chosen == {layer: round(0.2 * size) for layer, size in of_layer.items()}
     if scope == "per_tensor":
         assert {name: len(own) for name, own in method.cut.indices.items()} == {
             name: round(0.2 * size) for name, size in sizes.items()

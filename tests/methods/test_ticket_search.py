@@ -22,6 +22,7 @@ from raypft.data.sampling import PROTOCOLS, draw
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods._tickets import FILE, open_ticket
+from raypft.methods.base import Result
 from raypft.methods.ticket_search import Config, TicketSearch
 from raypft.readouts import mlm
 from raypft.runs.prepare import prepare
@@ -188,6 +189,13 @@ def test_penalty_by_hand(kind):
     assert TicketSearch(Config(l1=0), tiny.backbone(kind)).penalty() is None
 
 
+def kept(learner, stepper) -> tuple[Result, dict[str, torch.Tensor]]:
+    """What a search keeps, and its tensors."""
+    result = learner.method.result(stepper.shapes)
+    trained = {name: value for name, value in stepper.values().items() if name in result.names}
+    return result, {result.names[name]: result.change(result.names[name], value) for name, value in trained.items()}
+
+
 @pytest.mark.parametrize("kind", ["bert", "xlmr"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_result_is_what_moved(kind, strategy, tmp_path):
@@ -197,14 +205,15 @@ def test_the_result_is_what_moved(kind, strategy, tmp_path):
     own = prompts(backbone)
     stepper = TorchStepper(made, cases.SETTINGS)
     fit(stepper, PromptDataset(own, made.method, 1), None, cases.SETTINGS, 0, lambda answers: 0.0)
-    result = made.method.result(stepper.values())
+    result, tensors = kept(made, stepper)
     trained, pretrained = (dict(b.model.named_parameters(remove_duplicate=False)) for b in (backbone, fresh))
     assert result.file == FILE
-    assert list(result.tensors) == made.method.candidates
-    for name, difference in result.tensors.items():
+    assert list(tensors) == made.method.candidates
+    for name, difference in tensors.items():
         assert torch.equal(difference, trained[name].detach() - pretrained[name].detach())
-    assert sum(int(d.count_nonzero()) for d in result.tensors.values()) > 0
-    save_file(result.tensors, tmp_path / FILE, result.metadata)
+    assert sum(int(d.count_nonzero()) for d in tensors.values()) > 0
+    assert result.metadata is not None
+    save_file(tensors, tmp_path / FILE, result.metadata())
     ticket = open_ticket(str(tmp_path))
     assert (ticket.names, ticket.strategy, ticket.revision) == (
         tuple(cast(TicketSearch, made.method).candidates),
@@ -215,7 +224,7 @@ def test_the_result_is_what_moved(kind, strategy, tmp_path):
 
 def unmoved(cell, stepper) -> dict[str, int]:
     """How many differences a search has at positions that no prompt reaches, and elsewhere."""
-    differences = cell.learner.method.result(stepper.values()).tensors
+    differences = kept(cell.learner, stepper)[1]
     far = differences["bert.embeddings.position_embeddings.weight"][100:]
     return {"far": int(far.count_nonzero()), "all": sum(int(d.count_nonzero()) for d in differences.values())}
 

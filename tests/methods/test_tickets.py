@@ -64,6 +64,14 @@ def test_per_tensor_cut_is_a_cut_of_each(tmp_path, ratio):
     assert [len(found.indices[name]) for name in differences] == [round(ratio * n) for n in (30, 17, 36)]
 
 
+def test_per_layer_cut_is_a_cut_of_each_layer(tmp_path):
+    """Parameters of one layer compete, those of none among themselves."""
+    differences = coarse((6, 5), (17,), (4, 9))
+    found = cut(stored(tmp_path, differences), 0.4, "per_layer", layers={"c": 1, "a": None, "b": 1})
+    first, rest = (by_sorting({name: differences[name] for name in names}, 0.4) for names in ("cb", "a"))
+    assert as_lists(found) == {**first, **rest}
+
+
 def test_sizes_are_told_apart_to_the_last_bit(tmp_path):
     """Values one float step apart, of either sign, subnormal ones too."""
     one = torch.tensor(1.0)

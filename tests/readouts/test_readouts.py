@@ -104,7 +104,7 @@ def batch(size: int, gold: list[int] | None = None, wording: list[int] | None = 
         )
         for i in range(size)
     ]
-    return collate(rows, 1, weight=weight)
+    return collate(rows, 1, weights=[weight] * size)
 
 
 # which columns a word has

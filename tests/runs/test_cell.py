@@ -21,8 +21,9 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs.cell import loaders
+from raypft.runs.cell import loaders, predictions
 from raypft.runs.prepare import Prepared, prepare
+from raypft.runs.results import PREDICTIONS
 from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
@@ -461,3 +462,16 @@ def test_a_job_says_where_states_are_kept_and_in_what(tmp_path, monkeypatch, cha
     assert (train.lower and train.lower.of(cell.prompts[0]).dtype) == kind
     assert len([*tmp_path.rglob("*.safetensors")]) == 2 * files, "what prompts begin with, and the rest of them"
     assert losses[1] == pytest.approx(losses[0], rel=1e-2 if kind == torch.bfloat16 else 1e-5)
+
+
+def test_predictions_are_written_as_they_come_and_stand_there_whole(tmp_path):
+    """Questions without an answer first: the column is one of lists of texts all the same."""
+    own = task("span", [], ["f1"])
+    stretches = [[RowAnswer("en/1", "en", [], "", [0.5])], [RowAnswer("en/2", "en", ["one"], "one", [7.5])]]
+    path = tmp_path / "seed-0" / PREDICTIONS
+    with predictions(path.parent) as write:
+        for rows in stretches:
+            write(answer_table(own, rows))
+            assert not path.exists()
+    assert pa_parquet.ParquetFile(path).num_row_groups == 2
+    assert pa_parquet.read_table(path).to_pylist() == answer_table(own, [*stretches[0], *stretches[1]]).to_pylist()

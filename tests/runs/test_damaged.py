@@ -13,15 +13,18 @@ import pyarrow.parquet as pa_parquet
 import pytest
 
 from raypft.config.load import load_job
-from raypft.contract import tiny
+from raypft.contract import cases, tiny
 from raypft.errors import UserError
-from raypft.runs import cell, provenance
+from raypft.runs import provenance
 from raypft.runs.inspect import checked
 from raypft.runs.predict import load_trained
 from raypft.runs.prepare import prepare
 from raypft.runs.results import read_results, read_run
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
+from raypft.training import states
+from raypft.training.states import States
+from raypft.training.stepper import TorchStepper
 
 TASK = """
 about: mine
@@ -101,7 +104,7 @@ def test_a_run_goes_on_where_a_result_and_a_state_are_not_whole(place):
     events: list[dict] = []
     run_jobs([prepare(load_job("vanilla", WORDS))], events.append)
     assert [(event["event"], event["seed"]) for event in events[:2]] == [("reuse", 0), ("start", 1)]
-    assert events[1]["notes"][0] == "state.pt can't be read (EOFError); trained from the beginning"
+    assert events[1]["notes"][0] == "state.pt can't be read (File is not a zip file); trained from the beginning"
     after = read_results(run)
     assert [result["losses"] for result in after] == [result["losses"] for result in before]
 
@@ -213,12 +216,16 @@ def test_odd_rows_of_a_program_are_refused(finished, monkeypatch, rows, line):
 def test_a_store_that_fails_to_give_a_state_does_not_train_it_away(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
     path.write_bytes(b"torn")
-    assert cell._state(path)[0] is None
+    kept = States(path, tmp_path / "state.previous.pt", tmp_path / "state", "cell")
+    stepper = TorchStepper(cases.cell("bitfit", tiny.backbone("bert")).learner, cases.SETTINGS)
+    assert kept.resume(stepper)[0] is None
 
     def fails(path: Path) -> Any:
         raise OSError("connection reset")
 
-    monkeypatch.setattr(cell, "on_disk", fails)
-    with pytest.raises(OSError, match="connection reset"):
-        cell._state(path)
-    assert cell._state(tmp_path / "none.pt") == (None, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "on_disk", fails)
+        with pytest.raises(OSError, match="connection reset"):
+            kept.resume(stepper)
+    path.unlink()
+    assert kept.resume(stepper) == (None, [])

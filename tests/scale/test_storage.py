@@ -20,12 +20,16 @@ from test_cli import call, place, words  # noqa: F401  (a fixture)
 from test_ray import below
 from test_tune import drive, write
 
+from raypft import shards
 from raypft.campaigns.ledger import FILE
 from raypft.config.load import load_job
 from raypft.errors import UserError
+from raypft.runs.predict import load_trained
 from raypft.runs.prepare import prepare
 from raypft.scale.run import run_jobs
 from raypft.storage import PART, Log, locked, on_disk, path_of, remove, written
+from raypft.training import checkpoint
+from raypft.training.checkpoint import StateWriter
 
 pytestmark = [pytest.mark.timeout(600)]
 
@@ -124,6 +128,43 @@ def test_a_killed_run_goes_on_elsewhere_from_the_bucket(place, bucket, tmp_path,
     assert '"p(positive)": 0.' in capsys.readouterr().out
     for home in homes:
         assert not any(path.is_file() for path in home.rglob("*.json")), "something was kept beside the bucket"
+
+
+def test_a_large_state_lies_in_the_bucket_in_parts(place, bucket, monkeypatch):  # noqa: F811
+    """And a damaged part there is found; the state before is used, and what is large in the result read from there."""
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    monkeypatch.setattr(checkpoint, "LOOK", 1)
+    monkeypatch.setattr(StateWriter, "_is_due", lambda writer, patience=10: False)
+    more = ["seeds=1", "train.epochs=8", "train.save_every=5", "train.batch_size=4", "train.select=last"]
+    name, *common = words(place, *more, "train.patience=null")
+    events: list[dict] = []
+
+    def tell(event: dict) -> None:
+        events.append(event)
+        if event["event"] == "epoch" and event["epoch"] == 3 and len(events) < 6:
+            raise KeyboardInterrupt
+
+    (whole,) = run_jobs([prepare(load_job(name, [*common, f"storage={place}/whole"]))])
+    job = load_job(name, [*common, f"storage={bucket}/large"])
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([prepare(job)], tell)
+    manifests = sorted(path_of(f"{bucket}/large").glob("*/seed-0/state/*.json"))
+    assert len(manifests) == 2, "the last state and the one before"
+    part = json.loads(manifests[-1].read_text())["parts"][0]["file"]
+    path = manifests[-1].with_name(part)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (results,) = run_jobs([prepare(job)], tell)
+    (resumed,) = [event for event in events if event["event"] == "resume"]
+    assert (
+        f"{part} is damaged: its sha256 is not the one it was written with; goes on from the state"
+        in resumed["notes"][0]
+    )
+    assert results[0]["losses"] == whole[0]["losses"]
+    assert not list(path_of(f"{bucket}/large").glob("*/seed-0/state/*"))
+    assert list(path_of(f"{bucket}/large").glob("*/seed-0/trained.safetensors.index.json"))
+    answers = [load_trained(str(ready.folder)).predict(["a film"]) for ready in (prepare(job),)]
+    (local,) = (place / "whole").glob("*/job.yaml")
+    assert answers == [load_trained(str(local.parent)).predict(["a film"])]
 
 
 @pytest.mark.cluster

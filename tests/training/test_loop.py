@@ -3,6 +3,7 @@ training."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from dataclasses import replace
@@ -19,11 +20,12 @@ from raypft.errors import UserError
 from raypft.readouts.base import Answer
 from raypft.readouts.mlm import MaskedLanguageModel
 from raypft.readouts.span import SpanReadout
-from raypft.training import checkpoint, loop
+from raypft.runs.cell import rows_to_cache
+from raypft.training import checkpoint, loader, loop
 from raypft.training.ahead import Told, made_ahead
-from raypft.training.checkpoint import TrainState
 from raypft.training.loader import PromptDataset, Step, Streamed
-from raypft.training.loop import evaluate, expect_scores, fit, learning_rate
+from raypft.training.loop import answered, evaluate, expect_scores, fit, learning_rate
+from raypft.training.states import States, TrainState
 from raypft.training.stepper import TorchStepper
 
 
@@ -49,7 +51,7 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("save_every", [None, 100])
-def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch):
+def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monkeypatch, tmp_path):
     """After every step from the notice on while that costs less than half of the time, whatever the settings say."""
     monkeypatch.setattr(checkpoint, "DISK", 1e15)
     cell = cases.cell("full", tiny.backbone("bert"))
@@ -59,15 +61,9 @@ def test_a_worker_whose_node_goes_away_keeps_its_state_at_once(save_every, monke
     stepper.leaving = lambda: next(notices)
     saved: list[tuple[int, int]] = []
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
-    fit(
-        stepper,
-        rows,
-        None,
-        settings,
-        0,
-        cell.score,
-        save=lambda progress: saved.append((progress.epoch, progress.step)),
-    )
+    states = States(tmp_path / "state.pt", tmp_path / "state.previous.pt", tmp_path / "state", "cell")
+    monkeypatch.setattr(States, "save_whole", lambda self, state, stepper: saved.append((state.epoch, state.step)))
+    fit(stepper, rows, None, settings, 0, cell.score, states=states)
     within = [at for at in saved if at[1]]
     assert within == [(1, 1), (1, 2), (1, 3)], "states inside of an epoch, those of the epoch of the notice"
 
@@ -330,12 +326,37 @@ def test_prompts_that_repeat_run_each_where_dropout_is_drawn():
     assert run_twice(cell, dataset(cell))[0] == 18
 
 
+@pytest.mark.parametrize(("size", "expected"), [(1, [2, 3, 4, 8]), (3, [3, 8]), (5, [8]), (100, [8])])
+def test_an_evaluation_goes_on_stretch_by_stretch(size, expected, monkeypatch):
+    """The prompts of a row stay together; a prompt that stands in two stretches has the same answer in both."""
+    monkeypatch.setattr(loader, "AT_ONCE", size)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    one, other = cell.prompts[:2]
+    parts = [one, one.but(part=1), other, one, one, other.but(part=1), one.but(part=2), other.but(part=3)]
+    rows = PromptDataset(parts, cell.learner.method, cell.learner.method.backbone.pad)
+    assert [some.stop for some in rows.stretches()] == expected
+    told = list(answered(TorchStepper(cell.learner, cases.SETTINGS), rows, cases.SETTINGS))
+    assert [some for some, _ in told] == rows.stretches()
+    found = list(itertools.chain.from_iterable(answers for _, answers in told))
+    assert [answer.prompt for answer in found] == [prompt.name for prompt in parts]
+    for number in (1, 3, 4, 6):
+        assert found[number].scores == pytest.approx(found[0].scores, rel=1e-5)
+    assert PromptDataset([], cell.learner.method, 1).stretches() == []
+    for world in (1, 2, 3):
+        cached = [rows_to_cache(rows, rank, world) for rank in range(world)]
+        assert len(set(map(len, cached))) == 1
+        for some in rows.stretches():
+            for rank in range(world):
+                assert {0, *rows.distinct(True, some)[rank::world]} <= set(cached[rank])
+
+
 def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
     """One prompt in two languages is answered twice then."""
     cell = cases.cell("full", tiny.backbone("bert"))
     prompts = [cell.prompts[0], cell.prompts[0].but(key="de/0", language="de"), cell.prompts[0].but(key="en/9")]
     assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 0, 0]
-    cell.learner.method.columns = lambda prompt: {"language": prompt.language}
+    method: Any = cell.learner.method
+    method.columns = lambda prompt: {"language": prompt.language}
     assert PromptDataset(prompts, cell.learner.method, 1).first_alike(range(3)).tolist() == [0, 1, 0]
 
 
@@ -357,27 +378,20 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_it_reaches_the_v
 
 @pytest.mark.parametrize("behind", [0, 1])
 @pytest.mark.parametrize("save_every", [None, 1, 2])
-def test_what_a_step_tells_may_be_read_behind_the_next(behind, save_every, monkeypatch):
+def test_what_a_step_tells_may_be_read_behind_the_next(behind, save_every, monkeypatch, tmp_path):
     """As on a GPU: the same losses, the same line about the same step, and no state behind a step that has failed."""
-    monkeypatch.setattr(checkpoint.StateWriter, "when_due", lambda writer, state: writer._write(state))
+    monkeypatch.setattr(checkpoint.StateWriter, "_is_due", lambda writer, patience=10: True)
     monkeypatch.setattr(Told, "__init__", lambda told, device: vars(told).update(behind=behind, _unread=deque()))
     settings = cases.SETTINGS.model_copy(update={"batch_size": 2, "save_every": save_every})
 
     def run(factors: list[float]) -> tuple[list[float], list[int], str, bool]:
         cell, saved, line = cases.cell("full", tiny.backbone("bert")), [], ""
         stepper, state, given = Watched(cell, settings), TrainState(), iter(factors)
+        states = States(tmp_path / "state.pt", tmp_path / "state.previous.pt", tmp_path / "state", "cell")
+        monkeypatch.setattr(States, "save_whole", lambda own, kept, stepper: saved.append(len(kept.losses)))
         next(iter(stepper.parameters.values())).register_hook(lambda gradient: gradient * next(given, 1.0))
         try:
-            fit(
-                stepper,
-                dataset(cell),
-                None,
-                settings,
-                0,
-                cell.score,
-                state,
-                lambda kept: saved.append(len(kept.losses)),
-            )
+            fit(stepper, dataset(cell), None, settings, 0, cell.score, state, states)
         except UserError as error:
             line = str(error)
         return state.losses, saved, line, same(stepper.values(), stepper.after[4])

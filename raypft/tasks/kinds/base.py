@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.compute as pa_compute
@@ -159,7 +159,7 @@ class Kind:
 
 def listed(values: Values) -> Sequence[Any]:
     """A column as Python's values."""
-    return values.to_pylist() if isinstance(values, pa.ChunkedArray) else values
+    return cast(pa.ChunkedArray, values).to_pylist() if isinstance(values, pa.ChunkedArray) else values
 
 
 def column_of(values: Sequence[Any], type: pa.DataType) -> pa.ChunkedArray:
@@ -170,8 +170,9 @@ def column_of(values: Sequence[Any], type: pa.DataType) -> pa.ChunkedArray:
 
 def texts(values: Values, column: str, where: str) -> pa.ChunkedArray:
     """The same as `as_text`, as a column; of what Arrow has as texts or whole numbers no value is looked at."""
-    if isinstance(values, pa.ChunkedArray) and not pa.types.is_nested(values.type):
-        return compute.fill_null(values.cast(pa.string()), "")
+    arrow = cast(pa.ChunkedArray, values) if isinstance(values, pa.ChunkedArray) else None
+    if arrow is not None and not pa.types.is_nested(arrow.type):
+        return compute.fill_null(arrow.cast(pa.string()), "")
     return column_of(as_text(listed(values), column, where), pa.string())
 
 

@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pa_compute
@@ -45,7 +45,7 @@ class Tags(base.Kind):
 
     def read_field(self, values: base.Values, column: str, where: str) -> pa.ChunkedArray:
         if isinstance(values, pa.ChunkedArray) and _all_words(values):
-            return values.cast(base.TEXTS)
+            return cast(pa.ChunkedArray, values).cast(base.TEXTS)
         lists = [_listed(value, numbers=False) for value in base.listed(values)]
         for row, value in enumerate(lists):
             told = f'data: {where} row {row}: column "{column}" holds'

@@ -1,0 +1,273 @@
+"""What a worker holds: the private memory of each process that trains and tests a random Llama, beside a bound.
+
+    python benchmarks/memory.py [--quick] [--only TEXT]
+
+One line a case: NAME peak GB bound GB. A name says parameters, type, method, engine and workers. The peak is the most
+that any worker had of pages of its own (RssAnon and RssShmem of /proc, looked at every few milliseconds from outside):
+pages of the model's files, which the kernel shares between processes and takes back when it likes, are not in it. The
+bound, of ZeRO-3: 1.35 x (16 bytes x trainable / workers + bytes of frozen / workers + the largest layer) + 0.8 GB; the
+other engines' lines have none. --quick: 20 M parameters on 1 and 2 workers, under a minute. --only: names with a text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SIZES: dict[str, dict[str, Any]] = {
+    "20M": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
+    "120M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 12},
+    "330M": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 22, "num_attention_heads": 16},
+}
+VOCABULARY = 32_000
+FIXED = ("Review", "Sentiment", ":", "Negative", "Positive")
+"""Words of the pattern, and those that answer."""
+LOOK_SECONDS = 0.004
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: parameters (a key of SIZES), type of file and computation, method, "torch" or "zero0" to "zero3"."""
+
+    size: str
+    precision: str
+    method: str
+    engine: str
+    workers: int
+
+    @property
+    def name(self) -> str:
+        """What its line begins with."""
+        return f"{self.size} {self.precision} {self.method} {self.engine} x{self.workers}"
+
+
+def quick() -> list[Case]:
+    """20 M parameters under ZeRO-3, on one worker and two."""
+    return [Case("20M", "fp32", "full", "zero3", workers) for workers in (1, 2)]
+
+
+def whole() -> Iterator[Case]:
+    """ZeRO-3 at every size, type and number of workers; the other engines beside, at the largest size."""
+    for size in SIZES:
+        for precision in BYTES:
+            for workers in (1, 2, 4):
+                yield Case(size, precision, "full", "zero3", workers)
+    for workers in (1, 4):
+        yield Case("330M", "fp32", "lora", "zero3", workers)
+    for method in ("full", "lora"):
+        yield Case("330M", "fp32", method, "torch", 1)
+        for stage in range(3):
+            yield Case("330M", "fp32", method, f"zero{stage}", 2)
+
+
+def config_of(size: str) -> Any:
+    """The configuration of a Llama."""
+    from transformers import LlamaConfig  # noqa: PLC0415  (whoever only looks on needs no torch)
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES[size]
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    return config
+
+
+def write_model(folder: Path, size: str, precision: str) -> None:
+    """A random Llama with a tokenizer of words, as transformers writes them."""
+    import torch  # noqa: PLC0415
+    from materials import lexicon, word_tokenizer  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        config_of(size), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    )
+    model.save_pretrained(folder, max_shard_size="400MB")
+    words = [*FIXED, *lexicon(VOCABULARY)]
+    word_tokenizer(list(dict.fromkeys(words))[: VOCABULARY - 6]).save_pretrained(folder)
+
+
+def bound(case: Case) -> float | None:
+    """Bytes that a worker may hold."""
+    if case.engine != "zero3":
+        return None
+    import torch  # noqa: PLC0415
+
+    from raypft.backbones.load import backbone_from_config  # noqa: PLC0415
+    from raypft.methods import METHODS  # noqa: PLC0415
+
+    with torch.device("meta"):
+        backbone = backbone_from_config(config_of(case.size))
+    made = METHODS.load(case.method)
+    method = made(made.Config(), backbone)
+    trainable = sum(p.numel() for p in method.trainable().values())
+    frozen = sum(p.numel() for p in method.parameters()) - trainable
+    layers = [*backbone.blocks, backbone.model.get_input_embeddings()]
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+    each = 16 * trainable + BYTES[case.precision] * frozen
+    return 1.35 * (each / case.workers + BYTES[case.precision] * largest) + 0.8e9
+
+
+def private(pid: int) -> int:
+    """Bytes of pages that a process has for itself, 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+def measured(case: Case, model: Path, scratch: Path, seeds: int = 1) -> tuple[int, list[dict[str, Any]]]:
+    """The peak of a case, and what its workers told."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = scratch / "told.jsonl"
+    told.write_text("")
+    settings = {
+        "case": asdict(case),
+        "model": str(model),
+        "runs": str(scratch / "runs"),
+        "told": str(told),
+        "seeds": seeds,
+    }
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    members = []
+    for rank in range(case.workers):
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.workers, "LOCAL_WORLD_SIZE": case.workers}
+        own = environment | {key: str(value) for key, value in numbers.items()}
+        command = [sys.executable, __file__, "--member", json.dumps(settings)]
+        members.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
+    peak = 0
+    try:
+        while any(member.poll() is None for member in members):
+            peak = max(peak, *(private(member.pid) for member in members))
+            if any(member.poll() for member in members):
+                raise SystemExit(f"{case.name}: a worker failed")
+            time.sleep(LOOK_SECONDS)
+    finally:
+        for member in members:
+            member.kill()
+            member.wait()
+    return peak, [json.loads(line) for line in told.read_text().splitlines()]
+
+
+def member(settings: dict[str, Any]) -> None:
+    """One worker of a case: the seeds of a job, one after the other, as a worker group runs them."""
+    from torch import distributed  # noqa: PLC0415
+
+    from raypft import load_job  # noqa: PLC0415
+    from raypft.runs.cell import Cell, run_cell  # noqa: PLC0415
+    from raypft.runs.executor import LoadedBackbone  # noqa: PLC0415
+    from raypft.runs.prepare import prepare  # noqa: PLC0415
+    from raypft.training.encode import encode_sample  # noqa: PLC0415
+    from raypft.training.stepper import Learner, Stepper, TorchStepper  # noqa: PLC0415
+
+    case = Case(**settings["case"])
+    zero = case.engine.removeprefix("zero")
+    resolved = load_job(
+        "fpft",
+        task="sentiment",
+        backbone=settings["model"],
+        method=case.method,
+        protocol="fixed",
+        shots=2,
+        seeds=settings["seeds"],
+        storage=settings["runs"],
+        test={"languages": ["en"], "limit": 4},
+        zero={"stage": int(zero) if zero.isdigit() else 0},
+        resources={"workers": case.workers if zero.isdigit() else 0},
+        train={"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
+    )
+    prepared = prepare(resolved)
+    distributed.init_process_group("gloo")
+    backbones, ended = (
+        LoadedBackbone(as_stored=zero == "3" or (zero.isdigit() and case.precision != "fp32")),
+        time.perf_counter(),
+    )
+
+    def engine(cell: Cell, learner: Learner) -> Stepper:
+        if case.engine == "torch":
+            stepper: Stepper = TorchStepper(learner, cell.job.train, "cpu")
+        else:
+            from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (takes seconds to import)
+
+            stepper = DeepSpeedStepper(cell.job, learner, "cpu")
+        step = stepper.step
+
+        def told(lr: float) -> Any:
+            done = step(lr)
+            vars(stepper).pop("step")
+            tell(case=case.name, seed=cell.seed, until_first_step=time.perf_counter() - ended)
+            return done
+
+        vars(stepper)["step"] = told
+        steppers.append(stepper)
+        return stepper
+
+    def tell(**facts: Any) -> None:
+        if distributed.get_rank() == 0:
+            with Path(settings["told"]).open("a") as file:
+                file.write(json.dumps(facts) + "\n")
+
+    for cell in prepared.cells():
+        steppers: list[Stepper] = []
+        backbone = backbones.of(cell)
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        assert cell.sample is not None
+        result = run_cell(cell, encode_sample(cell.resolved, backbone.text, cell.sample), backbone, engine)
+        steppers.pop().close()
+        del backbone
+        tell(case=case.name, seed=cell.seed, loss=result["losses"][-1], first=result["losses"][0], mean=result["mean"])
+        ended = time.perf_counter()
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Measure the cases that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", type=int, default=1, help="cells a worker runs; what they told is printed")
+    parser.add_argument("--member", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed says a line where it has to look for one
+    if asked.member:
+        member(json.loads(asked.member))
+        return
+    with tempfile.TemporaryDirectory(prefix="raypft-memory-") as folder:
+        for case in quick() if asked.quick else whole():
+            if asked.only not in case.name:
+                continue
+            model = Path(folder) / f"{case.size}-{case.precision}"
+            if not model.is_dir():
+                write_model(model, case.size, case.precision)
+            scratch = Path(folder) / case.name
+            scratch.mkdir()
+            peak, told = measured(case, model, scratch, asked.seeds)
+            allowed = bound(case)
+            end = "" if allowed is None else f" bound {allowed / 1e9:.2f} GB"
+            print(f"{case.name} peak {peak / 1e9:.2f} GB{end}", flush=True)
+            for line in told if asked.seeds > 1 else []:
+                print(f"    {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

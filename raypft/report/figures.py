@@ -1,0 +1,89 @@
+"""Figures of a report: each is data, and a picture of it where the data are there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypft.report.formats import csv_text
+from raypft.report.table import Table
+from raypft.storage import written
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INCHES = (4.6, 3.6)
+"""Of one panel."""
+UNDATED = {"Date": None}
+MARKERS = "osD^vPX*<>"
+SETTINGS: Any = {"svg.hashsalt": "raypft", "text.parse_math": False}
+"""Ids of SVG elements that chance has no part in; a dollar in a name begins no formula."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure. name: of its files; about: what it shows, in a sentence; panels: across and down; draw: fills them."""
+
+    name: str
+    about: str
+    data: Table
+    draw: Callable[[list[Axes]], None]
+    panels: tuple[int, int] = (1, 1)
+    inches: tuple[float, float] = INCHES
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on disk, its SVG and data beside its PNG."""
+
+    name: str
+    about: str
+    data: Table
+    png: Path
+
+
+def draw(figures: Iterable[Figure], folder: Path, data: bool = True) -> list[Drawn]:
+    """Write <name>.svg, .png and, with `data`, .csv of each figure."""
+    asked = list(figures)
+    return _drawn(asked, folder, data) if asked else []
+
+
+def _drawn(figures: list[Figure], folder: Path, data: bool) -> list[Drawn]:
+    import matplotlib  # noqa: PLC0415  (slow to import)
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    drawn = []
+    for figure in figures:
+        across, down = figure.panels
+        size = (figure.inches[0] * across, figure.inches[1] * down)
+        with matplotlib.rc_context(SETTINGS):
+            made, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+            figure.draw(list(axes.flat))
+            path = folder / f"{figure.name}.png"
+            settings: dict[Path, dict[str, Any]] = {path: {"dpi": 150}, path.with_suffix(".svg"): {"metadata": UNDATED}}
+            for target, how in settings.items():
+                with written(target) as file:
+                    made.savefig(file, **how)
+            pyplot.close(made)
+        if data:
+            text = csv_text([figure.data.columns, *figure.data.rows])
+            path.with_suffix(".csv").write_text(text, encoding="utf-8", newline="")
+        drawn.append(Drawn(figure.name, figure.about, figure.data, path))
+    return drawn
+
+
+def style(number: int) -> dict[str, Any]:
+    """Colour and marker of a row: never the colour alone."""
+    return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
+
+
+def spread_axis(axes: Axes, values: Iterable[float]) -> None:
+    """A logarithmic x axis where positive values differ by a factor of 16 and more."""
+    known = [value for value in values if not math.isnan(value)]
+    if known and min(known) > 0 and max(known) >= 16 * min(known):
+        axes.set_xscale("log")

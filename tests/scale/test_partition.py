@@ -1,0 +1,96 @@
+"""ZeRO-3 from a model's files: no process holds the model, the curve is that of one process of plain torch."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from raypft.contract import cases, tiny
+from raypft.contract.engines import expect_the_curve
+from raypft.contract.group import Case, run_case, run_group
+from raypft.training.stepper import Stepper
+
+pytestmark = pytest.mark.timeout(600)
+
+KINDS = {"gpt2": torch.float32, "qwen2": torch.bfloat16, "t5": torch.float32, "bert": torch.bfloat16}
+"""Kind of tiny model to the type of its files."""
+PAIRS = (
+    *(("full", kind) for kind in KINDS),
+    ("lora", "qwen2"),
+    ("prefix", "t5"),
+    ("gnnavi", "gpt2"),
+    ("lottery", "qwen2"),
+    ("lottery", "bert"),
+)
+"""Those whose parameters reach the model in different ways."""
+
+
+def held(cell: cases.Cell, stepper: Stepper) -> dict[str, Any]:
+    """Which parameters have more here than this rank's part; and whether the learner is let go of with its stepper."""
+    named: dict[str, Any] = dict(cell.learner.named_parameters())
+    whole = [
+        name
+        for name, parameter in named.items()
+        if parameter.untyped_storage().nbytes() or parameter.ds_tensor.numel() > -(-parameter.ds_numel // stepper.world)
+    ]
+    return {"whole": whole, "types": {str(p.dtype) for p in cell.learner.parameters()}}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny models in shards of a few tensors, with their tokenizers."""
+    made = {}
+    for kind, dtype in KINDS.items():
+        folder = tmp_path_factory.mktemp(kind)
+        backbone = tiny.backbone(kind)
+        model: Any = backbone.model
+        model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
+        backbone.text.tokenizer.save_pretrained(folder)
+        made[kind] = str(folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def plans(folders):
+    """Each pair, and one with parameters offloaded."""
+    made = [Case(method, kind, 3, files=folders[kind], epochs=2, probe=held) for method, kind in PAIRS]
+    return [*made, Case("full", "gpt2", 3, files=folders["gpt2"], epochs=2, offload=True, probe=held)]
+
+
+@pytest.fixture(scope="module")
+def found(plans):
+    """What two processes find, one model after the other."""
+    return dict(zip(plans, run_group(2, plans), strict=True))
+
+
+def test_the_curve_is_that_of_one_process(plans, found):
+    for plan in plans:
+        expected = run_case(Case(plan.method, plan.kind, "torch", files=plan.files, epochs=2))
+        expect_the_curve(plan, found[plan]["losses"], expected["losses"], 2)
+
+
+def test_no_parameter_is_whole_between_steps_and_all_are_of_the_type_that_computes(found):
+    assert {plan.kind for plan in found} == set(KINDS)
+    for plan, result in found.items():
+        assert result["probe"] == {"whole": [], "types": {"torch.float32"}}, plan
+
+
+def watch(cell: cases.Cell, _stepper: Stepper) -> dict[str, Any]:
+    """How many of the learners that were watched before are there still."""
+    gc.collect()
+    alive = sum(learner() is not None for learner in WATCHED)
+    WATCHED.append(weakref.ref(cell.learner))
+    return {"alive": alive}
+
+
+WATCHED: list[weakref.ref] = []
+
+
+def test_a_closed_stepper_lets_its_learner_go():
+    """DeepSpeed would keep each for as long as the process lives."""
+    plan = Case("full", "gpt2", 3, epochs=2, probe=watch)
+    assert [result["probe"]["alive"] for result in run_group(1, [plan] * 3)] == [0, 0, 0]

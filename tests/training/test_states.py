@@ -1,0 +1,289 @@
+"""States on disk: one file or parts, by size; what counts, what is damaged, what is written beside the training."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raypft import shards
+from raypft.contract import cases, tiny
+from raypft.contract.checks import dataset
+from raypft.errors import UserError
+from raypft.training import checkpoint, loop
+from raypft.training import states as states_module
+from raypft.training.checkpoint import StateWriter
+from raypft.training.kept import OnDisk
+from raypft.training.loop import fit
+from raypft.training.states import States, TrainState
+from raypft.training.stepper import TorchStepper
+
+
+def states_in(place: Path, key: str = "cell") -> States:
+    return States(place / "state.pt", place / "state.previous.pt", place / "state", key)
+
+
+class Now(Executor):
+    """Runs at once what is submitted, so that a test knows when it is done."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        future: Future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture(autouse=True)
+def looked_at_each_step(request, monkeypatch):
+    monkeypatch.setattr(loop, "TELL_SECONDS", -1)
+    monkeypatch.setattr(checkpoint, "LOOK", 1)
+    monkeypatch.setattr(StateWriter, "_is_due", lambda self, patience=10: False)  # as often as told, whatever it costs
+    if "goes_on_while" not in request.node.name:
+        monkeypatch.setattr(checkpoint, "ThreadPoolExecutor", lambda threads: Now())
+
+
+def fitted(place: Path | None, scores=(1, 2, 3, 4), until=(0, 0), key: str = "cell", **changes: Any):
+    """A training with these dev scores, three steps an epoch, with a state after every second; the stepper, where it
+    stands and what was lost. Left after epoch and step `until`; goes on from the last state where there is one."""
+    cell = cases.cell("full", tiny.backbone("bert", dropout=0.1))
+    own = {"batch_size": 2, "epochs": len(scores), "save_every": 2, **changes}
+    settings = cases.SETTINGS.model_copy(update=own)
+    stepper, states = TorchStepper(cell.learner, settings), states_in(place, key) if place is not None else None
+    state, lost = states.resume(stepper) if states is not None else (None, [])
+    given = iter(scores[state.epoch if state is not None else 0 :])
+
+    def tell(event: dict[str, Any]) -> None:
+        if (event["epoch"], event.get("step", 3)) == until:
+            raise KeyboardInterrupt
+
+    try:
+        state = fit(stepper, dataset(cell), dataset(cell), settings, 0, lambda _: next(given), state, states, tell)
+    except KeyboardInterrupt:
+        state = None
+    return stepper, state, lost
+
+
+def equal(one: TorchStepper, other: TorchStepper) -> bool:
+    expected = other.values()
+    return all(torch.equal(value, expected[name]) for name, value in one.values().items())
+
+
+@pytest.fixture(params=["parts", "whole"])
+def form(request, monkeypatch):
+    """States of this form, which the size decides."""
+    stepper, *_ = fitted(None)
+    monkeypatch.setattr(shards, "WHOLE", shards.nbytes(stepper.shapes) - (request.param == "parts"))
+    return request.param
+
+
+def files(place: Path) -> list[str]:
+    return sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+
+
+def test_the_size_decides_whether_a_state_is_one_file(form, tmp_path):
+    fitted(tmp_path, until=(2, 2))
+    names = ["0001-0-of-1.safetensors", "0001.json", "0002-0-of-1.safetensors", "0003-0-of-1.safetensors", "0003.json"]
+    expected = {"whole": ["state.previous.pt", "state.pt"], "parts": [f"state/{name}" for name in names]}
+    assert files(tmp_path) == expected[form], "two states, in parts with the best values of the first epoch"
+
+
+@pytest.mark.parametrize("scores", [(1, 3, 2, 2), (4, 3, 2, 1), (1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("until", [(1, 2), (2, 2), (2, 3), (3, 1)], ids=str)
+def test_a_training_goes_on_to_the_same_bits_and_the_same_best_epoch(form, scores, until, tmp_path):
+    expected, whole, _ = fitted(None, scores)
+    fitted(tmp_path, scores, until)
+    stepper, state, lost = fitted(tmp_path, scores)
+    assert (lost, state.losses, state.best_epoch) == ([], whole.losses, whole.best_epoch)
+    assert equal(stepper, expected)
+
+
+def test_the_best_epoch_of_what_is_large_is_on_disk(form, tmp_path):
+    expected, *_ = fitted(None, (1, 3, 2, 2))
+    stepper, state, _ = fitted(tmp_path, (1, 3, 2, 2), save_every=None)
+    assert isinstance(state.best, OnDisk) == (form == "parts")
+    assert equal(stepper, expected)
+    assert not list((tmp_path / "state").glob("*.json")), "no state was due"
+
+
+def test_two_states_are_kept_at_most(form, tmp_path):
+    sizes = []
+    for until in ((2, 2), (3, 2), (4, 2)):
+        stepper, *_ = fitted(tmp_path, until=until)
+        sizes.append(sum((tmp_path / file).stat().st_size for file in files(tmp_path)))
+    values = shards.nbytes(stepper.shapes)
+    assert max(sizes) < 1.2 * (2 * (3 * values + values)), "two states, each with the best values"
+
+
+def changed(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "one bit": changed,
+    "garbage": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "missing": Path.unlink,
+}
+
+
+def newest(place: Path, form: str) -> list[Path]:
+    """The files of the last state, parts before their manifest."""
+    if form == "whole":
+        return [place / "state.pt"]
+    manifest = max((place / "state").glob("*.json"))
+    found = json.loads(manifest.read_text())
+    return [*(place / "state" / part["file"] for part in found["parts"]), manifest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_state_that_is_not_whole_is_named_and_the_one_before_used(form, which, damage, tmp_path):
+    expected, whole, _ = fitted(None)
+    fitted(tmp_path, until=(2, 2))
+    path = newest(tmp_path, form)[which]
+    if path.suffix == ".json" and damage == "one bit":
+        path.write_text(path.read_text().replace('"epoch": 1', '"epoch": x'))
+    else:
+        DAMAGES[damage](path)
+    stepper, state, lost = fitted(tmp_path)
+    if (form == "whole" and damage == "missing") or (path.suffix == ".json" and damage == "missing"):
+        assert lost == []
+    else:
+        (line,) = lost
+        assert path.name in line
+        assert "; goes on from the state before, state" in line
+        assert "\n" not in line
+    assert state.losses == whole.losses
+    assert equal(stepper, expected)
+
+
+def test_where_no_state_is_whole_the_training_begins_anew(form, tmp_path):
+    expected, whole, _ = fitted(None)
+    fitted(tmp_path, until=(2, 2))
+    for file in files(tmp_path):
+        (tmp_path / file).write_bytes(b"")
+    stepper, state, lost = fitted(tmp_path)
+    assert lost
+    assert all(line.endswith("; trained from the beginning") for line in lost)
+    assert state.losses == whole.losses
+    assert equal(stepper, expected)
+
+
+def test_another_cells_state_is_not_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    fitted(tmp_path, until=(2, 2), key="other")
+    *_, lost = fitted(tmp_path)
+    assert all("is of another run (cell other; expected cell); trained from the beginning" in line for line in lost)
+    assert lost
+
+
+def test_a_manifest_leads_to_no_file_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    fitted(tmp_path / "a", until=(2, 2))
+    for manifest in (tmp_path / "a" / "state").glob("*.json"):
+        found = json.loads(manifest.read_text())
+        found["parts"][0]["file"] = "../../elsewhere.safetensors"
+        manifest.write_text(json.dumps(found))
+    *_, lost = fitted(tmp_path / "a")
+    assert "trained from the beginning" in lost[0]
+
+
+def test_an_old_state_of_what_is_large_is_gone_on_from_in_parts(monkeypatch, tmp_path):
+    """One file of an earlier version, with its best values; numbers of steps were one for all then."""
+    expected, whole, _ = fitted(None, (1, 3, 2, 2))
+    fitted(tmp_path, (1, 3, 2, 2), until=(3, 2))
+    old = torch.load(tmp_path / "state.pt", weights_only=True)
+    del old["optimizer"]["steps"]
+    torch.save(old, tmp_path / "state.pt")
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    fitted(tmp_path, (1, 3, 2, 2), until=(4, 2))
+    assert list((tmp_path / "state").glob("*.json"))
+    stepper, state, lost = fitted(tmp_path, (1, 3, 2, 2))
+    assert (lost, state.losses, state.best_epoch) == ([], whole.losses, 2)
+    assert equal(stepper, expected)
+
+
+@pytest.mark.parametrize("place", ["checked", "write"])
+def test_a_part_that_cannot_be_written_ends_the_training_with_one_line(monkeypatch, tmp_path, place):
+    """Whether its bytes find no room, or do not reach the disk."""
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    fitted(tmp_path, until=(2, 2))
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, place, full)
+        with pytest.raises(
+            UserError, match=r"^state: .*\.safetensors can't be written: No space left on device; "
+        ) as told:
+            fitted(tmp_path)
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.rglob("*.partial.*"))
+    assert fitted(tmp_path)[2] == []
+
+
+def test_one_file_that_cannot_be_written_is_one_line_and_the_last_stays(monkeypatch, tmp_path):
+    fitted(tmp_path, until=(2, 2))
+    before = (tmp_path / "state.pt").read_bytes()
+
+    def full(stored: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(states_module.torch, "save", full)
+    with pytest.raises(UserError, match=r"^state: .*state.pt can't be written: No space left on device; "):
+        fitted(tmp_path)
+    assert files(tmp_path) == ["state.previous.pt", "state.pt"]
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_training_goes_on_while_a_part_comes_to_disk(monkeypatch, tmp_path):
+    """The next steps are made while it waits, and it counts only then."""
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 5, "epochs": 30, "save_every": 19, "select": "last"})
+    stepper, stepped, steps, counted = TorchStepper(cell.learner, settings), threading.Event(), [], []
+    step, checked, conclude = stepper.step, shards.checked, States.conclude
+
+    def counting(lr: float) -> bool:
+        steps.append(lr)
+        if len(steps) == 25:
+            stepped.set()
+        return step(lr)
+
+    def waiting(file: Path, checksum: int) -> str:
+        assert stepped.wait(60), "the training waits for the disk"
+        return checked(file, checksum)
+
+    def concluding(self: States, head: dict[str, Any], *more: Any) -> None:
+        counted.append((len(steps), head["epoch"]))
+        conclude(self, head, *more)
+
+    monkeypatch.setattr(stepper, "step", counting)
+    monkeypatch.setattr(shards, "checked", waiting)
+    monkeypatch.setattr(States, "conclude", concluding)
+    fit(stepper, dataset(cell), None, settings, 0, cell.score, states=states_in(tmp_path))
+    ((step_of_counting, epoch),) = counted
+    assert step_of_counting >= 25
+    assert epoch == 18, "it is the state of the step at which it was begun"
+
+
+def test_a_writer_knows_what_its_state_costs(tmp_path):
+    cell = cases.cell("full", tiny.backbone("bert"))
+    stepper = TorchStepper(cell.learner, cases.SETTINGS)
+    writer = StateWriter(stepper, cases.SETTINGS, states_in(tmp_path))
+    assert writer.cost == 12 * sum(p.numel() for p in cell.learner.trainable().values()) / 200e6
+    writer.write(TrainState())
+    assert files(tmp_path) == ["state.pt"]
