@@ -94,7 +94,7 @@ class States:
                     told = str(error)
                 reasons = [reason for reason in stepper.gather(told) if reason]
                 if not reasons:
-                    stepper.put(give, read[2])  # pyright: ignore[reportPossiblyUnbound]  (else there is a reason)
+                    stepper.put(give, read[2])  # pyright: ignore[reportPossiblyUnboundVariable]  (else there is a reason)
                     return read[0], [f"{line}; goes on from the state before, {name}" for line in lost]
                 lost.append(reasons[0])
         return None, [f"{line}; trained from the beginning" for line in lost]
@@ -283,7 +283,7 @@ def _read_whole(path: Path) -> tuple[TrainState, InMemory, dict[str, int]]:
                     raise ValueError(f"{bad} is damaged")
             found = torch.load(file, weights_only=True, mmap=True)
             state, adam = TrainState(**{key: found[key] for key in HEAD}), found["optimizer"]
-            steps = adam.get("steps") or dict.fromkeys(adam["moments"], adam["step"])
+            steps: dict[str, int] = adam.get("steps") or dict.fromkeys(adam["moments"], adam["step"])
             pieces = {f"{VALUE}/{name}": (0, tensor.reshape(-1)) for name, tensor in found["values"].items()}
             for name, moments in adam["moments"].items():
                 pieces |= {f"{key}/{name}": (0, moments[key].reshape(-1)) for key in MOMENTS}
