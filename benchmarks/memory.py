@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "20M": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
     "120M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 12},
     "330M": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 22, "num_attention_heads": 16},
@@ -211,12 +211,13 @@ def member(settings: dict[str, Any]) -> None:
             stepper = DeepSpeedStepper(cell.job, learner, "cpu")
         step = stepper.step
 
-        def told(lr: float) -> bool:
-            done, stepper.step = step(lr), step
+        def told(lr: float) -> Any:
+            done = step(lr)
+            vars(stepper).pop("step")
             tell(case=case.name, seed=cell.seed, until_first_step=time.perf_counter() - ended)
             return done
 
-        stepper.step = told
+        vars(stepper)["step"] = told
         steppers.append(stepper)
         return stepper
 
@@ -229,6 +230,7 @@ def member(settings: dict[str, Any]) -> None:
         steppers: list[Stepper] = []
         backbone = backbones.of(cell)
         cell.folder.mkdir(parents=True, exist_ok=True)
+        assert cell.sample is not None
         result = run_cell(cell, encode_sample(cell.resolved, backbone.text, cell.sample), backbone, engine)
         steppers.pop().close()
         del backbone

@@ -99,7 +99,7 @@ class DeepSpeedStepper(Stepper):
         self.engine: Any = None
         self.skipped, self.may_skip = 0, SKIPS if job.train.precision == "fp16" else 0
         self.notice = DrainNotice()
-        config = zero_config(job, largest_layer(learner))
+        config = zero_config(job, largest_layer(learner), device)
         if self.stage == 3:
             partition(learner, device, TYPES[job.train.precision], config)
         else:

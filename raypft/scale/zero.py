@@ -24,13 +24,14 @@ def prepare_environment() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
 
 
-def zero_config(job: Job, layer: int) -> dict[str, Any]:
+def zero_config(job: Job, layer: int, device: str) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
     The loop decides when a step ends and how losses are weighted, so accumulation is 1 here and batch size is nominal.
 
     Args:
         layer: parameters of the model's largest layer; what is gathered, fetched ahead or reduced at once.
+        device: where it is computed; on a CPU nothing is fetched ahead, gloo would hold it twice.
     """
     # by default 5e8 gradients are collected before any is reduced
     zero: dict[str, Any] = {"stage": job.zero.stage, "reduce_bucket_size": layer}
@@ -41,7 +42,7 @@ def zero_config(job: Job, layer: int) -> dict[str, Any]:
             # by default what is used again within 1e9 parameters stays whole
             "stage3_max_reuse_distance": 0,
             "stage3_max_live_parameters": layer,
-            "stage3_prefetch_bucket_size": layer,
+            "stage3_prefetch_bucket_size": layer if device.startswith("cuda") else 0,
             "sub_group_size": layer,  # gradients become fp32 a group at a time
         }
     if job.zero.offload:

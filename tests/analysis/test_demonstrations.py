@@ -122,7 +122,7 @@ def test_texts_without_content_are_asked_once_an_evaluation(icl):
     rows = [{"id": str(i), "language": "en", "text": text, "label": None} for i, text in enumerate(("a film", "fine"))]
     prompts = list(itertools.chain.from_iterable(map(trained.encoder, rows)))
     assert len(prompts) == 8
-    assert len(PromptDataset(prompts, trained.learner.method, 1).distinct(alike=True)) == 2 + 2
+    assert len(PromptDataset(prompts, trained.learner.method, 1).distinct(True, range(8))) == 2 + 2
 
 
 @pytest.mark.parametrize("scores", [[0.0, 1.0], [1.0, 0.0]])

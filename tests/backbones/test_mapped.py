@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ SHARDS = "20KB"
 def written(folder: Path, kind: str, dtype: torch.dtype = torch.float32, pickled: bool = False) -> str:
     """A tiny model as it lies on the hub, in shards."""
     made = tiny.backbone(kind)
-    made.model.to(dtype).save_pretrained(folder, max_shard_size="1GB" if pickled else SHARDS)
+    model: Any = made.model
+    model.to(dtype).save_pretrained(folder, max_shard_size="1GB" if pickled else SHARDS)
     made.text.tokenizer.save_pretrained(folder)
     if pickled:
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")

@@ -93,7 +93,7 @@ def test_numbers_are_the_stored_ones(run, folder, monkeypatch, capsys):
     for seed in seeds_of(run):
         made, stored = (root / "runs" / run / seed for root in (folder, FOLDER))
         ours, theirs = (json.loads((place / "result.json").read_text()) for place in (made, stored))
-        assert list(ours) == list(theirs)
+        assert [key for key in ours if key in theirs] == list(theirs)  # later versions tell more
         same = [key for key in theirs if "seconds" not in key and key not in ("history", "losses", "peak_memory_mb")]
         assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5 if SAME_MACHINE else 1e-4)

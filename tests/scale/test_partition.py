@@ -31,9 +31,10 @@ PAIRS = (
 
 def held(cell: cases.Cell, stepper: Stepper) -> dict[str, Any]:
     """Which parameters have more here than this rank's part; and whether the learner is let go of with its stepper."""
+    named: dict[str, Any] = dict(cell.learner.named_parameters())
     whole = [
         name
-        for name, parameter in cell.learner.named_parameters()
+        for name, parameter in named.items()
         if parameter.untyped_storage().nbytes() or parameter.ds_tensor.numel() > -(-parameter.ds_numel // stepper.world)
     ]
     return {"whole": whole, "types": {str(p.dtype) for p in cell.learner.parameters()}}
@@ -46,7 +47,8 @@ def folders(tmp_path_factory):
     for kind, dtype in KINDS.items():
         folder = tmp_path_factory.mktemp(kind)
         backbone = tiny.backbone(kind)
-        backbone.model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
+        model: Any = backbone.model
+        model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
         backbone.text.tokenizer.save_pretrained(folder)
         made[kind] = str(folder)
     return made
