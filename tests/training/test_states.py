@@ -259,7 +259,7 @@ def test_training_goes_on_while_a_part_comes_to_disk(monkeypatch, tmp_path):
     stepper, stepped, steps, counted = TorchStepper(cell.learner, settings), threading.Event(), [], []
     step, checked, conclude = stepper.step, shards.checked, States.conclude
 
-    def counting(lr: float) -> torch.Tensor:
+    def counting(lr: float) -> bool | torch.Tensor:
         steps.append(lr)
         if len(steps) == 25:
             stepped.set()
