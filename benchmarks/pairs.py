@@ -170,8 +170,9 @@ class GNNaviPair:
 
         clock("ours fit", 1, whole)
         train, dev = parts["rows"]
-        for _ in range(3):
-            validated = clock("ours validation", len(dev), lambda: evaluate(stepper, dev, self.train))
+        validated, *_ = [
+            clock("ours validation", len(dev), lambda: evaluate(stepper, dev, self.train)) for _ in range(3)
+        ]
         pad = backbone.pad
 
         def tested() -> list[Answer]:

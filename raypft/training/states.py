@@ -31,7 +31,7 @@ from raypft import shards
 from raypft.errors import UserError, first_line
 from raypft.storage import move, on_disk, written
 from raypft.training.kept import InMemory, Kept, OnDisk, Part, live
-from raypft.training.stepper import MOMENTS, VALUE, Held, Stepper
+from raypft.training.stepper import MOMENTS, VALUE, Give, Held, Stepper
 
 MANIFEST = re.compile(r"\d+\.json")
 OURS = re.compile(r"\d+(\.json|-\d+-of-\d+\.safetensors)")
@@ -86,7 +86,7 @@ class States:
         held, lost = stepper.held(), list[str]()
         for name in names:
             with ExitStack() as stack:
-                told, read = "", cast("tuple[TrainState, Kept, dict[str, int]]", None)
+                told, read, give = "", cast("tuple[TrainState, Kept, dict[str, int]]", None), cast("Give", None)
                 try:
                     read = self._read(self.whole.parent / name, stepper.shapes)
                     give = stack.enter_context(read[1].opened(held))
@@ -94,7 +94,7 @@ class States:
                     told = str(error)
                 reasons = [reason for reason in stepper.gather(told) if reason]
                 if not reasons:
-                    stepper.put(give, read[2])  # pyright: ignore[reportPossiblyUnbound]  (else there is a reason)
+                    stepper.put(give, read[2])
                     return read[0], [f"{line}; goes on from the state before, {name}" for line in lost]
                 lost.append(reasons[0])
         return None, [f"{line}; trained from the beginning" for line in lost]
@@ -134,7 +134,7 @@ class States:
             files = [part["file"] for part in (*parts.parts, *best.parts)]
             for part in parts.parts:
                 steps |= part["steps"]
-            parts.sizes(), best.sizes()
+            _ = parts.sizes(), best.sizes()  # each file is there, and as large as it should be
         except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} can't be read ({first_line(error)})") from None
         if key != self.key or not all(map(OURS.fullmatch, files)):
@@ -283,7 +283,7 @@ def _read_whole(path: Path) -> tuple[TrainState, InMemory, dict[str, int]]:
                     raise ValueError(f"{bad} is damaged")
             found = torch.load(file, weights_only=True, mmap=True)
             state, adam = TrainState(**{key: found[key] for key in HEAD}), found["optimizer"]
-            steps = adam.get("steps") or dict.fromkeys(adam["moments"], adam["step"])
+            steps: dict[str, int] = adam.get("steps") or dict.fromkeys(adam["moments"], adam["step"])
             pieces = {f"{VALUE}/{name}": (0, tensor.reshape(-1)) for name, tensor in found["values"].items()}
             for name, moments in adam["moments"].items():
                 pieces |= {f"{key}/{name}": (0, moments[key].reshape(-1)) for key in MOMENTS}

@@ -22,7 +22,7 @@ def stepped(outcomes, may_skip: int) -> list[bool]:
 
     stepper.engine, stepper.stage = SimpleNamespace(optimizer=optimizer, step=step), 2
     stepper.skipped, stepper.may_skip = 0, may_skip
-    said = [stepper.step(0.5) for _ in outcomes]
+    said = [bool(stepper.step(0.5)) for _ in outcomes]
     assert optimizer.param_groups == [{"lr": 0.5}]
     return said
 

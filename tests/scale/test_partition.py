@@ -30,7 +30,7 @@ PAIRS = (
 
 
 def held(cell: cases.Cell, stepper: Stepper) -> dict[str, Any]:
-    """Which parameters have more here than this rank's part; and whether the learner is let go of with its stepper."""
+    """Which parameters have more here than this rank's part, and the types of all."""
     named: dict[str, Any] = dict(cell.learner.named_parameters())
     whole = [
         name

@@ -50,7 +50,9 @@ def looked_at_each_step(request, monkeypatch):
         monkeypatch.setattr(checkpoint, "ThreadPoolExecutor", lambda threads: Now())
 
 
-def fitted(place: Path | None, scores=(1, 2, 3, 4), until=(0, 0), key: str = "cell", **changes: Any):
+def fitted(
+    place: Path | None, scores=(1, 2, 3, 4), until=(0, 0), key: str = "cell", **changes: Any
+) -> tuple[TorchStepper, Any, list[str]]:
     """A training with these dev scores, three steps an epoch, with a state after every second; the stepper, where it
     stands and what was lost. Left after epoch and step `until`; goes on from the last state where there is one."""
     cell = cases.cell("full", tiny.backbone("bert", dropout=0.1))
@@ -257,7 +259,7 @@ def test_training_goes_on_while_a_part_comes_to_disk(monkeypatch, tmp_path):
     stepper, stepped, steps, counted = TorchStepper(cell.learner, settings), threading.Event(), [], []
     step, checked, conclude = stepper.step, shards.checked, States.conclude
 
-    def counting(lr: float) -> bool:
+    def counting(lr: float) -> bool | torch.Tensor:
         steps.append(lr)
         if len(steps) == 25:
             stepped.set()
