@@ -283,7 +283,7 @@ def _read_whole(path: Path) -> tuple[TrainState, InMemory, dict[str, int]]:
                     raise ValueError(f"{bad} is damaged")
             found = torch.load(file, weights_only=True, mmap=True)
             state, adam = TrainState(**{key: found[key] for key in HEAD}), found["optimizer"]
-            steps: dict[str, int] = adam.get("steps") or dict.fromkeys(adam["moments"], adam["step"])
+            known = adam.get("steps") or dict.fromkeys(adam["moments"], adam["step"])
             pieces = {f"{VALUE}/{name}": (0, tensor.reshape(-1)) for name, tensor in found["values"].items()}
             for name, moments in adam["moments"].items():
                 pieces |= {f"{key}/{name}": (0, moments[key].reshape(-1)) for key in MOMENTS}
@@ -291,4 +291,4 @@ def _read_whole(path: Path) -> tuple[TrainState, InMemory, dict[str, int]]:
         except Exception as error:  # what torch raises depends on where the file ends
             raise UserError(f"{path.name} can't be read ({first_line(error)})") from None
     state.best = InMemory(best) if best else None
-    return state, InMemory(pieces), steps
+    return state, InMemory(pieces), cast("dict[str, int]", known)
