@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from raypft.errors import UserError
 from raypft.methods.base import Method
 from raypft.readouts.verbalizer import label_columns
 from raypft.runs.cell import build_learner
+from raypft.runs.memory import Counts, check_memory, foreseen, told
 from raypft.runs.prepare import Prepared
 from raypft.runs.run import check_unchanged
 from raypft.storage import check_free, check_writable
@@ -33,7 +33,6 @@ LOOKED_AT = 200
 """Rows whose prompts are counted and measured."""
 EXTREMES = 5
 """Longest and shortest rows of each language of which prompts are made."""
-GIB = 2**30
 
 
 def checked(prepared: Prepared) -> dict[str, Any]:
@@ -70,6 +69,7 @@ def checked(prepared: Prepared) -> dict[str, Any]:
         f"of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
         *label_words(encoder),
         f"trainable parameters of the method: {method.predicted_parameters():,}",
+        told(job, foreseen(job, Counts.of(method))),
         *method.notes(),
         f"steps: {steps} a seed (about {prompts} prompts an epoch), {len(job.seeds)} seeds",
         f"ok: results go to {prepared.folder}",
@@ -87,38 +87,8 @@ def check_start(prepared: Prepared) -> None:
     kept = prepared.job.train.cache_folder
     if kept is not None and not prepared.job.resources.workers:
         check_writable(Path(kept), "train.cache_folder")
-    _check_memory(prepared)
+    check_memory(prepared.job, Counts.of(method_shape(prepared)))
     _check_extremes(prepared)
-
-
-def _check_memory(prepared: Prepared) -> None:
-    """Raise a UserError where this machine can't hold a job that runs in this process, activations not counted: weights
-    in its memory, with gradients and Adam's moments there too, or on its GPU."""
-    if prepared.job.resources.workers:
-        return
-    everything, trainable = parameter_counts(prepared)
-    whole = 4 * (everything + 3 * trainable)  # fp32, see `TorchStepper`
-    held = [("this machine", machine_memory(), whole)]
-    if torch.cuda.is_available():
-        here = torch.cuda.get_device_properties(0).total_memory
-        held = [("this machine", machine_memory(), 4 * everything), ("its GPU", here, whole)]
-    for place, there, needed in held:
-        if needed > there:
-            raise UserError(
-                f"memory: the job holds at least {needed / GIB:.1f} GiB of weights, gradients and optimizer state; "
-                f"{place} has {there / GIB:.1f}; choose a smaller backbone or a method that trains less"
-            )
-
-
-def machine_memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def parameter_counts(prepared: Prepared) -> tuple[int, int]:
-    """Parameters of a job's model and method: all, and those that train."""
-    parameters = list(method_shape(prepared).parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def _check_extremes(prepared: Prepared) -> None:

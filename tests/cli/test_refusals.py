@@ -17,7 +17,7 @@ from test_cli import call, corrupt, results, rewrite, rows, words
 from test_cli import place as place_  # noqa: F401  (a fixture)
 from transformers import AutoTokenizer
 
-from raypft.runs import inspect
+from raypft.runs import inspect, memory
 
 Setup = Callable[[Path], object]
 
@@ -250,9 +250,9 @@ def test_a_job_named_twice(place, monkeypatch, capsys):
 
 
 def test_a_job_that_memory_does_not_hold(place, monkeypatch, capsys):
-    monkeypatch.setattr(inspect, "machine_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
     line = both(monkeypatch, capsys, *words(place))
-    held = "the job holds at least 0.0 GiB of weights, gradients and optimizer state"
+    held = "the job holds at least 0.0 GB of weights, gradients and optimizer state"
     assert line.startswith(f"raypft: memory: {held}; this machine has 0.0; choose a smaller backbone")
 
 

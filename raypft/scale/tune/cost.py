@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from raypft.config.resolved import ResolvedJob
-from raypft.runs.inspect import parameter_counts
+from raypft.runs.inspect import method_shape
+from raypft.runs.memory import Counts, foreseen
 from raypft.runs.prepare import Memo, identify
 from raypft.training.encode import Encoder, prompts_an_epoch
 
@@ -16,7 +17,7 @@ LOOKED_AT = 20
 
 @dataclass(frozen=True)
 class Cost:
-    """Training prompts an epoch; bytes of weights, gradients and Adam's moments in fp32; bytes that are kept."""
+    """Training prompts an epoch; bytes that a worker holds of weights, gradients and Adam's moments; bytes kept."""
 
     prompts: float
     memory: float
@@ -33,8 +34,9 @@ def cost_of(resolved: ResolvedJob, memo: Memo) -> Cost:
     sample = prepared.samples[resolved.job.seeds[0]]
     encoder = Encoder.of(resolved, prepared.skeleton.text, sample.demos)
     prompts = prompts_an_epoch(sample, encoder, LOOKED_AT)
-    everything, trainable = parameter_counts(prepared)
-    return Cost(prompts, 4.0 * (everything + 3 * trainable), 4.0 * trainable)
+    counts = Counts.of(method_shape(prepared))
+    held = foreseen(resolved.job, counts)
+    return Cost(prompts, held.lasting + held.common, 4.0 * counts.trainable)
 
 
 def steps(resolved: ResolvedJob, prompts: float) -> int:

@@ -1,0 +1,142 @@
+"""What memory a job's workers will hold, foreseen from shapes alone, and whether this machine has it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from raypft.backbones.anatomy import largest_layer
+from raypft.config.job import Job
+from raypft.errors import UserError
+from raypft.methods.base import Method
+from raypft.training.room import PER_BLOCK, USUAL_TOKENS
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of a model with its method: all, those that train, those of its largest layer; and what a token's
+    states take in its blocks, in numbers."""
+
+    everything: int
+    trainable: int
+    largest: int
+    states: int
+
+    @classmethod
+    def of(cls, method: Method) -> Counts:
+        """Of a method on a model, with or without weights."""
+        parameters, backbone = list(method.parameters()), method.backbone
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        states = backbone.num_layers * PER_BLOCK * backbone.hidden
+        return cls(sum(p.numel() for p in parameters), trainable, largest_layer(method), states)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """Bytes: of one worker's weights that train or are its share, their gradients, the optimizer's state, activations;
+    frozen weights that the workers of a machine have in common, as pages of the model's files."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    common: float
+
+    @property
+    def lasting(self) -> float:
+        """Of a worker, whatever a step holds beside."""
+        return self.weights + self.gradients + self.optimizer
+
+    def on_machine(self, workers: int) -> float:
+        """Of so many workers on one machine, without activations."""
+        return max(1, workers) * self.lasting + self.common
+
+
+def foreseen(job: Job, counts: Counts) -> Foreseen:
+    """What one worker of a job holds: gradients in the weights' type, Adam's moments in fp32, in half precision on
+    workers a copy of what trains in fp32, each whole or shared as the ZeRO stage says (Rajbhandari et al. 2020,
+    section 5)."""
+    workers, stage = job.resources.workers, job.zero.stage if job.resources.workers else 0
+    each = 4 if job.train.precision == "fp32" or not workers else 2
+    copies = each < 4 or stage in (1, 2)  # there DeepSpeed keeps a flat copy of its share in fp32, too
+    share = 1 / max(1, workers)
+    whole, frozen = counts.trainable, counts.everything - counts.trainable
+    weights, common = each * whole, each * frozen
+    if stage == 3:
+        weights, common = each * (share * counts.everything + counts.largest), 0
+    tokens = job.train.tokens_at_once or USUAL_TOKENS
+    return Foreseen(
+        weights,
+        each * whole * (share if stage >= 2 else 1),
+        (12 if copies else 8) * whole * (share if stage >= 1 else 1),
+        4 * tokens * (counts.states // PER_BLOCK if job.train.checkpointing else counts.states) if whole else 0,
+        common,
+    )
+
+
+def told(job: Job, found: Foreseen) -> str:
+    """A line on it."""
+    parts = ("weights", "gradients", "optimizer", "activations")
+    each = ", ".join(f"{part} {getattr(found, part) / GB:.2f}" for part in parts)
+    common = f"; {found.common / GB:.2f} GB of frozen weights in common" if found.common else ""
+    whose = f"a worker, ZeRO {job.zero.stage}, {job.resources.workers} in all" if job.resources.workers else "in all"
+    return f"memory: about {(found.lasting + found.activations) / GB:.2f} GB {whose} ({each}){common}"
+
+
+def check_memory(job: Job, counts: Counts) -> None:
+    """Whether this machine, and its GPUs where they are used, hold a job, activations not counted. Of a cluster that
+    RAY_ADDRESS names nothing is known here.
+
+    Raises:
+        UserError: they don't; with what would.
+    """
+    if job.resources.workers and os.environ.get("RAY_ADDRESS"):
+        return
+    missing = lacking(job, counts)
+    if missing is None:
+        return
+    place, needed, there = missing
+    fitting = next((way for way, other in ways(job) if lacking(other, counts) is None), None)
+    do = f"use {fitting}" if fitting else "choose a smaller backbone or a method that trains less"
+    raise UserError(
+        f"memory: the job holds at least {needed / GB:.1f} GB of weights, gradients and optimizer state; "
+        f"{place} has {there / GB:.1f}; {do}"
+    )
+
+
+def lacking(job: Job, counts: Counts) -> tuple[str, float, float] | None:
+    """Which place is too small for a job, what that needs and has, in bytes; None where all hold it."""
+    found = foreseen(job, counts)
+    places = [("this machine", found.on_machine(job.resources.workers), machine_memory())]
+    if torch.cuda.is_available() and (job.resources.gpus_per_worker or not job.resources.workers):
+        optimizer = found.optimizer if not (job.zero.offload and job.resources.workers) else 0.0
+        on_gpu = found.weights + found.gradients + optimizer + found.common
+        places = [
+            ("this machine", found.common + (found.optimizer - optimizer), machine_memory()),
+            ("its GPU", on_gpu, torch.cuda.get_device_properties(0).total_memory),
+        ]
+    return next(((place, needed, there) for place, needed, there in places if needed > there), None)
+
+
+def ways(job: Job) -> Iterator[tuple[str, Job]]:
+    """What else to try with a job's workers, cheapest first, and the job then."""
+    if not job.resources.workers:
+        return
+    for stage in range(job.zero.stage + 1, 4):
+        yield f"zero.stage={stage}", job.model_copy(update={"zero": job.zero.model_copy(update={"stage": stage})})
+    shared = job.zero.model_copy(update={"stage": 3})
+    for workers in (2, 4, 8, 16):
+        if workers > job.resources.workers:
+            resources = job.resources.model_copy(update={"workers": workers})
+            other = job.model_copy(update={"zero": shared, "resources": resources})
+            yield f"zero.stage=3 with resources.workers={workers}", other
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

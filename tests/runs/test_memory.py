@@ -1,0 +1,92 @@
+"""What a worker will hold, by hand, and what is told where it is too much."""
+
+from __future__ import annotations
+
+import pytest
+
+from raypft.config.job import Job, Resources, Train, Zero
+from raypft.contract import cases, tiny
+from raypft.errors import UserError
+from raypft.runs import memory
+from raypft.runs.memory import Counts, check_memory, foreseen, told
+
+FULL = Counts(everything=1000, trainable=1000, largest=100, states=34 * 8)
+FEW = Counts(everything=1000, trainable=10, largest=100, states=34 * 8)
+
+
+def job(workers: int = 0, stage: int = 0, **train) -> Job:
+    return Job(
+        task="t",
+        pattern="p",
+        backbone="b",
+        method={"name": "full"},
+        train=Train(**train),
+        zero=Zero(stage=stage),
+        resources=Resources(workers=workers),
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts", "expected"),
+    [
+        (job(), FULL, (4000, 4000, 8000, 0)),
+        (job(precision="bf16"), FULL, (4000, 4000, 8000, 0)),  # autocast
+        (job(), FEW, (40, 40, 80, 3960)),
+        (job(4, 0), FULL, (4000, 4000, 8000, 0)),
+        (job(4, 1), FULL, (4000, 4000, 3000, 0)),
+        (job(4, 2), FULL, (4000, 1000, 3000, 0)),
+        (job(4, 3), FULL, (4000 / 4 + 400, 1000, 2000, 0)),
+        (job(4, 3), FEW, (4000 / 4 + 400, 10, 20, 0)),
+        (job(4, 3, precision="bf16"), FULL, (2000 / 4 + 200, 500, 3000, 0)),
+        (job(4, 0, precision="bf16"), FULL, (2000, 2000, 12000, 0)),
+    ],
+    ids=str,
+)
+def test_what_a_worker_holds(asked, counts, expected):
+    found = foreseen(asked, counts)
+    assert (found.weights, found.gradients, found.optimizer, found.common) == pytest.approx(expected)
+
+
+def test_activations_are_of_the_tokens_at_once_and_fewer_with_checkpointing():
+    assert foreseen(job(tokens_at_once=10), FULL).activations == 4 * 10 * 34 * 8
+    assert foreseen(job(tokens_at_once=10, checkpointing=True), FULL).activations == 4 * 10 * 8
+    assert foreseen(job(), Counts(1000, 0, 100, 34 * 8)).activations == 0
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prefix"])
+def test_parameters_of_a_model_are_counted_once(method):
+    learner = cases.cell(method, tiny.backbone("llama")).learner.method
+    counts = Counts.of(learner)
+    assert counts.everything == sum(p.numel() for p in learner.parameters())
+    assert counts.trainable == sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    assert 0 < counts.largest < counts.everything
+    assert counts.states == learner.backbone.num_layers * 34 * learner.backbone.hidden
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "do"),
+    [
+        (job(), 15_000, "choose a smaller backbone or a method that trains less"),
+        (job(2, 0), 31_000, "use zero.stage=1"),
+        (job(2, 0), 25_000, "use zero.stage=2"),
+        (job(2, 0), 18_000, "use zero.stage=3"),
+        (job(2, 3), 16_000, "choose a smaller backbone or a method that trains less"),
+    ],
+)
+def test_too_much_is_refused_with_what_would_fit(asked, there, do, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(memory, "machine_memory", lambda: there)
+    with pytest.raises(UserError, match="memory: the job holds at least") as error:
+        check_memory(asked, FULL)
+    assert str(error.value).endswith(f"this machine has 0.0; {do}")
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    if asked.resources.workers:
+        check_memory(asked, FULL)  # of a cluster nothing is known here
+
+
+def test_a_line_tells_each_part():
+    line = told(job(2, 3), foreseen(job(2, 3), Counts(2_000_000_000, 1_000_000_000, 100_000_000, 34 * 8)))
+    assert line == (
+        "memory: about 10.40 GB a worker, ZeRO 3, 2 in all (weights 4.40, gradients 2.00, optimizer 4.00, "
+        "activations 0.00)"
+    )
