@@ -25,7 +25,7 @@ from raypft.methods._tickets import Facts
 from raypft.methods.base import Config
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.schema import validation_line, validation_root
+from raypft.schema import digest, validation_line, validation_root
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.prompts import render
 from raypft.tasks.query import Demonstration
@@ -128,16 +128,14 @@ def ticket(backbone: Backbone, strategy: str = "decoupled", revision: str | None
     """The file of a ticket search on a tiny model: random differences of the body's parameters, the same for the same
     model."""
     revision = revision or backbone.revision
-    path = (
-        folder() / f"{type(backbone.model).__name__}-{backbone.embedding_size}" / f"{strategy}-{revision}.safetensors"
-    )
+    infos = parameter_infos(backbone)
+    model = f"{type(backbone.model).__name__}-{backbone.embedding_size}-{digest(dict.fromkeys(infos))[:8]}"
+    path = folder() / model / f"{strategy}-{revision}.safetensors"
     if not path.is_file():
         generator = torch.Generator().manual_seed(1)
         shapes = {name: p.shape for name, p in backbone.model.named_parameters(remove_duplicate=False)}
         differences = {
-            name: torch.randn(shapes[name], generator=generator)
-            for name, info in parameter_infos(backbone).items()
-            if info.in_body
+            name: torch.randn(shapes[name], generator=generator) for name, info in infos.items() if info.in_body
         }
         save_ticket(path, differences, revision, strategy, {"seed": 1})
     return str(path)

@@ -21,7 +21,7 @@ def job(workers: int = 0, stage: int = 0, **train) -> Job:
         backbone="b",
         method={"name": "full"},
         train=Train(**train),
-        zero=Zero(stage=stage),
+        zero=Zero.model_validate({"stage": stage}),
         resources=Resources(workers=workers),
     )
 
