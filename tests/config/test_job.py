@@ -161,7 +161,8 @@ ERRORS = {
     "zero": "shot=3",
     'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, data_label, '
     "gpus_per_worker, max_failures, min_workers, workers": "resources.worker=2",
-    'recipes/profit.yaml: readout: unknown key "mod"; did you mean "mode"? known: calibration, mode': "readout.mod=mean",
+    'recipes/profit.yaml: readout: unknown key "mod"; did you mean "mode"? '
+    "known: calibration, mode": "readout.mod=mean",
     'protocol: "profi" is unknown; did you mean "profit"? '
     "known: fixed, gnnavi, profit, ticket_search, zs2021": "protocol=profi",
     'task xnli: no pattern "profit11"; did you mean "profit1"? known: dp, dp_in_language, mp, profit0, profit1, '
