@@ -56,13 +56,8 @@ def drive(path: str) -> bytes:
     writer = csv.writer(table)
     for row in run_campaign(load_campaign(path), lambda event: None):
         known = row["result"] or {}
-        # weights that are pages of a file lie otherwise in memory than copies of them, which moves last bits of sums
-        losses = [f"{loss:.5g}" for loss in known.get("losses", [])]
-        writer.writerow(
-            [*row.values()][:-1]
-            + [known.get(name) for name in ("dev", "mean", "scores")]
-            + [losses, known.get("best_epoch")]
-        )
+        placed = [row[name] for name in ("row", "task", "axes", "seed", "status", "reason")]
+        writer.writerow(placed + [known.get(name) for name in ("dev", "mean", "scores", "losses", "best_epoch")])
     return table.getvalue().encode()
 
 
