@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow.parquet as pa_parquet
 import pytest
 import torch
+from test_frozen_states import prompt
 
 from raypft.config.job import Train
 from raypft.config.load import load_job
 from raypft.contract import cases, tiny
-from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
@@ -56,18 +56,6 @@ def task(kind: str, names: list[str], metrics: list[str]) -> Task:
 def head(own: Task, kind: str = "bert"):
     reads = READOUTS.load("head")
     return reads(reads.Config(), own, Pattern(text="{tokens}", source="test"), tiny.backbone(kind))
-
-
-def prompt(key: str, gold: list[int], part: int = 0, ids: int = 5) -> Encoded:
-    return Encoded(
-        key,
-        key[:2],
-        [ids] * max(2, len(gold)),
-        [0] * max(2, len(gold)),
-        {"slot": list(range(len(gold)))},
-        gold=gold,
-        part=part,
-    )
 
 
 def said(prompts, *values: list[int]) -> list[Answer]:
