@@ -79,17 +79,17 @@ def test_cells_of_a_worker_group_know_nothing_of_each_other(place, session):  # 
 
 
 def test_a_cell_that_kills_its_workers_has_its_own_budget(place, session):  # noqa: F811
-    deadly = cell(
-        place, "a", "train.epochs=400", "train.patience=null", "train.save_every=10000", "resources.max_failures=1"
-    )
-    kind = cell(place, "a", "resources.max_failures=1")
-    events, killed, over = deadly.folder / "events.jsonl", list[int](), threading.Event()
+    slow = ["train.epochs=400", "train.patience=null", "train.batch_size=1", "train.save_every=10000"]
+    deadly, kind = cell(place, "a", *slow, "resources.max_failures=1"), cell(place, "a", "resources.max_failures=1")
+    events, over, killed = deadly.folder / "events.jsonl", threading.Event(), 0
 
     def kill() -> None:
-        while not over.wait(0.05) and len(killed) < 2:
-            if events.is_file() and events.read_text().count('"epochs"') > len(killed):  # it has begun once more
-                killed.append(ours("RayTrainWorker")[-1])
-                os.kill(killed[-1], signal.SIGKILL)
+        """Each worker as soon as it has begun: one that had time for a state is not counted with those before it."""
+        nonlocal killed
+        while not over.wait(0.01):
+            if events.is_file() and events.read_text().count('"epochs"') > killed:
+                os.kill(ours("RayTrainWorker")[-1], signal.SIGKILL)
+                killed += 1
 
     thread = threading.Thread(target=kill, daemon=True)
     with closing(RayExecutor()) as executor:
