@@ -127,8 +127,9 @@ class Method(nn.Module, ABC):
         return any(p.requires_grad for p in self.backbone.parameters())
 
     def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.backbone.train(mode and self.backbone_moves)
+        self.training = mode
+        for module in self.children():
+            module.train(mode and (module is not self.backbone or self.backbone_moves))
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
