@@ -11,15 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.schema import Strict
 from raypft.tasks.kinds import KINDS
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(Strict):

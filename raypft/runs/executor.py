@@ -13,7 +13,7 @@ from raypft.errors import UserError
 from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
 from raypft.runs.results import Tell, recorder
 from raypft.training.encode import Encoder, encode_sample
-from raypft.training.loader import Flow, Local
+from raypft.training.flow import Flow, Local
 
 
 class Executor(Protocol):
