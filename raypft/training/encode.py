@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.config.resolved import ResolvedJob
-from raypft.data.sampling import CHUNK, Sample
+from raypft.data.content import CHUNK
+from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts.base import Config, Readout
