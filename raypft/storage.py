@@ -8,7 +8,9 @@ locks.
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
+import hashlib
 import json
 import os
 import re
@@ -76,7 +78,8 @@ def absolute(path: str | Path) -> str:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A local file to write, which then stands at `path` whole: a kill leaves the old file or the new one."""
+    """A local file to write, which then stands at `path` whole: a kill leaves the old file or the new one, and so does
+    a machine that dies."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name
@@ -86,10 +89,43 @@ def written(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())  # its bytes reach the disk before its name does
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, see `written`; nothing where it stands there already.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    content = text.encode()
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return
+        with written(path) as file:
+            file.write_bytes(content)
+    except OSError as error:
+        raise not_written(path, error) from None
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """The line about a file that a full, read-only or broken disk did not take."""
+    return UserError(
+        f"storage: {path} can't be written: {error.strerror or first_line(error)}; mend that and run again, which goes "
+        "on from what is kept"
+    )
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left of files that `written` was to write; only where no other is at work."""
+    for path in folder.glob("*.partial*"):
+        if re.search(r"\.\d+\.partial(\.\w+)?$", path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,6 +142,12 @@ def _fetched(path: Path, folder: str) -> Path:
     file = Path(folder) / path.name
     cast(Any, path).fs.get_file(cast(Any, path).path, str(file))
     return file
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a local file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def move(path: Path, to: Path) -> None:
@@ -231,7 +273,7 @@ class Log:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._tail, self._number = path, b"", -1
+        self.path, self._tail, self._number, self._ended = path, b"", -1, False
 
     def read(self) -> bytes:
         """All lines; nothing where there is no file."""
@@ -241,7 +283,12 @@ class Log:
         """Add a line, which ends in a newline."""
         if not is_remote(self.path):
             with self.path.open("ab", buffering=0) as stream:
-                stream.write(line)
+                if not self._ended:  # a process may have been killed in the middle of the last line
+                    stream.write(b"" if _ends_in_newline(self.path) else b"\n")
+                    self._ended = True
+                if stream.write(line) < len(line):
+                    self._ended = False
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return
         if self._number < 0 or len(self._tail) > PART:
             last = max((number for number, _ in self._parts()), default=-1) if self._number < 0 else self._number
@@ -275,3 +322,12 @@ class Log:
         named = [pattern.fullmatch(path.name) for path in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")]
         numbers = sorted(int(match[1] or 0) for match in named if match)
         return [(number, self._part(number)) for number in numbers]
+
+
+def _ends_in_newline(path: Path) -> bool:
+    """Whether the last line of a file is whole; that of an empty one is."""
+    with path.open("rb") as stream:
+        if not stream.seek(0, os.SEEK_END):
+            return True
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() == b"\n"

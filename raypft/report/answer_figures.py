@@ -42,7 +42,7 @@ def answer_figures(cells: Cells, evidence: Evidence, shown: dict[str, dict[str, 
 
 def _answers(group: Group, evidence: Evidence) -> pa.Table | None:
     """The answers of all seeds, where each is one label."""
-    tables = [evidence.answers(folder) for folder in group.folders.values()]
+    tables = [evidence.answers(group, seed) for seed in group.folders]
     whole = [table for table in tables if table is not None]
     if not whole or not all(pa.types.is_string(table.schema.field("answer").type) for table in whole):
         return None

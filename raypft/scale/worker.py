@@ -15,13 +15,12 @@ from torch import distributed
 from raypft.errors import UserError
 from raypft.runs.cell import Cell
 from raypft.runs.executor import LoadedBackbone, run_recorded
+from raypft.runs.results import LOG
 from raypft.scale.cell_queue import last_line
 from raypft.scale.data import RayFlow, read_encoded, unpacked
 from raypft.scale.deepspeed import DeepSpeedStepper, gives_up_weights
 from raypft.storage import path_of
 from raypft.training.stepper import Learner, Stepper
-
-LOG = "failure.log"
 
 
 def run_cells(queue: Any) -> None:
