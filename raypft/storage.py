@@ -27,8 +27,8 @@ from raypft.errors import UserError, first_line
 
 MARKER = ".begun"
 """The object that is written behind a URI before anything else, which can't be made there as a folder can."""
-PART = 1 << 18
-"""Bytes after which an appended file goes on in a new object."""
+PASSWORD = re.compile(r"(\w+://)[^/@:]*:[^@]*@")
+"""The beginning of a URI that holds a password."""
 
 
 def default_storage() -> str:
@@ -40,7 +40,7 @@ def path_of(text: str) -> Path:
     """The path that a folder or URI names.
 
     Raises:
-        UserError: the store's client is not installed, or ~name is no one's home folder.
+        UserError: the store's client is not installed, ~name is no one's home folder, or a URI holds a password.
     """
     if "://" not in text:
         try:
@@ -49,6 +49,12 @@ def path_of(text: str) -> Path:
             raise UserError(f"path: {text}: there is no such home folder; write ./{text} if it is called so") from None
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
+    if PASSWORD.match(text):
+        shown = PASSWORD.sub(r"\1…@", text)
+        raise UserError(
+            f"storage: {shown} holds a password, which would stand in files and logs; leave it out, and give it as the "
+            "store's client asks for it: in its environment variables or its own file"
+        )
     from upath import UPath  # noqa: PLC0415  (needed only here)
 
     try:
@@ -119,6 +125,26 @@ def not_written(path: Path, error: OSError) -> UserError:
         f"storage: {path} can't be written: {error.strerror or first_line(error)}; mend that and run again, which goes "
         "on from what is kept"
     )
+
+
+TROUBLES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES,
+)  # fmt: skip
+
+
+@contextmanager
+def one_line_of_disk() -> Iterator[None]:
+    """Around work on files: a disk that is full, read-only or broken, or too many open files, is one line.
+
+    Raises:
+        UserError: that line.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in TROUBLES:
+            raise
+        raise not_written(Path(error.filename or "a file"), error) from None
 
 
 def tidy(folder: Path) -> None:
@@ -263,71 +289,3 @@ def _not_made(folder: Path, error: Exception, part: str = "storage") -> UserErro
     told = getattr(error, "strerror", None) or error
     how = " with storage=…" if part == "storage" else ""
     return UserError(f"{part}: {folder} can't be written: {told}; give another folder{how}")
-
-
-class Log:
-    """Lines that are only appended, so that a kill at any moment loses at most the one being written.
-
-    Objects can't be appended to: behind a URI they are written anew, and each `PART` another follows, name-1.jsonl,
-    name-2.jsonl, …
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._tail, self._number, self._ended = path, b"", -1, False
-
-    def read(self) -> bytes:
-        """All lines; nothing where there is no file."""
-        return b"".join(part.read_bytes() for _, part in self._parts())
-
-    def append(self, line: bytes) -> None:
-        """Add a line, which ends in a newline."""
-        if not is_remote(self.path):
-            with self.path.open("ab", buffering=0) as stream:
-                if not self._ended:  # a process may have been killed in the middle of the last line
-                    stream.write(b"" if _ends_in_newline(self.path) else b"\n")
-                    self._ended = True
-                if stream.write(line) < len(line):
-                    self._ended = False
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return
-        if self._number < 0 or len(self._tail) > PART:
-            last = max((number for number, _ in self._parts()), default=-1) if self._number < 0 else self._number
-            self._number, self._tail = last + 1, b""
-        self._tail += line
-        self._part(self._number).write_bytes(self._tail)
-
-    def rewrite(self, lines: bytes) -> None:
-        """Put these lines in the place of all others."""
-        others = [part for number, part in self._parts() if number]
-        with written(self.path) as file:
-            file.write_bytes(lines)
-        for part in others:
-            part.unlink()
-        self._number = -1
-
-    def remove(self) -> None:
-        """Remove all lines."""
-        for _, part in self._parts():
-            part.unlink()
-        self._number = -1
-
-    def _part(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}") if number else self.path
-
-    def _parts(self) -> list[tuple[int, Path]]:
-        """The parts that there are, with their numbers."""
-        if not is_remote(self.path):
-            return [(0, self.path)] if self.path.is_file() else []
-        pattern = re.compile(rf"{re.escape(self.path.stem)}(?:-(\d+))?{re.escape(self.path.suffix)}")
-        named = [pattern.fullmatch(path.name) for path in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")]
-        numbers = sorted(int(match[1] or 0) for match in named if match)
-        return [(number, self._part(number)) for number in numbers]
-
-
-def _ends_in_newline(path: Path) -> bool:
-    """Whether the last line of a file is whole; that of an empty one is."""
-    with path.open("rb") as stream:
-        if not stream.seek(0, os.SEEK_END):
-            return True
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() == b"\n"

@@ -159,6 +159,7 @@ def run_cell(
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
         **_gpu_memory(stepper),
         "workers": stepper.world,
+        **({"memory_halved": stepper.halvings} if stepper.halvings else {}),
     }
     names = [*stepper.shapes, *drawn]
     kept = learner.method.result(names) if cell.test else Result(TRAINED, {name: name for name in names})

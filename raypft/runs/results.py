@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from raypft.errors import UserError, first_line
-from raypft.records import IN_JSON, Damaged, check_seal, check_yaml, opened, read, read_or_none, set_aside
-from raypft.schema import read_yaml
-from raypft.storage import Log, on_disk, sha256
+from raypft.records import IN_JSON, Damaged, Log, check_seal, job_in, opened, read, read_or_none, set_aside
+from raypft.storage import on_disk, sha256
 
 if TYPE_CHECKING:
     import pandas
@@ -41,8 +40,6 @@ DEMOS = "demos.parquet"
 
 JOB_FILE, SAMPLES, PROVENANCE = "job.yaml", "samples.json", "provenance.json"
 """Of a run: the resolved job; every seed's sample manifest and cell key; what results depend on beside the job."""
-JOB = ("recipe", "task", "backbone", "method", "protocol", "shots", "seeds", "train", "storage")
-"""Keys that job.yaml has in every version, the last of them its last."""
 
 Tell = Callable[[dict[str, Any]], None]
 SCORES = pa.schema(
@@ -81,7 +78,7 @@ def _is_whole(path: Path, key: str) -> bool:
     try:
         text = path.read_bytes()
         if not check_seal(text, IN_JSON):
-            opened(text, **NEEDED[path.name])
+            opened(text, **NEEDED[UNTESTED])
     except (OSError, ValueError):  # no file, or not what was written
         return False
     return key_in(text) == key
@@ -177,12 +174,7 @@ def read_job(folder: Path) -> dict[str, Any]:
     path = folder / JOB_FILE
     if not path.is_file():
         raise UserError(f"run: {folder} holds no job.yaml; give the folder of a run, e.g. runs/profit-xnli-…")
-    check_yaml(path)
-    job = read_yaml(path, str(path))
-    missing = [key for key in JOB if key not in job]
-    if missing or not isinstance(job["seeds"], list):
-        raise Damaged(f"{path} can't be read (it has no {', '.join(missing) or 'list of seeds'}); run the job again")
-    return job
+    return job_in(path)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from raypft.runs.results import (
     set_aside_damaged,
 )
 from raypft.runs.table import run_table
-from raypft.storage import locked, remove, tidy, write_text, written
+from raypft.storage import locked, one_line_of_disk, remove, tidy, write_text, written
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
         UserError: another process works on a run, or its data or model changed since it began.
     """
     check_distinct(prepared)
-    with ExitStack() as stack:
+    with one_line_of_disk(), ExitStack() as stack:
         for ready in prepared:
             stack.enter_context(begun(ready, fresh, tell=tell))
         for resources, cells in _unfinished(prepared, tell).items():

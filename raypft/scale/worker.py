@@ -14,7 +14,7 @@ from torch import distributed
 
 from raypft.errors import UserError
 from raypft.runs.cell import Cell
-from raypft.runs.executor import LoadedBackbone, run_recorded
+from raypft.runs.executor import LoadedBackbone, is_out_of_memory, run_recorded
 from raypft.runs.results import LOG
 from raypft.scale.cell_queue import last_line
 from raypft.scale.data import RayFlow, read_encoded, unpacked
@@ -45,6 +45,8 @@ def run_cells(queue: Any) -> None:
             ray.get(queue.finish.remote(number, str(told)))
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                ray.get(queue.note_out_of_memory.remote(number))
             log = path_of(message["folder"]) / LOG
             log.write_text(traceback.format_exc())
             failed = f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
@@ -75,5 +77,6 @@ def _run(message: dict[str, Any], cell: Cell, backbones: LoadedBackbone, queue: 
         return steppers[-1]
 
     first = distributed.get_rank() == 0
-    run_recorded(cell, prompts, backbone, queue.add_event.remote, engine, flow, is_first=first)
+    less = {"halvings": message["halvings"], "retries": False}
+    run_recorded(cell, prompts, backbone, queue.add_event.remote, engine, flow, is_first=first, **less)
     steppers[-1].close()

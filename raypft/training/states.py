@@ -268,8 +268,8 @@ def _written(path: Path) -> Iterator[Path]:
     try:
         with written(path) as file:
             yield file
-    except OSError as error:
-        told = error.strerror or first_line(error)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises a RuntimeError where a disk is full
+        told = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
             f"state: {path} can't be written: {told}; mend that and run again, which goes on from the last state"
         ) from None
