@@ -78,7 +78,7 @@ def _is_whole(path: Path, key: str) -> bool:
     try:
         text = path.read_bytes()
         if not check_seal(text, IN_JSON):
-            opened(text, **NEEDED[UNTESTED])
+            opened(text, **NEEDED[path.name])
     except (OSError, ValueError):  # no file, or not what was written
         return False
     return key_in(text) == key
