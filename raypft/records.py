@@ -24,6 +24,8 @@ IN_JSON = re.compile(rb',\s*"check": ?"([0-9a-f]{16})"\s*\}\s*')
 IN_YAML = re.compile(rb"# check: ([0-9a-f]{16})\s*")
 LONGEST = 60
 """Bytes at the end of a text that hold its hash."""
+SAMPLES = "samples.json"
+"""Beside job.yaml: the sample manifest and cell key of every seed, and the hash of job.yaml."""
 JOB = ("recipe", "task", "backbone", "method", "protocol", "shots", "seeds", "train", "storage")
 """Keys that job.yaml has in every version, the last of them its last."""
 PART = 1 << 18
@@ -39,7 +41,7 @@ def sealed(record: Mapping[str, Any], **options: Any) -> str:
     """A record that is not empty as JSON with its hash; options: those of `json.dumps`."""
     body = json.dumps(record, **options)[:-1].rstrip()
     before, after = ("\n ", "\n") if "\n" in body else ("", "")
-    return f'{body},{before}"check": "{_hash(body.encode())}"{after}}}'
+    return f'{body},{before}"check": "{hash_of(body.encode())}"{after}}}'
 
 
 def opened(text: bytes, **kinds: Kind) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def check_seal(text: bytes, form: re.Pattern[bytes]) -> bool:
     """
     start = max(0, len(text) - LONGEST)
     match = next((one for one in form.finditer(text, start) if one.end() == len(text)), None)
-    if match is not None and _hash(text[: match.start()]) != match[1].decode():
+    if match is not None and hash_of(text[: match.start()]) != match[1].decode():
         raise ValueError("it was changed after it was written")
     return match is not None
 
@@ -107,7 +109,7 @@ def read_or_none(path: Path) -> dict[str, Any] | None:
 
 def sealed_yaml(text: str) -> str:
     """YAML with its hash, as a comment."""
-    return f"{text}# check: {_hash(text.encode())}\n"
+    return f"{text}# check: {hash_of(text.encode())}\n"
 
 
 def check_yaml(path: Path) -> None:
@@ -125,6 +127,9 @@ def job_in(path: Path) -> dict[str, Any]:
         UserError: it is not what was written.
     """
     check_yaml(path)
+    known = (read_or_none(path.with_name(SAMPLES)) or {}).get("job")
+    if known not in (None, hash_of(path.read_bytes())):
+        raise Damaged(f"{path} is not the one that {SAMPLES} beside it was written with; run the job again")
     job = read_yaml(path, str(path))
     missing = [key for key in JOB if key not in job]
     if missing or not isinstance(job["seeds"], list):
@@ -139,7 +144,8 @@ def set_aside(path: Path) -> str:
     return aside.name
 
 
-def _hash(text: bytes) -> str:
+def hash_of(text: bytes) -> str:
+    """16 hex digits over a text."""
     return hashlib.sha256(text).hexdigest()[:16]
 
 

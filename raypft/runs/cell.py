@@ -29,6 +29,7 @@ from raypft.methods.base import Result
 from raypft.readouts.base import Answer
 from raypft.records import sealed
 from raypft.runs.results import (
+    DEMOS,
     LOG,
     PARTS,
     PREDICTIONS,
@@ -39,7 +40,9 @@ from raypft.runs.results import (
     UNTESTED,
     Tell,
     is_finished,
+    read_parquet,
     result_in,
+    rows_digest,
 )
 from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
 from raypft.storage import remove, sha256, tidy, written
@@ -171,6 +174,8 @@ def run_cell(
     for _ in values:  # each is gathered, whoever needs it
         pass
     if stepper.rank == 0:
+        if (folder / DEMOS).is_file():
+            files[DEMOS] = rows_digest(read_parquet(folder / DEMOS))
         result["files"] = files
         _conclude(folder, TESTED if cell.test else UNTESTED, result)
     return result

@@ -12,7 +12,7 @@ from raypft.backbones.base import Backbone, Known
 from raypft.backbones.load import load_again, load_backbone
 from raypft.config.job import Resources
 from raypft.data.streaming import Index
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
 from raypft.runs.results import Tell, recorder
 from raypft.storage import one_line_of_disk
@@ -171,8 +171,14 @@ def run_recorded(
                 result = run_cell(cell, prompts, backbone, with_less, both, flow)
             break
         except Exception as error:
-            if not (retries and is_out_of_memory(error)) or halvings == MOST_HALVINGS:
+            if not (retries and is_out_of_memory(error)):
                 raise
+            if halvings == MOST_HALVINGS:
+                raise UserError(
+                    f"run: seed {cell.seed} of {name} does not fit into memory, even with 1/{2**halvings} of the rows "
+                    f"at once: {first_line(error)}; take a smaller backbone or train.max_tokens, more workers with "
+                    "zero.stage=3, or train.checkpointing=true"
+                ) from None
             halvings += 1
         gc.collect()
         torch.cuda.empty_cache()

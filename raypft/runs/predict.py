@@ -28,7 +28,7 @@ from raypft.hub import COMMIT
 from raypft.records import read_or_none
 from raypft.runs.cell import build_learner, device_here
 from raypft.runs.prepare import cell_keys
-from raypft.runs.results import DEMOS, PROVENANCE, TRAINED, damaged, read_job, read_parquet, read_results
+from raypft.runs.results import DEMOS, PROVENANCE, TRAINED, damaged, read_job, read_parquet, read_results, rows_digest
 from raypft.runs.scores import answer_table, by_row
 from raypft.schema import at_key, set_key
 from raypft.shards import Saved, file_of
@@ -153,7 +153,7 @@ def _loaded(folder: Path, seed: int | None, moved: Mapping[str, str]) -> Trained
             f"(cell {result['cell']}, now {key}); its model was {result['backbone']}, {job.backbone} is "
             f"{weights}; restore them, or run the job again"
         )
-    encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell) if job.demos else None)
+    encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell, result) if job.demos else None)
     learner = build_learner(resolved, backbone, seed).eval()
     _put(learner, cell / TRAINED, result.get("files"))
     return Trained(resolved, seed, folder, results, learner, encoder)
@@ -206,12 +206,18 @@ def _chosen(folder: Path, results: Sequence[dict[str, Any]], seed: int | None) -
     raise UserError(f"run: {folder} has no finished seed{told}; {finished}{damaged(folder)}")
 
 
-def _demonstrations(cell: Path) -> pa.Table:
+def _demonstrations(cell: Path, result: Mapping[str, Any]) -> pa.Table:
     if not (cell / DEMOS).is_file():
         raise UserError(
             f"run: {cell} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished"
         )
-    return read_parquet(cell / DEMOS)
+    demos = read_parquet(cell / DEMOS)
+    if rows_digest(demos) != result.get("files", {}).get(DEMOS, rows_digest(demos)):
+        raise UserError(
+            f"run: {cell / DEMOS} can't be read: it holds other rows than the run was made with; start the run once "
+            "more, which writes it and reuses what is finished"
+        )
+    return demos
 
 
 @torch.no_grad()

@@ -22,7 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from raypft.errors import UserError, first_line
-from raypft.records import IN_JSON, Damaged, Log, check_seal, job_in, opened, read, read_or_none, set_aside
+from raypft.records import (
+    IN_JSON,
+    SAMPLES,
+    Damaged,
+    Log,
+    check_seal,
+    hash_of,
+    job_in,
+    opened,
+    read,
+    read_or_none,
+    set_aside,
+)
 from raypft.storage import on_disk, sha256
 
 if TYPE_CHECKING:
@@ -38,8 +50,8 @@ LOG = "failure.log"
 DEMOS = "demos.parquet"
 """A seed's demonstrations, so that a run can be used where its data is not."""
 
-JOB_FILE, SAMPLES, PROVENANCE = "job.yaml", "samples.json", "provenance.json"
-"""Of a run: the resolved job; every seed's sample manifest and cell key; what results depend on beside the job."""
+JOB_FILE, PROVENANCE = "job.yaml", "provenance.json"
+"""Of a run: the resolved job, and what results depend on beside it."""
 
 Tell = Callable[[dict[str, Any]], None]
 SCORES = pa.schema(
@@ -240,6 +252,11 @@ def read_parquet(path: Path, result: Mapping[str, Any] | None = None) -> pa.Tabl
             return pa_parquet.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"run: {path} can't be read: {first_line(error)}; run the job again") from None
+
+
+def rows_digest(table: pa.Table) -> str:
+    """16 hex digits over the rows of a table."""
+    return hash_of(json.dumps(table.to_pylist(), default=str).encode())
 
 
 def read_run(folder: Path) -> RunResults:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pa_parquet
 
 from raypft.config.job import Resources
 from raypft.errors import UserError
-from raypft.records import read, read_or_none, sealed, sealed_yaml
+from raypft.records import SAMPLES, hash_of, read, read_or_none, sealed, sealed_yaml
 from raypft.runs.cell import Cell
 from raypft.runs.executor import Executors
 from raypft.runs.prepare import Prepared
@@ -27,7 +27,6 @@ from raypft.runs.results import (
     DEMOS,
     JOB_FILE,
     PROVENANCE,
-    SAMPLES,
     TESTED,
     UNTESTED,
     Tell,
@@ -93,6 +92,7 @@ def begun(prepared: Prepared, fresh: bool, wait: float = 0, tell: Tell = lambda 
         for cell in cells:
             for line in set_aside_damaged(cell.folder):
                 tell({"event": "note", "run": prepared.folder.name, "seed": cell.seed, "text": line})
+            tidy(cell.folder)
         tidy(prepared.folder)
         _write_inputs(prepared)
         yield
@@ -136,12 +136,13 @@ def _write_inputs(prepared: Prepared) -> None:
     folder, cells = prepared.folder, prepared.cells()
     paths = [folder / name for name in (JOB_FILE, PROVENANCE, SAMPLES)]
     if not all(cell.finished for cell in cells) or not all(map(_is_readable, paths)):
-        write_text(paths[0], sealed_yaml(prepared.job.dump()))
+        job = sealed_yaml(prepared.job.dump())
+        write_text(paths[0], job)
         write_text(paths[1], sealed(provenance(prepared), indent=1))
         stored = read_or_none(paths[2]) or {}
         for seed, manifest in prepared.manifests.items():
             stored[str(seed)] = {"cell": prepared.keys[seed], **manifest}
-        write_text(paths[2], sealed(stored, ensure_ascii=False))
+        write_text(paths[2], sealed({**stored, "job": hash_of(job.encode())}, ensure_ascii=False))
     for cell in cells:  # after samples.json: a seed's folder says that it was begun
         if cell.sample is not None and cell.sample.demos is not None and not _has_demos(cell):
             cell.folder.mkdir(exist_ok=True)
