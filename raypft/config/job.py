@@ -6,6 +6,7 @@ and make the cell key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,6 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, WithJson
 from raypft.backbones.aliases import REFERENCE
 from raypft.data.sampling import DevRows
 from raypft.data.streaming import Mix
-from raypft.errors import CONTROL
 from raypft.schema import Strict, digest, validation_root
 from raypft.storage import absolute, default_storage
 
@@ -241,7 +241,7 @@ class Job(Strict):
         backbone = "@".join([Path(name).name.split(".")[0], *(part.replace("/", "-") for part in revision)])
         shots = "all" if self.shots is None else f"{self.shots}shot"
         name = f"{self.recipe}-{Path(self.task).stem}-{shots}-{backbone}-{self.key()[:8]}"
-        return CONTROL.sub("_", name)
+        return re.sub(r"[\x00-\x1f\x7f-\x9f]", "_", name)
 
 
 def provenance_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[str]:
