@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from raypft.runs.results import state_time
@@ -21,6 +22,7 @@ class CellQueue:
         self.failures, self.last_error, self.state_time = 0, "", 0.0
         self.halvings, self.halved = 0, False
         self.errors: dict[int, str] = {}
+        self.beats: dict[str, tuple[float, str]] = {}
         self.events: list[dict[str, Any]] = []
         self.changed = asyncio.Condition()
 
@@ -39,7 +41,7 @@ class CellQueue:
     async def start(self) -> int:
         """A worker group has started: the number of the cell to go on with."""
         await self._count_failure()
-        self.started, self.waits = True, False
+        self.started, self.waits, self.beats = True, False, {}
         return self.num_finished
 
     async def take(self, number: int) -> dict[str, Any] | None:
@@ -68,6 +70,20 @@ class CellQueue:
         """The events since this was last called."""
         events, self.events = self.events, []
         return events
+
+    async def beat(self, worker: str, place: str) -> None:
+        """A worker lives.
+
+        Args:
+            worker: its rank, process and node; place: where in the code it is.
+        """
+        self.beats[worker] = (time.monotonic(), place)
+
+    async def last_heard(self) -> list[str]:
+        """A line about each worker: when it was last heard, and where it was then; the one that is silent longest is
+        first."""
+        now, beats = time.monotonic(), sorted(self.beats.items(), key=lambda beat: beat[1][0])
+        return [f"{worker} was heard {now - then:.0f} s ago in {place}" for worker, (then, place) in beats]
 
     async def note_error(self, error: str) -> None:
         """What the running cell failed with, this time."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import platform
+import sys
+import threading
+import time
 import traceback
+from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import ray
@@ -22,6 +29,9 @@ from raypft.scale.deepspeed import DeepSpeedStepper, gives_up_weights
 from raypft.storage import path_of
 from raypft.training.stepper import Learner, Stepper
 
+BEAT_SECONDS = 10
+PACKAGE = str(Path(__file__).parents[1])
+
 
 def run_cells(queue: Any) -> None:
     """Run the cells of the queue, until None comes."""
@@ -29,6 +39,8 @@ def run_cells(queue: Any) -> None:
     device, first = ray.train.torch.get_device(), distributed.get_rank() == 0
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    me = f"rank {distributed.get_rank()} (process {os.getpid()} on {platform.node()})"
+    threading.Thread(target=_beat, args=(queue, me, threading.get_ident()), daemon=True).start()
     begin = [cast(int, ray.get(queue.start.remote())) if first else 0]
     distributed.broadcast_object_list(begin)
     backbones: LoadedBackbone | None = None
@@ -54,6 +66,21 @@ def run_cells(queue: Any) -> None:
             raise
         if first:
             ray.get(queue.finish.remote(number))
+
+
+def _beat(queue: Any, me: str, thread: int) -> None:
+    """Tell the queue, again and again, that this worker lives, and where a thread of it is."""
+    while (frame := sys._current_frames().get(thread)) is not None:
+        queue.beat.remote(me, place_of(frame))
+        time.sleep(BEAT_SECONDS)
+
+
+def place_of(frame: FrameType) -> str:
+    """Where a thread is: the innermost line of this package, and the function that it waits in."""
+    inner, own = frame.f_code.co_name, frame
+    while own.f_back is not None and not own.f_code.co_filename.startswith(PACKAGE):
+        own = own.f_back
+    return f"{Path(own.f_code.co_filename).name}:{own.f_lineno} {own.f_code.co_name} ({inner})"
 
 
 def _run(message: dict[str, Any], cell: Cell, backbones: LoadedBackbone, queue: Any, device: str) -> None:

@@ -62,3 +62,18 @@ def test_out_of_memory_halves_what_runs_at_once_and_is_no_failure_while_it_may_h
     halvings, errors = asyncio.run(told())
     assert halvings == list(range(11))
     assert errors == {0: "run: out of memory"}
+
+
+def test_the_worker_that_is_silent_longest_is_named_first(monkeypatch):
+    async def told() -> list[str]:
+        queue, clock = CellQueue(), iter([100.0, 130.0, 131.0, 240.0])
+        monkeypatch.setattr("raypft.scale.cell_queue.time.monotonic", lambda: next(clock))
+        await queue.beat("rank 0 (process 7 on a)", "loop.py:1 fit (all_reduce)")
+        await queue.beat("rank 1 (process 8 on b)", "loop.py:2 evaluate (forward)")
+        await queue.beat("rank 0 (process 7 on a)", "loop.py:1 fit (all_reduce)")
+        return await queue.last_heard()
+
+    assert asyncio.run(told()) == [
+        "rank 1 (process 8 on b) was heard 110 s ago in loop.py:2 evaluate (forward)",
+        "rank 0 (process 7 on a) was heard 109 s ago in loop.py:1 fit (all_reduce)",
+    ]
