@@ -35,7 +35,7 @@ LADDER = (
     {"config"},
     {"methods", "readouts"},
     {"backbones", "report", "data"},
-    {"tasks", "shards"},
+    {"tasks", "shards", "records"},
     {"catalogue", "schema", "storage", "batch", "hub"},
     {"encoded", "errors", "_version"},
 )

@@ -22,12 +22,12 @@ from raypft.cli.analyse import analyse
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.shown import Json, console, print_found, print_table
-from raypft.cli.terminal import check_words, quiet, speak_anyhow
+from raypft.cli.terminal import Terminated, check_words, quiet, speak_anyhow, terminable
 from raypft.cli.usage import Commands, check_blanks
 from raypft.cli.using import Moved, Run, Seed, moved, predict
 from raypft.config.words import split_words
-from raypft.errors import UserError
-from raypft.storage import path_of
+from raypft.errors import UserError, visible
+from raypft.storage import one_line_of_disk, path_of
 
 if TYPE_CHECKING:
     from raypft.config.resolved import ResolvedJob
@@ -97,11 +97,11 @@ def run(
     try:
         with RunProgress(console, as_json, labels) as tell:
             results = run_jobs(prepared, tell, fresh)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         table, line = interrupted(prepared)
         if table and not as_json:
             print_table(table)
-        say_interrupted(line)
+        say_interrupted(line, stop)
     folders = [ready.folder for ready in prepared]
     if not as_json:
         print_table(run_table(folders))
@@ -112,10 +112,11 @@ def run(
             print(json.dumps({"event": "finished", "folder": str(folder), **result}), flush=True)
 
 
-def say_interrupted(line: str) -> NoReturn:
-    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C."""
+def say_interrupted(line: str, stop: KeyboardInterrupt) -> NoReturn:
+    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C, or of
+    SIGTERM."""
     print(f"raypft: interrupted; {line}; the same command (without --fresh) goes on", file=sys.stderr, flush=True)
-    raise typer.Exit(130)
+    raise typer.Exit(143 if isinstance(stop, Terminated) else 130)
 
 
 Campaigns = Annotated[
@@ -146,13 +147,13 @@ def tune(
     try:
         with CampaignProgress(console, as_json) as tell:
             rows = run_campaign(campaign, tell, fresh)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         rows = CampaignState(campaign).rows()
         done = sum(row["status"] == "finished" for row in rows)
         if done and not as_json:
             print(f"partial, {done} of {len(rows)} cells:")
             print(write_tables(campaign, rows, campaign.folder).read_text(encoding="utf-8"), end="")
-        say_interrupted(f"{done} of {len(rows)} cells are finished, others go on from their last state")
+        say_interrupted(f"{done} of {len(rows)} cells are finished, others go on from their last state", stop)
     table = write_tables(campaign, rows, campaign.folder)
     if as_json:
         print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)
@@ -388,10 +389,11 @@ def main(command: Callable[[], None] = app) -> None:
     try:
         check_words()
         check_blanks(sys.argv[1:])
-        command()
+        with terminable(), one_line_of_disk():
+            command()
     except UserError as error:
         for line in str(error).split("\n"):
-            print(f"raypft: {line}", file=sys.stderr)
+            print(f"raypft: {visible(line)}", file=sys.stderr)
         raise SystemExit(error.code) from None
 
 

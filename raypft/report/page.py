@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from raypft.errors import visible
 from raypft.report.analyses import Shown
 from raypft.report.cards import link
 from raypft.report.figures import Drawn
@@ -29,12 +30,18 @@ def page(report: Any, cards: Iterable[Any], figures: Sequence[Drawn], analysed: 
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    made.finalize = _shown
     made.filters |= {"order": order, "link": functools.partial(link, out=out), "image": _data_uri}
     made.tests["number"] = lambda cell: isinstance(cell, Number)
     parts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     return made.get_template("page.html.j2").render(
         report=report, cards=list(cards), figures=figures, analysed=analysed, **parts
     )
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the page: a text that may hold markup of its own has its control characters as escapes."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def order(cell: str) -> str:

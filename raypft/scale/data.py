@@ -6,6 +6,7 @@ streamed rows are read while workers train (`RayFlow`), by tasks that are short.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -24,11 +25,13 @@ from raypft.config.load import resolve
 from raypft.data import streaming
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
+from raypft.errors import UserError, first_line
 from raypft.readouts import READOUTS
+from raypft.records import read, read_or_none, sealed
 from raypft.runs.cell import Cell
 from raypft.scale.encoding import EncoderOf, encode_file, encode_shards, read_steps
 from raypft.scale.resources import ENCODER_CPUS
-from raypft.storage import absolute, on_disk, path_of, remove, written
+from raypft.storage import absolute, is_remote, on_disk, path_of, remove, sha256, write_text, written
 from raypft.training.encode import ENCODING, ROLES
 from raypft.training.flow import Share
 from raypft.training.rows import EncodedRows
@@ -107,11 +110,11 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     of Ray Data, which writes the shards where it makes them. What says that all are there is written last."""
     for cell in cells:
         index = sample_of(cell).stream
-        if isinstance(index, streaming.Index) and not (path := index_file(cell, index)).is_file():
+        if isinstance(index, streaming.Index):
+            path = index_file(cell, index)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written(path) as file:
-                file.write_text(index.dump())
-    missing = {folder: cell for cell in cells if not ((folder := encoded_folder(cell)) / SHARDS).is_file()}
+            write_text(path, index.dump())
+    missing = {folder: cell for cell in cells if not _is_encoded(folder := encoded_folder(cell))}
     works = list[Work]()
     for folder, cell in missing.items():
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,8 +126,33 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     else:
         _encode_on_ray(works, cells[0].job)
     for folder in missing:
-        with written(folder / SHARDS) as file:
-            file.write_text(json.dumps([to.name for _, _, to in works if to.parent == folder]))
+        shards = {to.name: _digest(to) for _, _, to in works if to.parent == folder}
+        write_text(folder / SHARDS, sealed({"shards": shards}))
+
+
+def _is_encoded(folder: Path) -> bool:
+    """Whether all shards of a folder are there and what was written; a folder that isn't is encoded anew."""
+    shards = (read_or_none(folder / SHARDS) or {}).get("shards")
+    if not isinstance(shards, dict):
+        return False
+    try:
+        return all(_digest(folder / name) == digest for name, digest in shards.items())
+    except OSError:
+        return False
+
+
+def _digest(shard: Path) -> str:
+    """The sha256 of a shard; of an object its size, since stores see to their content themselves."""
+    if is_remote(shard):
+        return str(shard.stat().st_size)
+    stat = shard.stat()
+    return _sha256(shard, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(shard: Path, size: int, time: int) -> str:
+    """Of a file as it was then: cells share shards."""
+    return sha256(shard)
 
 
 def _shards(sample: Sample) -> Iterator[tuple[str, pa.Table]]:
@@ -236,10 +264,17 @@ class RayFlow:
 
 
 def read_encoded(folder: Path) -> dict[str, EncodedRows]:
-    """Role to encoded prompts, memory-mapped."""
+    """Role to encoded prompts, memory-mapped.
+
+    Raises:
+        UserError: they are not there, or not whole.
+    """
     prompts: dict[str, EncodedRows] = {}
-    with ExitStack() as stack:  # a copy out of a bucket may be removed once it is mapped
-        names = itertools.groupby(json.loads((folder / SHARDS).read_text()), key=lambda name: name.partition("-")[0])
-        for role, shards in names:
-            prompts[role] = EncodedRows.read(stack.enter_context(on_disk(folder / shard)) for shard in shards)
+    try:
+        shards = (read(folder / SHARDS, shards=dict) or {"shards": {}})["shards"]
+        with ExitStack() as stack:  # a copy out of a bucket may be removed once it is mapped
+            for role, names in itertools.groupby(shards, key=lambda name: name.partition("-")[0]):
+                prompts[role] = EncodedRows.read(stack.enter_context(on_disk(folder / name)) for name in names)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"run: {folder} can't be read: {first_line(error)}; run again, which encodes anew") from None
     return prompts

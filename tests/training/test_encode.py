@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +18,7 @@ from raypft.contract import tiny
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded, Passage
 from raypft.readouts import READOUTS
+from raypft.records import sealed
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training import encode
@@ -509,12 +509,48 @@ def test_rows_are_encoded_into_shards_in_order(monkeypatch, tmp_path):
         asked.append({"rows": str(tmp_path / f"rows-{name}"), "to": str(tmp_path / name), "encoder": 0})
     counts = encoding.encode_shards(pa.Table.from_pylist(asked), [("", "")])
     assert counts["prompts"].to_pylist() == [4, 2, 3]
-    (tmp_path / data.SHARDS).write_text(json.dumps([name for name, _ in shards]))
+    (tmp_path / data.SHARDS).write_text(sealed({"shards": {name: data._digest(tmp_path / name) for name, _ in shards}}))
     prompts = data.read_encoded(tmp_path)
     assert {role: list(rows) for role, rows in prompts.items()} == {
         "train": [prompt for own in sentences[:3] for prompt in make(own)],
         "test": make(sentences[3]),
     }
+
+
+DAMAGES = {
+    "whole": lambda shard, manifest: None,
+    "a bit": lambda shard, manifest: shard.write_bytes(shard.read_bytes()[:-200] + b"x" + shard.read_bytes()[-199:]),
+    "cut": lambda shard, manifest: shard.write_bytes(shard.read_bytes()[:-9]),
+    "empty": lambda shard, manifest: shard.write_bytes(b""),
+    "gone": lambda shard, manifest: shard.unlink(),
+    "no manifest": lambda shard, manifest: manifest.unlink(),
+    "half a manifest": lambda shard, manifest: manifest.write_bytes(manifest.read_bytes()[:-9]),
+    "an older one": lambda shard, manifest: manifest.write_text('["train-000000.arrow"]'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_encoded_rows_that_are_not_whole_are_encoded_anew(damage, monkeypatch, tmp_path):
+    from raypft.scale import data
+
+    make, made = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer"), list[str]()
+    rows = pa.Table.from_pylist([{**row("a good film", ["THING"] * 3), "id": "1"}])
+    sample = Sample(rows, None, rows, None)
+
+    def encoder(job: str, demos: str) -> Encoder:
+        made.append(job)
+        return make
+
+    monkeypatch.setattr(data, "_encoder", encoder)
+    monkeypatch.setattr(data, "encoded_folder", lambda cell: tmp_path)
+    cell: Any = SimpleNamespace(sample=sample, job=SimpleNamespace(model_dump=dict))
+    data.encode_on_ray([cell])
+    expected = {role: list(prompts) for role, prompts in data.read_encoded(tmp_path).items()}
+    shard, manifest = tmp_path / "train-000000.arrow", tmp_path / data.SHARDS
+    DAMAGES[damage](shard, manifest)
+    data.encode_on_ray([cell])
+    assert len(made) == (2 if damage == "whole" else 4), "two shards, once or twice"
+    assert {role: list(prompts) for role, prompts in data.read_encoded(tmp_path).items()} == expected
 
 
 @pytest.mark.parametrize("searches", [True, False])
