@@ -22,7 +22,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # whoever only looks on needs no torch
+    from raypft.config.job import Job
+    from raypft.config.resolved import ResolvedJob
+    from raypft.runs.cell import Cell
+    from raypft.runs.executor import LoadedBackbone
+    from raypft.training.stepper import Learner, Stepper
 
 SIZES: dict[str, dict[str, Any]] = {
     "20M": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
@@ -58,22 +65,22 @@ def quick() -> list[Case]:
 
 
 def whole() -> Iterator[Case]:
-    """ZeRO-3 at every size, type and number of workers; the other engines beside, at the largest size."""
+    """ZeRO-3 at every size, type and number of workers; the other engines beside, where they fit most machines."""
     for size in SIZES:
         for precision in BYTES:
             for workers in (1, 2, 4):
                 yield Case(size, precision, "full", "zero3", workers)
     for workers in (1, 4):
         yield Case("330M", "fp32", "lora", "zero3", workers)
-    for method in ("full", "lora"):
-        yield Case("330M", "fp32", method, "torch", 1)
+    for size, method in (("120M", "full"), ("330M", "lora")):
+        yield Case(size, "fp32", method, "torch", 1)
         for stage in range(3):
-            yield Case("330M", "fp32", method, f"zero{stage}", 2)
+            yield Case(size, "fp32", method, f"zero{stage}", 2)
 
 
 def config_of(size: str) -> Any:
     """The configuration of a Llama."""
-    from transformers import LlamaConfig  # noqa: PLC0415  (whoever only looks on needs no torch)
+    from transformers import LlamaConfig  # noqa: PLC0415
 
     config = LlamaConfig(
         vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES[size]
@@ -127,88 +134,93 @@ def private(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
-def measured(case: Case, model: Path, scratch: Path, seeds: int = 1) -> tuple[int, list[dict[str, Any]]]:
-    """The peak of a case, and what its workers told."""
+def members(script: str, workers: int, settings: dict[str, Any]) -> list[subprocess.Popen[bytes]]:
+    """Processes that run a script's member with these settings, in a group of so many."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", **os.environ}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = []
+    for rank in range(workers):
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
+        own = common | {key: str(value) for key, value in numbers.items()}
+        command = [sys.executable, script, "--member", json.dumps(settings)]
+        started.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
+    return started
+
+
+def measured(case: Case, model: Path, scratch: Path, seeds: int = 1) -> tuple[int, list[dict[str, Any]]]:
+    """The peak of a case, and what its workers told."""
     told = scratch / "told.jsonl"
     told.write_text("")
-    settings = {
-        "case": asdict(case),
-        "model": str(model),
-        "runs": str(scratch / "runs"),
-        "told": str(told),
-        "seeds": seeds,
-    }
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    members = []
-    for rank in range(case.workers):
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.workers, "LOCAL_WORLD_SIZE": case.workers}
-        own = environment | {key: str(value) for key, value in numbers.items()}
-        command = [sys.executable, __file__, "--member", json.dumps(settings)]
-        members.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
+    places = {"model": str(model), "runs": str(scratch / "runs"), "told": str(told)}
+    group = members(__file__, case.workers, {"case": asdict(case), "seeds": seeds, **places})
     peak = 0
     try:
-        while any(member.poll() is None for member in members):
-            peak = max(peak, *(private(member.pid) for member in members))
-            if any(member.poll() for member in members):
+        while any(member.poll() is None for member in group):
+            peak = max(peak, *(private(member.pid) for member in group))
+            if any(member.poll() for member in group):
                 raise SystemExit(f"{case.name}: a worker failed")
             time.sleep(LOOK_SECONDS)
     finally:
-        for member in members:
+        for member in group:
             member.kill()
             member.wait()
     return peak, [json.loads(line) for line in told.read_text().splitlines()]
+
+
+def job_of(case: Case, model: str, runs: str, **more: Any) -> ResolvedJob:
+    """The job of a case: four prompts an epoch, and as many tested."""
+    from raypft import load_job  # noqa: PLC0415
+
+    zero = case.engine.removeprefix("zero")
+    values: dict[str, Any] = {
+        "protocol": "fixed",
+        "shots": 2,
+        "seeds": 1,
+        "test": {"languages": ["en"], "limit": 4},
+        "zero": {"stage": int(zero) if zero.isdigit() else 0},
+        "resources": {"workers": case.workers if zero.isdigit() else 0},
+        "train": {"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
+    }
+    own = {"task": "sentiment", "backbone": model, "method": case.method, "storage": runs}
+    return load_job("fpft", **own, **values | more)
+
+
+def stepper_of(cell: Cell, learner: Learner) -> Stepper:
+    """The engine of a case's job."""
+    from raypft.training.stepper import TorchStepper  # noqa: PLC0415
+
+    if not cell.job.resources.workers:
+        return TorchStepper(learner, cell.job.train, "cpu")
+    from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (takes seconds to import)
+
+    return DeepSpeedStepper(cell.job, learner, "cpu")
+
+
+def backbones_of(job: Job) -> LoadedBackbone:
+    """How a worker of a job loads its model."""
+    from raypft.runs.executor import LoadedBackbone  # noqa: PLC0415
+
+    return LoadedBackbone(job.resources.workers > 0 and (job.zero.stage == 3 or job.train.precision != "fp32"))
 
 
 def member(settings: dict[str, Any]) -> None:
     """One worker of a case: the seeds of a job, one after the other, as a worker group runs them."""
     from torch import distributed  # noqa: PLC0415
 
-    from raypft import load_job  # noqa: PLC0415
-    from raypft.runs.cell import Cell, run_cell  # noqa: PLC0415
-    from raypft.runs.executor import LoadedBackbone  # noqa: PLC0415
+    from raypft.runs.cell import run_cell  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
     from raypft.training.encode import encode_sample  # noqa: PLC0415
-    from raypft.training.stepper import Learner, Stepper, TorchStepper  # noqa: PLC0415
 
     case = Case(**settings["case"])
-    zero = case.engine.removeprefix("zero")
-    resolved = load_job(
-        "fpft",
-        task="sentiment",
-        backbone=settings["model"],
-        method=case.method,
-        protocol="fixed",
-        shots=2,
-        seeds=settings["seeds"],
-        storage=settings["runs"],
-        test={"languages": ["en"], "limit": 4},
-        zero={"stage": int(zero) if zero.isdigit() else 0},
-        resources={"workers": case.workers if zero.isdigit() else 0},
-        train={"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
-    )
-    prepared = prepare(resolved)
+    prepared = prepare(job_of(case, settings["model"], settings["runs"], seeds=settings["seeds"]))
     distributed.init_process_group("gloo")
-    backbones, ended = (
-        LoadedBackbone(as_stored=zero == "3" or (zero.isdigit() and case.precision != "fp32")),
-        time.perf_counter(),
-    )
+    backbones, ended = backbones_of(prepared.job), time.perf_counter()
 
     def engine(cell: Cell, learner: Learner) -> Stepper:
-        if case.engine == "torch":
-            stepper: Stepper = TorchStepper(learner, cell.job.train, "cpu")
-        else:
-            from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (takes seconds to import)
-
-            stepper = DeepSpeedStepper(cell.job, learner, "cpu")
+        stepper = stepper_of(cell, learner)
         step = stepper.step
 
         def told(lr: float) -> Any:
