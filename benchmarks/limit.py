@@ -1,7 +1,7 @@
 """A model whose training does not fit a worker: what each engine does where a worker may have 3.5 times the model's
 bytes for itself.
 
-    python benchmarks/limit.py [20M|120M]
+    python benchmarks/limit.py [50M|120M]
 
 RLIMIT_DATA is set in every worker before it opens the model's files; the kernel counts what is mapped for the process
 alone, the pages of those files too. Training it in one process, or whole in each, takes five times the model's bytes:
@@ -21,8 +21,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from memory import Case, backbones_of, job_of, members, stepper_of, write_model
+from memory import SIZES, Case, backbones_of, config_of, job_of, members, stepper_of, write_model
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 4000,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+}
+"""50 million parameters, few of them in the embedding."""
 ALLOWED = 3.5
 """Times the bytes of the model's weights."""
 UNTIL = 2
@@ -109,10 +117,10 @@ def main() -> None:
     if sys.argv[1:2] == ["--member"]:
         member(json.loads(sys.argv[2]))
         return
-    size = sys.argv[1] if len(sys.argv) > 1 else "20M"
+    size = sys.argv[1] if len(sys.argv) > 1 else "50M"
     with tempfile.TemporaryDirectory(prefix="raypft-limit-") as folder:
         model = Path(folder) / "model"
-        write_model(model, size, "fp32")
+        write_model(model, config_of(**SIZES.get(size, SMALL)), "fp32")
         for case in (Case(size, "fp32", "full", "torch", 1), Case(size, "fp32", "full", "zero0", 4)):
             print(case.name, "trained" if ran(case, model, Path(folder) / case.name) else "out of memory", flush=True)
         case, runs = Case(size, "fp32", "full", "zero3", 4), Path(folder) / "runs"

@@ -2,11 +2,12 @@
 
     python benchmarks/memory.py [--quick] [--only TEXT]
 
-One line a case: NAME peak GB bound GB. A name says parameters, type, method, engine and workers. The peak is the most
-that any worker had of pages of its own (RssAnon and RssShmem of /proc, looked at every few milliseconds from outside):
-pages of the model's files, which the kernel shares between processes and takes back when it likes, are not in it. The
-bound, of ZeRO-3: 1.35 x (16 bytes x trainable / workers + bytes of frozen / workers + the largest layer) + 0.8 GB; the
-other engines' lines have none. --quick: 20 M parameters on 1 and 2 workers, under a minute. --only: names with a text.
+One line a case: NAME peak GB bound GB foreseen GB. A name says parameters, type, method, engine, workers. The peak is
+the most that any worker had of pages of its own (RssAnon and RssShmem of /proc, looked at every few milliseconds from
+outside): pages of the model's files, which the kernel shares between processes and takes back when it likes, are not in
+it. The bound, of ZeRO-3: 1.35 x (16 bytes x trainable / workers + bytes of frozen / workers + the largest layer) + 0.8
+GB; the other engines' lines have none. What is foreseen is what `raypft check` tells of such a worker. --quick: 20 M
+parameters on 1 and 2 workers, under a minute. --only: names with a text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # whoever only looks on needs no torch
     from raypft.config.resolved import ResolvedJob
     from raypft.runs.cell import Cell
     from raypft.runs.executor import LoadedBackbone
+    from raypft.runs.memory import Counts
     from raypft.training.stepper import Learner, Stepper
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -78,51 +80,49 @@ def whole() -> Iterator[Case]:
             yield Case(size, "fp32", method, f"zero{stage}", 2)
 
 
-def config_of(size: str) -> Any:
+def config_of(**sizes: Any) -> Any:
     """The configuration of a Llama."""
     from transformers import LlamaConfig  # noqa: PLC0415
 
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES[size]
-    )
+    common = {"vocab_size": VOCABULARY, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    config = LlamaConfig(tie_word_embeddings=True, **common | sizes)
     config.architectures = ["LlamaForCausalLM"]
     return config
 
 
-def write_model(folder: Path, size: str, precision: str) -> None:
+def write_model(folder: Path, config: Any, precision: str) -> None:
     """A random Llama with a tokenizer of words, as transformers writes them."""
     import torch  # noqa: PLC0415
     from materials import lexicon, word_tokenizer  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        config_of(size), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    )
+    model = AutoModelForCausalLM.from_config(config, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
     model.save_pretrained(folder, max_shard_size="400MB")
-    words = [*FIXED, *lexicon(VOCABULARY)]
-    word_tokenizer(list(dict.fromkeys(words))[: VOCABULARY - 6]).save_pretrained(folder)
+    words = [*FIXED, *lexicon(config.vocab_size)]
+    word_tokenizer(list(dict.fromkeys(words))[: config.vocab_size - 6]).save_pretrained(folder)
 
 
-def bound(case: Case) -> float | None:
-    """Bytes that a worker may hold."""
-    if case.engine != "zero3":
-        return None
+def counts_of(case: Case) -> Counts:
+    """The parameters of a case's model with its method."""
     import torch  # noqa: PLC0415
 
     from raypft.backbones.load import backbone_from_config  # noqa: PLC0415
     from raypft.methods import METHODS  # noqa: PLC0415
+    from raypft.runs.memory import Counts  # noqa: PLC0415
 
-    with torch.device("meta"):
-        backbone = backbone_from_config(config_of(case.size))
     made = METHODS.load(case.method)
-    method = made(made.Config(), backbone)
-    trainable = sum(p.numel() for p in method.trainable().values())
-    frozen = sum(p.numel() for p in method.parameters()) - trainable
-    layers = [*backbone.blocks, backbone.model.get_input_embeddings()]
-    largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
-    each = 16 * trainable + BYTES[case.precision] * frozen
-    return 1.35 * (each / case.workers + BYTES[case.precision] * largest) + 0.8e9
+    with torch.device("meta"):
+        method = made(made.Config(), backbone_from_config(config_of(**SIZES[case.size])))
+    return replace(Counts.of(method), stored=BYTES[case.precision])
+
+
+def bound(case: Case, counts: Counts) -> float | None:
+    """Bytes that a worker may hold."""
+    if case.engine != "zero3":
+        return None
+    each = 16 * counts.trainable + BYTES[case.precision] * (counts.everything - counts.trainable)
+    return 1.35 * (each / case.workers + BYTES[case.precision] * counts.largest) + 0.8e9
 
 
 def private(pid: int) -> int:
@@ -264,19 +264,22 @@ def main() -> None:
     if asked.member:
         member(json.loads(asked.member))
         return
+    from raypft.runs.memory import foreseen  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory(prefix="raypft-memory-") as folder:
         for case in quick() if asked.quick else whole():
             if asked.only not in case.name:
                 continue
             model = Path(folder) / f"{case.size}-{case.precision}"
             if not model.is_dir():
-                write_model(model, case.size, case.precision)
+                write_model(model, config_of(**SIZES[case.size]), case.precision)
             scratch = Path(folder) / case.name
             scratch.mkdir()
             peak, told = measured(case, model, scratch, asked.seeds)
-            allowed = bound(case)
+            counts = counts_of(case)
+            allowed, expected = bound(case, counts), foreseen(job_of(case, str(model), str(scratch)).job, counts).peak
             end = "" if allowed is None else f" bound {allowed / 1e9:.2f} GB"
-            print(f"{case.name} peak {peak / 1e9:.2f} GB{end}", flush=True)
+            print(f"{case.name} peak {peak / 1e9:.2f} GB{end} foreseen {expected / 1e9:.2f} GB", flush=True)
             for line in told if asked.seeds > 1 else []:
                 print(f"    {line}", flush=True)
 

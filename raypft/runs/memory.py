@@ -15,17 +15,23 @@ from raypft.methods.base import Method
 from raypft.training.room import PER_BLOCK, USUAL_TOKENS
 
 GB = 1e9
+LIBRARIES = 0.45e9
+"""Bytes of a worker before it opens a model: torch, transformers, DeepSpeed (measured, benchmarks/memory.py)."""
+PASSING = 4
+"""Times the largest layer that ZeRO-3 holds for a moment beside that layer's values: its gradient, the bucket in which
+it is reduced, what the optimizer reads, what gloo sends (measured, as above)."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of a model with its method: all, those that train, those of its largest layer; and what a token's
-    states take in its blocks, in numbers."""
+    """Parameters of a model with its method: all, those that train, those of its largest layer; what a token's states
+    take in its blocks, in numbers; and bytes of a number in the model's files."""
 
     everything: int
     trainable: int
     largest: int
     states: int
+    stored: int = 4
 
     @classmethod
     def of(cls, method: Method) -> Counts:
@@ -33,24 +39,33 @@ class Counts:
         parameters, backbone = list(method.parameters()), method.backbone
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         states = backbone.num_layers * PER_BLOCK * backbone.hidden
-        return cls(sum(p.numel() for p in parameters), trainable, largest_layer(method), states)
+        stored = getattr(backbone.config, "dtype", None) or torch.float32
+        everything = sum(p.numel() for p in parameters)
+        return cls(everything, trainable, largest_layer(method), states, stored.itemsize)
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """Bytes: of one worker's weights that train or are its share, their gradients, the optimizer's state, activations;
-    frozen weights that the workers of a machine have in common, as pages of the model's files."""
+    """Bytes: of one worker's weights that train, are its share or are of another type than in the files, their
+    gradients, the optimizer's state, activations; layers that pass through it; frozen weights that the workers of a
+    machine have in common, as pages of the model's files."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    passing: float
     common: float
 
     @property
     def lasting(self) -> float:
         """Of a worker, whatever a step holds beside."""
         return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> float:
+        """Of a worker's own, at most: pages of files are not in it."""
+        return LIBRARIES + self.lasting + self.activations + self.passing
 
     def on_machine(self, workers: int) -> float:
         """Of so many workers on one machine, without activations."""
@@ -69,23 +84,29 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
     weights, common = each * whole, each * frozen
     if stage == 3:
         weights, common = each * (share * counts.everything + counts.largest), 0
-    tokens = job.train.tokens_at_once or USUAL_TOKENS
+    elif each != counts.stored:  # made in each worker
+        weights, common = each * counts.everything, 0
+    rows = -(-job.train.batch_size // max(1, workers))
+    tokens = min(job.train.tokens_at_once or USUAL_TOKENS, rows * job.train.max_tokens)
+    number = each if workers else 4  # autocast keeps some states in fp32
     return Foreseen(
         weights,
         each * whole * (share if stage >= 2 else 1),
         (12 if copies else 8) * whole * (share if stage >= 1 else 1),
-        4 * tokens * (counts.states // PER_BLOCK if job.train.checkpointing else counts.states) if whole else 0,
+        number * tokens * (counts.states // PER_BLOCK if job.train.checkpointing else counts.states) if whole else 0,
+        PASSING * each * counts.largest if stage == 3 else 0,
         common,
     )
 
 
 def told(job: Job, found: Foreseen) -> str:
     """A line on it."""
-    parts = ("weights", "gradients", "optimizer", "activations")
+    parts = ("weights", "gradients", "optimizer", "activations", "passing")
     each = ", ".join(f"{part} {getattr(found, part) / GB:.2f}" for part in parts)
+    each += f", libraries {LIBRARIES / GB:.2f}"
     common = f"; {found.common / GB:.2f} GB of frozen weights in common" if found.common else ""
     whose = f"a worker, ZeRO {job.zero.stage}, {job.resources.workers} in all" if job.resources.workers else "in all"
-    return f"memory: about {(found.lasting + found.activations) / GB:.2f} GB {whose} ({each}){common}"
+    return f"memory: about {found.peak / GB:.2f} GB {whose} ({each}){common}"
 
 
 def check_memory(job: Job, counts: Counts) -> None:
