@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,20 +109,23 @@ def told(job: Job, found: Foreseen) -> str:
     return f"memory: about {found.peak / GB:.2f} GB {whose} ({each}){common}"
 
 
-def check_memory(job: Job, counts: Counts) -> None:
-    """Whether this machine, and its GPUs where they are used, hold a job, activations not counted. Of a cluster that
-    RAY_ADDRESS names nothing is known here.
+def check_memory(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> None:
+    """Whether this machine, and its GPUs where they are used, hold a job, activations not counted; or the nodes of a
+    cluster, whose GPUs' memory is not known.
+
+    Args:
+        nodes: bytes of each node of the cluster that RAY_ADDRESS names; without them nothing is known of it.
 
     Raises:
         UserError: they don't; with what would.
     """
-    if job.resources.workers and os.environ.get("RAY_ADDRESS"):
+    if job.resources.workers and os.environ.get("RAY_ADDRESS") and (not nodes or job.resources.gpus_per_worker):
         return
-    missing = lacking(job, counts)
+    missing = lacking(job, counts, nodes)
     if missing is None:
         return
     place, needed, there = missing
-    fitting = next((way for way, other in ways(job) if lacking(other, counts) is None), None)
+    fitting = next((way for way, other in ways(job) if lacking(other, counts, nodes) is None), None)
     do = f"use {fitting}" if fitting else "choose a smaller backbone or a method that trains less"
     raise UserError(
         f"memory: the job holds at least {needed / GB:.1f} GB of weights, gradients and optimizer state; "
@@ -130,9 +133,13 @@ def check_memory(job: Job, counts: Counts) -> None:
     )
 
 
-def lacking(job: Job, counts: Counts) -> tuple[str, float, float] | None:
+def lacking(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> tuple[str, float, float] | None:
     """Which place is too small for a job, what that needs and has, in bytes; None where all hold it."""
     found = foreseen(job, counts)
+    if job.resources.workers and nodes:
+        needed = job.resources.workers * found.lasting + len(nodes) * found.common
+        place = f"the cluster, with {max(nodes) / GB:.1f} on its largest node,"
+        return None if _hold(nodes, found, job.resources.workers) else (place, needed, sum(nodes))
     places = [("this machine", found.on_machine(job.resources.workers), machine_memory())]
     if torch.cuda.is_available() and (job.resources.gpus_per_worker or not job.resources.workers):
         optimizer = found.optimizer if not (job.zero.offload and job.resources.workers) else 0.0
@@ -142,6 +149,11 @@ def lacking(job: Job, counts: Counts) -> tuple[str, float, float] | None:
             ("its GPU", on_gpu, torch.cuda.get_device_properties(0).total_memory),
         ]
     return next(((place, needed, there) for place, needed, there in places if needed > there), None)
+
+
+def _hold(nodes: Sequence[float], found: Foreseen, workers: int) -> bool:
+    """Whether nodes hold so many workers, and each of them what its workers have in common."""
+    return sum(max(0, (node - found.common) // max(1, found.lasting)) for node in nodes) >= workers
 
 
 def ways(job: Job) -> Iterator[tuple[str, Job]]:

@@ -111,6 +111,35 @@ def test_too_much_is_refused_with_what_would_fit(asked, there, do, monkeypatch):
         check_memory(asked, FULL)  # of a cluster nothing is known here
 
 
+@pytest.mark.parametrize(
+    ("asked", "counts", "nodes", "holds"),
+    [
+        (job(2, 0), FULL, [16_000, 16_000], True),
+        (job(2, 0), FULL, [32_000], True),
+        (job(2, 0), FULL, [15_000, 20_000], False),  # whole workers, no halves
+        (job(2, 0), FEW, [4120, 4120], True),  # what trains once a worker, what is frozen once a node
+        (job(2, 0), FEW, [4280], True),
+        (job(2, 0), FEW, [4270], False),
+        (job(2, 0), FEW, [2200, 2200], False),
+    ],
+)
+def test_a_cluster_is_compared_node_by_node(asked, counts, nodes, holds, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1)
+    if holds:
+        check_memory(asked, counts, nodes)
+        return
+    with pytest.raises(UserError, match=r"; the cluster, with 0\.0 on its largest node, has 0\.0; "):
+        check_memory(asked, counts, nodes)
+
+
+def test_gpus_of_a_cluster_are_not_known(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    asked = job(2, 0)
+    on_gpus = asked.model_copy(update={"resources": Resources(workers=2, gpus_per_worker=1)})
+    check_memory(on_gpus, FULL, [1000])
+
+
 def test_a_line_tells_each_part():
     line = told(job(2, 3), foreseen(job(2, 3), Counts(2_000_000_000, 1_000_000_000, 100_000_000, 34 * 8)))
     assert line == (
