@@ -266,14 +266,14 @@ def check(words: Names, as_json: Json = False) -> None:
     from raypft.runs.table import check_comparable  # noqa: PLC0415
     from raypft.scale.machine import check_machine  # noqa: PLC0415
 
-    prepared = []
+    prepared, nodes = [], []
     for job in jobs:
-        check_machine(job.job.resources)
+        nodes.append(check_machine(job.job.resources))
         prepared.append(prepare(job))
         check_distinct(prepared)
     check_comparable(prepared)
-    for ready in prepared:
-        print_found(checked(ready), as_json)
+    for ready, there in zip(prepared, nodes, strict=True):
+        print_found(checked(ready, there), as_json)
 
 
 @app.command()
