@@ -77,6 +77,23 @@ def test_a_search_shows_its_trials_and_the_best_so_far(tmp_path):
     assert _places(["a", "b", "a"]) == ([0.0, 1.0, 0.0], [(0.0, "a"), (1.0, "b")])
 
 
+def test_a_row_may_search_more_keys_than_another(tmp_path):
+    of_b = {"method.layer": [2, 4], "train.lr": [0.3, 0.2]}
+    search = {"space": {"train.lr": [0.1, 0.2]}, "rows": {"A": {}, "B": of_b}}
+    rows = [cell("A", 30.0, axes={"train.lr": rate}, dev=10 * rate) for rate in (0.1, 0.2)]
+    for layer, rate, dev in ((2, 0.3, 5.0), (4, 0.3, 8.0), (2, 0.2, 8.0), (4, 0.2, 3.0)):
+        rows.append(cell("B", 30.0, axes={"train.lr": rate, "method.layer": layer}, dev=dev))
+    write_report(campaign(search=search), rows, tmp_path)
+    assert {"parallel", "plot-train.lr", "plot-method.layer"} <= drawn(tmp_path)
+    found = data(tmp_path, "plot-method.layer")
+    assert {(one["row"], one["method.layer"]) for one in found} == {("B", "2"), ("B", "4")}
+    assert [one["method.layer"] for one in data(tmp_path, "parallel")] == ["", "", "2", "4", "2", "4"]
+    notes = (tmp_path / "table.md").read_text()
+    assert "A on xnli: train.lr=0.2 (dev 2.0)" in notes
+    # of equals the first as the row's own list has them: 0.3 before 0.2
+    assert "B on xnli: train.lr=0.3, method.layer=4 (dev 8.0)" in notes
+
+
 def test_curves_over_an_axis_have_their_data_too(tmp_path):
     rows = [cell("A", 50.0 + shots + seed, seed, axes={"shots": shots}) for shots in (1, 2, 4) for seed in range(2)]
     write_report(campaign(rows={"A": object()}, vary={"shots": [1, 2, 4]}), rows, tmp_path)
