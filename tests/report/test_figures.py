@@ -9,8 +9,10 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 from made import answers, write_run, write_task
+from matplotlib.figure import Figure
 from test_campaign_tables import campaign, cell
 
+from raypft.report.figures import spread_axis
 from raypft.report.folder import write_report
 from raypft.report.languages import family, script
 from raypft.report.score_figures import front
@@ -48,6 +50,17 @@ def test_the_transfer_gap_is_the_pivot_minus_the_language_seed_by_seed(tmp_path)
 def test_the_front_keeps_what_nothing_surpasses():
     points = {"dear": (9.0, 80.0), "cheap": (1.0, 60.0), "worse": (9.0, 70.0), "twin": (1.0, 60.0), "mid": (5.0, 59.0)}
     assert front(points) == ["dear", "cheap", "twin"]
+
+
+def test_costs_are_spread_by_magnitude_with_what_trains_nothing_beside(tmp_path):
+    for costs, scale in (([0, 460_800, 134_515_008], "symlog"), ([5, 100], "log"), ([0, 332_352], "linear")):
+        axes = Figure().subplots()
+        spread_axis(axes, costs)
+        axes.plot(costs, costs)
+        places = axes.transData.transform([(cost, 0) for cost in costs])[:, 0]
+        assert axes.get_xscale() == scale
+        assert min(np.diff(places)) > 0.15 * axes.bbox.width
+        assert len(axes.get_xticks()) < 12
 
 
 def test_score_against_cost(tmp_path):
