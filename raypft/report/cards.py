@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from raypft.records import job_in, read_or_none
 from raypft.report.evidence import PREDICTIONS
-from raypft.report.groups import Cells, Chosen, Group, text
+from raypft.report.groups import Cells, Chosen, Group, text, told
 from raypft.report.notes import selected
 from raypft.report.table import Table
 from raypft.storage import is_remote
@@ -123,7 +123,7 @@ class Cards:
             spread = f" ± {dev.std:.1f}" if dev.std is not None else ""
             shown = f"{dev.mean:.1f}{spread}" if dev.values else ", ".join({s for s, _ in group.unfinished.values()})
             mark = "yes" if group is chosen.best else ""
-            table.rows.append([*map(text, group.choice), shown, str(len(dev.values)), mark])
+            table.rows.append([*told(self.cells.searched, group.choice), shown, str(len(dev.values)), mark])
         return table
 
 
