@@ -72,7 +72,8 @@ def lost(cells: Cells) -> list[str]:
     seeds_of: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for groups in cells.groups.values():
         for group in groups.values():
-            where = ", ".join(map(text, (*group.point, *group.choice)))
+            chosen = [value for value in group.choice if value is not None]  # a row that is not searched has none
+            where = ", ".join(map(text, (*group.point, *chosen)))
             for seed, (status, reason) in group.unfinished.items():
                 if status != "missing":
                     seeds_of[status, f"{group.row} on {text(group.task)}", where, reason].append(seed)
