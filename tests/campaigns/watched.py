@@ -56,7 +56,14 @@ class Driven:
         result |= {"test_rows": "test", "protocol": "fixed", **(measured(task, rows) if test else {})}
         history = [{"epoch": number, "loss": 1 / number, "dev": 50.0 + number} for number in (1, 2, 3)]
         result |= {"best_epoch": 3, "dev": 50.0 + right, "history": history, "losses": [], "train_seconds": 2.0}
-        result |= {"trainable": 1234, "seconds": 3.0, "cpu_seconds": 2.5, "peak_memory_mb": 700.0, "workers": 1}
+        result |= {
+            "trainable": 1234,
+            "train_flops": 2e9,
+            "seconds": 3.0,
+            "cpu_seconds": 2.5,
+            "peak_memory_mb": 700.0,
+            "workers": 1,
+        }
         folder.mkdir(parents=True, exist_ok=True)
         with written(folder / "predictions.parquet") as file:
             pa_parquet.write_table(answer_table(task, rows), file)
