@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.checkpointing import Checkpointed
+from raypft.backbones.flops import Meter
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
 from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
@@ -91,6 +92,7 @@ class Backbone(Seams, ABC):
         self.lacks: tuple[str, ...] = ()
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
+        self.flops = Meter()
         # while the weights are whole: ZeRO-3 shares them out
         self._takes_columns = self._can_take_columns() if known is None else known.columns
         self._makes_keys_alone = known is not None and known.keys_alone

@@ -1,4 +1,5 @@
-"""The command line: run, tune, plan, show, check, contract, list, report, analyse, predict, export, submit, cluster.
+"""The command line: run, tune, plan, show, check, contract, list, report, watch, analyse, predict, export, submit,
+cluster.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
 cluster/README.md.
@@ -25,6 +26,7 @@ from raypft.cli.shown import Json, console, print_found, print_table
 from raypft.cli.terminal import Terminated, check_words, quiet, speak_anyhow, terminable
 from raypft.cli.usage import Commands, check_blanks
 from raypft.cli.using import Moved, Run, Seed, moved, predict
+from raypft.cli.watch import watch
 from raypft.config.words import split_words
 from raypft.errors import UserError, visible
 from raypft.storage import one_line_of_disk, path_of
@@ -337,6 +339,7 @@ def list_(
         print(line)
 
 
+app.command()(watch)
 app.command()(analyse)
 app.command()(predict)
 

@@ -20,6 +20,7 @@ import torch
 
 from raypft import shards
 from raypft.backbones.base import Backbone
+from raypft.backbones.flops import Meter
 from raypft.backbones.states_folder import StatesFolder
 from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
@@ -136,6 +137,7 @@ def run_cell(
     keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
+    backbone.flops = Meter()
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
@@ -255,7 +257,15 @@ def _train(
         "history": state.history,
         "losses": state.losses,
         "train_seconds": last["train_seconds"] if last else 0.0,
+        "train_flops": _flops(stepper, len(state.losses)),
     }
+
+
+def _flops(stepper: Stepper, steps: int) -> float | None:
+    """What all workers computed for a training of so many steps; None where one made none of them, having gone on from
+    the last."""
+    each = stepper.gather(stepper.learner.method.backbone.flops.training(steps))
+    return None if None in each else sum(each)
 
 
 def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str, Any]:
@@ -263,7 +273,8 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
     if stepper.shapes:
         with shards.Saved(folder / TRAINED, before.get("files")) as saved:
             stepper.put(lambda key, name, start, end: saved[name].reshape(-1)[start:end])
-    return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
+    kept = ("best_epoch", "dev", "history", "losses", "train_seconds", "train_flops")
+    return {key: before[key] for key in kept if key in before}
 
 
 def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Told:

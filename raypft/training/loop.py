@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raypft.backbones.flops import STEPS, Part
 from raypft.config.job import Train
 from raypft.errors import UserError
 from raypft.readouts.base import Answer
@@ -85,7 +86,9 @@ def fit(
         began = time.perf_counter()
         for work in ahead(train.epoch(stepper, settings, seed, state.epoch, state.step), stepper.device):
             number = state.epoch * steps + state.step
-            told.add(number, _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops))
+            with stepper.learner.method.backbone.flops.piece(STEPS) as part:
+                done = _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops, part)
+            told.add(number, done)
             state.step += 1
             leaving = read(0 if writer.looks(number + 1) else told.behind)
             if leaving:
@@ -119,15 +122,16 @@ def fit(
 
 
 def _optimizer_step(
-    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool
+    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool, part: Part
 ) -> Tensor:
-    """What the step tells, on the device: see `_checked`; drops: see `may_drop`."""
+    """What the step tells, on the device: see `_checked`; drops: see `may_drop`; part: hears its padded tokens."""
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
     _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
     drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
+        part.tokens += batch.ids.numel()
         dropout = RowDropout(batch, seed, number) if drops else NoDropout()
         with dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
