@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from raypft.runs.results import (
     is_finished,
     read_json,
 )
-from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
+from raypft.runs.scores import Told, answer_table, by_row, mean_score, measured
 from raypft.storage import remove, written
 from raypft.training.loader import Flow, PromptDataset, Streamed
 from raypft.training.loop import answered, evaluate, fit
@@ -145,11 +145,11 @@ def run_cell(
         trained = _train(cell, prompts, flow, stepper, state, states, tell)
     else:
         trained = _trained(before, stepper, folder)
-    rows = _tested(cell, prompts["test"], stepper) if cell.test else []
+    told = _tested(cell, prompts["test"], stepper) if cell.test else None
     result = {
         "seed": cell.seed,
         **cell.facts,
-        **(measured(task, rows) if cell.test else {}),
+        **(measured(task, told) if told else {}),
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
@@ -222,8 +222,8 @@ def _train(
     train, dev = loaders(cell.job, learner, stepper, prompts, flow)
 
     def score(answers: Sequence[Answer]) -> float:
-        rows = by_row(learner.readout, prompts["dev"], answers)
-        return mean_score(cell.resolved.task, rows, cell.job.dev.metric)
+        told = Told(by_row(learner.readout, prompts["dev"], answers))
+        return mean_score(cell.resolved.task, told, cell.job.dev.metric)
 
     def tell_seed(event: dict[str, Any]) -> None:
         tell({"seed": cell.seed, **event})
@@ -252,9 +252,9 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
     return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
 
 
-def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[RowAnswer]:
+def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> Told:
     """The answers to the test rows, written as they come; of them comes back what metrics read."""
-    learner, rows = stepper.learner, list[RowAnswer]()
+    learner, told = stepper.learner, Told()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
     with ExitStack() as stack:
         write = stack.enter_context(predictions(cell.folder)) if stepper.rank == 0 else None
@@ -262,8 +262,8 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[Ro
             found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
             if write is not None:
                 write(answer_table(cell.resolved.task, found))
-            rows += [replace(row, key="", scores=[]) for row in found]
-    return rows
+            told.add(found)
+    return told
 
 
 @contextmanager
