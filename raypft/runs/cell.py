@@ -43,7 +43,7 @@ from raypft.runs.results import (
 from raypft.runs.scores import Told, answer_table, by_row, mean_score, measured
 from raypft.storage import remove, written
 from raypft.training.loader import Flow, PromptDataset, Streamed
-from raypft.training.loop import answered, evaluate, fit
+from raypft.training.loop import answered, each, fit
 from raypft.training.states import States, TrainState
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
@@ -221,8 +221,12 @@ def _train(
     settings, learner = cell.job.train, stepper.learner
     train, dev = loaders(cell.job, learner, stepper, prompts, flow)
 
-    def score(answers: Sequence[Answer]) -> float:
-        told = Told(by_row(learner.readout, prompts["dev"], answers))
+    def score(answers: Iterator[Answer]) -> float:
+        assert dev is not None
+        told = Told()
+        for some in dev.stretches():
+            theirs = list(itertools.islice(answers, len(some)))
+            told.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
         return mean_score(cell.resolved.task, told, cell.job.dev.metric)
 
     def tell_seed(event: dict[str, Any]) -> None:
@@ -233,7 +237,7 @@ def _train(
         kept = state.best_score if settings.select == "best" else state.history[-1].get("dev")
     else:
         state = TrainState(best_epoch=0)
-        kept = score(evaluate(stepper, dev, settings)) if dev is not None else None
+        kept = score(each(answered(stepper, dev, settings))) if dev is not None else None
     last = state.history[-1] if state.history else None
     return {
         "best_epoch": state.best_epoch if settings.select == "best" or last is None else last["epoch"],

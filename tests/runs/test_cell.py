@@ -30,6 +30,7 @@ from raypft.scale.run import run_jobs
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.training import loader
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
 from raypft.training.stepper import Learner, TorchStepper
@@ -422,6 +423,22 @@ def test_tags_end_to_end(model, more, place):
     assert shown["token_f1"] == f"{sum(found['metrics']['token_f1@1'].values()) / 2:.1f} (n=1)"
     assert shown["mean"] == f"{found['mean']:.1f} (n=1)"
     assert majority[0] == "| MAJ"
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("tags", ["pattern=topro"]), ("span", ["pattern=vanilla", "readout=span", "train.max_tokens=12"])],
+)
+def test_rows_that_are_answered_some_at_a_time_give_the_same_result(name, more, place, monkeypatch):
+    """Dev rows and test rows, of several prompts each."""
+    results = []
+    for size in (1 << 14, 4):
+        monkeypatch.setattr(loader, "AT_ONCE", size)
+        found, said, _ = result(job(place, name, "xlmr", "train.epochs=3", *more, f"storage={place}/at-once-{size}"))
+        kept = ("metrics", "scores", "majority", "rows", "mean", "dev", "best_epoch", "losses")
+        results.append(({key: found[key] for key in kept}, [epoch["dev"] for epoch in found["history"]], said))
+    assert results[0] == results[1]
+    assert len(results[0][1]) == 3
 
 
 @pytest.mark.parametrize(("model", "max_tokens"), [("xlmr", 12), ("llama", 8)])
