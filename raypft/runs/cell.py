@@ -46,7 +46,8 @@ from raypft.runs.results import (
 )
 from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
 from raypft.storage import remove, sha256, tidy, written
-from raypft.training.loader import Flow, PromptDataset, Streamed
+from raypft.training.flow import Flow
+from raypft.training.loader import PromptDataset, Streamed
 from raypft.training.loop import answered, evaluate, fit
 from raypft.training.states import States, TrainState
 from raypft.training.stepper import Learner, Stepper, TorchStepper

@@ -17,7 +17,7 @@ from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
 from raypft.runs.results import Tell, recorder
 from raypft.storage import one_line_of_disk
 from raypft.training.encode import Encoder, encode_sample
-from raypft.training.loader import Flow, Local
+from raypft.training.flow import Flow, Local
 from raypft.training.stepper import Learner, Stepper
 
 

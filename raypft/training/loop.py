@@ -70,6 +70,7 @@ def fit(
     writer = StateWriter(stepper, settings, states)
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
     said, told = time.perf_counter(), Told(stepper.device)
+    drops = may_drop(stepper.learner.train())
 
     def read(behind: int = 0) -> bool:
         """Take in what steps told, but for the last `behind`; whether a node goes away."""
@@ -82,7 +83,6 @@ def fit(
 
     while state.epoch < settings.epochs and not _out_of_patience(state, settings):
         began = time.perf_counter()
-        drops = may_drop(stepper.learner.train())
         for work in ahead(train.epoch(stepper, settings, seed, state.epoch, state.step), stepper.device):
             number = state.epoch * steps + state.step
             told.add(number, _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops))
@@ -108,6 +108,7 @@ def fit(
         record = {"epoch": state.epoch, "loss": sum(state.losses[-steps:]) / steps, "train_seconds": seconds}
         if dev is not None:
             record["dev"] = score(evaluate(stepper, dev, settings))
+            stepper.learner.train()
         state.history.append(record)
         improved = _is_better(state, record)
         said = time.perf_counter()

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, ByT5Tokeniz
 
 from raypft.backbones import guard
 from raypft.backbones.fetch import locate
-from raypft.backbones.load import backbone_from_config, family_of, load_backbone, load_skeleton
+from raypft.backbones.load import backbone_from_config, load_backbone, load_skeleton
+from raypft.backbones.text_load import family_of
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.errors import UserError

@@ -455,10 +455,10 @@ def test_what_an_answer_depends_on_tells_prompts_apart(change):
 
 def test_rows_are_encoded_into_shards_in_order(monkeypatch, tmp_path):
     """The parts of a row together; a folder that says which shards it has is whole."""
-    from raypft.scale import data
+    from raypft.scale import data, encoding
 
     make = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer")
-    monkeypatch.setattr(data, "_encoder", lambda job, demos: make)
+    monkeypatch.setattr(encoding, "_encoder", lambda job, demos: make)
     monkeypatch.setattr(data, "SHARD", 2)
     sentences = [
         {**row(words, ["THING"] * len(words.split())), "id": str(i)}
@@ -477,7 +477,7 @@ def test_rows_are_encoded_into_shards_in_order(monkeypatch, tmp_path):
         with pa.ipc.new_file(str(tmp_path / f"rows-{name}"), rows.schema) as writer:
             writer.write_table(rows)
         asked.append({"rows": str(tmp_path / f"rows-{name}"), "to": str(tmp_path / name), "encoder": 0})
-    counts = data.encode_shards(pa.Table.from_pylist(asked), [("", "")])
+    counts = encoding.encode_shards(pa.Table.from_pylist(asked), [("", "")])
     assert counts["prompts"].to_pylist() == [4, 2, 3]
     (tmp_path / data.SHARDS).write_text(sealed({"shards": {name: data._digest(tmp_path / name) for name, _ in shards}}))
     prompts = data.read_encoded(tmp_path)
@@ -501,7 +501,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_encoded_rows_that_are_not_whole_are_encoded_anew(damage, monkeypatch, tmp_path):
-    from raypft.scale import data
+    from raypft.scale import data, encoding
 
     make, made = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer"), list[str]()
     rows = pa.Table.from_pylist([{**row("a good film", ["THING"] * 3), "id": "1"}])
@@ -511,7 +511,7 @@ def test_encoded_rows_that_are_not_whole_are_encoded_anew(damage, monkeypatch, t
         made.append(job)
         return make
 
-    monkeypatch.setattr(data, "_encoder", encoder)
+    monkeypatch.setattr(encoding, "_encoder", encoder)
     monkeypatch.setattr(data, "encoded_folder", lambda cell: tmp_path)
     cell: Any = SimpleNamespace(sample=sample, job=SimpleNamespace(model_dump=dict))
     data.encode_on_ray([cell])
