@@ -29,6 +29,10 @@ MARKER = ".begun"
 """The object that is written behind a URI before anything else, which can't be made there as a folder can."""
 PASSWORD = re.compile(r"(\w+://)[^/@:]*:[^@]*@")
 """The beginning of a URI that holds a password."""
+ASKED = 0.2
+"""Seconds in which a lock is asked for more than once."""
+PART = 1 << 18
+"""Bytes after which an appended file goes on in a new object."""
 
 
 def default_storage() -> str:
@@ -235,10 +239,27 @@ def check_free(folder: Path) -> None:
         _acquired(folder, 0).release()
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process has a folder that `locked` gave; None where that can't be told: behind a URI, on a system or a
+    file system without flock. Nothing is written."""
+    if is_remote(folder):
+        return None
+    try:
+        import fcntl  # noqa: PLC0415  (Unix alone has it)
+
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError) as error:
+        return isinstance(error, BlockingIOError)
+    except (OSError, ImportError):
+        return None
+    return False
+
+
 def _acquired(folder: Path, wait: float) -> BaseFileLock:
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=wait)
+        lock.acquire(timeout=max(wait, ASKED))  # `is_locked` has it for a moment
     except Timeout:
         raise UserError(
             f"run: another process is at work on {folder}; wait for it, or choose another storage="

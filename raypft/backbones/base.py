@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.checkpointing import Checkpointed
+from raypft.backbones.flops import Meter
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
 from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
@@ -91,6 +92,7 @@ class Backbone(Seams, ABC):
         self.lacks: tuple[str, ...] = ()
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
+        self.flops = Meter()
         # while the weights are whole: ZeRO-3 shares them out
         self._takes_columns = self._can_take_columns() if known is None else known.columns
         self._makes_keys_alone = known is not None and known.keys_alone
@@ -284,10 +286,13 @@ class Backbone(Seams, ABC):
         prompts, places = batch.slots.unbind(1)
         try:
             whole = self.body(batch)[prompts, places]
+        except Exception:  # a model's own code may raise anything on a text that does not suit it: the guard tells
+            return False
+        try:
             self._makes_keys_alone = makes_keys_alone(self.blocks[-1], lambda: self.body(batch))
             with self._last_for(batch):
                 few = self.body(batch)[prompts, places]
-        except Exception:  # a block may be given what can't be cut to some tokens
+        except (RuntimeError, IndexError):  # a block may be given what can't be cut to some tokens: shapes do not fit
             return False
         return float((few - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
 

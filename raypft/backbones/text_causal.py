@@ -31,6 +31,7 @@ class CausalTokenizer(PromptTokenizer):
         self._anchors = [anchor for anchor in ANCHORS if self._keeps_away_blanks(anchor)] if self._adds_blank() else []
         self._folds = self._cut("a\nb") == self._cut("a b")
         """Whether line breaks are blanks to the tokenizer."""
+        self.cuts_apart = not self._folds  # where it does, a blank goes from piece to piece
 
     def _cut(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

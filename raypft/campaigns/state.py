@@ -98,9 +98,10 @@ class CampaignState:
         Raises:
             UserError: it does not fit, or its data or backbone can't be read.
         """
-        inputs = self.known_keys.inputs(table_cell.values(values))
+        inputs, asked = self.known_keys.inputs(table_cell.values(values)), table_cell.asked(values)
         known = self.known_keys.get(inputs)
         if known is not None:
+            self.known_keys.add(inputs, known, asked)
             return Configuration(table_cell, values, known.name, path_of(known.run), known.keys)
         from raypft.runs.prepare import identify  # noqa: PLC0415  (needs torch)
 
@@ -108,7 +109,7 @@ class CampaignState:
         prepared = identify(resolved, self.memo)
         configuration = Configuration(table_cell, values, resolved.job.key(), prepared.folder, prepared.keys)
         vars(configuration)["resolved"] = resolved
-        self.known_keys.add(inputs, Known(configuration.name, str(prepared.folder), prepared.keys))
+        self.known_keys.add(inputs, Known(configuration.name, str(prepared.folder), prepared.keys), asked)
         return configuration
 
     def all_known(self) -> bool:

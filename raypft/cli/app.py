@@ -1,4 +1,5 @@
-"""The command line: run, tune, plan, show, check, contract, list, report, analyse, predict, export, submit, cluster.
+"""The command line: run, tune, plan, show, check, contract, list, report, watch, analyse, predict, export, submit,
+cluster.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
 cluster/README.md.
@@ -25,6 +26,7 @@ from raypft.cli.shown import Json, console, print_found, print_table
 from raypft.cli.terminal import Terminated, check_words, quiet, speak_anyhow, terminable
 from raypft.cli.usage import Commands, check_blanks
 from raypft.cli.using import Moved, Run, Seed, moved, predict
+from raypft.cli.watch import watch
 from raypft.config.words import split_words
 from raypft.errors import UserError, visible
 from raypft.storage import one_line_of_disk, path_of
@@ -266,14 +268,14 @@ def check(words: Names, as_json: Json = False) -> None:
     from raypft.runs.table import check_comparable  # noqa: PLC0415
     from raypft.scale.machine import check_machine  # noqa: PLC0415
 
-    prepared = []
+    prepared, nodes = [], []
     for job in jobs:
-        check_machine(job.job.resources)
+        nodes.append(check_machine(job.job.resources))
         prepared.append(prepare(job))
         check_distinct(prepared)
     check_comparable(prepared)
-    for ready in prepared:
-        print_found(checked(ready), as_json)
+    for ready, there in zip(prepared, nodes, strict=True):
+        print_found(checked(ready, there), as_json)
 
 
 @app.command()
@@ -337,6 +339,7 @@ def list_(
         print(line)
 
 
+app.command()(watch)
 app.command()(analyse)
 app.command()(predict)
 

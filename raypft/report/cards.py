@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from raypft.records import job_in, read_or_none
 from raypft.report.evidence import PREDICTIONS
-from raypft.report.groups import Cells, Chosen, Group, text
+from raypft.report.groups import Cells, Chosen, Group, text, told
 from raypft.report.notes import selected
 from raypft.report.table import Table
 from raypft.storage import is_remote
@@ -94,7 +94,9 @@ class Cards:
         folders = list(dict.fromkeys(folder.parent for folder in group.folders.values()))
         job, origin, raw = _read(folders[0]) if folders else ({}, {}, "")
         first = next(iter(group.results.values()), {})
-        rule = selected(job, first["sizes"]["dev"], first["metric"]) if job and "sizes" in first else ""
+        rule = (
+            selected(job, first["sizes"]["dev"], first["metric"]) if job and {"sizes", "metric"} <= set(first) else ""
+        )
         return Card(
             name,
             ", ".join([f"{group.row} on {text(group.task)}", *where]),
@@ -123,7 +125,7 @@ class Cards:
             spread = f" ± {dev.std:.1f}" if dev.std is not None else ""
             shown = f"{dev.mean:.1f}{spread}" if dev.values else ", ".join({s for s, _ in group.unfinished.values()})
             mark = "yes" if group is chosen.best else ""
-            table.rows.append([*map(text, group.choice), shown, str(len(dev.values)), mark])
+            table.rows.append([*told(self.cells.searched, group.choice), shown, str(len(dev.values)), mark])
         return table
 
 

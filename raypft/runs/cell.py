@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from raypft import shards
 from raypft.backbones.base import Backbone
+from raypft.backbones.flops import Meter
 from raypft.backbones.states_folder import StatesFolder
 from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
@@ -44,11 +45,11 @@ from raypft.runs.results import (
     result_in,
     rows_digest,
 )
-from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
+from raypft.runs.scores import Told, answer_table, by_row, mean_score, measured
 from raypft.storage import remove, sha256, tidy, written
 from raypft.training.flow import Flow
 from raypft.training.loader import PromptDataset, Streamed
-from raypft.training.loop import answered, evaluate, fit
+from raypft.training.loop import answered, each, fit
 from raypft.training.states import States, TrainState
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
@@ -136,6 +137,7 @@ def run_cell(
     keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
+    backbone.flops = Meter()
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
@@ -151,11 +153,11 @@ def run_cell(
     else:
         trained = _trained(before, stepper, folder)
     files = dict((before or {}).get("files", {}))
-    rows = _tested(cell, prompts["test"], stepper, files) if cell.test else []
+    told = _tested(cell, prompts["test"], stepper, files) if cell.test else None
     result = {
         "seed": cell.seed,
         **cell.facts,
-        **(measured(task, rows) if cell.test else {}),
+        **(measured(task, told) if told else {}),
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
@@ -231,9 +233,13 @@ def _train(
     settings, learner = cell.job.train, stepper.learner
     train, dev = loaders(cell.job, learner, stepper, prompts, flow)
 
-    def score(answers: Sequence[Answer]) -> float:
-        rows = by_row(learner.readout, prompts["dev"], answers)
-        return mean_score(cell.resolved.task, rows, cell.job.dev.metric)
+    def score(answers: Iterator[Answer]) -> float:
+        assert dev is not None
+        told = Told()
+        for some in dev.stretches():
+            theirs = list(itertools.islice(answers, len(some)))
+            told.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
+        return mean_score(cell.resolved.task, told, cell.job.dev.metric)
 
     def tell_seed(event: dict[str, Any]) -> None:
         tell({"seed": cell.seed, **event})
@@ -243,7 +249,7 @@ def _train(
         kept = state.best_score if settings.select == "best" else state.history[-1].get("dev")
     else:
         state = TrainState(best_epoch=0)
-        kept = score(evaluate(stepper, dev, settings)) if dev is not None else None
+        kept = score(each(answered(stepper, dev, settings))) if dev is not None else None
     last = state.history[-1] if state.history else None
     return {
         "best_epoch": state.best_epoch if settings.select == "best" or last is None else last["epoch"],
@@ -251,7 +257,15 @@ def _train(
         "history": state.history,
         "losses": state.losses,
         "train_seconds": last["train_seconds"] if last else 0.0,
+        "train_flops": _flops(stepper, len(state.losses)),
     }
+
+
+def _flops(stepper: Stepper, steps: int) -> float | None:
+    """What all workers computed for a training of so many steps; None where one made none of them, having gone on from
+    the last."""
+    each = stepper.gather(stepper.learner.method.backbone.flops.training(steps))
+    return None if None in each else sum(each)
 
 
 def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str, Any]:
@@ -259,16 +273,17 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
     if stepper.shapes:
         with shards.Saved(folder / TRAINED, before.get("files")) as saved:
             stepper.put(lambda key, name, start, end: saved[name].reshape(-1)[start:end])
-    return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
+    kept = ("best_epoch", "dev", "history", "losses", "train_seconds", "train_flops")
+    return {key: before[key] for key in kept if key in before}
 
 
-def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> list[RowAnswer]:
+def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Told:
     """The answers to the test rows, written as they come; of them comes back what metrics read.
 
     Args:
         files: gets the sha256 of what is written.
     """
-    learner, rows = stepper.learner, list[RowAnswer]()
+    learner, told = stepper.learner, Told()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
     with ExitStack() as stack:
         write = stack.enter_context(predictions(cell.folder, files)) if stepper.rank == 0 else None
@@ -276,8 +291,8 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dic
             found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
             if write is not None:
                 write(answer_table(cell.resolved.task, found))
-            rows += [replace(row, key="", scores=[]) for row in found]
-    return rows
+            told.add(found)
+    return told
 
 
 @contextmanager

@@ -153,6 +153,15 @@ def _miss(path: str) -> str | None:
         return f" ({' '.join(str(error).split())[:200]})"
 
 
+def node_memory() -> list[float]:
+    """Bytes of memory of each node of the cluster that is named; nothing where none is, or where others may come."""
+    if not os.environ.get("RAY_ADDRESS") or shapes_here():
+        return []
+    with ray_session():
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [offers.get("memory", 0) + offers.get("object_store_memory", 0) for offers in found]
+
+
 def capacity() -> list[Shape]:
     """The nodes that Ray has, as if they were one; on a cluster that grows with demand, the nodes that may come."""
     shapes = shapes_here()

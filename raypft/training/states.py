@@ -43,7 +43,7 @@ class TrainState:
     """Where a training stands.
 
     epoch, step: the next to run; best_score, best_epoch, best: of the values kept so far, None where none are; history:
-    one dict per finished epoch.
+    one dict per finished epoch; scaling: of fp16's loss, see `Stepper.scaling`.
     """
 
     epoch: int = 0
@@ -53,11 +53,22 @@ class TrainState:
     best: Kept | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    scaling: dict[str, float] = field(default_factory=dict)
 
     def head(self) -> dict[str, Any]:
         """All but the values, as it is now."""
         found = {key: getattr(self, key) for key in HEAD}
-        return {key: [*value] if isinstance(value, list) else value for key, value in found.items()}
+        found = {key: [*value] if isinstance(value, list) else value for key, value in found.items()}
+        return found | ({"scaling": self.scaling} if self.scaling else {})
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> TrainState:
+        """What `head` gave.
+
+        Raises:
+            KeyError: it did not.
+        """
+        return cls(**{key: head[key] for key in HEAD}, scaling=head.get("scaling", {}))
 
 
 class States:
@@ -95,6 +106,7 @@ class States:
                 reasons = [reason for reason in stepper.gather(told) if reason]
                 if not reasons:
                     stepper.put(give, read[2])
+                    stepper.scale(read[0].scaling)
                     return read[0], [f"{line}; goes on from the state before, {name}" for line in lost]
                 lost.append(reasons[0])
         return None, [f"{line}; trained from the beginning" for line in lost]
@@ -129,7 +141,7 @@ class States:
         steps: dict[str, int] = {}
         try:
             found = opened(path.read_bytes())
-            state, key = TrainState(**{key: found[key] for key in HEAD}), found["cell"]
+            state, key = TrainState.of(found), found["cell"]
             parts, best = OnDisk(self.folder, found["parts"]), OnDisk(self.folder, found["best"])
             files = [part["file"] for part in (*parts.parts, *best.parts)]
             for part in parts.parts:
@@ -287,7 +299,7 @@ def _read_whole(path: Path, key: str) -> tuple[TrainState, InMemory, dict[str, i
                 if bad := archive.testzip():
                     raise ValueError(f"{bad} is damaged")
             found = torch.load(file, weights_only=True, mmap=True)
-            state, adam = TrainState(**{key: found[key] for key in HEAD}), found["optimizer"]
+            state, adam = TrainState.of(found), found["optimizer"]
             known = adam.get("steps") or dict.fromkeys(adam["moments"], adam["step"])
             pieces = {f"{VALUE}/{name}": (0, tensor.reshape(-1)) for name, tensor in found["values"].items()}
             for name, moments in adam["moments"].items():

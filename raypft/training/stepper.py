@@ -116,6 +116,13 @@ class Stepper(ABC):
             steps: how many steps Adam has made with each; it gets its moments too, none of a parameter that is missing.
         """
 
+    def scaling(self) -> dict[str, float]:
+        """How fp16's loss is scaled, the same on every rank; nothing where it is not."""
+        return {}
+
+    def scale(self, found: Mapping[str, float]) -> None:  # noqa: B027  (most do not)
+        """Go on scaling the loss as it was found."""
+
     def gathered(self, pieces: Mapping[str, tuple[int, Tensor]]) -> Iterator[tuple[str, Tensor | None]]:
         """Tensors whole, fp32 on CPU, on rank 0, and None elsewhere; one at a time. Every rank goes through all of it.
 

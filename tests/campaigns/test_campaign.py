@@ -178,6 +178,33 @@ def test_what_a_search_tries(tmp_path):
     )
 
 
+def test_a_random_search_over_lists_tries_nothing_twice_and_all_where_the_budget_holds_all(tmp_path):
+    space = {"method.layer": [1, 4, 7, None], "train.lr": [0.1, 0.2, 0.2]}  # one rate is listed twice
+    listed = []
+    for trials in (5, 8, 12):
+        path = write(tmp_path, **search(space=space, searcher="random", trials=trials))
+        found = next(p for p in load_campaign(path).table_cells() if p.search)
+        listed.append([tuple(values.values()) for values in found.listed()])
+    few, all_of_them, more = listed
+    assert (len(set(few)), len(set(all_of_them))) == (5, 8)
+    assert all_of_them[:5] == few
+    assert more == all_of_them
+
+
+def test_rows_of_a_search_may_have_keys_and_values_of_their_own_from_the_same_budget(tmp_path):
+    rows = {"GCN": {"method.layer": [1, 4], "train.lr": {"log": ["1e-3", "1e-2"]}}, "ICL": {}}
+    space = {"train.lr": {"log": ["1e-6", "1e-5"]}, "train.epochs": [2, 3]}
+    path = write(tmp_path, **search(space=space, rows=rows, searcher="random", trials=9), tasks=["sst2"])
+    icl, gcn = load_campaign(path).table_cells()
+    assert (len(icl.listed()), len(gcn.listed())) == (9, 9)
+    assert {tuple(values) for values in icl.listed()} == {("train.lr", "train.epochs")}
+    assert {tuple(values) for values in gcn.listed()} == {("train.lr", "train.epochs", "method.layer")}
+    assert all(1e-6 <= values["train.lr"] <= 1e-5 for values in icl.listed())
+    assert all(1e-3 <= values["train.lr"] <= 1e-2 for values in gcn.listed())
+    alike = load_campaign(write(tmp_path, **search(space=space, rows=["ICL"], searcher="random", trials=9)))
+    assert next(p for p in alike.table_cells() if p.search).listed() == icl.listed(), "a list of rows: the space alone"
+
+
 def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):
     rows = {"LTP": {"recipe": "ltp", "set": {"method.ticket": "before:ticket"}}}
     before = {"ticket": {"recipe": "ticket_search", "set": {"task": "mlmtext", "seeds": [0]}}}
@@ -209,6 +236,10 @@ BAD = {
     "search.space.train.lr: a grid needs a list or a range; use searcher: random or tpe": search(
         space={"train.lr": {"uniform": [0.1, 1]}}
     ),
+    "search.rows.GCN.train.lr: a grid needs a list or a range": search(rows={"GCN": {"train.lr": {"log": [0.1, 1]}}}),
+    "search.rows.GCN.seeds: the best seed is luck": search(rows={"GCN": {"seeds": [[0], [1]]}}),
+    'search.rows: "CGN" is no row; did you mean "GCN"?': search(rows={"CGN": {}}),
+    "search.rows.GCN.method.layer: found []; value error, an empty choice": search(rows={"GCN": {"method.layer": []}}),
     "search.trials: searcher tpe needs a budget": search(searcher="tpe"),
     'search.rows: "GNC" is no row; did you mean "GCN"?': search(rows=["GNC"]),
     'columns: found "langage"; did you mean "language"?': {"columns": "langage"},

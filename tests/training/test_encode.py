@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config
+from raypft.backbones.text import PromptError
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.data.sampling import Sample
@@ -89,6 +90,35 @@ def read(backbone, prompt) -> list[str]:
 # one prompt a word
 
 ASKS = "{tokens} <sep> {token} is <slot> ."
+
+
+PATTERNS = {
+    "before the slot": "{tokens} <sep> {token} is <slot>",
+    "first": "{token} <sep> {tokens} is <slot>",
+    "between marks": "({token}) in {tokens}: <slot>",
+    "twice": "{tokens} <sep> {token}, {token} is <slot>",
+}
+
+
+def outcome(make):
+    """What is made, or the line that refuses it."""
+    try:
+        return make()
+    except PromptError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("kind", ["bert", "xlmr", "gpt2", "llama", "t5", "mt5"])
+def test_prompts_of_a_sentence_are_those_of_each_word_encoded_alone(kind, text):
+    """Longer, shorter and empty words after others, where the sentence is cut for some of them and where it is not."""
+    words = ["was", "unbelievable", "", "a", "films,", "unbelievably good", "a"]
+    encoder = tags(text, tiny.backbone(kind), readout="verbalizer")
+    query, own = encoder.render({**row("was unbelievable a films"), "token": ""}), encoder.text
+    whole = len(own.encode(query.about("unbelievable")).ids)
+    for size in range(1, whole + 3):
+        alone = outcome(lambda size=size: [own.encode(query.about(word), "en/7", "en", size) for word in words])
+        assert outcome(lambda size=size: own.encode_words(query, words, "en/7", "en", size)) == alone, f"{size} tokens"
 
 
 def test_a_prompt_a_word_with_its_gold_and_number():
