@@ -22,7 +22,8 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs.cell import loaders, predictions
+from raypft.runs.cell import loaders
+from raypft.runs.cell_files import predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS
 from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
