@@ -95,7 +95,8 @@ class Cards:
         folders = list(dict.fromkeys(folder.parent for folder in group.folders.values()))
         job, origin, raw = _read(folders[0]) if folders else ({}, {}, "")
         first = next(iter(group.results.values()), {})
-        rule = selected(job, first["sizes"]["dev"], first["metric"]) if job and "sizes" in first else ""
+        tested = job and {"sizes", "metric"} <= first.keys()
+        rule = selected(job, first["sizes"]["dev"], first["metric"]) if tested else ""
         return Card(
             name,
             ", ".join([f"{group.row} on {text(group.task)}", *where]),
