@@ -92,14 +92,20 @@ class Report:
 
 
 def write_report(
-    campaign: Any, rows: Sequence[dict[str, Any]], out: Path, mix: bool = False, metric: str | None = None
+    campaign: Any,
+    rows: Sequence[dict[str, Any]],
+    out: Path,
+    mix: bool = False,
+    metric: str | None = None,
+    seen_from: Path | None = None,
 ) -> list[Path]:
     """Write a report into a folder, which is made; returns its files, the page first.
 
     Args:
         campaign: a `raypft.campaigns.campaign.Campaign` or `raypft.runs.comparison.Comparison`; rows: one dict a cell,
             see `Cells`; mix: let numbers stand in one table that don't compare, and say so; metric: the one that leads,
-            instead of the task's first.
+            instead of the task's first; seen_from: the folder from which the page's links to runs are seen, `out` where
+            None.
 
     Raises:
         UserError: nothing is finished; numbers don't compare; no run has the metric.
@@ -110,7 +116,7 @@ def write_report(
         raise UserError(f"report: --out {out} is a file; name a folder")
     mixing = Mixing(mix)
     cells = Cells(campaign, led_by(metric, rows) if metric else rows, mixing)
-    cards = Cards(cells, out)
+    cards = Cards(cells, seen_from or out)
     for group in (chosen.best for chosen in cells.chosen.values() if chosen.best.results):
         card = cards.of_group[id(group)]
         for result in group.results.values():
@@ -132,7 +138,8 @@ def write_report(
     asked = [*curves(cells), *score_figures(cells, shown), *search_figures(cells, cards)]
     figures = draw([*asked, *answer_figures(cells, evidence, shown)], out / "figures")
     folders = [out, *([campaign.folder] if hasattr(campaign, "folder") else []), *cards.folders]
-    return _write(report, writer, page(report, cards, figures, list(analyses(folders)), out), figures, out)
+    html = page(report, cards, figures, list(analyses(folders)), seen_from or out)
+    return _write(report, writer, html, figures, out)
 
 
 class _Writer:

@@ -20,6 +20,7 @@ from raypft.campaigns.state import CampaignState
 from raypft.cli.progress import CampaignProgress
 from raypft.config.load import load_job
 from raypft.errors import UserError
+from raypft.records import sealed
 from raypft.report.formats import duration
 from raypft.runs.executor import LocalExecutor
 from raypft.runs.prepare import prepare
@@ -335,7 +336,9 @@ def test_a_finished_cell_is_found_in_whatever_run_folder_it_is(place):  # noqa: 
     state = CampaignState(campaign)
     assert state.where(configuration, 0, test=True) is None, "a withheld test is no test"
     assert state.where(configuration, 0, test=False) == folder
-    (folder / "result.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "mean": 1.0}, indent=1))
+    whole = {"seed": 0, "cell": configuration.keys[0], "mean": 1.0, "metric": "accuracy@1", "test_rows": "x"}
+    whole |= {"scores": {}, "metrics": {}, "sizes": {}, "rows": {}, "trainable": 1, "seconds": 1.0}
+    (folder / "result.json").write_text(json.dumps(whole, indent=1))
     state = CampaignState(campaign)
     assert state.where(configuration, 0, test=True) == folder
     assert state.where(configuration, 1, test=True) is None
@@ -511,11 +514,11 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
     campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
     state = CampaignState(campaign)
     (found,) = campaign.table_cells()
-    folder = place / "runs" / "kept" / "seed-0"
-    folder.mkdir(parents=True)
-    (folder / "searched.json").write_text("{}")
-    for configuration in state.tried(found):
-        for seed in configuration.keys:
+    for number, configuration in enumerate(state.tried(found)):
+        for seed, key in configuration.keys.items():
+            folder = place / "kept" / str(number) / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            (folder / "searched.json").write_text(sealed({"seed": seed, "cell": key}, indent=1))
             state.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
     began = time.perf_counter()
     state = CampaignState(campaign)
