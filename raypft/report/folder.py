@@ -294,7 +294,9 @@ def _written(pair: Pair, limits: Interval | None) -> list[str]:
     within = f"[{limits.low:+.1f}, {limits.high:+.1f}]" if limits else ""
     effect = "" if found.effect is None else f"{found.effect:.2f}"
     ps = [_p(found.by_seeds), _p(found.by_rows), _p(pair.p)]
-    return [pair.first, pair.second, pair.column, shown, within, *ps, effect, f"{pair.won} of {pair.of}"]
+    won = Number(f"{pair.won} of {pair.of}")
+    won.value = pair.won
+    return [pair.first, pair.second, pair.column, shown, within, *ps, effect, won]
 
 
 def _record(pair: Pair, limits: Interval | None) -> list[str]:
