@@ -81,8 +81,8 @@ def check(job: ResolvedJob) -> dict[str, Any]:
     from raypft.runs.prepare import prepare  # noqa: PLC0415
     from raypft.scale.machine import check_machine  # noqa: PLC0415
 
-    check_machine(job.job.resources)
-    return checked(prepare(job))
+    nodes = check_machine(job.job.resources)
+    return checked(prepare(job), nodes)
 
 
 def run(job: str | ResolvedJob, *, fresh: bool = False, tell: Tell | None = None, **keys: Any) -> RunResults:

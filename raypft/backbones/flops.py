@@ -20,7 +20,8 @@ STEPS, STATES = "steps", "states"
 """Kinds of work: optimizer steps, and states that are computed once and kept."""
 ATTENTION: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-"""What a CPU runs, which torch's own registry lacks."""
+LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""What a CPU runs (see `products.py`), which torch's own registry lacks."""
 
 
 @dataclass
@@ -83,5 +84,8 @@ def _flops(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
         return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
     if packet == ATTENTION_BACKWARD:
         return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
+    if packet == LINEAR:
+        states, weight = args[:2]
+        return 2 * states.numel() * weight.shape[0]
     count = flop_registry.get(packet)
     return int(count(*args, **kwargs, out_val=out)) if count is not None else 0

@@ -180,7 +180,7 @@ class TableCell:
     def search(self) -> Search | None:
         """The search that fills the cell, if one does."""
         search = self.campaign.search
-        return search if search and (search.rows is None or self.row in search.rows) else None
+        return search.of(self.row) if search and (search.rows is None or self.row in search.rows) else None
 
     @property
     def waits(self) -> bool:
@@ -259,5 +259,5 @@ class TableCell:
         if search.searcher == "grid":
             return search.grid()[: search.trials]
         if search.searcher == "random":
-            return [search.drawn(random.Random(f"{self.study}/{number}")) for number in range(search.trials or 0)]
+            return search.sampled(self.study)
         return None

@@ -21,8 +21,9 @@ from raypft.catalogue import is_own, own_path
 from raypft.data import sources
 from raypft.data.origin import choose, commits
 from raypft.errors import UserError
+from raypft.records import Log, opened, sealed
 from raypft.schema import digest
-from raypft.storage import Log, default_storage
+from raypft.storage import default_storage
 from raypft.tasks.load import load_task
 
 FILE = "keys.jsonl"
@@ -54,7 +55,7 @@ class KnownKeys:
         self._stamps: dict[str, list[Stamp] | None] = {}
         for line in self.log.read().splitlines():
             try:
-                entry = json.loads(line)
+                entry = opened(line, inputs=str, name=str, run=str, keys=dict)
                 keys = {int(seed): key for seed, key in entry["keys"].items()}
                 known = Known(entry["name"], entry["run"], keys)
                 if entry["inputs"] is not None:
@@ -108,7 +109,7 @@ class KnownKeys:
             self._asked[asked] = known
             entry["asked"] = asked
         if self.keeps:
-            self.log.append(json.dumps(entry).encode() + b"\n")
+            self.log.append(sealed(entry).encode() + b"\n")
 
 
 def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

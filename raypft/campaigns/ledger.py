@@ -7,15 +7,19 @@ campaign may be at work. Results themselves are in the cells' own folders.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from raypft.storage import Log
+from raypft.records import Log, opened, sealed
 
 STATUSES = ("running", "finished", "failed", "pruned")
+KINDS = {
+    **{"folder": str | None, "config": str | None, "study": str | None, "reason": str | None},
+    **{"values": dict | None, "seed": int | None, "dev": int | float | None},
+}
+"""What else a line may say of a cell, and of which type."""
 FILE, BAD = "ledger.jsonl", "ledger.bad.jsonl"
 
 
@@ -77,10 +81,11 @@ class Ledger:
 
     def _take(self, line: bytes) -> bool:
         try:
-            entry = json.loads(line)
+            entry = opened(line, cell=str, status=str)
         except ValueError:
             return False
-        if not isinstance(entry, dict) or not isinstance(entry.get("cell"), str) or entry.get("status") not in STATUSES:
+        known = {key: entry.get(key) for key in KINDS}
+        if entry["status"] not in STATUSES or not all(isinstance(known[key], kind) for key, kind in KINDS.items()):
             return False
         self._keep(entry)
         return True
@@ -92,4 +97,4 @@ class Ledger:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return sealed(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

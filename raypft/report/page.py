@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from raypft.errors import visible
 from raypft.report.analyses import Shown
 from raypft.report.cards import link
 from raypft.report.figures import Drawn
@@ -42,6 +43,7 @@ def rendered(template: str, place: Path, **values: Any) -> str:
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    made.finalize = _shown
     made.filters |= {"order": order, "link": functools.partial(link, out=place), "image": _data_uri}
     made.tests["number"] = lambda cell: isinstance(cell, Number)
     return made.get_template(template).render(**values)
@@ -49,6 +51,11 @@ def rendered(template: str, place: Path, **values: Any) -> str:
 
 def _text(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the page: a text that may hold markup of its own has its control characters as escapes."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def order(cell: str) -> str:

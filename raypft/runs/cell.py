@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,10 @@ from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.methods.base import Result
 from raypft.readouts.base import Answer
+from raypft.records import sealed
 from raypft.runs.results import (
+    DEMOS,
+    LOG,
     PARTS,
     PREDICTIONS,
     PREVIOUS,
@@ -39,12 +41,15 @@ from raypft.runs.results import (
     UNTESTED,
     Tell,
     is_finished,
-    read_json,
+    read_parquet,
+    result_in,
+    rows_digest,
 )
-from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
-from raypft.storage import remove, written
-from raypft.training.loader import Flow, PromptDataset, Streamed
-from raypft.training.loop import answered, evaluate, fit
+from raypft.runs.scores import Told, answer_table, by_row, mean_score, measured
+from raypft.storage import remove, sha256, tidy, written
+from raypft.training.flow import Flow
+from raypft.training.loader import PromptDataset, Streamed
+from raypft.training.loop import answered, each, fit
 from raypft.training.states import States, TrainState
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
@@ -75,7 +80,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether its result is on disk."""
-        return is_finished(self.folder, self.test)
+        return is_finished(self.folder, self.facts["cell"], self.test)
 
 
 Engine = Callable[[Cell, Learner], Stepper]
@@ -139,7 +144,7 @@ def run_cell(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     stepper = engine(cell, learner)
-    before = read_json(folder / UNTESTED)
+    before = result_in(folder / UNTESTED)
     if before is None:
         states = States(folder / STATE, folder / PREVIOUS, folder / PARTS, cell.facts["cell"])
         state, lost = states.resume(stepper)
@@ -147,11 +152,12 @@ def run_cell(
         trained = _train(cell, prompts, flow, stepper, state, states, tell)
     else:
         trained = _trained(before, stepper, folder)
-    rows = _tested(cell, prompts["test"], stepper) if cell.test else []
+    files = dict((before or {}).get("files", {}))
+    told = _tested(cell, prompts["test"], stepper, files) if cell.test else None
     result = {
         "seed": cell.seed,
         **cell.facts,
-        **(measured(task, rows) if cell.test else {}),
+        **(measured(task, told) if told else {}),
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
@@ -159,6 +165,7 @@ def run_cell(
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
         **_gpu_memory(stepper),
         "workers": stepper.world,
+        **({"memory_halved": stepper.halvings} if stepper.halvings else {}),
     }
     names = [*stepper.shapes, *drawn]
     kept = learner.method.result(names) if cell.test else Result(TRAINED, {name: name for name in names})
@@ -166,10 +173,13 @@ def run_cell(
     shapes = stepper.shapes | {name: value.shape for name, value in drawn.items()}
     if stepper.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        save_kept(folder / kept.file, kept, shapes, values)
+        files |= save_kept(folder / kept.file, kept, shapes, values)
     for _ in values:  # each is gathered, whoever needs it
         pass
     if stepper.rank == 0:
+        if (folder / DEMOS).is_file():
+            files[DEMOS] = rows_digest(read_parquet(folder / DEMOS))
+        result["files"] = files
         _conclude(folder, TESTED if cell.test else UNTESTED, result)
     return result
 
@@ -223,9 +233,13 @@ def _train(
     settings, learner = cell.job.train, stepper.learner
     train, dev = loaders(cell.job, learner, stepper, prompts, flow)
 
-    def score(answers: Sequence[Answer]) -> float:
-        rows = by_row(learner.readout, prompts["dev"], answers)
-        return mean_score(cell.resolved.task, rows, cell.job.dev.metric)
+    def score(answers: Iterator[Answer]) -> float:
+        assert dev is not None
+        told = Told()
+        for some in dev.stretches():
+            theirs = list(itertools.islice(answers, len(some)))
+            told.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
+        return mean_score(cell.resolved.task, told, cell.job.dev.metric)
 
     def tell_seed(event: dict[str, Any]) -> None:
         tell({"seed": cell.seed, **event})
@@ -235,7 +249,7 @@ def _train(
         kept = state.best_score if settings.select == "best" else state.history[-1].get("dev")
     else:
         state = TrainState(best_epoch=0)
-        kept = score(evaluate(stepper, dev, settings)) if dev is not None else None
+        kept = score(each(answered(stepper, dev, settings))) if dev is not None else None
     last = state.history[-1] if state.history else None
     return {
         "best_epoch": state.best_epoch if settings.select == "best" or last is None else last["epoch"],
@@ -257,39 +271,49 @@ def _flops(stepper: Stepper, steps: int) -> float | None:
 def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str, Any]:
     """Put the values of a training whose test was withheld into the learner; what its result said about it."""
     if stepper.shapes:
-        with shards.Saved(folder / TRAINED) as saved:
+        with shards.Saved(folder / TRAINED, before.get("files")) as saved:
             stepper.put(lambda key, name, start, end: saved[name].reshape(-1)[start:end])
     kept = ("best_epoch", "dev", "history", "losses", "train_seconds", "train_flops")
     return {key: before[key] for key in kept if key in before}
 
 
-def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[RowAnswer]:
-    """The answers to the test rows, written as they come; of them comes back what metrics read."""
-    learner, rows = stepper.learner, list[RowAnswer]()
+def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Told:
+    """The answers to the test rows, written as they come; of them comes back what metrics read.
+
+    Args:
+        files: gets the sha256 of what is written.
+    """
+    learner, told = stepper.learner, Told()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
     with ExitStack() as stack:
-        write = stack.enter_context(predictions(cell.folder)) if stepper.rank == 0 else None
+        write = stack.enter_context(predictions(cell.folder, files)) if stepper.rank == 0 else None
         for some, answers in answered(stepper, dataset, cell.job.train):
             found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
             if write is not None:
                 write(answer_table(cell.resolved.task, found))
-            rows += [replace(row, key="", scores=[]) for row in found]
-    return rows
+            told.add(found)
+    return told
 
 
 @contextmanager
-def predictions(folder: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """What writes the next rows of a cell's predictions, which stand there whole in the end."""
+def predictions(folder: Path, files: dict[str, str]) -> Iterator[Callable[[pa.Table], None]]:
+    """What writes the next rows of a cell's predictions, which stand there whole in the end.
+
+    Args:
+        files: gets their sha256.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     writers = list[pa_parquet.ParquetWriter]()
-    with written(folder / PREDICTIONS) as file, ExitStack() as stack:
+    with written(folder / PREDICTIONS) as file:
+        with ExitStack() as stack:
 
-        def write(table: pa.Table) -> None:
-            if not writers:
-                writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
-            writers[0].write_table(table.cast(writers[0].schema))
+            def write(table: pa.Table) -> None:
+                if not writers:
+                    writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
+                writers[0].write_table(table.cast(writers[0].schema))
 
-        yield write
+            yield write
+        files[PREDICTIONS] = sha256(file)
 
 
 def loaders(
@@ -334,23 +358,25 @@ def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = T
     return sorted(chosen.union(others[: size - len(chosen)]))
 
 
-def save_kept(path: Path, kept: Result, shapes: shards.Shapes, values: Iterator[tuple[str, Any]]) -> None:
-    """Write what is kept of the trained parameters, one at a time, and read it back; nothing where nothing is kept.
+def save_kept(path: Path, kept: Result, shapes: shards.Shapes, values: Iterator[tuple[str, Any]]) -> dict[str, str]:
+    """Write what is kept of the trained parameters, one at a time, and read it back, nothing where nothing is kept; the
+    sha256 of what is written, by file.
 
     Args:
         shapes: of all values, by name, in the order in which they come; values: used up.
     """
     named = {kept.names[name]: shape for name, shape in shapes.items() if name in kept.names}
-    if named:
-        changed = ((kept.names[name], value) for name, value in values if name in kept.names)
-        shards.save(path, named, ((name, kept.change(name, value)) for name, value in changed), kept.metadata)
+    if not named:
+        return {}
+    changed = ((kept.names[name], value) for name, value in values if name in kept.names)
+    return shards.save(path, named, ((name, kept.change(name, value)) for name, value in changed), kept.metadata)
 
 
 def _conclude(folder: Path, name: str, result: dict[str, Any]) -> None:
     """Write a result, which comes last and says that the cell is whole, and remove what it does not need any more."""
     with written(folder / name) as file:
-        file.write_text(json.dumps(result, indent=1))
+        file.write_text(sealed(result, indent=1))
     remove(folder / PARTS)
-    rest = [folder / STATE, folder / PREVIOUS, *folder.glob("*.partial.*"), *([folder / UNTESTED] * (name == TESTED))]
-    for path in rest:
+    for path in [folder / STATE, folder / PREVIOUS, folder / LOG, *([folder / UNTESTED] * (name == TESTED))]:
         path.unlink(missing_ok=True)
+    tidy(folder)

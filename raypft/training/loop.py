@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def fit(
     dev: PromptDataset | None,
     settings: Train,
     seed: int,
-    score: Callable[[list[Answer]], float],
+    score: Callable[[Iterator[Answer]], float],
     state: TrainState | None = None,
     states: States | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
@@ -59,7 +59,7 @@ def fit(
     """Train the learner; the kept epoch's values are in the model when it returns.
 
     Args:
-        score: dev answers to the number that selects the epoch.
+        score: dev answers, as they come, to the number that selects the epoch.
         state: where an interrupted run stands; its values and optimizer state are already in the stepper.
         states: where states are kept; tell: called on every rank with the events epoch and step.
 
@@ -71,6 +71,7 @@ def fit(
     writer = StateWriter(stepper, settings, states)
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
     said, told = time.perf_counter(), Told(stepper.device)
+    drops = may_drop(stepper.learner.train())
 
     def read(behind: int = 0) -> bool:
         """Take in what steps told, but for the last `behind`; whether a node goes away."""
@@ -83,7 +84,6 @@ def fit(
 
     while state.epoch < settings.epochs and not _out_of_patience(state, settings):
         began = time.perf_counter()
-        drops = may_drop(stepper.learner.train())
         for work in ahead(train.epoch(stepper, settings, seed, state.epoch, state.step), stepper.device):
             number = state.epoch * steps + state.step
             with stepper.learner.method.backbone.flops.piece(STEPS) as part:
@@ -110,7 +110,8 @@ def fit(
         state.step, state.epoch = 0, state.epoch + 1
         record = {"epoch": state.epoch, "loss": sum(state.losses[-steps:]) / steps, "train_seconds": seconds}
         if dev is not None:
-            record["dev"] = score(evaluate(stepper, dev, settings))
+            record["dev"] = score(each(answered(stepper, dev, settings)))
+            stepper.learner.train()
         state.history.append(record)
         improved = _is_better(state, record)
         said = time.perf_counter()
@@ -217,7 +218,12 @@ def _out_of_patience(state: TrainState, settings: Train) -> bool:
 
 def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Answer]:
     """The answers of all rows, see `answered`."""
-    return list(itertools.chain.from_iterable(answers for _, answers in answered(stepper, rows, settings)))
+    return list(each(answered(stepper, rows, settings)))
+
+
+def each(found: Iterable[tuple[range, list[Answer]]]) -> Iterator[Answer]:
+    """The answers of stretches, one after the other."""
+    return itertools.chain.from_iterable(answers for _, answers in found)
 
 
 @torch.no_grad()

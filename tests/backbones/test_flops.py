@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from raypft.backbones import flops
 from raypft.backbones.flops import STATES, STEPS, Meter
 from raypft.backbones.frozen_states import FrozenStates
+from raypft.backbones.products import exchange_linear
 from raypft.contract import cases, tiny
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import fit
@@ -33,6 +34,17 @@ def test_products_and_attention_count_forward_and_backward():
         scaled_dot_product_attention(q, k, v).sum().backward()
     once = 2 * (2 * 2 * 3 * 7 * 7 * 8)
     assert meter.training(1) == once + 2.5 * once, "backward makes the scores again"
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_frozen_layer_counts_the_same_by_onednn(on):
+    layer = torch.nn.Linear(256, 96).requires_grad_(False)
+    exchange_linear(layer, on)
+    meter = Meter()
+    with meter.piece(STEPS) as part:
+        part.tokens += 1
+        layer(torch.randn(200, 256, requires_grad=True)).sum().backward()
+    assert meter.training(1) == 2 * (2 * 200 * 256 * 96), "the product and the gradient of its input"
 
 
 def test_other_pieces_count_by_their_tokens_and_a_resumed_training_by_its_steps():

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from raypft.campaigns.search_space import Search
 from raypft.errors import UserError
 from raypft.report.campaign import write_tables
 from raypft.report.layout import _of_mean, _views
@@ -35,11 +36,7 @@ def campaign(**values):
         "speedup_over": None,
     }
     paper = paper and SimpleNamespace(**{"values": {}, "std": {}, "differs": {}, "notes": []} | paper)
-    if search:
-        space = {key: SimpleNamespace(listed=values) for key, values in search["space"].items()}
-        search = SimpleNamespace(
-            **{"searcher": "grid", "trials": None, "scheduler": "none", "rows": None} | search | {"space": space}
-        )
+    search = search and Search(**search)
     return SimpleNamespace(**default | {"rows": {"A": object(), "B": object()}} | values, paper=paper, search=search)
 
 

@@ -183,7 +183,7 @@ def test_an_evaluation_has_no_dropout():
     settings = cases.SETTINGS.model_copy(update={"batch_size": 5, "epochs": 2, "select": "last", "lr": 1e-3})
     seen: list[list[Answer]] = []
     stepper = TorchStepper(cell.learner, settings)
-    state = fit(stepper, rows, rows, settings, 0, lambda answers: seen.append(answers) or 0.0)
+    state = fit(stepper, rows, rows, settings, 0, lambda answers: seen.append(list(answers)) or 0.0)
     assert state.losses == plain.losses
     assert evaluate(stepper, rows, Train(eval_batch=2)) == evaluate(stepper, rows, Train(eval_batch=2))
     cell.learner.eval()
