@@ -2,11 +2,12 @@
 
     python benchmarks/memory.py [--quick] [--only TEXT]
 
-One line a case: NAME peak GB bound GB. A name says parameters, type, method, engine and workers. The peak is the most
-that any worker had of pages of its own (RssAnon and RssShmem of /proc, looked at every few milliseconds from outside):
-pages of the model's files, which the kernel shares between processes and takes back when it likes, are not in it. The
-bound, of ZeRO-3: 1.35 x (16 bytes x trainable / workers + bytes of frozen / workers + the largest layer) + 0.8 GB; the
-other engines' lines have none. --quick: 20 M parameters on 1 and 2 workers, under a minute. --only: names with a text.
+One line a case: NAME peak GB bound GB foreseen GB. A name says parameters, type, method, engine, workers. The peak is
+the most that any worker had of pages of its own (RssAnon and RssShmem of /proc, looked at every few milliseconds from
+outside): pages of the model's files, which the kernel shares between processes and takes back when it likes, are not in
+it. The bound, of ZeRO-3: 1.35 x (16 bytes x trainable / workers + bytes of frozen / workers + the largest layer) + 0.8
+GB; the other engines' lines have none. What is foreseen is what `raypft check` tells of such a worker. --quick: 20 M
+parameters on 1 and 2 workers, under a minute. --only: names with a text.
 """
 
 from __future__ import annotations
@@ -20,9 +21,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # whoever only looks on needs no torch
+    from raypft.config.job import Job
+    from raypft.config.resolved import ResolvedJob
+    from raypft.runs.cell import Cell
+    from raypft.runs.executor import LoadedBackbone
+    from raypft.runs.memory import Counts
+    from raypft.training.stepper import Learner, Stepper
 
 SIZES: dict[str, dict[str, Any]] = {
     "20M": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
@@ -58,64 +67,62 @@ def quick() -> list[Case]:
 
 
 def whole() -> Iterator[Case]:
-    """ZeRO-3 at every size, type and number of workers; the other engines beside, at the largest size."""
+    """ZeRO-3 at every size, type and number of workers; the other engines beside, where they fit most machines."""
     for size in SIZES:
         for precision in BYTES:
             for workers in (1, 2, 4):
                 yield Case(size, precision, "full", "zero3", workers)
     for workers in (1, 4):
         yield Case("330M", "fp32", "lora", "zero3", workers)
-    for method in ("full", "lora"):
-        yield Case("330M", "fp32", method, "torch", 1)
+    for size, method in (("120M", "full"), ("330M", "lora")):
+        yield Case(size, "fp32", method, "torch", 1)
         for stage in range(3):
-            yield Case("330M", "fp32", method, f"zero{stage}", 2)
+            yield Case(size, "fp32", method, f"zero{stage}", 2)
 
 
-def config_of(size: str) -> Any:
+def config_of(**sizes: Any) -> Any:
     """The configuration of a Llama."""
-    from transformers import LlamaConfig  # noqa: PLC0415  (whoever only looks on needs no torch)
+    from transformers import LlamaConfig  # noqa: PLC0415
 
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES[size]
-    )
+    common = {"vocab_size": VOCABULARY, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    config = LlamaConfig(tie_word_embeddings=True, **common | sizes)
     config.architectures = ["LlamaForCausalLM"]
     return config
 
 
-def write_model(folder: Path, size: str, precision: str) -> None:
+def write_model(folder: Path, config: Any, precision: str) -> None:
     """A random Llama with a tokenizer of words, as transformers writes them."""
     import torch  # noqa: PLC0415
     from materials import lexicon, word_tokenizer  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        config_of(size), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    )
+    model = AutoModelForCausalLM.from_config(config, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
     model.save_pretrained(folder, max_shard_size="400MB")
-    words = [*FIXED, *lexicon(VOCABULARY)]
-    word_tokenizer(list(dict.fromkeys(words))[: VOCABULARY - 6]).save_pretrained(folder)
+    words = [*FIXED, *lexicon(config.vocab_size)]
+    word_tokenizer(list(dict.fromkeys(words))[: config.vocab_size - 6]).save_pretrained(folder)
 
 
-def bound(case: Case) -> float | None:
-    """Bytes that a worker may hold."""
-    if case.engine != "zero3":
-        return None
+def counts_of(case: Case) -> Counts:
+    """The parameters of a case's model with its method."""
     import torch  # noqa: PLC0415
 
     from raypft.backbones.load import backbone_from_config  # noqa: PLC0415
     from raypft.methods import METHODS  # noqa: PLC0415
+    from raypft.runs.memory import Counts  # noqa: PLC0415
 
-    with torch.device("meta"):
-        backbone = backbone_from_config(config_of(case.size))
     made = METHODS.load(case.method)
-    method = made(made.Config(), backbone)
-    trainable = sum(p.numel() for p in method.trainable().values())
-    frozen = sum(p.numel() for p in method.parameters()) - trainable
-    layers = [*backbone.blocks, backbone.model.get_input_embeddings()]
-    largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
-    each = 16 * trainable + BYTES[case.precision] * frozen
-    return 1.35 * (each / case.workers + BYTES[case.precision] * largest) + 0.8e9
+    with torch.device("meta"):
+        method = made(made.Config(), backbone_from_config(config_of(**SIZES[case.size])))
+    return replace(Counts.of(method), stored=BYTES[case.precision])
+
+
+def bound(case: Case, counts: Counts) -> float | None:
+    """Bytes that a worker may hold."""
+    if case.engine != "zero3":
+        return None
+    each = 16 * counts.trainable + BYTES[case.precision] * (counts.everything - counts.trainable)
+    return 1.35 * (each / case.workers + BYTES[case.precision] * counts.largest) + 0.8e9
 
 
 def private(pid: int) -> int:
@@ -127,88 +134,93 @@ def private(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
-def measured(case: Case, model: Path, scratch: Path, seeds: int = 1) -> tuple[int, list[dict[str, Any]]]:
-    """The peak of a case, and what its workers told."""
+def members(script: str, workers: int, settings: dict[str, Any]) -> list[subprocess.Popen[bytes]]:
+    """Processes that run a script's member with these settings, in a group of so many."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu", **os.environ}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = []
+    for rank in range(workers):
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
+        own = common | {key: str(value) for key, value in numbers.items()}
+        command = [sys.executable, script, "--member", json.dumps(settings)]
+        started.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
+    return started
+
+
+def measured(case: Case, model: Path, scratch: Path, seeds: int = 1) -> tuple[int, list[dict[str, Any]]]:
+    """The peak of a case, and what its workers told."""
     told = scratch / "told.jsonl"
     told.write_text("")
-    settings = {
-        "case": asdict(case),
-        "model": str(model),
-        "runs": str(scratch / "runs"),
-        "told": str(told),
-        "seeds": seeds,
-    }
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    members = []
-    for rank in range(case.workers):
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.workers, "LOCAL_WORLD_SIZE": case.workers}
-        own = environment | {key: str(value) for key, value in numbers.items()}
-        command = [sys.executable, __file__, "--member", json.dumps(settings)]
-        members.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
+    places = {"model": str(model), "runs": str(scratch / "runs"), "told": str(told)}
+    group = members(__file__, case.workers, {"case": asdict(case), "seeds": seeds, **places})
     peak = 0
     try:
-        while any(member.poll() is None for member in members):
-            peak = max(peak, *(private(member.pid) for member in members))
-            if any(member.poll() for member in members):
+        while any(member.poll() is None for member in group):
+            peak = max(peak, *(private(member.pid) for member in group))
+            if any(member.poll() for member in group):
                 raise SystemExit(f"{case.name}: a worker failed")
             time.sleep(LOOK_SECONDS)
     finally:
-        for member in members:
+        for member in group:
             member.kill()
             member.wait()
     return peak, [json.loads(line) for line in told.read_text().splitlines()]
+
+
+def job_of(case: Case, model: str, runs: str, **more: Any) -> ResolvedJob:
+    """The job of a case: four prompts an epoch, and as many tested."""
+    from raypft import load_job  # noqa: PLC0415
+
+    zero = case.engine.removeprefix("zero")
+    values: dict[str, Any] = {
+        "protocol": "fixed",
+        "shots": 2,
+        "seeds": 1,
+        "test": {"languages": ["en"], "limit": 4},
+        "zero": {"stage": int(zero) if zero.isdigit() else 0},
+        "resources": {"workers": case.workers if zero.isdigit() else 0},
+        "train": {"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
+    }
+    own = {"task": "sentiment", "backbone": model, "method": case.method, "storage": runs}
+    return load_job("fpft", **own, **values | more)
+
+
+def stepper_of(cell: Cell, learner: Learner) -> Stepper:
+    """The engine of a case's job."""
+    from raypft.training.stepper import TorchStepper  # noqa: PLC0415
+
+    if not cell.job.resources.workers:
+        return TorchStepper(learner, cell.job.train, "cpu")
+    from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (takes seconds to import)
+
+    return DeepSpeedStepper(cell.job, learner, "cpu")
+
+
+def backbones_of(job: Job) -> LoadedBackbone:
+    """How a worker of a job loads its model."""
+    from raypft.runs.executor import LoadedBackbone  # noqa: PLC0415
+
+    return LoadedBackbone(job.resources.workers > 0 and (job.zero.stage == 3 or job.train.precision != "fp32"))
 
 
 def member(settings: dict[str, Any]) -> None:
     """One worker of a case: the seeds of a job, one after the other, as a worker group runs them."""
     from torch import distributed  # noqa: PLC0415
 
-    from raypft import load_job  # noqa: PLC0415
-    from raypft.runs.cell import Cell, run_cell  # noqa: PLC0415
-    from raypft.runs.executor import LoadedBackbone  # noqa: PLC0415
+    from raypft.runs.cell import run_cell  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
     from raypft.training.encode import encode_sample  # noqa: PLC0415
-    from raypft.training.stepper import Learner, Stepper, TorchStepper  # noqa: PLC0415
 
     case = Case(**settings["case"])
-    zero = case.engine.removeprefix("zero")
-    resolved = load_job(
-        "fpft",
-        task="sentiment",
-        backbone=settings["model"],
-        method=case.method,
-        protocol="fixed",
-        shots=2,
-        seeds=settings["seeds"],
-        storage=settings["runs"],
-        test={"languages": ["en"], "limit": 4},
-        zero={"stage": int(zero) if zero.isdigit() else 0},
-        resources={"workers": case.workers if zero.isdigit() else 0},
-        train={"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
-    )
-    prepared = prepare(resolved)
+    prepared = prepare(job_of(case, settings["model"], settings["runs"], seeds=settings["seeds"]))
     distributed.init_process_group("gloo")
-    backbones, ended = (
-        LoadedBackbone(as_stored=zero == "3" or (zero.isdigit() and case.precision != "fp32")),
-        time.perf_counter(),
-    )
+    backbones, ended = backbones_of(prepared.job), time.perf_counter()
 
     def engine(cell: Cell, learner: Learner) -> Stepper:
-        if case.engine == "torch":
-            stepper: Stepper = TorchStepper(learner, cell.job.train, "cpu")
-        else:
-            from raypft.scale.deepspeed import DeepSpeedStepper  # noqa: PLC0415  (takes seconds to import)
-
-            stepper = DeepSpeedStepper(cell.job, learner, "cpu")
+        stepper = stepper_of(cell, learner)
         step = stepper.step
 
         def told(lr: float) -> Any:
@@ -252,19 +264,22 @@ def main() -> None:
     if asked.member:
         member(json.loads(asked.member))
         return
+    from raypft.runs.memory import foreseen  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory(prefix="raypft-memory-") as folder:
         for case in quick() if asked.quick else whole():
             if asked.only not in case.name:
                 continue
             model = Path(folder) / f"{case.size}-{case.precision}"
             if not model.is_dir():
-                write_model(model, case.size, case.precision)
+                write_model(model, config_of(**SIZES[case.size]), case.precision)
             scratch = Path(folder) / case.name
             scratch.mkdir()
             peak, told = measured(case, model, scratch, asked.seeds)
-            allowed = bound(case)
+            counts = counts_of(case)
+            allowed, expected = bound(case, counts), foreseen(job_of(case, str(model), str(scratch)).job, counts).peak
             end = "" if allowed is None else f" bound {allowed / 1e9:.2f} GB"
-            print(f"{case.name} peak {peak / 1e9:.2f} GB{end}", flush=True)
+            print(f"{case.name} peak {peak / 1e9:.2f} GB{end} foreseen {expected / 1e9:.2f} GB", flush=True)
             for line in told if asked.seeds > 1 else []:
                 print(f"    {line}", flush=True)
 

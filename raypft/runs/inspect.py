@@ -35,15 +35,18 @@ EXTREMES = 5
 """Longest and shortest rows of each language of which prompts are made."""
 
 
-def checked(prepared: Prepared) -> dict[str, Any]:
+def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
     """What is known of a prepared job: sizes, label words, parameters, steps.
+
+    Args:
+        nodes: see `check_memory`.
 
     Raises:
         UserError: its results can't be written, or are another version's, or another process is at work on them; a row
         makes no prompt; memory does not hold it.
     """
     job, skeleton = prepared.job, prepared.skeleton
-    check_start(prepared)
+    check_start(prepared, nodes)
     check_free(prepared.folder)
     check_unchanged(prepared)
     seed = job.seeds[0]
@@ -77,8 +80,11 @@ def checked(prepared: Prepared) -> dict[str, Any]:
     return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": lines}
 
 
-def check_start(prepared: Prepared) -> None:
+def check_start(prepared: Prepared, nodes: Sequence[float] = ()) -> None:
     """What can be told before a run's folder is made.
+
+    Args:
+        nodes: see `check_memory`.
 
     Raises:
         UserError: nothing can be written there; memory does not hold the job; a row makes no prompt.
@@ -87,7 +93,7 @@ def check_start(prepared: Prepared) -> None:
     kept = prepared.job.train.cache_folder
     if kept is not None and not prepared.job.resources.workers:
         check_writable(Path(kept), "train.cache_folder")
-    check_memory(prepared.job, Counts.of(method_shape(prepared)))
+    check_memory(prepared.job, Counts.of(method_shape(prepared)), nodes)
     _check_extremes(prepared)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +15,23 @@ from raypft.methods.base import Method
 from raypft.training.room import PER_BLOCK, USUAL_TOKENS
 
 GB = 1e9
+LIBRARIES = 0.45e9
+"""Bytes of a worker before it opens a model: torch, transformers, DeepSpeed (measured, benchmarks/memory.py)."""
+PASSING = 4
+"""Times the largest layer that ZeRO-3 holds for a moment beside that layer's values: its gradient, the bucket in which
+it is reduced, what the optimizer reads, what gloo sends (measured, as above)."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of a model with its method: all, those that train, those of its largest layer; and what a token's
-    states take in its blocks, in numbers."""
+    """Parameters of a model with its method: all, those that train, those of its largest layer; what a token's states
+    take in its blocks, in numbers; and bytes of a number in the model's files."""
 
     everything: int
     trainable: int
     largest: int
     states: int
+    stored: int = 4
 
     @classmethod
     def of(cls, method: Method) -> Counts:
@@ -33,24 +39,33 @@ class Counts:
         parameters, backbone = list(method.parameters()), method.backbone
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         states = backbone.num_layers * PER_BLOCK * backbone.hidden
-        return cls(sum(p.numel() for p in parameters), trainable, largest_layer(method), states)
+        stored = getattr(backbone.config, "dtype", None) or torch.float32
+        everything = sum(p.numel() for p in parameters)
+        return cls(everything, trainable, largest_layer(method), states, stored.itemsize)
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """Bytes: of one worker's weights that train or are its share, their gradients, the optimizer's state, activations;
-    frozen weights that the workers of a machine have in common, as pages of the model's files."""
+    """Bytes: of one worker's weights that train, are its share or are of another type than in the files, their
+    gradients, the optimizer's state, activations; layers that pass through it; frozen weights that the workers of a
+    machine have in common, as pages of the model's files."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    passing: float
     common: float
 
     @property
     def lasting(self) -> float:
         """Of a worker, whatever a step holds beside."""
         return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> float:
+        """Of a worker's own, at most: pages of files are not in it."""
+        return LIBRARIES + self.lasting + self.activations + self.passing
 
     def on_machine(self, workers: int) -> float:
         """Of so many workers on one machine, without activations."""
@@ -69,39 +84,48 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
     weights, common = each * whole, each * frozen
     if stage == 3:
         weights, common = each * (share * counts.everything + counts.largest), 0
-    tokens = job.train.tokens_at_once or USUAL_TOKENS
+    elif each != counts.stored:  # made in each worker
+        weights, common = each * counts.everything, 0
+    rows = -(-job.train.batch_size // max(1, workers))
+    tokens = min(job.train.tokens_at_once or USUAL_TOKENS, rows * job.train.max_tokens)
+    number = each if workers else 4  # autocast keeps some states in fp32
     return Foreseen(
         weights,
         each * whole * (share if stage >= 2 else 1),
         (12 if copies else 8) * whole * (share if stage >= 1 else 1),
-        4 * tokens * (counts.states // PER_BLOCK if job.train.checkpointing else counts.states) if whole else 0,
+        number * tokens * (counts.states // PER_BLOCK if job.train.checkpointing else counts.states) if whole else 0,
+        PASSING * each * counts.largest if stage == 3 else 0,
         common,
     )
 
 
 def told(job: Job, found: Foreseen) -> str:
     """A line on it."""
-    parts = ("weights", "gradients", "optimizer", "activations")
+    parts = ("weights", "gradients", "optimizer", "activations", "passing")
     each = ", ".join(f"{part} {getattr(found, part) / GB:.2f}" for part in parts)
+    each += f", libraries {LIBRARIES / GB:.2f}"
     common = f"; {found.common / GB:.2f} GB of frozen weights in common" if found.common else ""
     whose = f"a worker, ZeRO {job.zero.stage}, {job.resources.workers} in all" if job.resources.workers else "in all"
-    return f"memory: about {(found.lasting + found.activations) / GB:.2f} GB {whose} ({each}){common}"
+    return f"memory: about {found.peak / GB:.2f} GB {whose} ({each}){common}"
 
 
-def check_memory(job: Job, counts: Counts) -> None:
-    """Whether this machine, and its GPUs where they are used, hold a job, activations not counted. Of a cluster that
-    RAY_ADDRESS names nothing is known here.
+def check_memory(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> None:
+    """Whether this machine, and its GPUs where they are used, hold a job, activations not counted; or the nodes of a
+    cluster, whose GPUs' memory is not known.
+
+    Args:
+        nodes: bytes of each node of the cluster that RAY_ADDRESS names; without them nothing is known of it.
 
     Raises:
         UserError: they don't; with what would.
     """
-    if job.resources.workers and os.environ.get("RAY_ADDRESS"):
+    if job.resources.workers and os.environ.get("RAY_ADDRESS") and (not nodes or job.resources.gpus_per_worker):
         return
-    missing = lacking(job, counts)
+    missing = lacking(job, counts, nodes)
     if missing is None:
         return
     place, needed, there = missing
-    fitting = next((way for way, other in ways(job) if lacking(other, counts) is None), None)
+    fitting = next((way for way, other in ways(job) if lacking(other, counts, nodes) is None), None)
     do = f"use {fitting}" if fitting else "choose a smaller backbone or a method that trains less"
     raise UserError(
         f"memory: the job holds at least {needed / GB:.1f} GB of weights, gradients and optimizer state; "
@@ -109,9 +133,13 @@ def check_memory(job: Job, counts: Counts) -> None:
     )
 
 
-def lacking(job: Job, counts: Counts) -> tuple[str, float, float] | None:
+def lacking(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> tuple[str, float, float] | None:
     """Which place is too small for a job, what that needs and has, in bytes; None where all hold it."""
     found = foreseen(job, counts)
+    if job.resources.workers and nodes:
+        needed = job.resources.workers * found.lasting + len(nodes) * found.common
+        place = f"the cluster, with {max(nodes) / GB:.1f} on its largest node,"
+        return None if _hold(nodes, found, job.resources.workers) else (place, needed, sum(nodes))
     places = [("this machine", found.on_machine(job.resources.workers), machine_memory())]
     if torch.cuda.is_available() and (job.resources.gpus_per_worker or not job.resources.workers):
         optimizer = found.optimizer if not (job.zero.offload and job.resources.workers) else 0.0
@@ -121,6 +149,11 @@ def lacking(job: Job, counts: Counts) -> tuple[str, float, float] | None:
             ("its GPU", on_gpu, torch.cuda.get_device_properties(0).total_memory),
         ]
     return next(((place, needed, there) for place, needed, there in places if needed > there), None)
+
+
+def _hold(nodes: Sequence[float], found: Foreseen, workers: int) -> bool:
+    """Whether nodes hold so many workers, and each of them what its workers have in common."""
+    return sum(max(0, (node - found.common) // max(1, found.lasting)) for node in nodes) >= workers
 
 
 def ways(job: Job) -> Iterator[tuple[str, Job]]:

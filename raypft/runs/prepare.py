@@ -41,6 +41,10 @@ from raypft.training.stepper import TRAINING
 NOT_SAMPLED = set(Train.model_fields) - {"languages"}
 """Keys of `train` that do not decide which rows are drawn."""
 
+CASTING: int = 2
+"""Raised when a change of what DeepSpeed does in half precision alters results; in the cell key of such jobs alone.
+2: a state goes on from fp32 values that are not rounded, and in fp16 with the scale of the loss."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -180,7 +184,7 @@ def cell_keys(resolved: ResolvedJob, data: Mapping[int, str], weights: str, name
         asked["artefact"] = artefact
     if job.train.precision != "fp32":
         # DeepSpeed casts the weights, plain torch computes on them in half precision
-        asked["cast"] = job.resources.workers > 0
+        asked["cast"] = CASTING if job.resources.workers else False
     if job.data.stream is not None:
         asked["order"] = streaming.ORDER
     plug_ins = [METHODS.own_hash(job.method["name"]), READOUTS.own_hash(job.readout["name"])]

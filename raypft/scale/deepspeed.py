@@ -36,6 +36,7 @@ from raypft.training.stepper import (
 prepare_environment()
 
 import deepspeed  # noqa: E402
+from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK  # noqa: E402
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: E402
 
@@ -43,6 +44,11 @@ NOTICE_SECONDS = 2.0
 """How often Ray is asked whether the node goes away."""
 SKIPS = 8
 """Steps in a row that fp16's loss scaling may leave out while it looks for its scale, 2^16 at first."""
+SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's loss scaling goes on from; stage 0 knows no hysteresis."""
+DeepSpeedEngine._broadcast_model = lambda self: None
+"""All ranks have equal values already: they read the same files and draw from the same seed. DeepSpeed would send those
+of the first, and write them into pages of a file, each of which becomes a copy."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,11 +72,8 @@ def gives_up_weights(job: Job) -> bool:
 
 
 def partition(learner: Learner, device: str, dtype: torch.dtype, config: dict[str, Any]) -> None:
-    """Share every parameter out over the workers, one after the other, so that only one at a time is whole.
-
-    All ranks have equal values already: they read the same files and draw from the same seed. DeepSpeed itself would
-    send each from the first to the others, into what may be the pages of a file.
-    """
+    """Share every parameter out over the workers, one after the other, so that only one at a time is whole. As in
+    `_broadcast_model` nothing is sent."""
     for module in learner.modules():
         module._buffers.update(
             {name: value if value is None else value.to(device) for name, value in module._buffers.items()}
@@ -148,15 +151,13 @@ class DeepSpeedStepper(Stepper):
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
         running = len(FWD_MODULE_STACK)
-        running = len(FWD_MODULE_STACK)
         self.engine.backward(loss, scale_wrt_gas=False)
-        del FWD_MODULE_STACK[running:]  # a block that runs again ends before the hooks behind it
         del FWD_MODULE_STACK[running:]  # a block that runs again ends before the hooks behind it
 
     def step(self, lr: float) -> bool | Tensor:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        if self.stage == 0:
+        if self.stage == 0 and not self.may_skip:
             finite = spare(self._inner(), gradient_norm(self.parameters.values()))
             self.engine.step()
         else:
@@ -164,7 +165,7 @@ class DeepSpeedStepper(Stepper):
         return finite
 
     def _step_unless_overflow(self) -> bool:
-        """A step of ZeRO 1 to 3, which these leave out without a word where the gradient is not finite."""
+        """A step of ZeRO 1 to 3, or in fp16, which is left out without a word where the gradient is not finite."""
         optimizer = self.engine.optimizer
         optimizer.overflow = False
         try:
@@ -212,6 +213,25 @@ class DeepSpeedStepper(Stepper):
             for key in MOMENTS:
                 own[key].narrow(0, first, count).copy_(give(key, name, start, start + count))
         self._take_over()
+
+    def scaling(self) -> dict[str, float]:
+        scaler = self._scaler()
+        if scaler is None:
+            return {}
+        own: dict[str, float] = {key: getattr(scaler, key) for key in SCALING if hasattr(scaler, key)}
+        return own | {"skipped": self.skipped}
+
+    def scale(self, found: Mapping[str, float]) -> None:
+        scaler = self._scaler()
+        for key, value in found.items() if scaler is not None else ():
+            setattr(self if key == "skipped" else scaler, key, value)
+
+    def _scaler(self) -> Any:
+        """What knows how fp16's loss is scaled; None in another type."""
+        if not self.may_skip or self.engine is None or not self.parameters:
+            return None
+        wrapper = self.engine.optimizer
+        return getattr(wrapper, "loss_scaler", None) or wrapper.loss_scale_config
 
     def _places(self) -> dict[str, tuple[Tensor, int, int, int]]:
         """Name to where this rank's part of a parameter is, under stages 1 to 3: in which of the optimizer's flat fp32

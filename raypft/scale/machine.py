@@ -10,13 +10,19 @@ from raypft.scale.address import check_address
 from raypft.scale.resources import shapes_here
 
 
-def check_machine(resources: Resources) -> None:
-    """Raise a UserError where this machine, or the cluster that is named, has too little for a job, or is not there."""
-    check_named(resources)
-    if resources.workers:
-        from raypft.scale.session import check_resources  # noqa: PLC0415  (ray is loaded only where it is used)
+def check_machine(resources: Resources) -> list[float]:
+    """Raise a UserError where this machine, or the cluster that is named, has too little for a job, or is not there.
 
-        check_resources(resources)
+    Returns:
+        see `node_memory`.
+    """
+    check_named(resources)
+    if not resources.workers:
+        return []
+    from raypft.scale.session import check_resources, node_memory  # noqa: PLC0415  (ray is loaded only where it is used)
+
+    check_resources(resources)
+    return node_memory()
 
 
 def check_named(resources: Resources) -> None:

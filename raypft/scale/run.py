@@ -8,7 +8,8 @@ from typing import Any
 
 from raypft.config.job import Job, Resources
 from raypft.runs.executor import Executor, Executors, LocalExecutor
-from raypft.runs.inspect import check_start
+from raypft.runs.inspect import check_start, method_shape
+from raypft.runs.memory import Counts, check_memory
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
@@ -26,7 +27,19 @@ def run_jobs(
     for ready in prepared:
         check_start(ready)
     with executors([ready.job for ready in prepared]) as executor_of:
+        _check_nodes([ready for ready in prepared if ready.job.resources.workers])
         return run(prepared, executor_of, tell, fresh)
+
+
+def _check_nodes(prepared: Sequence[Prepared]) -> None:
+    """Raise a UserError where the nodes of a running cluster don't hold a job."""
+    if not prepared:
+        return
+    from raypft.scale.session import node_memory  # noqa: PLC0415
+
+    nodes = node_memory()
+    for ready in prepared if nodes else ():
+        check_memory(ready.job, Counts.of(method_shape(ready)), nodes)
 
 
 @contextmanager

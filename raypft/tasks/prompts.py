@@ -12,7 +12,6 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 
-from raypft.tasks.kinds.tags import WORDS
 from raypft.tasks.query import Demonstration, Piece, Query, Row
 from raypft.tasks.task import MARKUP, Pattern, Task
 
@@ -39,29 +38,6 @@ def render(
             shown += _cut(task, pattern, demo.row, demo.language, 0, answer=demo.label)
             shown.append(Piece("text", pattern.demo_separator))
     return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
-
-
-def queries(
-    task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
-) -> list[Query]:
-    """All the queries of a row: one, or one a word where the pattern asks about {token}. Arguments as of `render`."""
-    if "{token}" not in pattern.text:
-        return [render(task, pattern, row, language, soft_length, demos)]
-    column = task.fields[WORDS]
-    words: Sequence[str] = row[column]  # type: ignore[assignment]
-    asked = {**row, column: " ".join(words), "token": ""}
-    # the prompts of a sentence differ in the word alone
-    empty = render(task, pattern, asked, language, soft_length, demos)
-    return [_asking(empty, word) for word in words]
-
-
-def _asking(query: Query, word: str) -> Query:
-    """A query about a word."""
-    pieces = list(query.pieces)
-    for place, piece in enumerate(pieces):
-        if piece.mark == "word":
-            pieces[place] = Piece("text", piece.text + word, mark="word", field=True)
-    return Query(query.demos, tuple(pieces))
 
 
 def _cut(

@@ -98,6 +98,7 @@ class StateWriter:
         if self.states is None:
             return
         began, states = time.perf_counter(), self.states
+        state.scaling = self.stepper.scaling()
         if self.large:
             self._settle()
             if state.best is not None and not isinstance(state.best, OnDisk):  # of a state that was one file

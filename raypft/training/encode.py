@@ -18,7 +18,8 @@ from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts.base import Config, Readout
-from raypft.tasks.prompts import first_word, queries, render
+from raypft.tasks.kinds.tags import WORDS
+from raypft.tasks.prompts import first_word, render
 from raypft.tasks.query import Demonstration, Query
 from raypft.tasks.task import Pattern, Task
 from raypft.training.rows import EncodedRows
@@ -96,13 +97,32 @@ class Encoder:
 
     def queries(self, row: Mapping[str, Any]) -> list[Query]:
         """The rendered prompts of a row, before they are cut to size."""
-        return queries(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
+        if not self.asks_words:
+            return [self.render(row)]
+        query, words = self._about_words(row)
+        return [query.about(word) for word in words]
+
+    def asked(self, row: Mapping[str, Any]) -> list[Encoded]:
+        """The prompts of a row, one a word, where the pattern asks about {token}."""
+        query, words = self._about_words(row)
+        with self._refused():
+            return self.text.encode_words(query, words, *_named(row), self.max_tokens)
+
+    def _about_words(self, row: Mapping[str, Any]) -> tuple[Query, Sequence[str]]:
+        """The query that is the same for all words of a row, and these."""
+        column = self.task.fields[WORDS]
+        return self.render({**row, column: " ".join(row[column]), "token": ""}), row[column]
 
     def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
         """The tokens of a query of this row."""
-        key, language = f"{row['language']}/{row['id']}", str(row["language"])
+        with self._refused():
+            return self.text.encode(query, *_named(row), max_tokens or self.max_tokens)
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """A prompt that the model can't take is refused with the key that mends it."""
         try:
-            return self.text.encode(query, key, language, max_tokens or self.max_tokens)
+            yield
         except PromptError as error:
             raise UserError(f"{KEY_OF[error.about]}: {error}") from None
 
@@ -124,6 +144,12 @@ class Encoder:
 
     def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
         return self.text.offsets(text)
+
+
+def _named(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and language of a row."""
+    language = str(row["language"])
+    return f"{language}/{row['id']}", language
 
 
 def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:

@@ -75,7 +75,8 @@ Give = Callable[[str, str, int, int], Tensor]
 class Stepper(ABC):
     """One way to run optimizer steps.
 
-    shapes: of the trainable parameters; replicated: every rank holds all of them.
+    shapes: of the trainable parameters; replicated: every rank holds all of them; halvings: how often memory did not
+    suffice, each time half as many rows go through the model at once from then on.
     """
 
     learner: Learner
@@ -84,6 +85,7 @@ class Stepper(ABC):
     world: int = 1
     device: str = "cpu"
     replicated: bool = True
+    halvings: int = 0
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
@@ -113,6 +115,13 @@ class Stepper(ABC):
         Args:
             steps: how many steps Adam has made with each; it gets its moments too, none of a parameter that is missing.
         """
+
+    def scaling(self) -> dict[str, float]:
+        """How fp16's loss is scaled, the same on every rank; nothing where it is not."""
+        return {}
+
+    def scale(self, found: Mapping[str, float]) -> None:  # noqa: B027  (most do not)
+        """Go on scaling the loss as it was found."""
 
     def gathered(self, pieces: Mapping[str, tuple[int, Tensor]]) -> Iterator[tuple[str, Tensor | None]]:
         """Tensors whole, fp32 on CPU, on rank 0, and None elsewhere; one at a time. Every rank goes through all of it.

@@ -10,7 +10,8 @@ from raypft.config.job import Job
 from raypft.config.load import RECIPES, load_job, make_job, recipe_names
 from raypft.contract import tiny
 from raypft.errors import UserError
-from raypft.runs.prepare import prepare
+from raypft.runs import prepare as prepare_module
+from raypft.runs.prepare import cell_keys, prepare
 from raypft.tasks.load import FOLDER
 
 NLI = ["task=xnli", "backbone=mbert"]
@@ -316,6 +317,19 @@ def test_rewording_a_pattern_makes_other_cells(tmp_path):
 @pytest.mark.parametrize("given", GIVEN)
 def test_seed_data_model_and_method_version_are_in_the_key(given):
     assert job().key(**{**GIVEN, given: 2}) != job().key(**GIVEN)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_change_of_what_deepspeed_does_in_half_precision_moves_the_keys_of_such_jobs_alone(
+    workers, precision, monkeypatch
+):
+    where = [f"resources.workers={workers}", f"zero.stage={workers}"]
+    own = load_job("profit", [*NLI, f"train.precision={precision}", *where])
+    now = cell_keys(own, {0: "d"}, "b")
+    monkeypatch.setattr(prepare_module, "CASTING", True)  # as the first keys had it
+    moved = now != cell_keys(own, {0: "d"}, "b")
+    assert moved == (precision == "bf16" and workers > 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ spans end to end."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs.cell import loaders, predictions
+from raypft.runs.cell import loaders
+from raypft.runs.cell_files import predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS
 from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
@@ -177,8 +179,8 @@ def test_a_metric_of_written_texts_is_measured_only_where_texts_were_written():
 def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
     """Two runs on the same rows, of which only the second wrote sentences."""
     facts = {"metric": "token_accuracy@1", "scores": {"en": 50.0}, "test_rows": "x", "mean": 50.0, "rows": {"en": 2}}
-    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "notes": []}
-    facts |= {"sizes": {"train": 1, "dev": 1, "test": 2, "demos": 0}}
+    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "cell": "c"}
+    facts |= {"notes": [], "sizes": {"train": 1, "dev": 1, "test": 2, "demos": 0}}
     for name, more in (("a", {}), ("b", {"span_f1@1": {"en": 60.0}})):
         job = load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla", f"recipe={name}"]).job
         (tmp_path / name / "seed-10").mkdir(parents=True)
@@ -203,8 +205,9 @@ def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
 def test_a_table_says_which_epoch_was_tested(tmp_path, override, dev, said):
     job = load_job("vanilla", ["task=sst2", "backbone=x", "seeds=[10]", override]).job
     facts = {"metric": "accuracy@1", "scores": {"en": 50.0}, "test_rows": "x", "mean": 50.0, "rows": {"en": 2}}
-    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "notes": []}
+    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "cell": "c"}
     facts |= {"sizes": {"train": 1, "dev": dev, "test": 2, "demos": 0}, "metrics": {"accuracy@1": {"en": 50.0}}}
+    facts |= {"notes": []}
     (tmp_path / "seed-10").mkdir()
     (tmp_path / "job.yaml").write_text(job.dump())
     (tmp_path / "seed-10" / "result.json").write_text(json.dumps(facts))
@@ -505,9 +508,10 @@ def test_predictions_are_written_as_they_come_and_stand_there_whole(tmp_path):
     own = task("span", [], ["f1"])
     stretches = [[RowAnswer("en/1", "en", [], "", [0.5])], [RowAnswer("en/2", "en", ["one"], "one", [7.5])]]
     path = tmp_path / "seed-0" / PREDICTIONS
-    with predictions(path.parent) as write:
+    with predictions(path.parent, files := {}) as write:
         for rows in stretches:
             write(answer_table(own, rows))
             assert not path.exists()
+    assert files == {PREDICTIONS: hashlib.sha256(path.read_bytes()).hexdigest()}
     assert pa_parquet.ParquetFile(path).num_row_groups == 2
     assert pa_parquet.read_table(path).to_pylist() == answer_table(own, [*stretches[0], *stretches[1]]).to_pylist()

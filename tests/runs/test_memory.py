@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any, cast
 
+import pytest
+import torch
+
+from raypft.backbones.load import load_skeleton
 from raypft.config.job import Job, Resources, Train, Zero
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
+from raypft.methods import METHODS
 from raypft.runs import memory
 from raypft.runs.memory import Counts, check_memory, foreseen, told
 
 FULL = Counts(everything=1000, trainable=1000, largest=100, states=34 * 8)
 FEW = Counts(everything=1000, trainable=10, largest=100, states=34 * 8)
+HALF = Counts(everything=1000, trainable=10, largest=100, states=34 * 8, stored=2)
+"""Of files in bf16."""
 
 
 def job(workers: int = 0, stage: int = 0, **train) -> Job:
@@ -39,6 +46,9 @@ def job(workers: int = 0, stage: int = 0, **train) -> Job:
         (job(4, 3), FEW, (4000 / 4 + 400, 10, 20, 0)),
         (job(4, 3, precision="bf16"), FULL, (2000 / 4 + 200, 500, 3000, 0)),
         (job(4, 0, precision="bf16"), FULL, (2000, 2000, 12000, 0)),
+        (job(), HALF, (4000, 40, 80, 0)),  # fp32 is made of them
+        (job(4, 2, precision="bf16"), FEW, (2000, 5, 30, 0)),
+        (job(4, 2, precision="bf16"), HALF, (20, 5, 30, 1980)),
     ],
     ids=str,
 )
@@ -51,6 +61,23 @@ def test_activations_are_of_the_tokens_at_once_and_fewer_with_checkpointing():
     assert foreseen(job(tokens_at_once=10), FULL).activations == 4 * 10 * 34 * 8
     assert foreseen(job(tokens_at_once=10, checkpointing=True), FULL).activations == 4 * 10 * 8
     assert foreseen(job(), Counts(1000, 0, 100, 34 * 8)).activations == 0
+    assert foreseen(job(4, 3, batch_size=6, max_tokens=5), FULL).activations == 4 * 10 * 34 * 8  # two rows a worker
+
+
+def test_files_of_another_type_are_known_before_they_are_read(tmp_path):
+    for dtype in (torch.float32, torch.bfloat16):
+        made = tiny.backbone("llama")
+        cast(Any, made.model).to(dtype).save_pretrained(tmp_path / str(dtype))
+        made.text.tokenizer.save_pretrained(tmp_path / str(dtype))
+        full, skeleton = METHODS.load("full"), load_skeleton(str(tmp_path / str(dtype)))
+        assert Counts.of(full(full.Config(), skeleton)).stored == dtype.itemsize
+
+
+def test_the_peak_is_all_of_a_worker_but_files():
+    found = foreseen(job(4, 3, tokens_at_once=10), FULL)
+    assert found.passing == 4 * 4 * 100
+    assert found.peak == memory.LIBRARIES + 1400 + 1000 + 2000 + 4 * 10 * 34 * 8 + 1600
+    assert foreseen(job(4, 2), FULL).passing == 0
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prefix"])
@@ -84,9 +111,38 @@ def test_too_much_is_refused_with_what_would_fit(asked, there, do, monkeypatch):
         check_memory(asked, FULL)  # of a cluster nothing is known here
 
 
+@pytest.mark.parametrize(
+    ("asked", "counts", "nodes", "holds"),
+    [
+        (job(2, 0), FULL, [16_000, 16_000], True),
+        (job(2, 0), FULL, [32_000], True),
+        (job(2, 0), FULL, [15_000, 20_000], False),  # whole workers, no halves
+        (job(2, 0), FEW, [4120, 4120], True),  # what trains once a worker, what is frozen once a node
+        (job(2, 0), FEW, [4280], True),
+        (job(2, 0), FEW, [4270], False),
+        (job(2, 0), FEW, [2200, 2200], False),
+    ],
+)
+def test_a_cluster_is_compared_node_by_node(asked, counts, nodes, holds, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1)
+    if holds:
+        check_memory(asked, counts, nodes)
+        return
+    with pytest.raises(UserError, match=r"; the cluster, with 0\.0 on its largest node, has 0\.0; "):
+        check_memory(asked, counts, nodes)
+
+
+def test_gpus_of_a_cluster_are_not_known(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    asked = job(2, 0)
+    on_gpus = asked.model_copy(update={"resources": Resources(workers=2, gpus_per_worker=1)})
+    check_memory(on_gpus, FULL, [1000])
+
+
 def test_a_line_tells_each_part():
     line = told(job(2, 3), foreseen(job(2, 3), Counts(2_000_000_000, 1_000_000_000, 100_000_000, 34 * 8)))
     assert line == (
-        "memory: about 10.40 GB a worker, ZeRO 3, 2 in all (weights 4.40, gradients 2.00, optimizer 4.00, "
-        "activations 0.00)"
+        "memory: about 12.45 GB a worker, ZeRO 3, 2 in all (weights 4.40, gradients 2.00, optimizer 4.00, "
+        "activations 0.00, passing 1.60, libraries 0.45)"
     )

@@ -35,6 +35,17 @@ FOLDER = Path(__file__).parents[2] / "cluster"
 AWS = shapes_of(load(FOLDER / "aws.yaml").pools)
 
 
+def test_memory_is_that_of_the_living_nodes_of_the_cluster_that_is_named(monkeypatch):
+    living = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 5e9, "object_store_memory": 2e9}}
+    monkeypatch.setattr(ray, "nodes", lambda: [living, {"Alive": False, "Resources": {"memory": 9e9}}])
+    monkeypatch.setattr(session, "ray_session", nullcontext)
+    monkeypatch.delenv("RAYPFT_CLUSTER", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    assert session.node_memory() == [7e9]
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert session.node_memory() == []
+
+
 def test_what_no_node_holds_is_refused_with_what_would_fit():
     line = impossible([{"CPU": 1, "GPU": 16}], AWS, "cluster/aws.yaml")
     assert line == (
