@@ -1,4 +1,4 @@
-"""Whether torch.compile pays: blocks of a model as they are and compiled, seconds to a first step and of those behind it.
+"""Whether torch.compile pays: a model's blocks as they are and compiled, seconds to a first step and of later ones.
 
     OMP_NUM_THREADS=1 python benchmarks/compiled.py
 
