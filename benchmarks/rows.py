@@ -1,15 +1,20 @@
 """What rows take, each line in processes of its own:
 
-    OMP_NUM_THREADS=1 python benchmarks/rows.py            # --quick: a tenth of the rows
+    OMP_NUM_THREADS=1 python benchmarks/rows.py [--quick] [--only LINE …] [--panx DATA MODEL]
 
-prepared: `prepare` of a job whose training rows lie in a Parquet file; CPU-seconds, and the most memory of its process.
+--quick: a tenth of the rows. --panx: a folder with PAN-X's own rows (panx/train.parquet and test.parquet, as the task's
+source "files" has them) and one with a masked model's tokenizer; else sentences as long are made up.
+
+prepared: `prepare` of a job whose training rows lie in a Parquet file, 4 a class or all of them drawn; CPU-seconds, and
+the most memory of its process.
 encoded: PAN-X with ToPro's pattern, a prompt a word, on Ray; bytes of a prompt, and the memory by which each of two
 workers grows that reads and collates its share of them.
-the process that asks: the memory by which it grows while its rows are encoded.
+asked: the memory by which the process grows that asks for rows to be encoded.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -38,9 +43,12 @@ from raypft.tasks.load import load_task
 from raypft.training.loader import PromptDataset
 
 PREPARED = (100_000, 1_000_000)
-SENTENCES = 31_000
+SENTENCES = 31_560
 ASKED = (200_000, 2_000_000)
 WORKERS = 2
+LINES = ("prepared", "encoded", "asked")
+ALL = ["shots=", "dev.rows=none"]
+"""The words that draw all rows."""
 
 
 def memory(name: str = "VmRSS") -> float:
@@ -92,7 +100,12 @@ def of_tags(folder: Path, rows: int) -> list[str]:
         (folder / "panx").mkdir(exist_ok=True)
         table = pa.Table.from_pylist([{**row, "tags": row["label"]} for row in tagged_rows(some, task.label.names)])
         pa_parquet.write_table(table.drop_columns("label"), folder / "panx" / f"{split}.parquet")
-    keys = {"task": "panx", "backbone": folder / "model", "data.root": folder, "data.source": "files", "seeds": 1}
+    return of_panx(folder, folder / "model", folder)
+
+
+def of_panx(data: Path, model: Path, folder: Path) -> list[str]:
+    """The words of a job of ToPro that tests the rows of PAN-X below `data`; it may write into `folder`."""
+    keys = {"task": "panx", "backbone": model, "data.root": data, "data.source": "files", "seeds": 1}
     keys |= {"storage": folder / "runs", "dev.rows": "none", "resources.workers": WORKERS}
     return ["topro", *(f"{key}={value}" for key, value in keys.items())]
 
@@ -153,33 +166,44 @@ def result(process: subprocess.Popen) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 2 and sys.argv[1] in STEPS:
         print(json.dumps(STEPS[sys.argv[1]](*map(json.loads, sys.argv[2:]))))
         return
-    share = 10 if "--quick" in sys.argv else 1
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
+    parser.add_argument("--only", nargs="+", choices=LINES, default=LINES)
+    parser.add_argument("--panx", nargs=2, type=Path, metavar=("DATA", "MODEL"))
+    options = parser.parse_args()
+    share = 10 if options.quick else 1
     with ExitStack() as stack:
 
-        def made(make: Callable[[Path, int], list[str]], rows: int) -> list[str]:
-            return make(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rp-"))), rows)
+        def folder() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rp-")))
 
-        for rows in PREPARED:
-            told = result(started("prepared", made(of_choice, rows // share)))
+        for rows in PREPARED if "prepared" in options.only else ():
+            words = of_choice(folder(), rows // share)
+            for drawn, more in (("4 a class drawn", []), ("all of them drawn", ALL)):
+                found = result(started("prepared", [*words, *more]))
+                print(
+                    f"prepared {rows // share:,} rows, {drawn}: {found['CPU-s']:.1f} CPU-s, "
+                    f"{found['MB at most']:.0f} MB",
+                    flush=True,
+                )
+        if "encoded" in options.only:
+            own = options.panx and of_panx(*options.panx, folder())
+            told = result(started("encoded", own or of_tags(folder(), SENTENCES // share)))
+            readers = [started("read", told["folder"], str(rank)) for rank in range(WORKERS)]
+            read_by = [result(reader) for reader in readers]
+            count, tokens = read_by[0]["prompts"], read_by[0]["tokens"]
+            grown = " and ".join(f"{one['MB']:.0f}" for one in read_by)
             print(
-                f"prepared {rows // share:,} rows: {told['CPU-s']:.1f} CPU-s, {told['MB at most']:.0f} MB", flush=True
+                f"encoded {count:,} prompts of {tokens / count:.1f} tokens: "
+                f"{told['bytes'] / count:.0f} bytes a prompt on disk, {told['seconds']:.0f} s; "
+                f"workers that read their shares grow by {grown} MB",
+                flush=True,
             )
-        told = result(started("encoded", made(of_tags, SENTENCES // share)))
-        readers = [started("read", told["folder"], str(rank)) for rank in range(WORKERS)]
-        read_by = [result(reader) for reader in readers]
-        count, tokens = read_by[0]["prompts"], read_by[0]["tokens"]
-        grown = " and ".join(f"{one['MB']:.0f}" for one in read_by)
-        print(
-            f"encoded {SENTENCES // share:,} sentences, {count:,} prompts of {tokens / count:.1f} tokens: "
-            f"{told['bytes'] / count:.0f} bytes a prompt on disk, {told['seconds']:.0f} s; "
-            f"workers that read their shares grow by {grown} MB",
-            flush=True,
-        )
-        for rows in ASKED:
-            words = [*made(of_choice, rows // share), "shots=", "dev.rows=none", f"resources.workers={WORKERS}"]
+        for rows in ASKED if "asked" in options.only else ():
+            words = ["direct", *of_choice(folder(), rows // share)[1:], *ALL, f"resources.workers={WORKERS}"]
             told = result(started("encoded", words))
             print(
                 f"the process that asks for {rows // share:,} rows grows by {told['MB']:.0f} MB while they are encoded "

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class UserError(ValueError):
@@ -51,6 +54,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is meant by a misspelt one, None where none is near."""
     return next(iter(difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.5)), None)
+
+
+def visible(text: str) -> str:
+    """A text whose control characters, which would command a terminal, are told as escapes; ends of lines and tabs
+    stay."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raypft.errors import UserError, first_line
-from raypft.storage import on_disk, written
+from raypft.storage import on_disk, sha256, written
 
 WHOLE = 64 << 20
 """Bytes of trained values, fp32, up to which they are one whole file, in a state and in a result."""
@@ -108,14 +108,11 @@ class Flat:
         self._stream.close()
 
 
-def sha256(file: Path) -> str:
-    """The sha256 of a local file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def save(path: Path, shapes: Shapes, tensors: Named, metadata: Callable[[], dict[str, str]] | None = None) -> None:
-    """Write tensors to `path`, or to shards beside it, and read them back.
+def save(
+    path: Path, shapes: Shapes, tensors: Named, metadata: Callable[[], dict[str, str]] | None = None
+) -> dict[str, str]:
+    """Write tensors to `path`, or to shards beside it, and read them back; the sha256 of the file, or of the index, by
+    its name.
 
     Args:
         shapes: of the tensors, in the order in which they come; metadata: asked when all have come.
@@ -127,9 +124,9 @@ def save(path: Path, shapes: Shapes, tensors: Named, metadata: Callable[[], dict
         values = dict(sorted(tensors))  # in the order of the safetensors library
         with written(path) as file:
             own = {name: shapes[name] for name in values}
-            checked(file, write(file, own, values.items(), metadata() if metadata else None))
+            digest = checked(file, write(file, own, values.items(), metadata() if metadata else None))
         index_of(path).unlink(missing_ok=True)
-        return
+        return {path.name: digest}
     groups, given = _groups(shapes), iter(tensors)
     weight_map, digests = dict[str, str](), dict[str, str]()
     for number, group in enumerate(groups, start=1):
@@ -141,7 +138,9 @@ def save(path: Path, shapes: Shapes, tensors: Named, metadata: Callable[[], dict
     facts = {"total_size": nbytes(shapes), "sha256": digests, **(metadata() if metadata else {})}
     with written(index_of(path)) as file:
         file.write_text(json.dumps({"metadata": facts, "weight_map": weight_map}, indent=1), encoding="utf-8")
+        digest = sha256(file)
     path.unlink(missing_ok=True)
+    return {index_of(path).name: digest}
 
 
 def _groups(shapes: Shapes) -> list[dict[str, Sequence[int]]]:
@@ -186,25 +185,27 @@ class Saved:
     own.
 
     Args:
-        path: where `save` wrote.
+        path: where `save` wrote; digests: what it gave, as far as it is known.
 
     Raises:
         UserError: it is not there or not whole, here and where a tensor is read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, digests: Mapping[str, str] | None = None) -> None:
         self.path = file_of(path) or path
         self._stack, self._name, self._stream = ExitStack(), "", cast(Any, None)
-        self._digests: dict[str, str] = {}
+        self._digests = dict(digests or {})
         if self.path == path:
             self._open(path.name)
             self._files = dict.fromkeys(self._stream.keys(), path.name)
         else:
             try:
-                facts, self._files = read_index(self.path)
+                with on_disk(self.path) as file:
+                    self._check(file, self.path.name)
+                    facts, self._files = read_index(file)
             except (OSError, ValueError) as error:
                 raise self._damaged(self.path, error) from None
-            self._digests = facts.get("sha256", {})
+            self._digests |= facts.get("sha256", {})
 
     @property
     def names(self) -> list[str]:
@@ -226,12 +227,15 @@ class Saved:
         path = self.path.with_name(name)
         try:
             file = self._stack.enter_context(on_disk(path))
-            if name in self._digests and sha256(file) != self._digests[name]:
-                raise OSError("its sha256 is not that of the index")
+            self._check(file, name)
             self._stream = self._stack.enter_context(cast(Any, safe_open)(file, "pt"))
         except (OSError, SafetensorError) as error:
             raise self._damaged(path, error) from None
         self._name = name
+
+    def _check(self, file: Path, name: str) -> None:
+        if name in self._digests and sha256(file) != self._digests[name]:
+            raise OSError("its sha256 is not the one it was written with")
 
     @staticmethod
     def _damaged(path: Path, error: Exception) -> UserError:

@@ -8,7 +8,9 @@ locks.
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
+import hashlib
 import json
 import os
 import re
@@ -25,8 +27,10 @@ from raypft.errors import UserError, first_line
 
 MARKER = ".begun"
 """The object that is written behind a URI before anything else, which can't be made there as a folder can."""
-PART = 1 << 18
-"""Bytes after which an appended file goes on in a new object."""
+PASSWORD = re.compile(r"(\w+://)[^/@:]*:[^@]*@")
+"""The beginning of a URI that holds a password."""
+ASKED = 0.2
+"""Seconds in which a lock is asked for more than once."""
 
 
 def default_storage() -> str:
@@ -38,7 +42,7 @@ def path_of(text: str) -> Path:
     """The path that a folder or URI names.
 
     Raises:
-        UserError: the store's client is not installed, or ~name is no one's home folder.
+        UserError: the store's client is not installed, ~name is no one's home folder, or a URI holds a password.
     """
     if "://" not in text:
         try:
@@ -47,6 +51,12 @@ def path_of(text: str) -> Path:
             raise UserError(f"path: {text}: there is no such home folder; write ./{text} if it is called so") from None
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
+    if PASSWORD.match(text):
+        shown = PASSWORD.sub(r"\1…@", text)
+        raise UserError(
+            f"storage: {shown} holds a password, which would stand in files and logs; leave it out, and give it as the "
+            "store's client asks for it: in its environment variables or its own file"
+        )
     from upath import UPath  # noqa: PLC0415  (needed only here)
 
     try:
@@ -76,7 +86,8 @@ def absolute(path: str | Path) -> str:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A local file to write, which then stands at `path` whole: a kill leaves the old file or the new one."""
+    """A local file to write, which then stands at `path` whole: a kill leaves the old file or the new one, and so does
+    a machine that dies."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name
@@ -86,10 +97,63 @@ def written(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())  # its bytes reach the disk before its name does
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, see `written`; nothing where it stands there already.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    content = text.encode()
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return
+        with written(path) as file:
+            file.write_bytes(content)
+    except OSError as error:
+        raise not_written(path, error) from None
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """The line about a file that a full, read-only or broken disk did not take."""
+    return UserError(
+        f"storage: {path} can't be written: {error.strerror or first_line(error)}; mend that and run again, which goes "
+        "on from what is kept"
+    )
+
+
+TROUBLES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES,
+)  # fmt: skip
+
+
+@contextmanager
+def one_line_of_disk() -> Iterator[None]:
+    """Around work on files: a disk that is full, read-only or broken, or too many open files, is one line.
+
+    Raises:
+        UserError: that line.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in TROUBLES:
+            raise
+        raise not_written(Path(error.filename or "a file"), error) from None
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left of files that `written` was to write; only where no other is at work."""
+    for path in folder.glob("*.partial*"):
+        if re.search(r"\.\d+\.partial(\.\w+)?$", path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,6 +170,12 @@ def _fetched(path: Path, folder: str) -> Path:
     file = Path(folder) / path.name
     cast(Any, path).fs.get_file(cast(Any, path).path, str(file))
     return file
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a local file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def move(path: Path, to: Path) -> None:
@@ -167,10 +237,27 @@ def check_free(folder: Path) -> None:
         _acquired(folder, 0).release()
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process has a folder that `locked` gave; None where that can't be told: behind a URI, on a system or a
+    file system without flock. Nothing is written."""
+    if is_remote(folder):
+        return None
+    try:
+        import fcntl  # noqa: PLC0415  (Unix alone has it)
+
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError) as error:
+        return isinstance(error, BlockingIOError)
+    except (OSError, ImportError):
+        return None
+    return False
+
+
 def _acquired(folder: Path, wait: float) -> BaseFileLock:
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=wait)
+        lock.acquire(timeout=max(wait, ASKED))  # `is_locked` has it for a moment
     except Timeout:
         raise UserError(
             f"run: another process is at work on {folder}; wait for it, or choose another storage="
@@ -221,57 +308,3 @@ def _not_made(folder: Path, error: Exception, part: str = "storage") -> UserErro
     told = getattr(error, "strerror", None) or error
     how = " with storage=…" if part == "storage" else ""
     return UserError(f"{part}: {folder} can't be written: {told}; give another folder{how}")
-
-
-class Log:
-    """Lines that are only appended, so that a kill at any moment loses at most the one being written.
-
-    Objects can't be appended to: behind a URI they are written anew, and each `PART` another follows, name-1.jsonl,
-    name-2.jsonl, …
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._tail, self._number = path, b"", -1
-
-    def read(self) -> bytes:
-        """All lines; nothing where there is no file."""
-        return b"".join(part.read_bytes() for _, part in self._parts())
-
-    def append(self, line: bytes) -> None:
-        """Add a line, which ends in a newline."""
-        if not is_remote(self.path):
-            with self.path.open("ab", buffering=0) as stream:
-                stream.write(line)
-            return
-        if self._number < 0 or len(self._tail) > PART:
-            last = max((number for number, _ in self._parts()), default=-1) if self._number < 0 else self._number
-            self._number, self._tail = last + 1, b""
-        self._tail += line
-        self._part(self._number).write_bytes(self._tail)
-
-    def rewrite(self, lines: bytes) -> None:
-        """Put these lines in the place of all others."""
-        others = [part for number, part in self._parts() if number]
-        with written(self.path) as file:
-            file.write_bytes(lines)
-        for part in others:
-            part.unlink()
-        self._number = -1
-
-    def remove(self) -> None:
-        """Remove all lines."""
-        for _, part in self._parts():
-            part.unlink()
-        self._number = -1
-
-    def _part(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}") if number else self.path
-
-    def _parts(self) -> list[tuple[int, Path]]:
-        """The parts that there are, with their numbers."""
-        if not is_remote(self.path):
-            return [(0, self.path)] if self.path.is_file() else []
-        pattern = re.compile(rf"{re.escape(self.path.stem)}(?:-(\d+))?{re.escape(self.path.suffix)}")
-        named = [pattern.fullmatch(path.name) for path in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")]
-        numbers = sorted(int(match[1] or 0) for match in named if match)
-        return [(number, self._part(number)) for number in numbers]

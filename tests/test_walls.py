@@ -35,7 +35,7 @@ LADDER = (
     {"config"},
     {"methods", "readouts"},
     {"backbones", "report", "data"},
-    {"tasks", "shards"},
+    {"tasks", "shards", "records"},
     {"catalogue", "schema", "storage", "batch", "hub"},
     {"encoded", "errors", "_version"},
 )
@@ -146,14 +146,14 @@ def test_a_comprehension_has_one_for_and_at_most_one_if():
     assert wrong == []
 
 
-HEAVY = "print(sorted({'torch', 'transformers', 'ray', 'datasets', 'deepspeed', 'peft'} & set(sys.modules)))"
+LIBRARIES = ("torch", "transformers", "ray", "datasets", "deepspeed", "peft")
+MODEL_CODE = ("transformers.modeling_utils", "torch._dynamo", "deepspeed", "peft", "ray")
 
 
-def loaded_by(code: str, folder: Path = ROOT.parent) -> str:
+def loaded_by(code: str, folder: Path = ROOT.parent, heavy: tuple[str, ...] = LIBRARIES) -> str:
     """Which heavy libraries a process has loaded after some code."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; {code}; {HEAVY}"], cwd=folder, capture_output=True, text=True, check=True
-    )
+    asked = f"import sys; {code}; print(sorted({set(heavy)} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -169,6 +169,14 @@ def loaded_by(code: str, folder: Path = ROOT.parent) -> str:
 )
 def test_reading_and_reporting_load_no_heavy_library(modules):
     assert loaded_by(f"import {modules}") == "[]"
+
+
+def test_a_process_that_encodes_loads_no_model_code():
+    methods = "lora, gnnavi, lottery, prefix, soft_prompt, adapter, bitfit, full"
+    loads = (
+        f"import raypft.scale.encoding; from raypft.methods import {methods}; from raypft.readouts import verbalizer"
+    )
+    assert loaded_by(loads, heavy=MODEL_CODE) == "[]"
 
 
 @pytest.mark.parametrize("what", ["tasks", "methods", "readouts", "analyses", "backbones", "recipes"])

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from raypft._version import __version__
 from raypft.analysis._runs import Run
 from raypft.analysis.base import Analysis, Draw, Row
+from raypft.records import sealed
 from raypft.report.formats import csv_text
 from raypft.storage import check_writable, written
 
@@ -46,7 +46,7 @@ def write(found: Analysis, runs: Sequence[Run], folder: Path) -> Path:
         "raypft": __version__,
     }
     with written(own / FACTS) as file:
-        file.write_text(json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        file.write_text(sealed(facts, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     return own
 
 

@@ -90,7 +90,8 @@ def _units(first: Run, second: Run) -> Iterator[Unit]:
                 f"analyse errors: {first.folder} and {second.folder} were tested on other rows in seed {seed}; give "
                 "both one protocol, test.limit and test.languages"
             )
-        tables = [read_parquet(run.folder / f"seed-{seed}" / PREDICTIONS).to_pylist() for run in (first, second)]
+        pairs = ((first, result), (second, others[seed]))
+        tables = [read_parquet(run.folder / f"seed-{seed}" / PREDICTIONS, of).to_pylist() for run, of in pairs]
         for one, other in zip(*tables, strict=True):
             said = map(_listed, (one["gold"], one["answer"], other["answer"]))
             for place, (gold, a, b) in enumerate(zip(*said, strict=True)):

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raypft.backbones.checkpointing import Checkpointed
+from raypft.backbones.flops import Meter
 from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
 from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
+from raypft.backbones.products import exchange_linear
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.stand_in import StandIn, standing_in
 from raypft.backbones.text import PromptTokenizer
@@ -76,9 +78,6 @@ class Backbone(Seams, ABC):
     family: str
     lacks: tuple[str, ...]
     """Names of the tensors of the language-model head that the checkpoint has not; nothing may be scored with them."""
-    shortcuts: bool
-    """Whether the last block runs for the tokens alone that are read and what all prompts begin with is run once, where
-    the model allows it; False for comparison."""
     checkpointing: bool
     """Whether blocks keep their inputs alone in training, and run again in the backward pass."""
     text: PromptTokenizer
@@ -93,11 +92,23 @@ class Backbone(Seams, ABC):
         self.lacks: tuple[str, ...] = ()
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
+        self.flops = Meter()
         # while the weights are whole: ZeRO-3 shares them out
         self._takes_columns = self._can_take_columns() if known is None else known.columns
         self._makes_keys_alone = known is not None and known.keys_alone
         self._reads_rows = self._can_read_rows() if known is None else known.rows
         self._can_begin = self._goes_on_behind_a_beginning() if known is None else known.beginnings
+
+    @property
+    def shortcuts(self) -> bool:
+        """Whether the last block runs for the tokens alone that are read, what all prompts begin with is run once, and
+        frozen layers multiply by oneDNN, where the model and the machine allow it; False for comparison."""
+        return self._shortcuts
+
+    @shortcuts.setter
+    def shortcuts(self, on: bool) -> None:
+        self._shortcuts = on
+        exchange_linear(self.model, on)
 
     @property
     def known(self) -> Known:
@@ -275,10 +286,13 @@ class Backbone(Seams, ABC):
         prompts, places = batch.slots.unbind(1)
         try:
             whole = self.body(batch)[prompts, places]
+        except Exception:  # a model's own code may raise anything on a text that does not suit it: the guard tells
+            return False
+        try:
             self._makes_keys_alone = makes_keys_alone(self.blocks[-1], lambda: self.body(batch))
             with self._last_for(batch):
                 few = self.body(batch)[prompts, places]
-        except Exception:  # a block may be given what can't be cut to some tokens
+        except (RuntimeError, IndexError):  # a block may be given what can't be cut to some tokens: shapes do not fit
             return False
         return float((few - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, core_model_loading
+from transformers import AutoConfig, core_model_loading
 
 from raypft.backbones.anatomy import blocks_of
 from raypft.errors import UserError, first_line
@@ -20,8 +19,6 @@ INNER = {r"^(model\.)?language_model\.(model\.)?": "model.", r"^language_model\.
 """Names of the language model's tensors inside a multimodal model to those it has alone."""
 BUFFER = re.compile(r"(rotary_emb\.inv_freq|position_ids|masked_bias|\.attn\.bias|\.attention\.bias|_float_tensor)$")
 """Tensors of older files that the code computes today."""
-TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
-"""Files that a tokenizer is read from."""
 
 
 class Read(NamedTuple):
@@ -29,87 +26,6 @@ class Read(NamedTuple):
 
     model: Any
     lacks: tuple[str, ...]
-
-
-def read_config(folder: Path) -> Any:
-    """The configuration of a model folder; of a multimodal one that of the language model in it.
-
-    Raises:
-        UserError: it can't be read; transformers does not know the model type; the weights are quantized.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file makes transformers raise
-        raise UserError(
-            f"backbone: {folder}: the model type is neither masked nor causal, or config.json is damaged: "
-            f"{first_line(error)}"
-        ) from None
-    quantized = getattr(config, "quantization_config", None)
-    if quantized:
-        how = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
-        raise UserError(
-            f"backbone: {folder} holds quantized weights ({how or 'see quantization_config in config.json'}); expected "
-            "weights in fp32, fp16 or bf16; give the model's unquantized files"
-        )
-    inner = config.get_text_config()
-    if inner is not config and not config.is_encoder_decoder:
-        inner.architectures = None  # those of the whole
-        return inner
-    return config
-
-
-def read_tokenizer(folder: Path, config: Any) -> Any:
-    """The tokenizer of a model folder.
-
-    Raises:
-        UserError: there is none, it can't be read, or it has tokens that the model has no embedding for.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        if any(list(folder.glob(pattern)) for pattern in TOKENIZERS):
-            raise UserError(
-                f"backbone: {folder}: the tokenizer can't be read: {first_line(error)}; expected the files that belong "
-                "to the model, e.g. tokenizer.json"
-            ) from None
-        raise UserError(_no_tokenizer(folder, {"tokenizer.json"})) from None
-    files = set(getattr(tokenizer, "vocab_files_names", {}).values())
-    # transformers makes an empty tokenizer of a folder that has none
-    if files and not any((folder / name).is_file() for name in {"tokenizer.json", *files}):
-        raise UserError(_no_tokenizer(folder, {"tokenizer.json", *files}))
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = _as_in_file(tokenizer, folder)
-    last, rows = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1)), config.vocab_size
-    if last[1] >= rows:
-        raise UserError(
-            f'backbone: {folder}: the tokenizer gives "{last[0]}" the id {last[1]}, the model has embeddings for 0 to '
-            f"{rows - 1}; expected a tokenizer and weights of one model; give those that were saved together"
-        )
-    return tokenizer
-
-
-def _no_tokenizer(folder: Path, files: set[str]) -> str:
-    return (
-        f"backbone: {folder} holds no tokenizer; expected {' or '.join(sorted(files))}; copy the files that belong "
-        "to the model there"
-    )
-
-
-def _as_in_file(tokenizer: Any, folder: Path) -> Any:
-    """The tokenizer, or that of tokenizer.json where transformers rebuilt it by its model type's rules (Qwen2's, say)
-    and lost the text in doing so."""
-    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    some = sorted(own.get_vocab(with_added_tokens=False).values())[-40::5]
-    text = own.decode(some)
-    as_written = _letters(own.decode(own.encode(text, add_special_tokens=False).ids))
-    as_loaded = _letters(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)))
-    if as_written == _letters(text) != as_loaded:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    return tokenizer
-
-
-def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, text)).casefold()
 
 
 def settle(auto: Any, folder: Path, config: Any) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from raypft.backbones.flops import STATES, Meter
 from raypft.backbones.states_folder import StatesFolder
 from raypft.batch import Batch, Beginning, collate
 from raypft.encoded import Encoded, shared_tokens
@@ -48,6 +49,11 @@ class Lower(Protocol):
     @property
     def source(self) -> str | None:
         """Where it was read, None for one made in memory."""
+        ...
+
+    @property
+    def flops(self) -> Meter:
+        """What counts the work."""
         ...
 
     @property
@@ -161,7 +167,10 @@ class FrozenStates:
         for key, chunk in chunks.items():
             if depth != layer:
                 batch = self._collated([prompt.behind(begins) for prompt in chunk], key, depth, begun)
-                self._keep((key, layer), self.backbone.lower(batch.to(device), layer, depth))
+                with self.backbone.flops.piece(STATES) as part:
+                    part.tokens += batch.ids.numel()
+                    states = self.backbone.lower(batch.to(device), layer, depth)
+                self._keep((key, layer), states)
                 self._known.pop((key, depth), None)  # a beginning stays: another split may go on from there
             self._known.move_to_end((key, layer))
             states = self._known[key, layer]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
+
+from raypft.backbones.products import PLAIN
 
 Map = tuple[Tensor, Tensor | None]
 """Weight [A D, H] and bias [A D] of a linear layer."""
@@ -34,7 +35,7 @@ def maps_of(attention: nn.Module) -> Maps | None:
     names = next((pair for pair in PAIRS if hasattr(attention, pair[0])), (FUSED,))
     layers: list[Any] = [getattr(attention, name, None) for name in names]
     for layer in layers:
-        if type(layer) not in (nn.Linear, Conv1D) or not isinstance(layer.weight, Tensor) or layer.weight.ndim != 2:
+        if type(layer) not in PLAIN or not isinstance(layer.weight, Tensor) or layer.weight.ndim != 2:
             return None
         if layer._forward_hooks or layer._forward_pre_hooks:
             return None

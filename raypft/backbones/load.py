@@ -8,70 +8,30 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import logging
 
 from raypft.backbones.base import Backbone, Known
-from raypft.backbones.causal import CausalBackbone, CausalTokenizer
-from raypft.backbones.checkpoint import in_fp32, map_weights, read, read_config, read_tokenizer, settle
+from raypft.backbones.causal import CausalBackbone
+from raypft.backbones.checkpoint import in_fp32, map_weights, read, settle
 from raypft.backbones.fetch import Found, locate
 from raypft.backbones.guard import check_scores
-from raypft.backbones.masked import MaskedBackbone, MaskedTokenizer
-from raypft.backbones.seq2seq import Seq2SeqBackbone, Seq2SeqTokenizer
-from raypft.backbones.text import PromptTokenizer
+from raypft.backbones.masked import MaskedBackbone
+from raypft.backbones.seq2seq import Seq2SeqBackbone
+from raypft.backbones.text_load import TEXTS, family_of, read_config, text_of
 from raypft.errors import UserError
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 
 class Family(NamedTuple):
-    """The classes of a family: text side, model side, and what transformers reads the model with."""
+    """The classes of a family: ours, and what transformers reads the model with."""
 
-    text: type[PromptTokenizer]
     backbone: type[Backbone]
     auto: Any
 
 
 FAMILIES = {
-    "masked": Family(MaskedTokenizer, MaskedBackbone, AutoModelForMaskedLM),
-    "causal": Family(CausalTokenizer, CausalBackbone, AutoModelForCausalLM),
-    "seq2seq": Family(Seq2SeqTokenizer, Seq2SeqBackbone, AutoModelForSeq2SeqLM),
+    "masked": Family(MaskedBackbone, AutoModelForMaskedLM),
+    "causal": Family(CausalBackbone, AutoModelForCausalLM),
+    "seq2seq": Family(Seq2SeqBackbone, AutoModelForSeq2SeqLM),
 }
-TEXT_TO_TEXT = ("t5", "mt5", "umt5")
-"""Model types of the family seq2seq."""
-SEES_PADDING = ("convbert", "squeezebert", "funnel", "xlnet")
-"""Masked model types whose scores of a text depend on what stands beside it in a batch."""
-
-
-def family_of(config) -> str:
-    """ "masked", "causal" or "seq2seq", from the architecture the configuration names.
-
-    Raises:
-        UserError: none of them.
-    """
-    kind, architecture = config.model_type, (config.architectures or [""])[0]
-    if kind in SEES_PADDING:
-        raise UserError(
-            f"backbone: model type {kind} is not supported: it reads the padding too, so that the scores of a text "
-            "depend on the texts beside it in a batch; choose another backbone"
-        )
-    if kind in TEXT_TO_TEXT:
-        return "seq2seq"
-    masked, causal = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    if not config.is_encoder_decoder and (masked or causal):
-        is_decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
-        if masked is None or (is_decoder and causal):
-            return "causal"
-        if architecture != masked and architecture == causal:
-            raise UserError(
-                f"backbone: config.json names {architecture}, but without is_decoder: true a {kind} reads in both "
-                "directions; set it for a model that was trained as a decoder, or name its masked class"
-            )
-        return "masked"
-    raise UserError(
-        f"backbone: model type {kind} is neither masked nor causal nor T5's (other encoder-decoders are not supported)"
-    )
 
 
 def load_backbone(name: str, dropout: float | None = None, as_stored: bool = False) -> Backbone:
@@ -89,7 +49,7 @@ def load_backbone(name: str, dropout: float | None = None, as_stored: bool = Fal
     if dropout is not None:
         set_dropout(config, dropout)
     family = FAMILIES[family_of(config)]
-    text = _text(found, config)
+    text = text_of(found, config)
     model, lacks = read(family.auto, folder, config)
     stored = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=False)}
     if not as_stored:
@@ -135,23 +95,13 @@ def load_skeleton(name: str) -> Backbone:
     found = locate(name)
     folder, config = found.folder, read_config(found.folder)
     family = FAMILIES[family_of(config)]
-    text = _text(found, config)
+    text = text_of(found, config)
     lacks = settle(family.auto, folder, config)
     with torch.device("meta"):
         model = family.auto.from_config(config)
     backbone = family.backbone(model, text).eval()
     backbone.lacks = lacks
     return backbone
-
-
-def load_text(name: str) -> PromptTokenizer:
-    """The text side alone, for a process that only encodes.
-
-    Raises:
-        UserError: see `load_backbone`, but for the weights.
-    """
-    found = locate(name)
-    return _text(found, read_config(found.folder))
 
 
 def set_dropout(config: Any, rate: float) -> None:
@@ -161,14 +111,9 @@ def set_dropout(config: Any, rate: float) -> None:
             setattr(config, key, 0.0 if "layer" in key else rate)
 
 
-def _text(found: Found, config) -> PromptTokenizer:
-    family = FAMILIES[family_of(config)]
-    return family.text(read_tokenizer(found.folder, config), config, str(found.folder), found.revision, found.hub)
-
-
 def backbone_from_config(config, tokenizer=None) -> Backbone:
     """A randomly initialised backbone made from a configuration, for tests and (under `torch.device("meta")`) for
     counting; without a tokenizer it has no text side."""
     family = FAMILIES[family_of(config)]
-    text = None if tokenizer is None else family.text(tokenizer, config)
+    text = None if tokenizer is None else TEXTS[family_of(config)](tokenizer, config)
     return family.backbone(family.auto.from_config(config, dtype=torch.float32), text).eval()

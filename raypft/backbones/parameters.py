@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from raypft.backbones.base import Backbone
 from raypft.errors import UserError
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 THIRDS = ("lower", "middle", "higher")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,23 @@ from torch import Tensor
 from raypft.errors import UserError
 
 FORMAT = "raypft states 1"
+KILLED = 3600
+"""Seconds after which a file that no one has written to is no more being written."""
+PARTIAL = f"{'[0-9a-f]' * 64}.{'[0-9a-f]' * 32}.partial"
 
 
 class StatesFolder:
-    """A folder of states, [B, T, H] a key; a key is anything whose `repr` says all that decides them."""
+    """A folder of states, [B, T, H] a key; a key is anything whose `repr` says all that decides them.
+
+    What processes that were killed left half written is removed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        for left in folder.glob(PARTIAL):
+            with contextlib.suppress(OSError):  # another process may have removed it
+                if time.time() - left.stat().st_mtime > KILLED:
+                    left.unlink()
 
     def has(self, key: Any) -> bool:
         """Whether there is a file for a key, whole or not."""

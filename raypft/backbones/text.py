@@ -52,6 +52,8 @@ class PromptTokenizer(ABC):
     """
 
     family: str
+    cuts_apart: bool = True
+    """Whether the tokens of a piece do not depend on the pieces beside it."""
     takes_demos: bool = False
     """Whether a prompt may begin with demonstrations."""
 
@@ -100,6 +102,27 @@ class PromptTokenizer(ABC):
             PromptError: the prompt does not fit `max_tokens` even with its fields cut to one token; or it has what this
                 family can't take.
         """
+
+    def encode_words(
+        self, query: Query, words: Sequence[str], key: str = "", language: str = "", max_tokens: int = 128
+    ) -> list[Encoded]:
+        """What `encode` gives of a query about each of some words. Their prompts differ in the tokens of the word
+        alone, as long as none is cut: these are put in the place of another's.
+
+        Raises:
+            PromptError: see `encode`.
+        """
+        made, asked = list[Encoded](), [piece.text for piece in query.pieces if piece.mark == "word"]
+        apart, shown, around = self.cuts_apart and len(asked) == 1, None, 0
+        for word in words:
+            ids = (self.tokenize(asked[0] + word) or [self.filler]) if apart else []
+            if shown is not None and around + len(ids) <= max_tokens:
+                made.append(_with_word(shown, ids, len(shown.ids) - around))
+                continue
+            made.append(self.encode(query.about(word), key, language, max_tokens))
+            if apart and len(made[-1].ids) < max_tokens:
+                shown, around = made[-1], len(made[-1].ids) - len(ids)
+        return made
 
     def tokens_of(self, text: str) -> list[int]:
         """Token ids of a text inside a prompt, without special tokens, found anew."""
@@ -195,3 +218,14 @@ class PromptTokenizer(ABC):
             return self.special(piece)
         # a marked piece must have a token to stand at, even where the tokenizer drops all of its characters
         return self.tokenize(piece.text) or ([self.filler] if piece.mark else [])
+
+
+def _with_word(prompt: Encoded, ids: list[int], size: int) -> Encoded:
+    """A prompt with other tokens in the place of its word, which is `size` tokens."""
+    (at,), further = prompt.marks["word"], len(ids) - size
+    end, marks = at + size, dict[str, list[int]]()
+    for mark, places in prompt.marks.items():
+        inside = not (prompt.target and mark == "slot")  # else they are places in the target
+        marks[mark] = [place + further if inside and place > at else place for place in places]
+    segments = prompt.segments[:at] + prompt.segments[at : at + 1] * len(ids) + prompt.segments[end:]
+    return prompt.but(ids=prompt.ids[:at] + ids + prompt.ids[end:], segments=segments, marks=marks)

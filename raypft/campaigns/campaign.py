@@ -180,7 +180,7 @@ class TableCell:
     def search(self) -> Search | None:
         """The search that fills the cell, if one does."""
         search = self.campaign.search
-        return search if search and (search.rows is None or self.row in search.rows) else None
+        return search.of(self.row) if search and (search.rows is None or self.row in search.rows) else None
 
     @property
     def waits(self) -> bool:
@@ -207,10 +207,24 @@ class TableCell:
             settings |= {key: value for key, value in flat(group).items() if not key.startswith(PROVENANCE)}
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
+    def asked(self, chosen: Mapping[str, Any]) -> str:
+        """What identifies it with what a search has chosen, from the campaign's file alone."""
+        return f"{self.study} {json.dumps(chosen, sort_keys=True, default=str)}"
+
     def values(self, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The values of its job with what a search has chosen, not validated."""
         recipe = self.campaign.rows[self.row].recipe
         return self.campaign.values(recipe, [*self._settings(), dict(chosen or {})], self.where)
+
+    def given(self, key: str) -> Any:
+        """What is given for a key of its job, as it is written; None where nothing is.
+
+        Raises:
+            UserError: no such recipe.
+        """
+        values, _ = load_values(self.campaign.rows[self.row].recipe)
+        groups = map(flat, reversed([values, *self._settings()]))
+        return next((group[key] for group in groups if key in group), None)
 
     def resolved(self, chosen: Mapping[str, Any] | None = None) -> ResolvedJob:
         """Its job with what a search has chosen.
@@ -245,5 +259,5 @@ class TableCell:
         if search.searcher == "grid":
             return search.grid()[: search.trials]
         if search.searcher == "random":
-            return [search.drawn(random.Random(f"{self.study}/{number}")) for number in range(search.trials or 0)]
+            return search.sampled(self.study)
         return None

@@ -21,8 +21,9 @@ from raypft.catalogue import is_own, own_path
 from raypft.data import sources
 from raypft.data.origin import choose, commits
 from raypft.errors import UserError
+from raypft.records import Log, opened, sealed
 from raypft.schema import digest
-from raypft.storage import Log, default_storage
+from raypft.storage import default_storage
 from raypft.tasks.load import load_task
 
 FILE = "keys.jsonl"
@@ -41,17 +42,26 @@ class Known:
 
 
 class KnownKeys:
-    """The keys kept in a campaign's folder; a line that can't be read is as if it were not there."""
+    """The keys kept in a campaign's folder; a line that can't be read is as if it were not there.
 
-    def __init__(self, folder: Path) -> None:
-        self.log = Log(folder / FILE)
+    Args:
+        keeps: whether what is added is written there.
+    """
+
+    def __init__(self, folder: Path, keeps: bool = True) -> None:
+        self.log, self.keeps = Log(folder / FILE), keeps
         self._known: dict[str, Known] = {}
+        self._asked: dict[str, Known] = {}
         self._stamps: dict[str, list[Stamp] | None] = {}
         for line in self.log.read().splitlines():
             try:
-                entry = json.loads(line)
+                entry = opened(line, inputs=str, name=str, run=str, keys=dict)
                 keys = {int(seed): key for seed, key in entry["keys"].items()}
-                self._known[entry["inputs"]] = Known(entry["name"], entry["run"], keys)
+                known = Known(entry["name"], entry["run"], keys)
+                if entry["inputs"] is not None:
+                    self._known[entry["inputs"]] = known
+                if "asked" in entry:
+                    self._asked[entry["asked"]] = known
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
@@ -78,13 +88,28 @@ class KnownKeys:
         """What is known under a hash."""
         return self._known.get(inputs) if inputs is not None else None
 
-    def add(self, inputs: str | None, known: Known) -> None:
-        """Keep what was worked out."""
-        if inputs is None or inputs in self._known:
+    def asked(self, asked: str) -> Known | None:
+        """What a configuration came to when the campaign last began, by the name that `add` was given: for who looks at
+        a campaign where its data, model or code are not."""
+        return self._asked.get(asked)
+
+    def add(self, inputs: str | None, known: Known, asked: str | None = None) -> None:
+        """Keep what was worked out.
+
+        Args:
+            asked: what the campaign calls the configuration, from its file alone.
+        """
+        is_new = inputs is not None and self._known.get(inputs) != known
+        if not is_new and (asked is None or self._asked.get(asked) == known):
             return
-        self._known[inputs] = known
-        entry = {"inputs": inputs, "name": known.name, "run": known.run, "keys": known.keys}
-        self.log.append(json.dumps(entry).encode() + b"\n")
+        if inputs is not None:
+            self._known[inputs] = known
+        entry: dict[str, Any] = {"inputs": inputs, "name": known.name, "run": known.run, "keys": known.keys}
+        if asked is not None:
+            self._asked[asked] = known
+            entry["asked"] = asked
+        if self.keeps:
+            self.log.append(sealed(entry).encode() + b"\n")
 
 
 def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -136,7 +136,9 @@ def overlaid(values: dict[str, Any], overlay: dict[str, Any], where: str) -> dic
 def _faults(campaign: Campaign) -> Iterator[str]:
     """What pydantic can't see, a line each: keys of jobs, columns, metrics, the search."""
     search = campaign.search
-    for key, group in (("search.space", search.space if search else {}), ("vary", campaign.vary)):
+    own = {f"search.rows.{row}": space for row, space in (search.rows or {}).items()} if search else {}
+    spaces = {"search.space": search.space, **own} if search else {}
+    for key, group in {**spaces, "vary": campaign.vary}.items():
         for name in group:
             if name in ("seeds", "sample_seed"):
                 instead = "give seeds in defaults, the mean over them counts"
@@ -152,9 +154,10 @@ def _faults(campaign: Campaign) -> Iterator[str]:
     for row in search.rows or []:
         if row not in campaign.rows and campaign.scale is None:  # a scale may leave rows out
             yield f'search.rows: "{row}" is no row; {nearest(row, campaign.rows)}'
-    endless = [key for key, dimension in search.space.items() if dimension.listed is None]
-    if search.searcher == "grid" and endless:
-        yield f"search.space.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe"
+    for key, space in spaces.items():
+        endless = [name for name, dimension in space.items() if dimension.listed is None]
+        if search.searcher == "grid" and endless:
+            yield f"{key}.{endless[0]}: a grid needs a list or a range; use searcher: random or tpe"
     if search.searcher != "grid" and search.trials is None:
         yield f"search.trials: searcher {search.searcher} needs a budget, e.g. trials: 24"
 

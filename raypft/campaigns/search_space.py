@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import random
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raypft.schema import Strict
 
@@ -47,22 +49,42 @@ class Dimension(Strict):
             return list(range(low, high + 1, *step))
         return self.values
 
+    @property
+    def size(self) -> float:
+        """How many different values there are."""
+        return math.inf if self.listed is None else len(set(map(json.dumps, self.listed)))
+
     def rank(self, value: Any) -> float:
         """Sorts values as the file lists them, drawn ones by size."""
         return self.listed.index(value) if self.listed is not None and value in self.listed else value
 
 
+Space = dict[str, Dimension]
+"""Dotted job keys and the values of each."""
+
+
 class Search(Strict):
     """Per row and task the best configuration on dev is looked for; the test is read for that one alone."""
 
-    space: dict[str, Dimension] = Field(min_length=1)
+    space: Space = Field(min_length=1)
     searcher: Literal["grid", "random", "tpe"] = "grid"
     trials: int | None = Field(
         default=None, ge=1, description="of random and tpe, the same for every row and task; grid: all"
     )
     scheduler: Literal["none", "asha", "racing"] = "none"
     metric: str = Field(default="dev", description="dev, or what it is for the task: the name of its first metric")
-    rows: list[str] | None = None
+    rows: dict[str, Space] | None = Field(
+        default=None, description="a list, or what each row has beside the space or in place of its keys; None: all"
+    )
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return {str(row): {} for row in value} if isinstance(value, list) else value
+
+    def of(self, row: str) -> Search:
+        """The search of one row: its own keys laid over the space that all have. The budget is the same."""
+        return self.model_copy(update={"space": {**self.space, **(self.rows or {}).get(row, {})}})
 
     def grid(self) -> list[dict[str, Any]]:
         """Every combination, the last key fastest; none where a key is an interval."""
@@ -72,6 +94,20 @@ class Search(Strict):
     def drawn(self, source: random.Random) -> dict[str, Any]:
         """One combination at random, each key on its own."""
         return {key: draw(dimension, source) for key, dimension in self.space.items()}
+
+    def sampled(self, study: str) -> list[dict[str, Any]]:
+        """As many combinations as the budget has, at random and none twice; all where there are no more.
+
+        Args:
+            study: what the draws depend on; a larger budget goes on where a smaller one ended.
+        """
+        there_are = math.prod(dimension.size for dimension in self.space.values())
+        found: dict[str, dict[str, Any]] = {}
+        numbers = itertools.count()
+        while len(found) < min(self.trials or 0, there_are):
+            values = self.drawn(random.Random(f"{study}/{next(numbers)}"))
+            found.setdefault(json.dumps(values), values)
+        return list(found.values())
 
     def order(self, values: dict[str, Any]) -> list[float]:
         """Sorts configurations as the file lists their values; the first of equals is chosen."""

@@ -6,7 +6,6 @@ with its key: nothing finished is run again, whoever ran it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,22 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 
 from raypft.campaigns.campaign import Campaign, TableCell
 from raypft.campaigns.known_keys import Known, KnownKeys
 from raypft.campaigns.ledger import FILE, Ledger
 from raypft.errors import UserError
+from raypft.records import Log, check_yaml, sealed_yaml
 from raypft.runs.memo import Memo
-from raypft.runs.results import TESTED, UNTESTED, is_finished, read_result
-from raypft.schema import read_yaml
-from raypft.storage import Log, absolute, path_of
+from raypft.runs.results import TESTED, UNTESTED, is_finished, key_of, read_result
+from raypft.schema import read_yaml, validation_line
+from raypft.storage import absolute, path_of, write_text
 
 if TYPE_CHECKING:
     from raypft.config.job import Job
     from raypft.config.resolved import ResolvedJob
 
-HEAD = 300
-"""Bytes of a result that hold its seed and key: they come first."""
+FILE_OF_CAMPAIGN = "campaign.yaml"
+"""The resolved campaign, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,16 @@ class CampaignState:
     """The cells of a campaign.
 
     Args:
-        tell: hears a line where the ledger was damaged.
+        tell: hears a line where the ledger was damaged, or a result that it knows.
         fresh: forget what is finished.
     """
 
     def __init__(
         self, campaign: Campaign, tell: Callable[[str], None] = lambda line: None, fresh: bool = False
     ) -> None:
-        self.campaign, self.fresh, self.memo = campaign, fresh, Memo()
+        self.campaign, self.fresh, self.memo, self.tell = campaign, fresh, Memo(), tell
+        self.lost: set[str] = set()
+        """Keys of cells whose results are not where the ledger has them, as was told."""
         self.fit: set[str] = set()
         """Names of configurations that were checked and fit."""
         if fresh:
@@ -95,9 +98,10 @@ class CampaignState:
         Raises:
             UserError: it does not fit, or its data or backbone can't be read.
         """
-        inputs = self.known_keys.inputs(table_cell.values(values))
+        inputs, asked = self.known_keys.inputs(table_cell.values(values)), table_cell.asked(values)
         known = self.known_keys.get(inputs)
         if known is not None:
+            self.known_keys.add(inputs, known, asked)
             return Configuration(table_cell, values, known.name, path_of(known.run), known.keys)
         from raypft.runs.prepare import identify  # noqa: PLC0415  (needs torch)
 
@@ -105,7 +109,7 @@ class CampaignState:
         prepared = identify(resolved, self.memo)
         configuration = Configuration(table_cell, values, resolved.job.key(), prepared.folder, prepared.keys)
         vars(configuration)["resolved"] = resolved
-        self.known_keys.add(inputs, Known(configuration.name, str(prepared.folder), prepared.keys))
+        self.known_keys.add(inputs, Known(configuration.name, str(prepared.folder), prepared.keys), asked)
         return configuration
 
     def all_known(self) -> bool:
@@ -150,16 +154,20 @@ class CampaignState:
         """The folder of a finished cell."""
         key = configuration.keys[seed]
         entry = self.ledger.get(key)
-        if entry.get("status") == "finished" and is_finished(path_of(entry["folder"]), test):
-            return path_of(entry["folder"])
+        if entry.get("status") == "finished" and entry.get("folder"):
+            noted = path_of(entry["folder"])
+            if is_finished(noted, key, test):
+                return noted
+            if key not in self.lost and not is_finished(noted, key, test=False):
+                self.lost.add(key)
+                self.tell(f"ledger: {noted} holds no whole result of its cell any more; it is looked for elsewhere")
         if self.fresh:
             return None
         folder = configuration.folder(seed)
-        names = [TESTED] if test else [TESTED, UNTESTED]
-        if any(_key_of(folder / name) == key for name in names) and is_finished(folder, test):
+        if is_finished(folder, key, test):
             return folder
         other = self.elsewhere.get(key)
-        return other if other and is_finished(other, test) else None
+        return other if other and is_finished(other, key, test) else None
 
     @cached_property
     def elsewhere(self) -> dict[str, Path]:
@@ -168,7 +176,7 @@ class CampaignState:
         folders: dict[str, Path] = {}
         for name in (UNTESTED, TESTED):
             for path in storage.glob(f"*/seed-*/{name}"):
-                key = _key_of(path)
+                key = key_of(path)
                 if key is not None:
                     folders[key] = path.parent
         return folders
@@ -225,7 +233,7 @@ class CampaignState:
         # the storage may have come from the cluster
         campaign["defaults"] = {**campaign.get("defaults", {}), "storage": str(self.campaign.folder.parent)}
         text = yaml.safe_dump(campaign, sort_keys=False, allow_unicode=True)
-        (self.campaign.folder / "campaign.yaml").write_text(text, encoding="utf-8")
+        write_text(self.campaign.folder / FILE_OF_CAMPAIGN, sealed_yaml(text))
 
 
 def reopened(folder: Path) -> Campaign:
@@ -234,28 +242,24 @@ def reopened(folder: Path) -> Campaign:
     Raises:
         UserError: the folder holds no campaign, or stands elsewhere than its campaign says.
     """
-    path = folder / "campaign.yaml"
+    path = folder / FILE_OF_CAMPAIGN
     if not path.is_file():
         raise UserError(
             f"report: {folder} holds no campaign.yaml; "
             "give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both"
         )
-    campaign = Campaign(**read_yaml(path, str(path)))
+    check_yaml(path)
+    values = read_yaml(path, str(path))
+    try:
+        campaign = Campaign(**values)
+    except ValidationError as error:
+        line = validation_line(str(path), error, values)
+        raise UserError(f"{line}; run the campaign again, which writes it") from None
     if absolute(campaign.folder) != absolute(folder):
         raise UserError(
             f"report: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder"
         )
     return campaign
-
-
-def _key_of(path: Path) -> str | None:
-    """The cell key that a result begins with."""
-    try:
-        with path.open("rb") as stream:
-            match = re.search(rb'"cell": "(\w+)"', stream.read(HEAD))
-    except OSError:
-        return None
-    return match[1].decode() if match else None
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""The command line: run, tune, plan, show, check, contract, list, report, analyse, predict, export, submit, cluster.
+"""The command line: run, tune, plan, show, check, contract, list, report, watch, analyse, predict, export, submit,
+cluster.
 
 Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
 cluster/README.md.
@@ -22,12 +23,13 @@ from raypft.cli.analyse import analyse
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.shown import Json, console, print_found, print_table
-from raypft.cli.terminal import check_words, quiet, speak_anyhow
+from raypft.cli.terminal import Terminated, check_words, quiet, speak_anyhow, terminable
 from raypft.cli.usage import Commands, check_blanks
 from raypft.cli.using import Moved, Run, Seed, moved, predict
+from raypft.cli.watch import watch
 from raypft.config.words import split_words
-from raypft.errors import UserError
-from raypft.storage import path_of
+from raypft.errors import UserError, visible
+from raypft.storage import one_line_of_disk, path_of
 
 if TYPE_CHECKING:
     from raypft.config.resolved import ResolvedJob
@@ -97,11 +99,11 @@ def run(
     try:
         with RunProgress(console, as_json, labels) as tell:
             results = run_jobs(prepared, tell, fresh)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         table, line = interrupted(prepared)
         if table and not as_json:
             print_table(table)
-        say_interrupted(line)
+        say_interrupted(line, stop)
     folders = [ready.folder for ready in prepared]
     if not as_json:
         print_table(run_table(folders))
@@ -112,10 +114,11 @@ def run(
             print(json.dumps({"event": "finished", "folder": str(folder), **result}), flush=True)
 
 
-def say_interrupted(line: str) -> NoReturn:
-    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C."""
+def say_interrupted(line: str, stop: KeyboardInterrupt) -> NoReturn:
+    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C, or of
+    SIGTERM."""
     print(f"raypft: interrupted; {line}; the same command (without --fresh) goes on", file=sys.stderr, flush=True)
-    raise typer.Exit(130)
+    raise typer.Exit(143 if isinstance(stop, Terminated) else 130)
 
 
 Campaigns = Annotated[
@@ -146,13 +149,13 @@ def tune(
     try:
         with CampaignProgress(console, as_json) as tell:
             rows = run_campaign(campaign, tell, fresh)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         rows = CampaignState(campaign).rows()
         done = sum(row["status"] == "finished" for row in rows)
         if done and not as_json:
             print(f"partial, {done} of {len(rows)} cells:")
             print(write_tables(campaign, rows, campaign.folder).read_text(encoding="utf-8"), end="")
-        say_interrupted(f"{done} of {len(rows)} cells are finished, others go on from their last state")
+        say_interrupted(f"{done} of {len(rows)} cells are finished, others go on from their last state", stop)
     table = write_tables(campaign, rows, campaign.folder)
     if as_json:
         print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)
@@ -187,8 +190,8 @@ def report(
         typer.Option(
             metavar="FOLDER",
             parser=path_of,
-            help="Write a whole report of one campaign, or of runs, into a folder: a page with intervals, tests and "
-            "figures (index.html), and its tables as Markdown, LaTeX and CSV.",
+            help="Write a whole report of one campaign, or of runs, into a folder or behind a URI: a page with "
+            "intervals, tests and figures (index.html), and its tables as Markdown, LaTeX and CSV.",
         ),
     ] = None,
     mix: Annotated[
@@ -236,19 +239,9 @@ def report_campaign(folder: Path, as_json: bool, mix: bool = False) -> None:
 
 def write_report_folder(folders: list[Path], out: Path, as_json: bool, mix: bool, metric: str | None) -> None:
     """Write the report of a campaign or of runs into a folder and say where it is."""
-    from raypft.campaigns.state import CampaignState, reopened  # noqa: PLC0415
-    from raypft.report.folder import write_report  # noqa: PLC0415
-    from raypft.runs.comparison import compared  # noqa: PLC0415
+    from raypft.campaigns import finished  # noqa: PLC0415
 
-    campaigns = [folder for folder in folders if (folder / "campaign.yaml").is_file()]
-    if campaigns and len(folders) > 1:
-        raise UserError(f"report: --out takes one campaign, or runs; found {len(folders)} folders with {campaigns[0]}")
-    if campaigns:
-        campaign = reopened(campaigns[0])
-        rows = CampaignState(campaign, lambda line: print(line, file=sys.stderr)).rows()
-    else:
-        campaign, rows = compared(folders)
-    files = write_report(campaign, rows, out, mix, metric)
+    files = finished.report(folders, out, mix, metric, lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps({"folder": str(out), "files": [str(file) for file in files]}))
     else:
@@ -336,6 +329,7 @@ def list_(
         print(line)
 
 
+app.command()(watch)
 app.command()(analyse)
 app.command()(predict)
 
@@ -388,10 +382,11 @@ def main(command: Callable[[], None] = app) -> None:
     try:
         check_words()
         check_blanks(sys.argv[1:])
-        command()
+        with terminable(), one_line_of_disk():
+            command()
     except UserError as error:
         for line in str(error).split("\n"):
-            print(f"raypft: {line}", file=sys.stderr)
+            print(f"raypft: {visible(line)}", file=sys.stderr)
         raise SystemExit(error.code) from None
 
 

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raypft.errors import visible
 from raypft.report.formats import duration
 
 
@@ -75,7 +76,7 @@ class RunProgress(Progress):
             MofNCompleteColumn(),
             TextColumn("epochs"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             disable=as_json or not console.is_terminal,
             transient=True,
@@ -87,7 +88,7 @@ class RunProgress(Progress):
         self._move_bar(event, label)
         text = run_line(event, label)
         if text and (event["event"] not in ("epoch", "step") or not self.console.is_terminal):
-            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self.console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _move_bar(self, event: dict[str, Any], label: str) -> None:
         kind, cell = event["event"], (event.get("run"), event.get("seed"))
@@ -137,7 +138,7 @@ class CampaignProgress(Progress):
     def show(self, event: dict[str, Any]) -> None:
         text = campaign_line(event)
         if text and (event["event"] != "trial" or self.live is None):
-            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self.console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
         if isinstance(self.live, Live) and "total" in event:
             self.live.update(campaign_view(event))
 

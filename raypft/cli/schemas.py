@@ -67,9 +67,12 @@ def campaign_schema() -> Schema:
     definitions["Dimension"] = {"anyOf": [{"type": "array", "minItems": 1}, dimension]}
     dotted = {"patternProperties": keys["patternProperties"], "additionalProperties": False}
     known = {name: {"type": "array"} for name in keys["properties"]}
-    space = definitions["Search"]["properties"]["space"]
+    search = definitions["Search"]["properties"]
     dimensions = {key: {"$ref": "#/$defs/Dimension"} for key in keys["properties"]}
-    space |= {"properties": dimensions, **_each(dotted, {"$ref": "#/$defs/Dimension"})}
+    space = {"type": "object", "properties": dimensions, **_each(dotted, {"$ref": "#/$defs/Dimension"})}
+    search["space"] |= space
+    listed = {"type": "array", "items": {"type": "string"}}
+    search["rows"] |= {"anyOf": [listed, {"type": "object", "additionalProperties": space}, {"type": "null"}]}
     task = _named(task_names(), YAML)
     tasks = {
         "anyOf": [

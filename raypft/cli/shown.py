@@ -11,24 +11,26 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from raypft.errors import visible
+
 console = Console(markup=False, emoji=False)  # [b] in a path or an answer is no style
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
 
 def print_table(table: Any) -> None:
     """A report table: as one where a terminal is wide enough for its words and numbers, else as Markdown."""
-    shown = RichTable(title=Text(table.title), title_justify="left")
+    shown = RichTable(title=Text(visible(table.title)), title_justify="left")
     for i, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="left" if i == 0 else "right")
+        shown.add_column(Text(visible(column)), justify="left" if i == 0 else "right")
     for row in table.rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*(Text(visible(cell)) for cell in row))
     least = console.measure(shown, options=console.options.update(max_width=sys.maxsize)).minimum
     if not console.is_terminal or least > console.width:
         print(table.markdown(), end="")
         return
     console.print(shown)
     for note in table.notes:
-        console.print(f"- {note}", highlight=False, style="dim", soft_wrap=True)
+        console.print(f"- {visible(note)}", highlight=False, style="dim", soft_wrap=True)
 
 
 def print_found(found: dict[str, Any], as_json: bool) -> None:
@@ -37,4 +39,4 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(found, ensure_ascii=False))
     else:
         for line in found["lines"]:
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(visible(line), highlight=False, soft_wrap=True)

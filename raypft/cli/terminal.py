@@ -6,9 +6,34 @@ import codecs
 import io
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from raypft.errors import UserError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what a command does at Ctrl-C it does then."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """In this context SIGTERM raises `Terminated` in the main thread."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quiet() -> None:

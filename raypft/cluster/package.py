@@ -51,7 +51,8 @@ class Package:
 
 
 def listed(folder: Path) -> list[Path]:
-    """The files of a folder that a package takes: git's, and new ones it doesn't ignore; all where there is no git."""
+    """The files of a folder that a package takes: git's, and new ones it doesn't ignore; all where there is no git. No
+    link leads out of the folder."""
     told = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = told.split("\0") if told is not None else [str(path.relative_to(folder)) for path in folder.rglob("*")]
     paths = {
@@ -59,7 +60,8 @@ def listed(folder: Path) -> list[Path]:
         for name in names
         if name and not LEFT_OUT_FOLDERS & set(Path(name).parts) and not name.endswith(LEFT_OUT_ENDINGS)
     }
-    return sorted(path for path in paths if path.is_file())
+    root = folder.resolve()
+    return sorted(path for path in paths if path.is_file() and path.resolve().is_relative_to(root))
 
 
 def pack(folder: Path) -> Package:

@@ -6,6 +6,7 @@ and make the cell key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -162,7 +163,7 @@ class Job(Strict):
     """Everything that decides a result, and where it is computed."""
 
     recipe: Annotated[str, PROVENANCE] = Field(
-        default="job", pattern=r"^[^/\n]+$", description="begins a folder's name"
+        default="job", pattern=r"^[^/\x00-\x1f\x7f]+$", description="begins a folder's name"
     )
     source: Annotated[str, PROVENANCE] = Field(default="", description="the paper and section the settings come from")
     task: str
@@ -239,7 +240,8 @@ class Job(Strict):
         name, *revision = self.backbone.split("@", 1) if REFERENCE.fullmatch(self.backbone) else [self.backbone]
         backbone = "@".join([Path(name).name.split(".")[0], *(part.replace("/", "-") for part in revision)])
         shots = "all" if self.shots is None else f"{self.shots}shot"
-        return f"{self.recipe}-{Path(self.task).stem}-{shots}-{backbone}-{self.key()[:8]}"
+        name = f"{self.recipe}-{Path(self.task).stem}-{shots}-{backbone}-{self.key()[:8]}"
+        return re.sub(r"[\x00-\x1f\x7f-\x9f]", "_", name)
 
 
 def provenance_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Cell:
     learner: Learner
     prompts: list[Encoded]
 
-    def score(self, answers: Sequence[Answer]) -> float:
+    def score(self, answers: Iterable[Answer]) -> float:
         """Percent of right answers."""
         return 100 * sum(a.value == p.gold for a, p in zip(answers, self.prompts, strict=True)) / len(self.prompts)
 

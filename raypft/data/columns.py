@@ -18,14 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 
+from raypft.data.content import CHUNK
 from raypft.data.formats import Columns
 from raypft.errors import UserError, first_line
 from raypft.tasks.kinds.base import ReadRows, Values, column_of, listed, renamed, texts
 from raypft.tasks.task import Source, Task
 
 compute: Any = pa_compute  # its functions are made at import
-CHUNK = 1 << 14
-"""Rows that are Python's objects at a time."""
 NOTES = b"notes"
 """The key of a table's notes in its schema's metadata."""
 
@@ -206,6 +205,8 @@ def with_own_ids(task: Task, table: pa.Table) -> pa.Table:
     Where a row has one label, the same content keeps the same id: it is drawn and held out together. Elsewhere the same
     row twice is told apart by a count.
     """
+    if len(table["id"].unique()) == len(table):
+        return table
     language, name = (
         table[column].dictionary_encode().combine_chunks().indices.to_numpy() for column in ("language", "id")
     )

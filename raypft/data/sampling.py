@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 
+from raypft.data.content import CHUNK, content_hash
 from raypft.errors import UserError, nearest
 
 compute: Any = pa_compute  # its functions are made at import
-CHUNK = 1 << 14
-"""Rows that are Python's objects at a time."""
 LISTED = 2000
 """Rows of a role that a manifest lists; of more it has a hash and the rule that chose them."""
 DevRows = Literal["full", "k_shot", "none"]
@@ -113,7 +112,7 @@ class Sample:
         """Row ids per role (of more than LISTED rows a hash over them and the rule), and a hash over ids, contents and
         commits; two results compare only if their hashes agree."""
         roles = {role: getattr(self, role) for role in ("train", "dev", "test", "demos")}
-        hashes = {role: _content_hash(table) for role, table in roles.items()}
+        hashes = {role: content_hash(table) for role, table in roles.items()}
         sizes = {role: 0 if table is None else len(table) for role, table in roles.items()}
         ids: dict[str, Any] = {}
         for role, table in roles.items():
@@ -223,18 +222,6 @@ def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _content_hash(table: pa.Table | None) -> str:
-    """Hash over the rows, each as JSON writes its sorted pairs of column and value."""
-    digest, encode = hashlib.sha256(), json.JSONEncoder(ensure_ascii=False).encode
-    names = [] if table is None else sorted(table.column_names)
-    for batch in [] if table is None else table.select(names).to_batches(max_chunksize=CHUNK):
-        pairs = []
-        for name, column in zip(map(encode, names), batch.columns, strict=True):
-            pairs.append([f"[{name}, {encode(value)}]" for value in column.to_pylist()])
-        digest.update("".join([f"[{', '.join(row)}]" for row in zip(*pairs, strict=True)]).encode())
-    return digest.hexdigest()[:16]
-
-
 def _keys(table: pa.Table) -> list[str]:
     columns = (table["language"].to_pylist(), table["id"].to_pylist())
     return [f"{language}/{row_id}" for language, row_id in zip(*columns, strict=True)]
@@ -257,9 +244,12 @@ def _places(column: pa.ChunkedArray) -> np.ndarray:
 def _order(table: pa.Table, seed: int, purpose: str) -> np.ndarray:
     """The numbers of the rows in hashed order, languages one after the other within an id, then labels, [rows]."""
     hashes, languages = _hashes(table, seed, purpose), _places(table["language"])
-    order = np.lexsort((languages, hashes))
+    first = hashes.view(">u8")[::4].astype(np.uint64)  # the order of the whole unless two share it, and quicker
+    order = np.lexsort((languages, first))
     before, after = order[:-1], order[1:]
-    if ((hashes[before] == hashes[after]) & (languages[before] == languages[after])).any():
+    alike = np.flatnonzero(first[before] == first[after])
+    before, after = before[alike], after[alike]
+    if ((languages[before] == languages[after]) | (hashes[before] != hashes[after])).any():
         labels = pa.chunked_array([pa.array(map(str, table["label"].to_pylist()), pa.string())])
         order = np.lexsort((_places(labels), languages, hashes))
     return order

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raypft import shards
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 from raypft.storage import lasting, path_of
 
 FILE = "ticket.safetensors"
@@ -132,9 +132,11 @@ def open_ticket(where: str) -> Ticket:
             with safe_open(lasting(file), "pt") as stream:
                 told = stream.metadata() or {}
         facts = json.loads(told["ticket"])
-    except (SafetensorError, KeyError, ValueError):
+        names, settings = tuple(facts["names"]), dict(facts["settings"])
+        revision, strategy, digest = (str(facts[key]) for key in ("revision", "strategy", "digest"))
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError):
         raise UserError(f"method.ticket: {file} is no ticket; expected the {FILE} that ticket_search writes") from None
-    return Ticket(file, tuple(facts["names"]), facts["revision"], facts["strategy"], facts["settings"], facts["digest"])
+    return Ticket(file, names, revision, strategy, settings, digest)
 
 
 def _shard(file: Path, name: str) -> Path:
@@ -155,6 +157,25 @@ def _verified(file: Path, sha256: str) -> Path:
     except FileNotFoundError:
         told = "it is missing"
     raise UserError(f"method.ticket: {file} can't be read: {told}; run the search again")
+
+
+@functools.cache
+def _check_whole(path: Path, digest: str) -> None:
+    """Raise a UserError where the differences of an artefact that is one file are not those it was written with; shards
+    are looked at one by one."""
+    if path.suffix == ".json":
+        return
+    ticket = open_ticket(str(path))
+    facts = Facts("", "", {})
+    with safe_open(lasting(path), "pt") as stream:
+        try:
+            for name in ticket.names:
+                facts.seen(name, stream.get_tensor(name))
+        except SafetensorError as error:
+            raise UserError(f"method.ticket: {path} can't be read: {first_line(error)}; run the search again") from None
+    if json.loads(facts.metadata()["ticket"])["digest"] != digest:
+        told = "its differences are not those it was written with; run the search again"
+        raise UserError(f"method.ticket: {path} can't be read: {told}")
 
 
 def cut(
@@ -189,6 +210,7 @@ def cut(
 @functools.lru_cache(maxsize=1)
 def _cut(path: Path, digest: str, ratio: float, scope: str, groups: tuple[tuple[str, ...], ...]) -> Cut:
     ticket = Ticket(path, (), "", "", {}, digest)
+    _check_whole(path, digest)
     indices: dict[str, Tensor] = {}
     pool = zeros = 0
     for group in groups:

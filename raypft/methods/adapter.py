@@ -16,14 +16,16 @@ the pretrained one.
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 NONLINEARITIES = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 STD = {"houlsby": 0.01, "pfeiffer": 0.02}

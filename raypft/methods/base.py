@@ -11,15 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.schema import Strict
 from raypft.tasks.kinds import KINDS
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(Strict):
@@ -127,8 +129,9 @@ class Method(nn.Module, ABC):
         return any(p.requires_grad for p in self.backbone.parameters())
 
     def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.backbone.train(mode and self.backbone_moves)
+        self.training = mode
+        for module in self.children():
+            module.train(mode and (module is not self.backbone or self.backbone_moves))
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -7,9 +7,13 @@ Differs: none known. A model without biases in its body (Llama) has nothing to t
 
 from __future__ import annotations
 
-from raypft.backbones.base import Backbone
+from typing import TYPE_CHECKING
+
 from raypft.errors import UserError
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class BitFit(base.Method):

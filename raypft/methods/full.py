@@ -6,8 +6,12 @@ Source: Ma et al. 2023 (ProFiT), section 3; Zhao & Schuetze 2021 (FT, DP); Yuan 
 
 from __future__ import annotations
 
-from raypft.backbones.base import Backbone
+from typing import TYPE_CHECKING
+
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class FullFineTuning(base.Method):

@@ -10,14 +10,16 @@ decoder to the encoder is not scaled; dropout of the frozen model is off.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from raypft.backbones.anatomy import input_width
-from raypft.backbones.base import Backbone
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class KeyScale(nn.Module):

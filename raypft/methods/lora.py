@@ -10,12 +10,14 @@ model is off, only LoRA's own is active.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
-from raypft.backbones.base import Backbone
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(base.Config):

@@ -14,16 +14,18 @@ the label words' scores.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from raypft.backbones.base import Backbone
 from raypft.backbones.parameters import parameter_infos, segment_layers
 from raypft.errors import UserError
 from raypft.methods import base, soft_prompt
 from raypft.methods._tickets import Ticket, cut, open_ticket
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(soft_prompt.PromptConfig):

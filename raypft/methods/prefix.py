@@ -14,15 +14,17 @@ start where they would without a prefix; the official codes shift them by P.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(base.Config):

@@ -11,14 +11,16 @@ ours.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class PromptConfig(base.Config):

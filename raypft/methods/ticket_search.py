@@ -18,15 +18,17 @@ is chosen after each epoch, theirs after every 1,000 steps.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
 from raypft.backbones.parameters import ParameterInfo, parameter_infos
 from raypft.methods import _tickets as tickets
 from raypft.methods import base
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(base.Config):

@@ -7,12 +7,15 @@ ended, on all ranks.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 NEVER = -1e9
 """The log-probability of what can't be."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raypft.backbones.base import Backbone
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.schema import Strict
 from raypft.tasks.task import Pattern, Task
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(Strict):

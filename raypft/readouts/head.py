@@ -8,15 +8,17 @@ by the seed.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.errors import UserError
 from raypft.readouts import base
 from raypft.tasks.task import Pattern, Task
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(base.Config):

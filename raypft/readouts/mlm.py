@@ -13,19 +13,21 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from raypft.backbones.base import Backbone
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import base
 from raypft.tasks.task import Pattern, Task
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 MASK, RANDOM = 0.8, 0.1
 """Shares of the chosen tokens; the rest stay."""

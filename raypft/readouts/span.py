@@ -8,20 +8,22 @@ first token; the best start and end of all windows of a passage, at most `longes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raypft.backbones.base import Backbone
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import base
 from raypft.readouts.base import Answer, slots_of
 from raypft.tasks.task import Pattern, Task
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 START, END = 1, 2
 """The flags of a slot's gold."""

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from raypft.backbones.base import Backbone
-from raypft.backbones.seq2seq import Seq2SeqTokenizer
+from raypft.backbones.text_seq2seq import Seq2SeqTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.readouts import base
@@ -26,6 +25,9 @@ from raypft.readouts._decoding import Speaker, beam_search, greedy
 from raypft.readouts.base import Answer
 from raypft.tasks.metrics import WORD_SEPARATOR
 from raypft.tasks.task import Pattern, Task
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 
 class Config(base.Config):

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from raypft.backbones.base import Backbone
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts import base
 from raypft.tasks.task import Mode, Pattern, Task, Wording
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 LEAST = 1e-38

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raypft.records import read
 from raypft.report.table import Number, Table
 
 FACTS = "analysis.json"
@@ -32,7 +32,7 @@ def analyses(folders: Iterable[Path]) -> Iterator[Shown]:
     for folder in folders:
         places |= dict.fromkeys(path.parent for path in sorted(folder.glob(f"analysis-*/{FACTS}")))
     for place in places:
-        facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
+        facts = _read(place / FACTS)
         names = ", ".join(run["name"] for run in facts["runs"])
         tables = []
         for name, rows in facts["tables"].items():
@@ -40,6 +40,18 @@ def analyses(folders: Iterable[Path]) -> Iterator[Shown]:
                 tables.append((_table(f"{facts['title']}: {name}", rows), place / f"{name}.csv", len(rows)))
         figures = [(f"{facts['title']}: {name}", place / f"{name}.svg") for name in facts["figures"]]
         yield Shown(f"{facts['title']} ({names})", facts["how"], facts["notes"], tables, figures)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The facts of an analysis.
+
+    Raises:
+        Damaged: they are not what was written.
+    """
+    kinds = {"title": str, "how": str, "notes": list, "tables": dict, "figures": list}
+    facts = read(path, runs=list, **kinds)
+    assert facts is not None, "it was found"
+    return facts
 
 
 def _table(title: str, rows: list[Mapping[str, Any]]) -> Table:

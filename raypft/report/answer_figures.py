@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
+from raypft.errors import visible
 from raypft.report.evidence import Evidence
 from raypft.report.figures import Figure, style
 from raypft.report.groups import Cells, Group, text
@@ -42,7 +43,7 @@ def answer_figures(cells: Cells, evidence: Evidence, shown: dict[str, dict[str, 
 
 def _answers(group: Group, evidence: Evidence) -> pa.Table | None:
     """The answers of all seeds, where each is one label."""
-    tables = [evidence.answers(folder) for folder in group.folders.values()]
+    tables = [evidence.answers(group, seed) for seed in group.folders]
     whole = [table for table in tables if table is not None]
     if not whole or not all(pa.types.is_string(table.schema.field("answer").type) for table in whole):
         return None
@@ -83,9 +84,10 @@ def confusion(task: str, answers: Answers, suffix: str) -> Figure | None:
             for place, share in np.ndenumerate(shares) if len(labels) <= 6 else ():
                 ink = "white" if share > 60 else "black"
                 axes.text(place[1], place[0], f"{share:.0f}", ha="center", va="center", fontsize=7, color=ink)
-            axes.set_xticks(range(len(labels)), labels, rotation=45, fontsize=6)
-            axes.set_yticks(range(len(labels)), labels, fontsize=6)
-            axes.set_title(f"{row}, {language}", fontsize=7)
+            shown = list(map(visible, labels))
+            axes.set_xticks(range(len(labels)), shown, rotation=45, fontsize=6)
+            axes.set_yticks(range(len(labels)), shown, fontsize=6)
+            axes.set_title(visible(f"{row}, {language}"), fontsize=7)
 
     more = len(counts) > len(rows) * len(languages)
     about = f"{text(task)}: gold labels (down) by answers (across), percent of each gold label, over all seeds"

@@ -26,6 +26,7 @@ from raypft.report.table import Table, plain
 COSTS = (
     "n",
     "trainable parameters",
+    "training FLOPs",
     "training seconds",
     "all seconds",
     "CPU seconds",
@@ -195,6 +196,8 @@ def _cost(group: Group) -> list[str]:
     memory = max(result.get("peak_memory_mb") or 0.0 for result in results)
     of_gpus = [result["peak_gpu_memory_mb"] for result in results if "peak_gpu_memory_mb" in result]
     of_cpus = [result["cpu_seconds"] for result in results if "cpu_seconds" in result]
+    of_flops = [result["train_flops"] for result in results if result.get("train_flops") is not None]
+    flops = f"{statistics.fmean(of_flops):.3g}" if of_flops else ""
     seconds = [f"{training:.1f}", f"{whole:.1f}", f"{statistics.fmean(of_cpus):.1f}" if of_cpus else ""]
     gpu = f"{max(of_gpus):.0f}" if of_gpus else ""
-    return [str(len(results)), f"{results[0]['trainable']:,}", *seconds, f"{memory:.0f}", gpu]
+    return [str(len(results)), f"{results[0]['trainable']:,}", flops, *seconds, f"{memory:.0f}", gpu]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from raypft.records import job_in, read_or_none
 from raypft.report.evidence import PREDICTIONS
-from raypft.report.groups import Cells, Chosen, Group, text
+from raypft.report.groups import Cells, Chosen, Group, text, told
 from raypft.report.notes import selected
 from raypft.report.table import Table
-from raypft.schema import read_yaml
 from raypft.storage import is_remote
 
 FILES = (PREDICTIONS, "result.json", "events.jsonl")
@@ -95,7 +94,9 @@ class Cards:
         folders = list(dict.fromkeys(folder.parent for folder in group.folders.values()))
         job, origin, raw = _read(folders[0]) if folders else ({}, {}, "")
         first = next(iter(group.results.values()), {})
-        rule = selected(job, first["sizes"]["dev"], first["metric"]) if job and "sizes" in first else ""
+        rule = (
+            selected(job, first["sizes"]["dev"], first["metric"]) if job and {"sizes", "metric"} <= set(first) else ""
+        )
         return Card(
             name,
             ", ".join([f"{group.row} on {text(group.task)}", *where]),
@@ -124,7 +125,7 @@ class Cards:
             spread = f" ± {dev.std:.1f}" if dev.std is not None else ""
             shown = f"{dev.mean:.1f}{spread}" if dev.values else ", ".join({s for s, _ in group.unfinished.values()})
             mark = "yes" if group is chosen.best else ""
-            table.rows.append([*map(text, group.choice), shown, str(len(dev.values)), mark])
+            table.rows.append([*told(self.cells.searched, group.choice), shown, str(len(dev.values)), mark])
         return table
 
 
@@ -145,8 +146,8 @@ def _number(value: float | None, digits: int) -> str:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     """A run's job, its provenance, and its job as text; empty where a file is missing."""
     path, origin = folder / "job.yaml", folder / "provenance.json"
-    job = read_yaml(path, str(path)) if path.is_file() else {}
-    made = json.loads(origin.read_text(encoding="utf-8")) if origin.is_file() else {}
+    job = job_in(path) if path.is_file() else {}
+    made = read_or_none(origin) or {}
     return job, made, path.read_text(encoding="utf-8") if job else ""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from raypft.errors import UserError, first_line
 from raypft.report.groups import MAJORITY, Cells, Group, text
 from raypft.report.layout import Column, scores_of
 from raypft.report.significance import Floats, Rows
-from raypft.storage import on_disk
+from raypft.storage import on_disk, sha256
 from raypft.tasks.metrics import OF_WRITTEN, metric
 
 PREDICTIONS = "predictions.parquet"
@@ -87,7 +86,7 @@ class Evidence:
         return found
 
     def _of_seed(self, group: Group, seed: int, name: str) -> ByLanguage | None:
-        table = self.answers(group.folders[seed])
+        table = self.answers(group, seed)
         if table is None:
             return None
         scores = scores_of(group.results[seed], name)
@@ -101,10 +100,14 @@ class Evidence:
             self.nonadditive[name] = None
         return found or None
 
-    def answers(self, folder: Path) -> pa.Table | None:
+    def answers(self, group: Group, seed: int) -> pa.Table | None:
         """A cell's predictions; None, and a line in `lost`, where they can't be read."""
+        folder = group.folders[seed]
         try:
             with on_disk(folder / PREDICTIONS) as file:
+                digest = group.results[seed].get("files", {}).get(PREDICTIONS)
+                if digest is not None and sha256(file) != digest:
+                    raise OSError("its sha256 is not the one that the result knows")
                 return pa_parquet.read_table(file)
         except (OSError, pa.ArrowException) as error:
             why = "is not there" if isinstance(error, FileNotFoundError) else f"can't be read: {first_line(error)}"

@@ -83,7 +83,13 @@ def style(number: int) -> dict[str, Any]:
 
 
 def spread_axis(axes: Axes, values: Iterable[float]) -> None:
-    """A logarithmic x axis where positive values differ by a factor of 16 and more."""
+    """A logarithmic x axis where positive values differ by a factor of 16 and more; up to the least of them linear
+    where 0 is among them, what trains nothing, say."""
     known = [value for value in values if not math.isnan(value)]
-    if known and min(known) > 0 and max(known) >= 16 * min(known):
+    above = [value for value in known if value > 0]
+    if not above or min(known) < 0 or max(above) < 16 * min(above):
+        axes.locator_params("x", nbins=5)  # seven numbers of six digits run into each other
+    elif len(above) < len(known):
+        axes.set_xscale("symlog", linthresh=min(above))
+    else:
         axes.set_xscale("log")

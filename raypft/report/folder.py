@@ -41,7 +41,8 @@ from raypft.report.table import Number, Table, plain
 INTERVALS = (
     "[low, high]: 95 % interval of the mean: Student's t over seeds and the bootstrap over test rows (2,000 draws, "
     "translations of a row together), combined as independent; over seeds alone where a metric is no mean over rows, "
-    "over rows alone where there is one seed"
+    "over rows alone where there is one seed; none where all seeds are equal and rows can't be drawn. Where all rows "
+    "are alike (all right, say), Clopper and Pearson's limit for so many rows stands for the bootstrap"
 )
 TESTS = (
     "bold: better than every other row of its column and point by the test. Two methods differ where both the seeds "
@@ -92,14 +93,20 @@ class Report:
 
 
 def write_report(
-    campaign: Any, rows: Sequence[dict[str, Any]], out: Path, mix: bool = False, metric: str | None = None
+    campaign: Any,
+    rows: Sequence[dict[str, Any]],
+    out: Path,
+    mix: bool = False,
+    metric: str | None = None,
+    seen_from: Path | None = None,
 ) -> list[Path]:
     """Write a report into a folder, which is made; returns its files, the page first.
 
     Args:
         campaign: a `raypft.campaigns.campaign.Campaign` or `raypft.runs.comparison.Comparison`; rows: one dict a cell,
             see `Cells`; mix: let numbers stand in one table that don't compare, and say so; metric: the one that leads,
-            instead of the task's first.
+            instead of the task's first; seen_from: the folder from which the page's links to runs are seen, `out` where
+            None.
 
     Raises:
         UserError: nothing is finished; numbers don't compare; no run has the metric.
@@ -110,7 +117,7 @@ def write_report(
         raise UserError(f"report: --out {out} is a file; name a folder")
     mixing = Mixing(mix)
     cells = Cells(campaign, led_by(metric, rows) if metric else rows, mixing)
-    cards = Cards(cells, out)
+    cards = Cards(cells, seen_from or out)
     for group in (chosen.best for chosen in cells.chosen.values() if chosen.best.results):
         card = cards.of_group[id(group)]
         for result in group.results.values():
@@ -132,7 +139,8 @@ def write_report(
     asked = [*curves(cells), *score_figures(cells, shown), *search_figures(cells, cards)]
     figures = draw([*asked, *answer_figures(cells, evidence, shown)], out / "figures")
     folders = [out, *([campaign.folder] if hasattr(campaign, "folder") else []), *cards.folders]
-    return _write(report, writer, page(report, cards, figures, list(analyses(folders)), out), figures, out)
+    html = page(report, cards, figures, list(analyses(folders)), seen_from or out)
+    return _write(report, writer, html, figures, out)
 
 
 class _Writer:
@@ -247,7 +255,7 @@ class _Writer:
     def _limits(self, section: Section, point: tuple[Any, ...], pair: Pair) -> Interval | None:
         number = section.names.index(pair.column)
         rows = [self.evidence.parts(row, point, section.parts[number]) for row in (pair.first, pair.second)]
-        return interval(pair.difference.each, self.evidence.differences(*rows))
+        return interval(pair.difference.each, self.evidence.differences(*rows), lowest=-100.0)
 
     def _paper(self, section: Section, lines: list[Line], ours: list[list[str]]) -> None:
         """The paper's numbers beside ours, one a line."""
@@ -286,7 +294,9 @@ def _written(pair: Pair, limits: Interval | None) -> list[str]:
     within = f"[{limits.low:+.1f}, {limits.high:+.1f}]" if limits else ""
     effect = "" if found.effect is None else f"{found.effect:.2f}"
     ps = [_p(found.by_seeds), _p(found.by_rows), _p(pair.p)]
-    return [pair.first, pair.second, pair.column, shown, within, *ps, effect, f"{pair.won} of {pair.of}"]
+    won = Number(f"{pair.won} of {pair.of}")
+    won.value = pair.won
+    return [pair.first, pair.second, pair.column, shown, within, *ps, effect, won]
 
 
 def _record(pair: Pair, limits: Interval | None) -> list[str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from raypft.errors import visible
 from raypft.report.table import Number
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def metric_name(metric: str) -> str:
 
 def escaped(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(ESCAPES.get(character, character) for character in text.replace("\n", " "))
+    return "".join(ESCAPES.get(character, character) for character in visible(text).replace("\n", " "))
 
 
 def latex(table: Table, labels: int) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,12 +75,15 @@ def ratio(above: Score, below: Score) -> Score:
 @dataclass
 class Group:
     """The cells of one configuration, by seed: results of the finished and their folders where those are known, status
-    and reason of the others."""
+    and reason of the others.
+
+    point: its values on the axes; choice: searched key to value, of the keys that its row's search has.
+    """
 
     row: str
     task: str
     point: tuple[Any, ...]
-    choice: tuple[Any, ...] = ()
+    choice: dict[str, Any] = field(default_factory=dict)
     results: dict[int, Result] = field(default_factory=dict)
     unfinished: dict[int, tuple[str, str]] = field(default_factory=dict)
     folders: dict[int, Path] = field(default_factory=dict)
@@ -124,6 +127,11 @@ def text(value: Any) -> str:
     return shown.rstrip("/").rsplit("/", 1)[-1].removesuffix(".yaml")
 
 
+def told(keys: Sequence[str], choice: Mapping[str, Any]) -> list[str]:
+    """What a configuration chose of each key, as tables print it; empty where its row's search lacks the key."""
+    return [text(choice[key]) if key in choice else "" for key in keys]
+
+
 class Cells:
     """A campaign's cells.
 
@@ -141,7 +149,8 @@ class Cells:
     def __init__(self, campaign: Any, rows: Iterable[dict[str, Any]], mixing: Mixing | None = None) -> None:
         self.campaign, self.mixing = campaign, mixing or Mixing()
         self.axes = list(campaign.vary or {})
-        self.searched = list(campaign.search.space) if campaign.search else []
+        spaces = [campaign.search.of(row).space for row in campaign.rows] if campaign.search else []
+        self.searched = list(dict.fromkeys(itertools.chain.from_iterable(spaces)))
         self.groups: dict[Hashable, dict[Hashable, Group]] = defaultdict(dict)
         self.first: dict[str, Result] = {}
         self.metrics: dict[str, dict[str, None]] = defaultdict(dict)
@@ -159,9 +168,10 @@ class Cells:
             )
         if self.campaign.rows[row] == MAJORITY:
             return
-        point, choice = tuple(axes.get(key) for key in self.axes), tuple(axes.get(key) for key in self.searched)
+        point = tuple(axes.get(key) for key in self.axes)
+        choice = {key: axes[key] for key in self.searched if key in axes}
         groups = self.groups[self._place(row, task, point)]
-        group = groups.setdefault(tuple(map(frozen, choice)), Group(row, task, point, choice))
+        group = groups.setdefault(frozen(choice), Group(row, task, point, choice))
         if cell["status"] == "finished" and cell.get("result"):
             group.results[cell["seed"]] = cell["result"]
             if cell.get("folder") is not None:
@@ -182,7 +192,7 @@ class Cells:
         self.metrics[group.task] |= dict.fromkeys(result["metrics"])
 
     def _choose(self, tried: list[Group]) -> Chosen:
-        tried.sort(key=lambda group: list(map(self._rank, self.searched, group.choice)))
+        tried.sort(key=lambda group: [self._rank(group.row, *chosen) for chosen in group.choice.items()])
         if len(tried) == 1:
             return Chosen(tried[0], tried)
         scored = [(len(group.dev.values), group.dev.mean, group) for group in tried if group.dev.values]
@@ -195,9 +205,9 @@ class Cells:
         best = max((item for item in scored if item[0] == most), key=lambda item: item[1], default=(0, 0, tried[0]))
         return Chosen(best[2], tried)
 
-    def _rank(self, key: str, value: Any) -> tuple[float, str]:
+    def _rank(self, row: str, key: str, value: Any) -> tuple[float, str]:
         """Sorts the values of a searched key as the file lists them, drawn ones by size."""
-        listed = self.campaign.search.space[key].listed or []
+        listed = self.campaign.search.of(row).space[key].listed or []
         return (listed.index(value) if value in listed else value if isinstance(value, int | float) else -1, str(value))
 
     @cached_property

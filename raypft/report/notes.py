@@ -54,14 +54,14 @@ def _searched(cells: Cells) -> list[str]:
         "the best mean on dev over seeds is shown, test rows had no part in the choice"
     ]
     picked = [chosen for chosen in cells.chosen.values() if len(chosen.tried) > 1 and chosen.best.dev.values]
-    lines += sorted(_pick(cells.searched, chosen) for chosen in picked)[:MOST]
+    lines += sorted(map(_pick, picked))[:MOST]
     return lines + ([f"{len(picked) - MOST} more choices are in the runs' folders"] if len(picked) > MOST else [])
 
 
-def _pick(searched: list[str], chosen: Chosen) -> str:
+def _pick(chosen: Chosen) -> str:
     best, dev = chosen.best, chosen.best.dev
     point = "".join(f", {text(value)}" for value in best.point)
-    settings = ", ".join(f"{key}={text(value)}" for key, value in zip(searched, best.choice, strict=True))
+    settings = ", ".join(f"{key}={text(value)}" for key, value in best.choice.items())
     whole = sum(len(group.dev.values) == len(dev.values) for group in chosen.tried)
     tried = f"of {len(chosen.tried)} configurations, {whole} with as many seeds"
     return f"{best.row} on {text(best.task)}{point}: {settings} (dev {dev.mean:.1f}) {tried}"
@@ -72,7 +72,7 @@ def lost(cells: Cells) -> list[str]:
     seeds_of: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for groups in cells.groups.values():
         for group in groups.values():
-            where = ", ".join(map(text, (*group.point, *group.choice)))
+            where = ", ".join(map(text, (*group.point, *group.choice.values())))
             for seed, (status, reason) in group.unfinished.items():
                 if status != "missing":
                     seeds_of[status, f"{group.row} on {text(group.task)}", where, reason].append(seed)

@@ -1,18 +1,13 @@
 "use strict";
 const said = document.getElementById("said");
 
-function place(button) {
-  const cell = button.closest("th");
-  return [...cell.parentElement.children].indexOf(cell);
-}
-
 function compare(a, b) {
   if (a !== "" && b !== "" && !isNaN(a) && !isNaN(b)) return a - b;
   return String(a).localeCompare(String(b), undefined, { numeric: true });
 }
 
 function sort(button) {
-  const head = button.closest("th"), body = button.closest("table").tBodies[0], column = place(button);
+  const head = button.closest("th"), body = button.closest("table").tBodies[0], column = head.cellIndex;
   const down = head.getAttribute("aria-sort") === "ascending";
   const value = row => row.cells[column].dataset.order ?? row.cells[column].textContent.trim();
   const empty = row => value(row) === "" || row.cells[column].textContent.trim() === "-";
@@ -39,13 +34,14 @@ function follow() {
   }
 }
 
-for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sort(button));
-for (const box of document.querySelectorAll("input[data-column]")) {
-  box.checked = true;
-  box.addEventListener("change", () => show(box));
-}
+for (const box of document.querySelectorAll("input[data-column]")) box.checked = true;
+addEventListener("change", event => { if (event.target.matches("input[data-column]")) show(event.target); });
 addEventListener("hashchange", follow);
-addEventListener("click", event => { if (event.target.closest("a[href^='#run-']")) setTimeout(follow); });
+addEventListener("click", event => {
+  const button = event.target.closest("th button");
+  if (button) sort(button);
+  if (event.target.closest("a[href^='#run-']")) setTimeout(follow);
+});
 let opened = [];
 addEventListener("beforeprint", () => { opened = [...document.querySelectorAll("details.run:not([open])")]; opened.forEach(d => d.open = true); });
 addEventListener("afterprint", () => opened.forEach(d => d.open = false));

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from raypft.errors import visible
 from raypft.report.analyses import Shown
 from raypft.report.cards import link
 from raypft.report.figures import Drawn
@@ -20,21 +21,41 @@ from raypft.storage import on_disk
 HERE = Path(__file__).parent
 
 
-def page(report: Any, cards: Iterable[Any], figures: Sequence[Drawn], analysed: Sequence[Shown], out: Path) -> str:
+def page(report: Any, cards: Iterable[Any], figures: Sequence[Drawn], analysed: Sequence[Shown], place: Path) -> str:
     """The page's text.
 
     Args:
-        report: a `raypft.report.folder.Report`; cards: `raypft.report.cards.Cards`; out: the page's folder.
+        report: a `raypft.report.folder.Report`; cards: `raypft.report.cards.Cards`; place: the folder from which links
+            are seen.
     """
+    found = {"report": report, "cards": list(cards), "figures": figures, "analysed": analysed}
+    return rendered("page.html.j2", place, css=_text("page.css"), js=_text("page.js"), **found)
+
+
+def watch_page(title: str, folder: str, seconds: float) -> str:
+    """The page that asks for a campaign's parts every so many seconds, see `raypft.report.now`."""
+    css, js = _text("page.css"), _text("page.js") + _text("watch.js")
+    return rendered("watch.html.j2", HERE, title=title, folder=folder, seconds=seconds, css=css, js=js)
+
+
+def rendered(template: str, place: Path, **values: Any) -> str:
+    """A template of this folder with its values, which are text and no tags."""
     made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"order": order, "link": functools.partial(link, out=out), "image": _data_uri}
+    made.finalize = _shown
+    made.filters |= {"order": order, "link": functools.partial(link, out=place), "image": _data_uri}
     made.tests["number"] = lambda cell: isinstance(cell, Number)
-    parts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    return made.get_template("page.html.j2").render(
-        report=report, cards=list(cards), figures=figures, analysed=analysed, **parts
-    )
+    return made.get_template(template).render(**values)
+
+
+def _text(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the page: a text that may hold markup of its own has its control characters as escapes."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def order(cell: str) -> str:

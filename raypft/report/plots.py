@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ SIZE = (4.6, 3.4)
 """Panels side by side and in all, and inches of one."""
 Point = tuple[Any, Score]
 """A value of the axis or key, and the score there, in percent."""
+ValueIn = Callable[[Group], Any]
 Panel = tuple[str, tuple[str, ...]]
 """A task and the other axes' values, as text."""
 
@@ -80,16 +81,15 @@ def _measure(cells: Cells, key: str, task: str) -> str:
 
 def _panels(cells: Cells, key: str) -> dict[Panel, dict[str, list[Point]]]:
     """Panel to row to points: of an axis the test scores, of a searched key the dev scores tried."""
-    searched = key in cells.searched
-    place = (cells.searched if searched else cells.axes).index(key)
-    searcher = cells.campaign.search.searcher if searched else None
+    searcher = cells.campaign.search.searcher if key in cells.searched else None
+    value_in = _value_in(cells, key)
     panels: dict[Panel, dict[str, list[Point]]] = {}
-    for panel, rows in _curves(cells, key, searched, place).items():
+    for panel, rows in _curves(cells, key, value_in).items():
         lines: dict[str, list[Point]] = {}
         for row, groups_by_value in rows.items():
             points: list[Point] = []
             for groups in groups_by_value.values():
-                points += _points(groups, place, searcher)
+                points += _points(groups, value_in, searcher)
             if points:
                 lines[row] = points
         if lines:
@@ -97,16 +97,24 @@ def _panels(cells: Cells, key: str) -> dict[Panel, dict[str, list[Point]]]:
     return panels
 
 
-def _curves(cells: Cells, key: str, searched: bool, place: int) -> dict[Panel, dict[str, dict[Hashable, list[Group]]]]:
-    """Panel to row to the groups at each value of the key, which stands at `place` of a group's point or choice."""
+def _value_in(cells: Cells, key: str) -> ValueIn:
+    """What gives a group's value of an axis or a searched key; None where it has none."""
+    if key in cells.searched:
+        return lambda group: group.choice.get(key)
+    place = cells.axes.index(key)
+    return lambda group: group.point[place]
+
+
+def _curves(cells: Cells, key: str, value_in: ValueIn) -> dict[Panel, dict[str, dict[Hashable, list[Group]]]]:
+    """Panel to row to the groups at each value of the key."""
     curves: dict[Panel, dict[str, dict[Hashable, list[Group]]]] = {}
     for task, point, row in itertools.product(cells.campaign.tasks, cells.every_point, cells.campaign.rows):
         chosen = cells.at(row, task, point)
         if chosen is None:
             continue
         panel = (task, _others(cells, key, point))
-        for group in chosen.tried if searched else [chosen.best]:
-            value = (group.choice if searched else group.point)[place]
+        for group in chosen.tried if key in cells.searched else [chosen.best]:
+            value = value_in(group)
             if value is not None:
                 groups_by_value = curves.setdefault(panel, {}).setdefault(row, {})
                 groups_by_value.setdefault(frozen(value), []).append(group)
@@ -120,17 +128,17 @@ def _others(cells: Cells, key: str, point: Sequence[Any]) -> tuple[str, ...]:
     return tuple(f"{name.rsplit('.', 1)[-1]} {text(value)}" for name, value in values if name in varied)
 
 
-def _points(groups: Sequence[Group], place: int, searcher: str | None) -> list[Point]:
+def _points(groups: Sequence[Group], value_in: ValueIn, searcher: str | None) -> list[Point]:
     """The points at one value: of an axis the test score; of a sampled search all tried, of a grid the best on dev."""
     if searcher is None:
-        tested = [(group.point[place], group.score(lambda result: result.get("mean"))) for group in groups]
+        tested = [(value_in(group), group.score(lambda result: result.get("mean"))) for group in groups]
         return [(value, score) for value, score in tested if score.values]
     scored = [group for group in groups if group.dev.values]
     if searcher == "grid" and scored:
         most = max(len(group.dev.values) for group in scored)
         whole = [group for group in scored if len(group.dev.values) == most]
         scored = [max(whole, key=lambda group: group.dev.mean)]
-    return [(group.choice[place], group.dev) for group in scored]
+    return [(value_in(group), group.dev) for group in scored]
 
 
 def _values(panels: dict[Panel, dict[str, list[Point]]]) -> list[Any]:

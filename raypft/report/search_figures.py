@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypft.report.cards import Cards
 from raypft.report.figures import Figure, style
-from raypft.report.groups import Cells, Group, frozen, text
+from raypft.report.groups import Cells, Group, frozen, text, told
 from raypft.report.table import Table
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def best_so_far(cells: Cells) -> Figure | None:
             trials = range(1, len(scores) + 1)
             axes.plot(trials, scores, linestyle="", markersize=4, alpha=0.5, **style(number))
             axes.step(trials, best, where="post", color=f"C{number % 10}", label=name)
-        axes.set(xlabel="trial", ylabel="dev, mean over seeds")
+        most = max(len(scores) for scores, _ in curves.values())
+        axes.set(xlabel="trial", ylabel="dev, mean over seeds", xlim=(0.5, most + 0.5))
         axes.locator_params("x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
@@ -70,21 +71,29 @@ def parallel(cells: Cells) -> Figure | None:
         return None
     table = Table("trials", ["search", *keys, "dev"])
     for name, tried in searches.items():
-        table.rows += [[name, *map(text, group.choice), f"{group.dev.mean:.4f}"] for group in tried]
+        table.rows += [[name, *told(keys, group.choice), f"{group.dev.mean:.4f}"] for group in tried]
     columns = [*keys, "dev"]
-    trials = [[*group.choice, group.dev.mean] for group in itertools.chain.from_iterable(searches.values())]
-    places = [_places(values) for values in zip(*trials, strict=True)]
+    groups = itertools.chain.from_iterable(searches.values())
+    trials = [{**group.choice, "dev": round(group.dev.mean, 1)} for group in groups]
+    places: list[dict[int, float]] = []
+    labels: list[list[tuple[float, str]]] = []
+    for column in columns:
+        having = [number for number, trial in enumerate(trials) if column in trial]
+        heights, ends = _places([trials[number][column] for number in having])
+        places.append(dict(zip(having, heights, strict=True)))
+        labels.append(ends)
 
     def fill(panels: list[Axes]) -> None:
         import matplotlib  # noqa: PLC0415  (slow to import)
 
         (axes,) = panels
         shade = matplotlib.colormaps["viridis"]
-        scores = places[-1][0]
+        scores = places[-1]
         for number in sorted(range(len(trials)), key=lambda number: scores[number]):
-            heights = [place[number] for place, _ in places]
-            axes.plot(range(len(columns)), heights, color=shade(scores[number]), alpha=0.7, linewidth=1)
-        for x, (_, ends) in enumerate(places):
+            x, heights = zip(*((x, at[number]) for x, at in enumerate(places) if number in at), strict=True)
+            line = "-" if len(x) == len(columns) else ":"
+            axes.plot(x, heights, line, color=shade(scores[number]), alpha=0.7, linewidth=1)
+        for x, ends in enumerate(labels):
             axes.axvline(x, color="black", linewidth=0.6)
             for height, label in ends:
                 axes.text(x + 0.02, height, label, fontsize=6)
@@ -92,6 +101,8 @@ def parallel(cells: Cells) -> Figure | None:
         axes.set(yticks=[], ylim=(-0.05, 1.08), xlim=(-0.1, len(columns) - 0.6))
 
     about = "every trial as a line through what it set, the lighter the better its dev score"
+    if any(len(trial) < len(columns) for trial in trials):
+        about += "; dotted where its row's search lacks a key, from one that it has to the next"
     return Figure("parallel", about, table, fill, inches=(2.0 * len(columns), 3.8))
 
 

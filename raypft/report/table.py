@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from raypft.errors import visible
+
 WIDEST = 10
 """A table with more columns is turned: languages become rows."""
 
@@ -55,7 +57,7 @@ class Table:
 
 def plain(text: str) -> str:
     """Text that Markdown prints as it is: no tag, no emphasis, no end of a cell."""
-    return re.sub(r"[\\|<*`]|&(?=#?\w+;)", r"\\\g<0>", text).replace("\n", " ")
+    return re.sub(r"[\\|<*`]|&(?=#?\w+;)", r"\\\g<0>", visible(text)).replace("\n", " ")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 import torch
 
 from raypft import shards
 from raypft.backbones.base import Backbone
+from raypft.backbones.flops import Meter
 from raypft.backbones.states_folder import StatesFolder
 from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
@@ -28,9 +26,9 @@ from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.methods.base import Result
 from raypft.readouts.base import Answer
+from raypft.runs.cell_files import conclude, predictions, save_kept
 from raypft.runs.results import (
     PARTS,
-    PREDICTIONS,
     PREVIOUS,
     STATE,
     TESTED,
@@ -38,12 +36,12 @@ from raypft.runs.results import (
     UNTESTED,
     Tell,
     is_finished,
-    read_json,
+    result_in,
 )
-from raypft.runs.scores import RowAnswer, answer_table, by_row, mean_score, measured
-from raypft.storage import remove, written
-from raypft.training.loader import Flow, PromptDataset, Streamed
-from raypft.training.loop import answered, evaluate, fit
+from raypft.runs.scores import Pairs, answer_table, by_row, mean_score, measured
+from raypft.training.flow import Flow
+from raypft.training.loader import PromptDataset, Streamed
+from raypft.training.loop import answered, each, fit
 from raypft.training.states import States, TrainState
 from raypft.training.stepper import Learner, Stepper, TorchStepper
 
@@ -74,7 +72,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether its result is on disk."""
-        return is_finished(self.folder, self.test)
+        return is_finished(self.folder, self.facts["cell"], self.test)
 
 
 Engine = Callable[[Cell, Learner], Stepper]
@@ -131,13 +129,14 @@ def run_cell(
     keep_freed_memory(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
+    backbone.flops = Meter()
     learner = build_learner(cell.resolved, backbone, cell.seed)
     sizes = _sizes(learner)
     drawn = {name: p.detach().clone() for name, p in learner.kept().items() if not p.requires_grad}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     stepper = engine(cell, learner)
-    before = read_json(folder / UNTESTED)
+    before = result_in(folder / UNTESTED)
     if before is None:
         states = States(folder / STATE, folder / PREVIOUS, folder / PARTS, cell.facts["cell"])
         state, lost = states.resume(stepper)
@@ -145,11 +144,12 @@ def run_cell(
         trained = _train(cell, prompts, flow, stepper, state, states, tell)
     else:
         trained = _trained(before, stepper, folder)
-    rows = _tested(cell, prompts["test"], stepper) if cell.test else []
+    files = dict((before or {}).get("files", {}))
+    pairs = _tested(cell, prompts["test"], stepper, files) if cell.test else None
     result = {
         "seed": cell.seed,
         **cell.facts,
-        **(measured(task, rows) if cell.test else {}),
+        **(measured(task, pairs) if pairs else {}),
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
@@ -157,6 +157,7 @@ def run_cell(
         "peak_memory_mb": max(stepper.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)) / 1024,
         **_gpu_memory(stepper),
         "workers": stepper.world,
+        **({"memory_halved": stepper.halvings} if stepper.halvings else {}),
     }
     names = [*stepper.shapes, *drawn]
     kept = learner.method.result(names) if cell.test else Result(TRAINED, {name: name for name in names})
@@ -164,11 +165,12 @@ def run_cell(
     shapes = stepper.shapes | {name: value.shape for name, value in drawn.items()}
     if stepper.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        save_kept(folder / kept.file, kept, shapes, values)
+        files |= save_kept(folder / kept.file, kept, shapes, values)
     for _ in values:  # each is gathered, whoever needs it
         pass
     if stepper.rank == 0:
-        _conclude(folder, TESTED if cell.test else UNTESTED, result)
+        result["files"] = files
+        conclude(folder, TESTED if cell.test else UNTESTED, result)
     return result
 
 
@@ -221,9 +223,13 @@ def _train(
     settings, learner = cell.job.train, stepper.learner
     train, dev = loaders(cell.job, learner, stepper, prompts, flow)
 
-    def score(answers: Sequence[Answer]) -> float:
-        rows = by_row(learner.readout, prompts["dev"], answers)
-        return mean_score(cell.resolved.task, rows, cell.job.dev.metric)
+    def score(answers: Iterator[Answer]) -> float:
+        assert dev is not None
+        pairs = Pairs()
+        for some in dev.stretches():
+            theirs = list(itertools.islice(answers, len(some)))
+            pairs.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
+        return mean_score(cell.resolved.task, pairs, cell.job.dev.metric)
 
     def tell_seed(event: dict[str, Any]) -> None:
         tell({"seed": cell.seed, **event})
@@ -233,7 +239,7 @@ def _train(
         kept = state.best_score if settings.select == "best" else state.history[-1].get("dev")
     else:
         state = TrainState(best_epoch=0)
-        kept = score(evaluate(stepper, dev, settings)) if dev is not None else None
+        kept = score(each(answered(stepper, dev, settings))) if dev is not None else None
     last = state.history[-1] if state.history else None
     return {
         "best_epoch": state.best_epoch if settings.select == "best" or last is None else last["epoch"],
@@ -241,44 +247,42 @@ def _train(
         "history": state.history,
         "losses": state.losses,
         "train_seconds": last["train_seconds"] if last else 0.0,
+        "train_flops": _flops(stepper, len(state.losses)),
     }
+
+
+def _flops(stepper: Stepper, steps: int) -> float | None:
+    """What all workers computed for a training of so many steps; None where one made none of them, having gone on from
+    the last."""
+    each = stepper.gather(stepper.learner.method.backbone.flops.training(steps))
+    return None if None in each else sum(each)
 
 
 def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str, Any]:
     """Put the values of a training whose test was withheld into the learner; what its result said about it."""
     if stepper.shapes:
-        with shards.Saved(folder / TRAINED) as saved:
+        with shards.Saved(folder / TRAINED, before.get("files")) as saved:
             stepper.put(lambda key, name, start, end: saved[name].reshape(-1)[start:end])
-    return {key: before[key] for key in ("best_epoch", "dev", "history", "losses", "train_seconds")}
+    kept = ("best_epoch", "dev", "history", "losses", "train_seconds", "train_flops")
+    return {key: before[key] for key in kept if key in before}
 
 
-def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper) -> list[RowAnswer]:
-    """The answers to the test rows, written as they come; of them comes back what metrics read."""
-    learner, rows = stepper.learner, list[RowAnswer]()
+def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Pairs:
+    """The answers to the test rows, written as they come; of them comes back what metrics read.
+
+    Args:
+        files: gets the sha256 of what is written.
+    """
+    learner, pairs = stepper.learner, Pairs()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
     with ExitStack() as stack:
-        write = stack.enter_context(predictions(cell.folder)) if stepper.rank == 0 else None
+        write = stack.enter_context(predictions(cell.folder, files)) if stepper.rank == 0 else None
         for some, answers in answered(stepper, dataset, cell.job.train):
             found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
             if write is not None:
                 write(answer_table(cell.resolved.task, found))
-            rows += [replace(row, key="", scores=[]) for row in found]
-    return rows
-
-
-@contextmanager
-def predictions(folder: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """What writes the next rows of a cell's predictions, which stand there whole in the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = list[pa_parquet.ParquetWriter]()
-    with written(folder / PREDICTIONS) as file, ExitStack() as stack:
-
-        def write(table: pa.Table) -> None:
-            if not writers:
-                writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
-            writers[0].write_table(table.cast(writers[0].schema))
-
-        yield write
+            pairs.add(found)
+    return pairs
 
 
 def loaders(
@@ -321,25 +325,3 @@ def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = T
     size = min(len(dataset), sum(-(-len(some) // world) for some in dataset.stretches()) + 1)
     others = [row for row in range(len(dataset)) if row not in chosen]
     return sorted(chosen.union(others[: size - len(chosen)]))
-
-
-def save_kept(path: Path, kept: Result, shapes: shards.Shapes, values: Iterator[tuple[str, Any]]) -> None:
-    """Write what is kept of the trained parameters, one at a time, and read it back; nothing where nothing is kept.
-
-    Args:
-        shapes: of all values, by name, in the order in which they come; values: used up.
-    """
-    named = {kept.names[name]: shape for name, shape in shapes.items() if name in kept.names}
-    if named:
-        changed = ((kept.names[name], value) for name, value in values if name in kept.names)
-        shards.save(path, named, ((name, kept.change(name, value)) for name, value in changed), kept.metadata)
-
-
-def _conclude(folder: Path, name: str, result: dict[str, Any]) -> None:
-    """Write a result, which comes last and says that the cell is whole, and remove what it does not need any more."""
-    with written(folder / name) as file:
-        file.write_text(json.dumps(result, indent=1))
-    remove(folder / PARTS)
-    rest = [folder / STATE, folder / PREVIOUS, *folder.glob("*.partial.*"), *([folder / UNTESTED] * (name == TESTED))]
-    for path in rest:
-        path.unlink(missing_ok=True)

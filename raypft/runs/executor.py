@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import torch
 
 from raypft.backbones.base import Backbone, Known
 from raypft.backbones.load import load_again, load_backbone
 from raypft.config.job import Resources
 from raypft.data.streaming import Index
-from raypft.errors import UserError
+from raypft.errors import UserError, first_line
 from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
 from raypft.runs.results import Tell, recorder
+from raypft.storage import one_line_of_disk
 from raypft.training.encode import Encoder, encode_sample
-from raypft.training.loader import Flow, Local
+from raypft.training.flow import Flow, Local
+from raypft.training.stepper import Learner, Stepper
 
 
 class Executor(Protocol):
@@ -39,6 +44,8 @@ class Executor(Protocol):
         ...
 
 
+MOST_HALVINGS = 10
+"""After so many a row alone does not fit."""
 Executors = Callable[[Resources], Executor]
 """The executor for what a job asks for."""
 
@@ -65,6 +72,20 @@ class LocalExecutor:
     def close(self) -> None:
         """Forget the backbone."""
         self.backbones.forget()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a failure says that memory did not suffice, that of a GPU or this machine's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)  # of torch's allocator for the CPU
+    )
+
+
+def _told(halvings: int) -> str:
+    return (
+        f"out of memory; 1/{2**halvings} of the rows or tokens go through the model at once from here on, "
+        "the batch of a step stays as it is"
+    )
 
 
 class LoadedBackbone:
@@ -114,19 +135,52 @@ def run_recorded(
     engine: Engine = local_engine,
     flow: Flow | None = None,
     is_first: bool = True,
+    halvings: int = 0,
+    retries: bool = True,
 ) -> dict[str, Any]:
     """Run a cell on a loaded backbone; its events go to its folder and, with the run's name, to `tell`.
 
+    Where memory does not suffice, half as many rows go through the model at once, from the last state on: more sums are
+    accumulated, the batch of a step stays what it was.
+
     Args:
         is_first: whether this is the process that speaks for the cell; others say nothing.
+        halvings: how often memory did not suffice before; retries: False where other processes would have to begin
+            again, too.
+
+    Raises:
+        UserError: a disk takes nothing more.
     """
     record, name = recorder(cell.folder), cell.folder.parent.name
+
+    def with_less(cell: Cell, learner: Learner) -> Stepper:
+        stepper = engine(cell, learner)
+        stepper.halvings = halvings
+        return stepper
 
     def both(event: dict[str, Any]) -> None:
         if is_first:
             record(event)
             tell({"run": name, **event})
 
-    result = run_cell(cell, prompts, backbone, engine, both, flow)
+    while True:
+        if halvings:
+            both({"event": "note", "seed": cell.seed, "text": f"seed {cell.seed}: {_told(halvings)}"})
+        try:
+            with one_line_of_disk():
+                result = run_cell(cell, prompts, backbone, with_less, both, flow)
+            break
+        except Exception as error:
+            if not (retries and is_out_of_memory(error)):
+                raise
+            if halvings == MOST_HALVINGS:
+                raise UserError(
+                    f"run: seed {cell.seed} of {name} does not fit into memory, even with 1/{2**halvings} of the rows "
+                    f"at once: {first_line(error)}; take a smaller backbone or train.max_tokens, more workers with "
+                    "zero.stage=3, or train.checkpointing=true"
+                ) from None
+            halvings += 1
+        gc.collect()
+        torch.cuda.empty_cache()
     both({"event": "result", "seed": cell.seed, "mean": result.get("mean")})
     return result

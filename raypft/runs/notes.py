@@ -11,11 +11,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 
 from raypft.backbones.text import PromptTokenizer
 from raypft.data.columns import notes_of
+from raypft.data.content import CHUNK
 from raypft.data.sampling import Sample
 from raypft.tasks.task import Task
 
@@ -41,17 +43,20 @@ def notes_on(task: Task, sample: Sample, tests_dev: bool, text: PromptTokenizer)
     if sample.stream is not None:
         del tables["train"]  # there are only the first rows of it
     tables = {role: table for role, table in tables.items() if table is not None and len(table)}
-    rows = {role: _contents(task, table) for role, table in tables.items()}
+    marks = {role: _marks(task, table) for role, table in tables.items()}
     lines = list(dict.fromkeys(itertools.chain.from_iterable(map(notes_of, tables.values()))))
     for role, other in SHARED:
-        if role in rows and other in rows and not (tests_dev and role == "dev"):
-            known = compute.is_in(rows[role], rows[other].unique())
-            lines += _counted(known, role, f"are also {other} rows")
+        if role in marks and other in marks and not (tests_dev and role == "dev"):
+            one, two = (
+                _contents(task, _where(tables[name], np.isin(marks[name], marks[of])))
+                for name, of in ((role, other), (other, role))
+            )
+            lines += _counted(compute.is_in(one, two), role, f"are also {other} rows", len(tables[role]))
     if task.kind.one_label and "train" in tables:
-        trained = set(tables["train"]["label"].to_pylist())
+        trained = set(tables["train"]["label"].unique().to_pylist())
         lines += [f'no train row has the label "{name}"' for name in task.label.names if name not in trained]
     for role, table in tables.items():
-        lines += _repeated(rows[role], role)
+        lines += _repeated(task, table, marks[role], role)
         for column in task.fields.values():
             lines += _odd_texts(table[column], role, column)
         lines += _unknown(task, table, role, text)
@@ -70,15 +75,31 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return compute.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar("\x1e", pa.large_string()))
 
 
-def _counted(flags: pa.ChunkedArray, role: str, what: str) -> list[str]:
+def _marks(task: Task, table: pa.Table) -> np.ndarray:
+    """A number for each row that rows of the same content share, and few others, [rows]: contents of all rows at once
+    would take as much memory as the rows."""
+    marks = [np.zeros(0, np.int64)]
+    for batch in table.to_batches(max_chunksize=CHUNK):
+        contents = _contents(task, pa.Table.from_batches([batch])).to_pylist()
+        marks.append(np.fromiter(map(hash, contents), np.int64, len(contents)))
+    return np.concatenate(marks)
+
+
+def _where(table: pa.Table, mask: np.ndarray) -> pa.Table:
+    return table.filter(pa.array(mask))
+
+
+def _counted(flags: pa.ChunkedArray, role: str, what: str, rows: int | None = None) -> list[str]:
     """`3 of 40 train rows …`; nothing where no flag is true."""
     count = compute.sum(flags).as_py()
-    return [f"{count} of {len(flags)} {role} rows {what}"] if count else []
+    return [f"{count} of {rows or len(flags)} {role} rows {what}"] if count else []
 
 
-def _repeated(rows: pa.ChunkedArray, role: str) -> list[str]:
-    again = len(rows) - len(rows.unique())
-    return [f"{again} of {len(rows)} {role} rows repeat another {role} row"] if again else []
+def _repeated(task: Task, table: pa.Table, marks: np.ndarray, role: str) -> list[str]:
+    _, place, often = np.unique(marks, return_inverse=True, return_counts=True)
+    alike = _contents(task, _where(table, often[place] > 1))
+    again = len(alike) - len(alike.unique())
+    return [f"{again} of {len(table)} {role} rows repeat another {role} row"] if again else []
 
 
 def _odd_texts(column: pa.ChunkedArray, role: str, name: str) -> Iterator[str]:
@@ -108,7 +129,7 @@ def _unknown(task: Task, table: pa.Table, role: str, text: PromptTokenizer) -> I
     if unknown is None:
         return
     for language in table["language"].unique().to_pylist():
-        of_language = table.filter(compute.equal(table["language"], language)).slice(0, TOKENIZED)
+        of_language = table.take(np.flatnonzero(compute.equal(table["language"], language))[:TOKENIZED])
         ids: list[int] = []
         for column in task.fields.values():
             for value in of_language[column].to_pylist():

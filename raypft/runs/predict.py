@@ -25,9 +25,10 @@ from raypft.data import sources
 from raypft.data.formats import Columns
 from raypft.errors import UserError
 from raypft.hub import COMMIT
+from raypft.records import read_or_none
 from raypft.runs.cell import build_learner, device_here
 from raypft.runs.prepare import cell_keys
-from raypft.runs.results import DEMOS, TRAINED, damaged, read_job, read_json, read_parquet, read_results
+from raypft.runs.results import DEMOS, PROVENANCE, TRAINED, damaged, read_job, read_parquet, read_results, rows_digest
 from raypft.runs.scores import answer_table, by_row
 from raypft.schema import at_key, set_key
 from raypft.shards import Saved, file_of
@@ -152,9 +153,9 @@ def _loaded(folder: Path, seed: int | None, moved: Mapping[str, str]) -> Trained
             f"(cell {result['cell']}, now {key}); its model was {result['backbone']}, {job.backbone} is "
             f"{weights}; restore them, or run the job again"
         )
-    encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell) if job.demos else None)
+    encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell, result) if job.demos else None)
     learner = build_learner(resolved, backbone, seed).eval()
-    _put(learner, cell / TRAINED)
+    _put(learner, cell / TRAINED, result.get("files"))
     return Trained(resolved, seed, folder, results, learner, encoder)
 
 
@@ -168,7 +169,7 @@ def _named(values: dict[str, Any], job: Job, moved: Mapping[str, str]) -> Job:
 
 def _check_places(folder: Path, values: dict[str, Any]) -> None:
     """Raise a UserError where a file or folder that a run was made with is not where the run had it."""
-    told = (read_json(folder / "provenance.json") or {}).get("backbone", {})
+    told = (read_or_none(folder / PROVENANCE) or {}).get("backbone", {})
     for key, is_path in PLACES.items():
         path = at_key(values, key)
         if not isinstance(path, str) or "://" in path:
@@ -189,7 +190,7 @@ def started_from(folder: Path) -> Iterator[None]:
 
     Where that is not here the present one stays.
     """
-    started = str((read_json(folder / "provenance.json") or {}).get("folder", "."))
+    started = str((read_or_none(folder / PROVENANCE) or {}).get("folder", "."))
     with chdir(started if Path(started).is_dir() else "."):
         yield
 
@@ -205,17 +206,23 @@ def _chosen(folder: Path, results: Sequence[dict[str, Any]], seed: int | None) -
     raise UserError(f"run: {folder} has no finished seed{told}; {finished}{damaged(folder)}")
 
 
-def _demonstrations(cell: Path) -> pa.Table:
+def _demonstrations(cell: Path, result: Mapping[str, Any]) -> pa.Table:
     if not (cell / DEMOS).is_file():
         raise UserError(
             f"run: {cell} holds no {DEMOS}; start the run once more, which writes it and reuses what is finished"
         )
-    return read_parquet(cell / DEMOS)
+    demos = read_parquet(cell / DEMOS)
+    if rows_digest(demos) != result.get("files", {}).get(DEMOS, rows_digest(demos)):
+        raise UserError(
+            f"run: {cell / DEMOS} can't be read: it holds other rows than the run was made with; start the run once "
+            "more, which writes it and reuses what is finished"
+        )
+    return demos
 
 
 @torch.no_grad()
-def _put(learner: Learner, path: Path) -> None:
-    """Write a file's values into the learner's parameters that a training keeps."""
+def _put(learner: Learner, path: Path, digests: Mapping[str, str] | None) -> None:
+    """Write a file's values into the learner's parameters that a training keeps; digests: as `Saved` has them."""
     wanted = learner.kept()
     if not wanted:
         return
@@ -224,7 +231,7 @@ def _put(learner: Learner, path: Path) -> None:
             f"run: {path.parent} holds no {path.name}; this run did not keep a model that answers "
             "(a ticket search keeps its ticket only)"
         )
-    with Saved(path) as saved:
+    with Saved(path, digests) as saved:
         misfits = sorted(set(saved.names) ^ set(wanted))
         for name, value in () if misfits else saved:
             if value.shape == wanted[name].shape:

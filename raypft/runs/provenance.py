@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +18,16 @@ import torch
 from raypft.data.origin import commits
 from raypft.runs.prepare import Prepared
 
+SECRET = re.compile(
+    r"""(?ix)
+    (?<= :// ) [^/@\s]* : [^@\s]* (?= @ )  # the user of a URI
+    | (?<= [?&] ) (?: [^=&\s]* (?: sig | signature | token | credential | key ) = ) [^&\s]+  # a signed URI
+    | (?: ^ | (?<= [-_.] ) ) (?: token | secret | password | passwd | api_?key | access_?key ) [= ] .+
+    """
+)
+"""What must not be told of a command's word."""
+COMMAND = "RAYPFT_COMMAND"
+"""Where processes that a command starts find it, as JSON."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -34,7 +46,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": command(),
         "folder": str(Path.cwd()),
         "git": _git(),
         "python": platform.python_version(),
@@ -53,6 +65,17 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
         },
         "manifests": {seed: manifest["hash"] for seed, manifest in prepared.manifests.items()},
     }
+
+
+def command() -> list[str]:
+    """The words of the user's command, without secrets."""
+    given = os.environ.get(COMMAND)
+    return json.loads(given) if given else [SECRET.sub(_hidden, word) for word in sys.argv]
+
+
+def _hidden(secret: re.Match[str]) -> str:
+    name, equals, _ = secret[0].partition("=")
+    return f"{name}{equals}…" if equals else "…"
 
 
 def _version(package: str) -> str | None:

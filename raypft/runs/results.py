@@ -1,6 +1,6 @@
 """A run's folder as it is read: the job, its finished cells, the files of a cell. No torch here.
 
-<cell>/events.jsonl, predictions.parquet, trained.safetensors, result.json;
+<cell>/events.jsonl, predictions.parquet, trained.safetensors, result.json, which knows the sha256 of these two;
        demos.parquet where the prompts show demonstrations;
        while unfinished state.pt and state.previous.pt, or where much trains the folder state (training/states.py);
        where much was trained trained-00001-of-00002.safetensors, …, trained.safetensors.index.json (shards.py)
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from raypft.errors import UserError, first_line
-from raypft.schema import read_yaml
-from raypft.storage import Log, on_disk
+from raypft.records import (
+    IN_JSON,
+    SAMPLES,
+    Damaged,
+    Log,
+    check_seal,
+    hash_of,
+    job_in,
+    opened,
+    read,
+    read_or_none,
+    set_aside,
+)
+from raypft.storage import on_disk, sha256
 
 if TYPE_CHECKING:
     import pandas
@@ -33,8 +45,13 @@ TESTED, UNTESTED = "result.json", "searched.json"
 TRAINED, PREDICTIONS, EVENTS = "trained.safetensors", "predictions.parquet", "events.jsonl"
 STATE, PREVIOUS, PARTS = "state.pt", "state.previous.pt", "state"
 """Where a cell stands: the last file and the one before, or the folder of the parts of states."""
+LOG = "failure.log"
+"""The traceback of a cell's last failure, until it is finished."""
 DEMOS = "demos.parquet"
 """A seed's demonstrations, so that a run can be used where its data is not."""
+
+JOB_FILE, PROVENANCE = "job.yaml", "provenance.json"
+"""Of a run: the resolved job, and what results depend on beside it."""
 
 Tell = Callable[[dict[str, Any]], None]
 SCORES = pa.schema(
@@ -50,29 +67,48 @@ SCORES = pa.schema(
 """The columns of a run's scores."""
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no file, or it is not whole (a full disk, a machine that died)."""
+NEEDED: dict[str, dict[str, Any]] = {
+    UNTESTED: {"seed": int, "cell": str},
+    TESTED: {
+        **{"seed": int, "cell": str, "metric": str, "scores": dict, "metrics": dict, "sizes": dict, "rows": dict},
+        **{"test_rows": str, "trainable": int, "mean": (int, float), "seconds": (int, float)},
+    },
+}
+"""What a result must say to be one, and of which type."""
+HEAD = 300
+"""Bytes of a result that hold its seed and key: they come first."""
+
+
+def is_finished(folder: Path, key: str, test: bool = True) -> bool:
+    """Whether a cell's folder holds the whole result of the cell with a key; one without a test is enough where none is
+    asked for."""
+    return _is_whole(folder / TESTED, key) or (not test and _is_whole(folder / UNTESTED, key))
+
+
+def _is_whole(path: Path, key: str) -> bool:
+    """Whether a result is the one that was written, of a cell; it is not parsed: a campaign has thousands."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        text = path.read_bytes()
+        if not check_seal(text, IN_JSON):
+            opened(text, **NEEDED[path.name])
+    except (OSError, ValueError):  # no file, or not what was written
+        return False
+    return key_in(text) == key
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a result was written to its end. It is indented: only its own last bracket begins a line, so that a
-    campaign need not read the whole of its thousands."""
+def key_in(text: bytes) -> str | None:
+    """The cell key that a result begins with."""
+    match = re.search(rb'"cell": "(\w+)"', text[:HEAD])
+    return match[1].decode() if match else None
+
+
+def key_of(path: Path) -> str | None:
+    """The cell key of a result file, None where there is none."""
     try:
         with path.open("rb") as stream:
-            stream.seek(-2, os.SEEK_END)
-            return stream.read() == b"\n}" or read_json(path) is not None
-    except (OSError, ValueError):  # no file, or an empty one
-        return False
-
-
-def is_finished(folder: Path, test: bool = True) -> bool:
-    """Whether a cell's folder holds a whole result; one without a test is enough where none is asked for."""
-    return _is_whole(folder / TESTED) or (not test and _is_whole(folder / UNTESTED))
+            return key_in(stream.read(HEAD))
+    except OSError:
+        return None
 
 
 def state_time(folder: Path) -> float:
@@ -81,28 +117,64 @@ def state_time(folder: Path) -> float:
     return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
+def result_in(path: Path) -> dict[str, Any] | None:
+    """The result in a file of a cell's folder, None where there is none.
+
+    Raises:
+        Damaged: it is not what was written, or of another seed.
+    """
+    found = read(path, **NEEDED[path.name])
+    if found is not None and path.parent.name != f"seed-{found['seed']}":
+        raise Damaged(f"{path} is of another run (seed {found['seed']})")
+    return found
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """The result of a finished cell, without test numbers where the test was withheld.
 
     Raises:
         UserError: there is none that is whole.
     """
-    result = read_json(folder / TESTED) or read_json(folder / UNTESTED)
+    result = result_in(folder / TESTED) or result_in(folder / UNTESTED)
     if result is None:
-        raise UserError(f"run: {folder} holds no whole {TESTED}; run it again")
+        raise UserError(f"run: {folder} holds no {TESTED}; run it again")
     return result
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The finished cells of a run, by seed; see `damaged` for those that are left out."""
-    results = [read_json(path) or {} for path in folder.glob(f"seed-*/{TESTED}")]
-    return sorted((result for result in results if "seed" in result), key=lambda result: result["seed"])
+    return sorted((result for result, _ in _results(folder) if result), key=lambda result: result["seed"])
 
 
 def damaged(folder: Path) -> str:
-    """What to say of results of a run that are there but not whole; empty where all are."""
-    names = sorted(path.parent.name for path in folder.glob(f"seed-*/{TESTED}") if not read_json(path))
-    return f"; {TESTED} can't be read in {', '.join(names)}: run the job again" if names else ""
+    """What to say of results of a run that are there but not whole, or of another run; empty where all are its own."""
+    lines = [line for _, line in _results(folder) if line]
+    return f"; {'; '.join(lines)}: run the job again" if lines else ""
+
+
+def _results(folder: Path) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    """Of each result of a run what it says, or why that does not count."""
+    begun = read_or_none(folder / SAMPLES) or {}
+    for path in sorted(folder.glob(f"seed-*/{TESTED}")):
+        try:
+            result = result_in(path)
+        except Damaged as error:
+            yield None, str(error)
+            continue
+        known = begun.get(path.parent.name.removeprefix("seed-"), {}).get("cell")
+        if result and known not in (None, result["cell"]):
+            yield None, f"{path} is of another run (cell {result['cell']}; expected {known})"
+        else:
+            yield result, ""
+
+
+def set_aside_damaged(folder: Path) -> Iterator[str]:
+    """Give results of a cell that are not whole another name, so that it counts as unfinished; a line about each."""
+    for name in (TESTED, UNTESTED):
+        try:
+            result_in(folder / name)
+        except Damaged as error:
+            yield f"{error}; it is {set_aside(folder / name)} now, and the seed runs again"
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -111,10 +183,10 @@ def read_job(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is no run, or its job.yaml is not whole.
     """
-    path = folder / "job.yaml"
+    path = folder / JOB_FILE
     if not path.is_file():
         raise UserError(f"run: {folder} holds no job.yaml; give the folder of a run, e.g. runs/profit-xnli-…")
-    return read_yaml(path, str(path))
+    return job_in(path)
 
 
 @dataclass(frozen=True)
@@ -161,22 +233,30 @@ class RunResults:
         """What each seed answered to each test row: seed, id, language, gold, answer, and the scores behind it."""
         tables = []
         for seed in self.seeds:
-            table = read_parquet(self.folder / f"seed-{seed['seed']}" / PREDICTIONS)
+            table = read_parquet(self.folder / f"seed-{seed['seed']}" / PREDICTIONS, seed)
             tables.append(table.add_column(0, "seed", pa.array([seed["seed"]] * len(table), pa.int64())))
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """A Parquet file of a cell.
+def read_parquet(path: Path, result: Mapping[str, Any] | None = None) -> pa.Table:
+    """A Parquet file of a cell; where its result knows the file's sha256, that is compared.
 
     Raises:
-        UserError: it is not there, or not whole.
+        UserError: it is not there, or not whole, or not of that result.
     """
     try:
         with on_disk(path) as file:
+            digest = (result or {}).get("files", {}).get(path.name)
+            if digest is not None and sha256(file) != digest:
+                raise OSError("its sha256 is not the one that the result knows")
             return pa_parquet.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"run: {path} can't be read: {first_line(error)}; run the job again") from None
+
+
+def rows_digest(table: pa.Table) -> str:
+    """16 hex digits over the rows of a table."""
+    return hash_of(json.dumps(table.to_pylist(), default=str).encode())
 
 
 def read_run(folder: Path) -> RunResults:

@@ -9,7 +9,6 @@ runs/<name>/job.yaml            the resolved job
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -19,13 +18,26 @@ import pyarrow.parquet as pa_parquet
 
 from raypft.config.job import Resources
 from raypft.errors import UserError
+from raypft.records import SAMPLES, hash_of, read, read_or_none, sealed, sealed_yaml
 from raypft.runs.cell import Cell
 from raypft.runs.executor import Executors
 from raypft.runs.prepare import Prepared
 from raypft.runs.provenance import provenance
-from raypft.runs.results import DEMOS, Tell, read_json, read_results
+from raypft.runs.results import (
+    DEMOS,
+    JOB_FILE,
+    PROVENANCE,
+    TESTED,
+    UNTESTED,
+    Tell,
+    key_of,
+    read_job,
+    read_parquet,
+    read_results,
+    set_aside_damaged,
+)
 from raypft.runs.table import run_table
-from raypft.storage import locked, remove, written
+from raypft.storage import locked, one_line_of_disk, remove, tidy, write_text, written
 
 
 def run(
@@ -41,9 +53,9 @@ def run(
         UserError: another process works on a run, or its data or model changed since it began.
     """
     check_distinct(prepared)
-    with ExitStack() as stack:
+    with one_line_of_disk(), ExitStack() as stack:
         for ready in prepared:
-            stack.enter_context(begun(ready, fresh))
+            stack.enter_context(begun(ready, fresh, tell=tell))
         for resources, cells in _unfinished(prepared, tell).items():
             with closing(executor_of(resources)) as executor:
                 executor.prepare(cells)
@@ -65,13 +77,23 @@ def _unfinished(prepared: Sequence[Prepared], tell: Tell) -> dict[Resources, lis
 
 
 @contextmanager
-def begun(prepared: Prepared, fresh: bool, wait: float = 0) -> Iterator[None]:
-    """The run's folder, locked (waiting so many seconds for another process) and with its inputs written."""
+def begun(prepared: Prepared, fresh: bool, wait: float = 0, tell: Tell = lambda event: None) -> Iterator[None]:
+    """The run's folder, locked (waiting so many seconds for another process) and with its inputs written.
+
+    Args:
+        tell: hears of files that are not whole, which get another name.
+    """
     with locked(prepared.folder, wait):
+        cells = prepared.cells()
         if fresh:
-            for cell in prepared.cells():
+            for cell in cells:
                 remove(cell.folder)
         check_unchanged(prepared)
+        for cell in cells:
+            for line in set_aside_damaged(cell.folder):
+                tell({"event": "note", "run": prepared.folder.name, "seed": cell.seed, "text": line})
+            tidy(cell.folder)
+        tidy(prepared.folder)
         _write_inputs(prepared)
         yield
 
@@ -80,13 +102,8 @@ def conclude(prepared: Prepared) -> list[dict[str, Any]]:
     """Write the run's table, where something of it is tested; its results by seed."""
     results = read_results(prepared.folder)
     if results:
-        _write(prepared.folder / "table.md", run_table([prepared.folder]).markdown())
+        write_text(prepared.folder / "table.md", run_table([prepared.folder]).markdown())
     return [result for result in results if result["seed"] in prepared.job.seeds]
-
-
-def _write(path: Path, text: str) -> None:
-    with written(path) as file:
-        file.write_text(text, encoding="utf-8")
 
 
 def check_distinct(prepared: Sequence[Prepared]) -> None:
@@ -98,35 +115,55 @@ def check_distinct(prepared: Sequence[Prepared]) -> None:
 
 
 def check_unchanged(prepared: Prepared) -> None:
-    """Raise a UserError where the run's folder holds seeds that were begun with other data, model or code."""
-    path = prepared.folder / "samples.json"
-    if not path.is_file():
-        return
-    before = read_json(path)
+    """Raise a UserError where the run's folder holds seeds that were begun with other data, model or code.
+
+    Results know their cell themselves, and so do states, which are looked at when a seed goes on."""
+    before = read_or_none(prepared.folder / SAMPLES) or {}
     for cell in prepared.cells():
-        if not cell.folder.is_dir():
-            continue
-        if before is None:
-            raise UserError(f"run: {path} can't be read; restore it, or use --fresh to start over")
-        stored, key = before.get(str(cell.seed), {}), prepared.keys[cell.seed]
-        if stored.get("cell") != key:
+        key = prepared.keys[cell.seed]
+        known = [key_of(cell.folder / name) for name in (TESTED, UNTESTED)]
+        known += [before.get(str(cell.seed), {}).get("cell")] if cell.folder.is_dir() else []
+        other = next((one for one in known if one not in (None, key)), None)
+        if other is not None:
             raise UserError(
                 f"run: {prepared.folder} seed {cell.seed} was begun with other data, model or method version "
-                f"(cell {stored.get('cell')}, now {key}); use --fresh to start over, or another storage="
+                f"(cell {other}, now {key}); use --fresh to start over, or another storage="
             )
 
 
 def _write_inputs(prepared: Prepared) -> None:
-    folder = prepared.folder
-    _write(folder / "job.yaml", prepared.job.dump())
-    _write(folder / "provenance.json", json.dumps(provenance(prepared), indent=1))
-    path = folder / "samples.json"
-    stored = read_json(path) or {}
-    for seed, manifest in prepared.manifests.items():
-        stored[str(seed)] = {"cell": prepared.keys[seed], **manifest}
-    _write(path, json.dumps(stored, ensure_ascii=False))
-    for cell in prepared.cells():  # after samples.json: a seed's folder says that it was begun
-        if cell.sample is not None and cell.sample.demos is not None:
+    """Write what the unfinished cells start from; where all are finished nothing is written, but for what is lost."""
+    folder, cells = prepared.folder, prepared.cells()
+    paths = [folder / name for name in (JOB_FILE, PROVENANCE, SAMPLES)]
+    if not all(cell.finished for cell in cells) or not all(map(_is_readable, paths)):
+        job = sealed_yaml(prepared.job.dump())
+        write_text(paths[0], job)
+        write_text(paths[1], sealed(provenance(prepared), indent=1))
+        stored = read_or_none(paths[2]) or {}
+        for seed, manifest in prepared.manifests.items():
+            stored[str(seed)] = {"cell": prepared.keys[seed], **manifest}
+        write_text(paths[2], sealed({**stored, "job": hash_of(job.encode())}, ensure_ascii=False))
+    for cell in cells:  # after samples.json: a seed's folder says that it was begun
+        if cell.sample is not None and cell.sample.demos is not None and not _has_demos(cell):
             cell.folder.mkdir(exist_ok=True)
             with written(cell.folder / DEMOS) as file:
                 pa_parquet.write_table(cell.sample.demos, file)
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether an input of a run is there and what was written."""
+    try:
+        if path.name == JOB_FILE:
+            return bool(read_job(path.parent))
+        return read(path) is not None
+    except UserError:
+        return False
+
+
+def _has_demos(cell: Cell) -> bool:
+    """Whether a cell's demonstrations are in its folder."""
+    assert cell.sample is not None
+    try:
+        return read_parquet(cell.folder / DEMOS).equals(cell.sample.demos)
+    except UserError:
+        return False

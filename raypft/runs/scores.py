@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,12 @@ from raypft.catalogue import is_own
 from raypft.encoded import Encoded
 from raypft.tasks.metrics import OF_WRITTEN, metric
 from raypft.tasks.task import Task
+from raypft.training.rows import packed
+
+MAJORITY = "majority"
+"""What stands beside metrics: the first one's score of the majority class."""
+READ = {MAJORITY: ("gold", MAJORITY), **dict.fromkeys(OF_WRITTEN, ("right", "written"))}
+"""The columns of `Pairs` that are compared by what does not read gold and answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,43 +53,90 @@ def by_row(readout: Any, prompts: Sequence[Encoded], answers: Sequence[Any]) -> 
     return rows
 
 
-def scores_by_language(task: Task, name: str, rows: Sequence[RowAnswer]) -> dict[str, float]:
-    """A metric per language, in the task's order; none of a metric of written texts where there are none."""
-    by_language: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-    for row in rows:
-        pair = row.written if name in OF_WRITTEN else (row.gold, row.answer)
-        if pair is not None:
-            by_language[row.language].append(pair)
-    function = metric(name)[1]
-    scores = {}
-    for language in task.languages:
-        if language in by_language:
-            gold, answers = map(list, zip(*by_language[language], strict=True))
-            scores[language] = function(gold, answers, language=language)
-    return scores
+class Pairs:
+    """Gold beside answers as metrics read them, by language, packed: a name that repeats stands there once."""
+
+    def __init__(self, rows: Iterable[RowAnswer] = ()) -> None:
+        self._parts: dict[str, list[pa.RecordBatch]] = {}
+        self.add(rows)
+
+    def add(self, rows: Iterable[RowAnswer]) -> None:
+        """Take in more rows."""
+        by_language: dict[str, list[RowAnswer]] = defaultdict(list)
+        for row in rows:
+            by_language[row.language].append(row)
+        for language, some in by_language.items():
+            columns = {"gold": [row.gold for row in some], "answer": [row.answer for row in some]}
+            texts = [row.written for row in some if row.written is not None]
+            if texts:
+                columns["right"], columns["written"] = map(list, zip(*texts, strict=True))
+            self._parts.setdefault(language, []).append(packed(pa.RecordBatch.from_pydict(columns)))
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Language to rows."""
+        return {language: sum(map(len, parts)) for language, parts in self._parts.items()}
+
+    def of(self, language: str) -> dict[str, list[Any]]:
+        """Columns of a language's rows: gold and answer; right and written where sentences are written with tags."""
+        columns: dict[str, list[Any]] = defaultdict(list)
+        for part in self._parts.get(language, []):
+            for name, column in zip(part.schema.names, part.columns, strict=True):
+                columns[name] += _values(column)
+        return columns
 
 
-def mean_score(task: Task, rows: Sequence[RowAnswer], name: str | None = None) -> float:
+def _values(column: Any) -> list[Any]:
+    """What `packed` was given; names that repeat are one object."""
+    if pa.types.is_list(column.type):
+        values = _values(column.values)
+        return [values[begin:end] for begin, end in itertools.pairwise(column.offsets.to_pylist())]
+    if pa.types.is_dictionary(column.type):
+        names = column.dictionary.to_pylist()
+        return [None if code is None else names[code] for code in column.indices.to_pylist()]
+    return column.to_pylist()
+
+
+def mean_score(task: Task, pairs: Pairs, name: str | None = None) -> float:
     """The mean of a metric over languages, of the task's first where none is named."""
-    return _mean(scores_by_language(task, name or task.metric, rows))
+    name = name or task.metric
+    return _mean(_scores(task, [name], pairs)[name])
 
 
-def measured(task: Task, rows: Sequence[RowAnswer]) -> dict[str, Any]:
+def measured(task: Task, pairs: Pairs) -> dict[str, Any]:
     """The task's metrics per language, the means of the first one with and without the pivot language, and the
     majority class."""
-    scores = scores_by_language(task, task.metric, rows)
-    every = {metric(name)[0]: scores_by_language(task, name, rows) for name in task.metrics}
+    every = _scores(task, [task.metric, *task.metrics, MAJORITY], pairs)
+    scores, majority = every[task.metric], every.pop(MAJORITY)
     others = [value for language, value in scores.items() if language != task.pivot_language]
     return {
         "metric": metric(task.metric)[0],
         "scores": scores,
-        "metrics": {name: of_metric for name, of_metric in every.items() if of_metric},
-        "majority": scores_by_language(task, task.metric, majority(task, rows)),
-        "rows": dict(Counter(row.language for row in rows)),
+        "metrics": {metric(name)[0]: every[name] for name in task.metrics if every[name]},
+        "majority": majority,
+        "rows": pairs.rows,
         "mean": _mean(scores),
         "mean_without_english": sum(others) / len(others) if others else None,
         "pivot": task.pivot_language,
     }
+
+
+def _scores(task: Task, names: Iterable[str], pairs: Pairs) -> dict[str, dict[str, float]]:
+    """Metric to its score per language, in the task's order; none of a metric of written texts where there are none.
+
+    The rows of one language at a time are Python's.
+    """
+    scores: dict[str, dict[str, float]] = {name: {} for name in names}
+    for language in task.languages:
+        columns = pairs.of(language)
+        if MAJORITY in scores and task.metric not in OF_WRITTEN:
+            columns[MAJORITY] = majority(task, columns["gold"])
+        for name, of_language in scores.items():
+            gold, answers = READ.get(name, ("gold", "answer"))
+            if columns[answers]:
+                function = metric(task.metric if name == MAJORITY else name)[1]
+                of_language[language] = function(columns[gold], columns[answers], language=language)
+    return scores
 
 
 def try_metrics(task: Task, names: Iterable[str], table: pa.Table) -> None:
@@ -105,20 +158,15 @@ def try_metrics(task: Task, names: Iterable[str], table: pa.Table) -> None:
             metric(name)[1](gold, [of_row[0] for of_row in gold] if task.kind.passage else gold, language=language)
 
 
-def majority(task: Task, rows: Sequence[RowAnswer]) -> list[RowAnswer]:
-    """The rows answered with each language's most frequent label or tag; none where answers are texts."""
-    if not task.label.names:
+def majority(task: Task, gold: Sequence[Any]) -> list[Any]:
+    """Rows answered with their most frequent label or tag; none where answers are texts."""
+    if not task.label.names or not gold:
         return []
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        counts[row.language].update(row.gold if isinstance(row.gold, list) else [row.gold])
-    common = {language: of_language.most_common(1)[0][0] for language, of_language in counts.items()}
-
-    def answered(row: RowAnswer) -> RowAnswer:
-        label = common[row.language]
-        return replace(row, answer=[label] * len(row.gold) if isinstance(row.gold, list) else label)
-
-    return [answered(row) for row in rows]
+    counts = Counter[Any]()
+    for label in gold:
+        counts.update(label if isinstance(label, list) else [label])
+    common = counts.most_common(1)[0][0]
+    return [[common] * len(label) if isinstance(label, list) else common for label in gold]
 
 
 def answer_table(task: Task, rows: Sequence[RowAnswer]) -> pa.Table:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypft.errors import UserError
+from raypft.records import read_or_none
 from raypft.report.formats import metric_name
 from raypft.report.groups import text
 from raypft.report.mixing import Mixing, made, tested
 from raypft.report.notes import label, selected
 from raypft.report.table import WIDEST, Table, mean_std
-from raypft.runs.results import EVENTS, damaged, read_job, read_json, read_results, state_time
+from raypft.runs.results import EVENTS, PROVENANCE, damaged, read_job, read_results, state_time
 from raypft.tasks.metrics import mean_without, pivot_in
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def run_table(folders: Sequence[Path], mixing: Mixing | None = None) -> Table:
 def _compare(task: str, runs: Sequence[tuple[Path, dict[str, Any], list[dict[str, Any]]]], mixing: Mixing) -> None:
     """Tell what the runs of a table were made with."""
     for folder, job, results in runs:
-        origin = read_json(folder / "provenance.json") or {}
+        origin = read_or_none(folder / PROVENANCE) or {}
         for result in results:
             mixing.add(folder.name, itertools.chain(tested(task, result), made(task, (), result, job, origin)))
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from raypft.runs.results import state_time
 from raypft.storage import path_of
+
+MOST_HALVINGS = 10
+"""After so many a row alone does not fit."""
 
 
 class CellQueue:
@@ -14,9 +18,11 @@ class CellQueue:
 
     def __init__(self) -> None:
         self.cells: list[dict[str, Any] | None] = []
-        self.num_finished, self.running, self.started = 0, False, False
+        self.num_finished, self.running, self.started, self.waits = 0, False, False, False
         self.failures, self.last_error, self.state_time = 0, "", 0.0
+        self.halvings, self.halved = 0, False
         self.errors: dict[int, str] = {}
+        self.beats: dict[str, tuple[float, str]] = {}
         self.events: list[dict[str, Any]] = []
         self.changed = asyncio.Condition()
 
@@ -35,20 +41,23 @@ class CellQueue:
     async def start(self) -> int:
         """A worker group has started: the number of the cell to go on with."""
         await self._count_failure()
-        self.started = True
+        self.started, self.waits, self.beats = True, False, {}
         return self.num_finished
 
     async def take(self, number: int) -> dict[str, Any] | None:
         """A cell, as soon as it is there."""
+        self.waits = True
         async with self.changed:
             await self.changed.wait_for(lambda: len(self.cells) > number)
         self.running |= number == self.num_finished
-        return self.cells[number]
+        cell = self.cells[number]
+        return None if cell is None else {**cell, "halvings": self.halvings}
 
     async def finish(self, number: int, error: str | None = None) -> None:
         """A cell is done, or has failed with an error that would come again."""
         if number == self.num_finished:
             self.num_finished, self.running, self.failures, self.last_error = number + 1, False, 0, ""
+            self.halvings, self.halved = 0, False
             if error is not None:
                 self.errors[number] = error
             await self._notify()
@@ -62,9 +71,29 @@ class CellQueue:
         events, self.events = self.events, []
         return events
 
+    async def beat(self, worker: str, place: str) -> None:
+        """A worker lives.
+
+        Args:
+            worker: its rank, process and node; place: where in the code it is.
+        """
+        self.beats[worker] = (time.monotonic(), place)
+
+    async def last_heard(self) -> list[str]:
+        """A line about each worker: when it was last heard, and where it was then; the one that is silent longest is
+        first."""
+        now, beats = time.monotonic(), sorted(self.beats.items(), key=lambda beat: beat[1][0])
+        return [f"{worker} was heard {now - then:.0f} s ago in {place}" for worker, (then, place) in beats]
+
     async def note_error(self, error: str) -> None:
         """What the running cell failed with, this time."""
         self.last_error = error
+
+    async def note_out_of_memory(self, number: int) -> None:
+        """Workers, one or several, ran out of memory in a cell: half as many rows go through the model at once in the
+        next attempt, which does not count as a failure while that may help."""
+        if number == self.num_finished and not self.halved and self.halvings < MOST_HALVINGS:
+            self.halvings, self.halved = self.halvings + 1, True
 
     async def end(self) -> bool:
         """The worker group has ended for good; whether it had started at all."""
@@ -73,13 +102,18 @@ class CellQueue:
         return started
 
     async def _count_failure(self) -> None:
-        """The running cell was given up: by a failure, or since a node left or came.
+        """The running cell was given up: by a failure, or since a node left or came; or the workers died before they
+        asked for the one that waits for them.
 
         Only those in a row count that brought no new state, so that a cell whose nodes come and go ends, and one that
         kills its workers does too.
         """
-        cell = self.cells[self.num_finished] if self.running else None
+        begins = self.started and not self.waits and len(self.cells) > self.num_finished
+        cell = self.cells[self.num_finished] if self.running or begins else None
         if cell is None:
+            return
+        if self.halved:
+            self.running, self.halved = False, False
             return
         before, self.state_time = self.state_time, state_time(path_of(cell["folder"]))
         self.running, self.failures = False, 1 if self.state_time > before else self.failures + 1

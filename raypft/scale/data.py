@@ -20,19 +20,21 @@ from typing import Any, cast
 import pyarrow as pa
 import ray
 
-from raypft.backbones.load import load_text
 from raypft.config.job import Job
 from raypft.config.load import resolve
 from raypft.data import streaming
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
+from raypft.errors import UserError, first_line
 from raypft.readouts import READOUTS
+from raypft.records import read, read_or_none, sealed
 from raypft.runs.cell import Cell
+from raypft.scale.encoding import EncoderOf, encode_file, encode_shards, read_steps
 from raypft.scale.resources import ENCODER_CPUS
-from raypft.storage import absolute, on_disk, path_of, remove, written
-from raypft.training.encode import ENCODING, ROLES, Encoder, encoded, uncollected
-from raypft.training.loader import Share, steps
-from raypft.training.rows import EncodedRows, columns_of, write
+from raypft.storage import absolute, is_remote, on_disk, path_of, remove, sha256, write_text, written
+from raypft.training.encode import ENCODING, ROLES
+from raypft.training.flow import Share
+from raypft.training.rows import EncodedRows
 
 SHARDS = "shards.json"
 """The file that names the shards of a folder, written when all are there."""
@@ -44,37 +46,8 @@ AHEAD, TASKS = 256, 4096
 """Rows that a task of a stream reads for a worker, at least; tasks that are planned at a time."""
 IN_FLIGHT = 256 << 20
 """Bytes of encoded rows on their way to a worker."""
-EncoderOf = tuple[str, str]
-"""What makes an encoder in any process: job and demonstrations, as JSON."""
 Work = tuple[pa.Table, EncoderOf, Path]
 """Rows, what encodes them, and the file that their prompts go to."""
-
-
-@functools.lru_cache(maxsize=8)
-def _encoder(job: str, demos: str) -> Encoder:
-    """One encoder per job in each process of Ray Data, however many shards it gets."""
-    resolved = resolve(Job(**json.loads(job)))
-    text = load_text(resolved.job.backbone)
-    return Encoder.of(resolved, text, pa.Table.from_pylist(json.loads(demos)))
-
-
-def encode_shards(batch: pa.Table, encoders: Sequence[EncoderOf]) -> pa.Table:
-    """Encode files of rows into files of prompts; what comes back is how many prompts each has.
-
-    Args:
-        batch: the paths `rows` and `to`; `encoder`, which of the encoders.
-    """
-    counts = []
-    for one in batch.to_pylist():
-        with on_disk(path_of(one["rows"])) as file, pa.memory_map(str(file)) as source:
-            counts.append(_encode(pa.ipc.open_file(source).read_all(), encoders[one["encoder"]], path_of(one["to"])))
-    return pa.table({"prompts": pa.array(counts, pa.int64())})
-
-
-@uncollected()
-def _encode(rows: pa.Table, encoder: EncoderOf, to: Path) -> int:
-    with written(to) as file:
-        return write(encoded(_encoder(*encoder), rows), file)
 
 
 def encoded_folder(cell: Cell) -> Path:
@@ -137,11 +110,11 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
     of Ray Data, which writes the shards where it makes them. What says that all are there is written last."""
     for cell in cells:
         index = sample_of(cell).stream
-        if isinstance(index, streaming.Index) and not (path := index_file(cell, index)).is_file():
+        if isinstance(index, streaming.Index):
+            path = index_file(cell, index)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written(path) as file:
-                file.write_text(index.dump())
-    missing = {folder: cell for cell in cells if not ((folder := encoded_folder(cell)) / SHARDS).is_file()}
+            write_text(path, index.dump())
+    missing = {folder: cell for cell in cells if not _is_encoded(folder := encoded_folder(cell))}
     works = list[Work]()
     for folder, cell in missing.items():
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,12 +122,37 @@ def encode_on_ray(cells: Sequence[Cell]) -> None:
         works += [(rows, encoder, folder / shard) for shard, rows in _shards(sample_of(cell))]
     if sum(len(rows) for rows, _, _ in works) <= FEW:
         for work in works:
-            _encode(*work)
+            encode_file(*work)
     else:
         _encode_on_ray(works, cells[0].job)
     for folder in missing:
-        with written(folder / SHARDS) as file:
-            file.write_text(json.dumps([to.name for _, _, to in works if to.parent == folder]))
+        shards = {to.name: _digest(to) for _, _, to in works if to.parent == folder}
+        write_text(folder / SHARDS, sealed({"shards": shards}))
+
+
+def _is_encoded(folder: Path) -> bool:
+    """Whether all shards of a folder are there and what was written; a folder that isn't is encoded anew."""
+    shards = (read_or_none(folder / SHARDS) or {}).get("shards")
+    if not isinstance(shards, dict):
+        return False
+    try:
+        return all(_digest(folder / name) == digest for name, digest in shards.items())
+    except OSError:
+        return False
+
+
+def _digest(shard: Path) -> str:
+    """The sha256 of a shard; of an object its size, since stores see to their content themselves."""
+    if is_remote(shard):
+        return str(shard.stat().st_size)
+    stat = shard.stat()
+    return _sha256(shard, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(shard: Path, size: int, time: int) -> str:
+    """Of a file as it was then: cells share shards."""
+    return sha256(shard)
 
 
 def _shards(sample: Sample) -> Iterator[tuple[str, pa.Table]]:
@@ -197,48 +195,8 @@ def _where(job: Job) -> dict[str, Any]:
     return {"label_selector": dict([label.split("=")])} if label else {}
 
 
-def _rows(name: str, sample: Sample) -> pa.Table:
-    """A sample's rows as JSON, since tasks differ in columns, with the file they go to, their role and their number."""
-    roles: list[str] = []
-    rows: list[str] = []
-    for role in ROLES:
-        table = getattr(sample, role)
-        if table is not None:
-            roles += [role] * len(table)
-            rows += [json.dumps(row) for row in table.to_pylist()]
-    return pa.table(
-        {
-            "file": pa.array([name] * len(rows), pa.string()),
-            "role": pa.array(roles, pa.string()),
-            "number": pa.array(range(len(rows)), pa.int64()),
-            "row": pa.array(rows, pa.string()),
-        }
-    )
-
-
 def _demos(sample: Sample) -> list[dict]:
     return [] if sample.demos is None else sample.demos.to_pylist()
-
-
-def read_steps(batch: pa.Table, job: str, index: str, share: dict[str, Any], count: int) -> Iterator[pa.Table]:
-    """Of each step in `batch` and those after it, `count` in all, a rank's rows, read and encoded, `step` beside."""
-    reader, encoder = _reader(job, index)
-    for first in batch["step"].to_pylist():
-        read = steps(reader, encoder, Share(**{**share, "step": first}), count)
-        for number, prompts in enumerate(read, start=first):
-            if prompts:
-                columns = pa.Table.from_batches([columns_of(prompts)])
-                yield columns.append_column("step", pa.array([number] * len(prompts), pa.int64()))
-
-
-@functools.lru_cache(maxsize=4)
-def _reader(job: str, path: str) -> tuple[streaming.Reader, Encoder]:
-    """One for each job in a process of Ray Data, so that row groups are read once where steps follow each other."""
-    resolved = resolve(Job(**json.loads(job)))
-    mix, text = resolved.job.data.stream, load_text(resolved.job.backbone)
-    assert mix is not None
-    index = streaming.Index.load(resolved.origin, path_of(path).read_text())
-    return streaming.Reader(index, mix), Encoder.of(resolved, text)
 
 
 class RayFlow:
@@ -287,10 +245,17 @@ class RayFlow:
 
 
 def read_encoded(folder: Path) -> dict[str, EncodedRows]:
-    """Role to encoded prompts, memory-mapped."""
+    """Role to encoded prompts, memory-mapped.
+
+    Raises:
+        UserError: they are not there, or not whole.
+    """
     prompts: dict[str, EncodedRows] = {}
-    with ExitStack() as stack:  # a copy out of a bucket may be removed once it is mapped
-        names = itertools.groupby(json.loads((folder / SHARDS).read_text()), key=lambda name: name.partition("-")[0])
-        for role, shards in names:
-            prompts[role] = EncodedRows.read(stack.enter_context(on_disk(folder / shard)) for shard in shards)
+    try:
+        shards = (read(folder / SHARDS, shards=dict) or {"shards": {}})["shards"]
+        with ExitStack() as stack:  # a copy out of a bucket may be removed once it is mapped
+            for role, names in itertools.groupby(shards, key=lambda name: name.partition("-")[0]):
+                prompts[role] = EncodedRows.read(stack.enter_context(on_disk(folder / name)) for name in names)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"run: {folder} can't be read: {first_line(error)}; run again, which encodes anew") from None
     return prompts

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import signal
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.config.job import Resources
 from raypft.errors import UserError
+from raypft.runs.provenance import COMMAND, command
 from raypft.scale.address import check_address, no_cluster
 from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
 from raypft.storage import absolute, path_of
@@ -34,12 +38,14 @@ def ray_session() -> Iterator[None]:
             "TOKENIZERS_PARALLELISM": "false",
             "RAY_TRAIN_V2_ENABLED": "1",
             "PYTHONWARNINGS": "ignore",
+            COMMAND: json.dumps(command()),
         }
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         warnings.filterwarnings("ignore", module=r"ray\.")
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {} if address else {"include_dashboard": False}
         check_address(address)
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=address,
@@ -50,6 +56,8 @@ def ray_session() -> Iterator[None]:
             )
         except (ConnectionError, ValueError) as error:  # a ValueError: the address is none
             raise no_cluster(address, " ".join(str(error).split())[:200]) from None
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            signal.signal(signal.SIGTERM, before)  # Ray puts its own in the place of the command's
         started = True
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

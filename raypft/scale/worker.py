@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import platform
+import sys
+import threading
+import time
 import traceback
+from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import ray
@@ -14,14 +21,16 @@ from torch import distributed
 
 from raypft.errors import UserError
 from raypft.runs.cell import Cell
-from raypft.runs.executor import LoadedBackbone, run_recorded
+from raypft.runs.executor import LoadedBackbone, is_out_of_memory, run_recorded
+from raypft.runs.results import LOG
 from raypft.scale.cell_queue import last_line
 from raypft.scale.data import RayFlow, read_encoded, unpacked
 from raypft.scale.deepspeed import DeepSpeedStepper, gives_up_weights
 from raypft.storage import path_of
 from raypft.training.stepper import Learner, Stepper
 
-LOG = "failure.log"
+BEAT_SECONDS = 10
+PACKAGE = str(Path(__file__).parents[1])
 
 
 def run_cells(queue: Any) -> None:
@@ -30,6 +39,8 @@ def run_cells(queue: Any) -> None:
     device, first = ray.train.torch.get_device(), distributed.get_rank() == 0
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    me = f"rank {distributed.get_rank()} (process {os.getpid()} on {platform.node()})"
+    threading.Thread(target=_beat, args=(queue, me, threading.get_ident()), daemon=True).start()
     begin = [cast(int, ray.get(queue.start.remote())) if first else 0]
     distributed.broadcast_object_list(begin)
     backbones: LoadedBackbone | None = None
@@ -46,6 +57,8 @@ def run_cells(queue: Any) -> None:
             ray.get(queue.finish.remote(number, str(told)))
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                ray.get(queue.note_out_of_memory.remote(number))
             log = path_of(message["folder"]) / LOG
             log.write_text(traceback.format_exc())
             failed = f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
@@ -53,6 +66,21 @@ def run_cells(queue: Any) -> None:
             raise
         if first:
             ray.get(queue.finish.remote(number))
+
+
+def _beat(queue: Any, me: str, thread: int) -> None:
+    """Tell the queue, again and again, that this worker lives, and where a thread of it is."""
+    while (frame := sys._current_frames().get(thread)) is not None:
+        queue.beat.remote(me, place_of(frame))
+        time.sleep(BEAT_SECONDS)
+
+
+def place_of(frame: FrameType) -> str:
+    """Where a thread is: the innermost line of this package, and the function that it waits in."""
+    inner, own = frame.f_code.co_name, frame
+    while own.f_back is not None and not own.f_code.co_filename.startswith(PACKAGE):
+        own = own.f_back
+    return f"{Path(own.f_code.co_filename).name}:{own.f_lineno} {own.f_code.co_name} ({inner})"
 
 
 def _run(message: dict[str, Any], cell: Cell, backbones: LoadedBackbone, queue: Any, device: str) -> None:
@@ -76,5 +104,6 @@ def _run(message: dict[str, Any], cell: Cell, backbones: LoadedBackbone, queue: 
         return steppers[-1]
 
     first = distributed.get_rank() == 0
-    run_recorded(cell, prompts, backbone, queue.add_event.remote, engine, flow, is_first=first)
+    less = {"halvings": message["halvings"], "retries": False}
+    run_recorded(cell, prompts, backbone, queue.add_event.remote, engine, flow, is_first=first, **less)
     steppers[-1].close()

@@ -84,7 +84,8 @@ class WorkerGroup:
     def _pass_on(self, tell: Tell) -> None:
         events = ray.get(self.queue.take_events.remote())
         if not events and time.monotonic() - self.last_heard > STALL_SECONDS:
-            text = f"nothing heard from the workers for {STALL_SECONDS} s; Ray's logs: {ray_logs()}"
+            workers = "; ".join(ray.get(self.queue.last_heard.remote()) or ["none of them has begun"])
+            text = f"no progress for {STALL_SECONDS} s: {workers}; Ray's logs: {ray_logs()}"
             events = [{"event": "stall", "text": text}]
         if events:
             self.last_heard = time.monotonic()

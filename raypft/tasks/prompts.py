@@ -41,27 +41,23 @@ def render(
     return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
 
 
+def about_words(
+    task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
+) -> tuple[Query, Sequence[str]]:
+    """The query that is the same for all words of a row (see `Query.about`), and these. Arguments as of `render`."""
+    column = task.fields[WORDS]
+    words: Sequence[str] = row[column]  # type: ignore[assignment]
+    return render(task, pattern, {**row, column: " ".join(words), "token": ""}, language, soft_length, demos), words
+
+
 def queries(
     task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
 ) -> list[Query]:
     """All the queries of a row: one, or one a word where the pattern asks about {token}. Arguments as of `render`."""
     if "{token}" not in pattern.text:
         return [render(task, pattern, row, language, soft_length, demos)]
-    column = task.fields[WORDS]
-    words: Sequence[str] = row[column]  # type: ignore[assignment]
-    asked = {**row, column: " ".join(words), "token": ""}
-    # the prompts of a sentence differ in the word alone
-    empty = render(task, pattern, asked, language, soft_length, demos)
-    return [_asking(empty, word) for word in words]
-
-
-def _asking(query: Query, word: str) -> Query:
-    """A query about a word."""
-    pieces = list(query.pieces)
-    for place, piece in enumerate(pieces):
-        if piece.mark == "word":
-            pieces[place] = Piece("text", piece.text + word, mark="word", field=True)
-    return Query(query.demos, tuple(pieces))
+    query, words = about_words(task, pattern, row, language, soft_length, demos)
+    return [query.about(word) for word in words]
 
 
 def _cut(

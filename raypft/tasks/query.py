@@ -40,3 +40,11 @@ class Query:
 
     demos: tuple[Piece, ...]
     pieces: tuple[Piece, ...]
+
+    def about(self, word: str) -> Query:
+        """The query about a word, of one whose "word" pieces are empty but for the blank before them."""
+        pieces = list(self.pieces)
+        for place, piece in enumerate(pieces):
+            if piece.mark == "word":
+                pieces[place] = Piece("text", piece.text + word, mark="word", field=True)
+        return Query(self.demos, tuple(pieces))

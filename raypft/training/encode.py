@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from raypft.backbones.text import PromptError, PromptTokenizer
 from raypft.config.resolved import ResolvedJob
-from raypft.data.sampling import CHUNK, Sample
+from raypft.data.content import CHUNK
+from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts.base import Config, Readout
-from raypft.tasks.prompts import first_word, queries, render
+from raypft.tasks.prompts import about_words, first_word, queries, render
 from raypft.tasks.query import Demonstration, Query
 from raypft.tasks.task import Pattern, Task
 from raypft.training.rows import EncodedRows
@@ -97,11 +98,23 @@ class Encoder:
         """The rendered prompts of a row, before they are cut to size."""
         return queries(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
 
+    def asked(self, row: Mapping[str, Any]) -> list[Encoded]:
+        """The prompts of a row, one a word, where the pattern asks about {token}."""
+        key, language = _named(row)
+        query, words = about_words(self.task, self.pattern, row, language, self.soft_tokens, self.demos)
+        with self._refused():
+            return self.text.encode_words(query, words, key, language, self.max_tokens)
+
     def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
         """The tokens of a query of this row."""
-        key, language = f"{row['language']}/{row['id']}", str(row["language"])
+        with self._refused():
+            return self.text.encode(query, *_named(row), max_tokens or self.max_tokens)
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """A prompt that the model can't take is refused with the key that mends it."""
         try:
-            return self.text.encode(query, key, language, max_tokens or self.max_tokens)
+            yield
         except PromptError as error:
             raise UserError(f"{KEY_OF[error.about]}: {error}") from None
 
@@ -123,6 +136,12 @@ class Encoder:
 
     def offsets(self, text: str) -> tuple[list[int], list[int], list[int]]:
         return self.text.offsets(text)
+
+
+def _named(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and language of a row."""
+    language = str(row["language"])
+    return f"{language}/{row['id']}", language
 
 
 def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:

@@ -10,23 +10,24 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from raypft.backbones.base import Backbone
 from raypft.backbones.frozen_states import Known
 from raypft.batch import Batch, Beginning, collate
 from raypft.config.job import Train
-from raypft.data.streaming import Index, Mix, Reader
 from raypft.encoded import Encoded, shared_tokens
 from raypft.methods.base import Method
 from raypft.training.dropout import may_drop
-from raypft.training.encode import Encoder
+from raypft.training.flow import Flow, Share
 from raypft.training.room import room_for
 from raypft.training.rows import VIEWS, EncodedRows, asked
 from raypft.training.stepper import Stepper
+
+if TYPE_CHECKING:
+    from raypft.backbones.base import Backbone
 
 AT_ONCE = 1 << 14
 """Prompts that are evaluated together: of those alike one is answered, and every rank holds their answers."""
@@ -42,12 +43,14 @@ def order(size: int, seed: int, epoch: int) -> list[int]:
 class Step:
     """A rank's part of an optimizer step.
 
-    weight: of the whole step, over all ranks; count: of micro-batches, the same on every rank.
+    weight: of the whole step, over all ranks; count: of micro-batches, the same on every rank; repeats: whether a
+    prompt of the step counts more than once.
     """
 
     weight: float
     count: int
     batches: Iterator[Batch]
+    repeats: bool = False
 
 
 class PromptDataset:
@@ -88,7 +91,7 @@ class PromptDataset:
             ordered = self.by_length(list(times))
             parts = room.parts(ordered, self.lengths(ordered), stepper.rank, stepper.world)
             made = map(functools.partial(self.batch, drawn=drawn, times=times), parts)
-            yield Step(sum(map(readout.weight, drawn.values())), len(parts), made)
+            yield Step(sum(map(readout.weight, drawn.values())), len(parts), made, len(times) < len(drawn))
 
     def batch(
         self,
@@ -163,34 +166,8 @@ def counted(prompts: Mapping[int, Encoded], alike: bool) -> dict[int, float]:
 
 
 def repeats_count(stepper: Stepper, settings: Train) -> bool:
-    """Whether a prompt that repeats in a step may run once: nothing draws at random by row, and no code but ours reads
-    the weights."""
+    """Whether a prompt that repeats in a step may run once: nothing draws at random by row."""
     return settings.shortcuts and not may_drop(stepper.learner)
-
-
-@dataclass(frozen=True)
-class Share:
-    """The rows of a rank in an epoch, from an optimizer step on: of each step's rows every world-th.
-
-    batch_size: rows a step over all ranks; rank: from 0 to world - 1.
-    """
-
-    seed: int
-    epoch: int
-    step: int
-    batch_size: int
-    rank: int
-    world: int
-
-
-class Flow(Protocol):
-    """Prompts that come as they are needed; rows: of an epoch."""
-
-    rows: int
-
-    def __call__(self, share: Share) -> Iterator[list[Encoded]]:
-        """A rank's prompts, step by step to the end of the epoch; a row's prompts stay together."""
-        ...
 
 
 class Streamed:
@@ -221,30 +198,11 @@ class Streamed:
             weights, counts = zip(*stepper.gather_numbers(sum(map(readout.weight, drawn)), len(cuts)), strict=True)
             parts = [rows[run.start : run.stop] for run in cuts]
             parts += [[] for _ in range(int(max(counts)) - len(parts))]
-            yield Step(sum(weights), len(parts), map(functools.partial(self.batch, drawn, times), parts))
+            made = map(functools.partial(self.batch, drawn, times), parts)
+            yield Step(sum(weights), len(parts), made, len(times) < len(drawn))
 
     def batch(self, prompts: Sequence[Encoded], times: Mapping[int, float], rows: Sequence[int]) -> Batch:
         """The batch of some prompts by their numbers, which count so often; of none, the filler with weight 0."""
         chosen = [prompts[row] for row in rows] or [self.filler]
         weights = [times[row] for row in rows] or [0.0]
         return collate(chosen, self.pad, [self.method.columns(prompt) for prompt in chosen], weights)
-
-
-def steps(reader: Reader, encoder: Encoder, share: Share, count: int | None = None) -> Iterator[list[Encoded]]:
-    """The prompts of a rank in `count` steps from the share's, or in all that are left."""
-    total = reader.index.rows
-    left = range(share.step, -(-total // share.batch_size))
-    for step in left if count is None else left[:count]:
-        start, stop = step * share.batch_size, min(total, (step + 1) * share.batch_size)
-        rows = reader.rows(share.seed, share.epoch, start, stop, share.rank, share.world)
-        yield list(itertools.chain.from_iterable(map(encoder, rows)))
-
-
-class Local:
-    """A flow read in this process."""
-
-    def __init__(self, index: Index, mix: Mix, encoder: Encoder) -> None:
-        self.reader, self.encoder, self.rows = Reader(index, mix), encoder, index.rows
-
-    def __call__(self, share: Share) -> Iterator[list[Encoded]]:
-        return steps(self.reader, self.encoder, share)

@@ -10,12 +10,13 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raypft.backbones.flops import STEPS, Part
 from raypft.config.job import Train
 from raypft.errors import UserError
 from raypft.readouts.base import Answer
@@ -50,7 +51,7 @@ def fit(
     dev: PromptDataset | None,
     settings: Train,
     seed: int,
-    score: Callable[[list[Answer]], float],
+    score: Callable[[Iterator[Answer]], float],
     state: TrainState | None = None,
     states: States | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
@@ -58,7 +59,7 @@ def fit(
     """Train the learner; the kept epoch's values are in the model when it returns.
 
     Args:
-        score: dev answers to the number that selects the epoch.
+        score: dev answers, as they come, to the number that selects the epoch.
         state: where an interrupted run stands; its values and optimizer state are already in the stepper.
         states: where states are kept; tell: called on every rank with the events epoch and step.
 
@@ -70,6 +71,7 @@ def fit(
     writer = StateWriter(stepper, settings, states)
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
     said, told = time.perf_counter(), Told(stepper.device)
+    drops = may_drop(stepper.learner.train())
 
     def read(behind: int = 0) -> bool:
         """Take in what steps told, but for the last `behind`; whether a node goes away."""
@@ -82,10 +84,11 @@ def fit(
 
     while state.epoch < settings.epochs and not _out_of_patience(state, settings):
         began = time.perf_counter()
-        drops = may_drop(stepper.learner.train())
         for work in ahead(train.epoch(stepper, settings, seed, state.epoch, state.step), stepper.device):
             number = state.epoch * steps + state.step
-            told.add(number, _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops))
+            with stepper.learner.method.backbone.flops.piece(STEPS) as part:
+                done = _optimizer_step(stepper, work, settings, seed, number, steps * settings.epochs, drops, part)
+            told.add(number, done)
             state.step += 1
             leaving = read(0 if writer.looks(number + 1) else told.behind)
             if leaving:
@@ -107,7 +110,8 @@ def fit(
         state.step, state.epoch = 0, state.epoch + 1
         record = {"epoch": state.epoch, "loss": sum(state.losses[-steps:]) / steps, "train_seconds": seconds}
         if dev is not None:
-            record["dev"] = score(evaluate(stepper, dev, settings))
+            record["dev"] = score(each(answered(stepper, dev, settings)))
+            stepper.learner.train()
         state.history.append(record)
         improved = _is_better(state, record)
         said = time.perf_counter()
@@ -118,16 +122,17 @@ def fit(
 
 
 def _optimizer_step(
-    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool
+    stepper: Stepper, work: Step, settings: Train, seed: int, number: int, total: int, drops: bool, part: Part
 ) -> Tensor:
-    """What the step tells, on the device: see `_checked`; drops: see `may_drop`."""
+    """What the step tells, on the device: see `_checked`; drops: see `may_drop`; part: hears its padded tokens."""
     # what draws from torch's generators depends on where the run is, not on how it got there; dropout asks its rows
     _seed((seed * 1_000_003 + number) % (1 << 63), stepper.device)
     learner = stepper.learner
     total_loss = torch.zeros((), dtype=torch.float64, device=stepper.device)
     drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
-        dropout = RowDropout(batch, seed, number) if drops else NoDropout()
+        part.tokens += batch.ids.numel()
+        dropout = RowDropout(batch, seed, number) if drops else NoDropout(batch.ids.device)
         with dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
         drew |= dropout.drew
@@ -141,7 +146,7 @@ def _optimizer_step(
         total_loss += loss.detach()
         penalty = learner.method.penalty() if i == work.count else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
-    counted = [stepper.leaving(), drew, work.count, sum(places), sum(place**2 for place in places)]
+    counted = [stepper.leaving(), drew, work.repeats, work.count, sum(places), sum(place**2 for place in places)]
     told = torch.cat([total_loss.view(1), torch.tensor(counted).to(total_loss, non_blocking=True)])
     told = stepper.sum(told)
     finite = torch.as_tensor(stepper.step(learning_rate(settings, number, total)))
@@ -152,14 +157,16 @@ def _checked(told: list[float], number: int, world: int, settings: Train) -> tup
     """The loss of a step, and whether any worker's node goes away.
 
     Args:
-        told: sums over the ranks of losses, nodes that go away, those that drew at random, forward passes, dropouts in
-            each of these and their squares; and whether the gradient was finite.
+        told: sums over the ranks of losses, nodes that go away, those that drew at random, those for which a prompt
+            counted more than once, forward passes, dropouts in each of these and their squares; and whether the
+            gradient was finite.
 
     Raises:
         UserError: see `fit`.
     """
-    loss, leaving, drew, passes, first, second, finite = told
-    if passes > 1 and (drew or passes * second != first**2):  # equal numbers alone have such sums
+    loss, leaving, drew, repeats, passes, first, second, finite = told
+    uneven = passes * second != first**2  # equal numbers alone have such sums
+    if (passes > 1 and (drew or uneven)) or (drew and repeats):
         raise _drawn_otherwise(settings.batch_size)
     mean = loss / world
     if not math.isfinite(mean):
@@ -181,8 +188,8 @@ def _drawn_otherwise(batch_size: int) -> UserError:
     """What to say where not all forward passes of a step had equally many dropouts and drew by row alone."""
     return UserError(
         "train: the model or the method draws random numbers that are no row's dropout, so its numbers would depend on "
-        "workers and micro-batches; use resources.workers=1 (or 0) and "
-        f"train.micro_batch={batch_size}, all rows of a step at once"
+        "workers and micro-batches; use resources.workers=1 (or 0), "
+        f"train.micro_batch={batch_size}, all rows of a step at once, and train.shortcuts=false"
     )
 
 
@@ -213,7 +220,12 @@ def _out_of_patience(state: TrainState, settings: Train) -> bool:
 
 def evaluate(stepper: Stepper, rows: PromptDataset, settings: Train) -> list[Answer]:
     """The answers of all rows, see `answered`."""
-    return list(itertools.chain.from_iterable(answers for _, answers in answered(stepper, rows, settings)))
+    return list(each(answered(stepper, rows, settings)))
+
+
+def each(found: Iterable[tuple[range, list[Answer]]]) -> Iterator[Answer]:
+    """The answers of stretches, one after the other."""
+    return itertools.chain.from_iterable(answers for _, answers in found)
 
 
 @torch.no_grad()

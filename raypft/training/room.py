@@ -56,7 +56,11 @@ def room_for(stepper: Stepper, settings: Train, rows: int | None, trains: bool) 
     tokens = settings.tokens_at_once
     if tokens is None and rows is None:
         tokens = min(stepper.gather(_tokens(stepper, trains)))
-    return Room(rows, tokens)
+    return Room(_halved(rows, stepper.halvings), _halved(tokens, stepper.halvings))
+
+
+def _halved(count: int | None, times: int) -> int | None:
+    return None if count is None else max(1, count >> times)
 
 
 def _tokens(stepper: Stepper, trains: bool) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from array import array
+import marshal
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
@@ -23,6 +23,8 @@ from raypft.encoded import Encoded, Passage
 compute: Any = pa_compute  # its functions are made at import
 PART = 1024
 """Prompts that become columns together, at least."""
+FORMAT = 0
+"""Of marshal, the one in which equal values are equal bytes."""
 VIEWS = 4096
 """Prompts whose views are kept, those that were asked for last: few shots come again each epoch."""
 INTS = pa.list_(pa.int32())
@@ -48,12 +50,9 @@ RECORD = pa.schema(
 
 def asked(prompt: Encoded) -> bytes:
     """A hash of what an answer depends on, 16 bytes; windows of a passage are taken for unlike."""
-    numbers = array("q", [len(prompt.ids), *prompt.ids, *prompt.segments, prompt.wording, *prompt.target])
-    for places in prompt.marks.values():
-        numbers.append(-len(places))
-        numbers.extend(places)
-    own = "" if prompt.passage is None else prompt.name
-    return hashlib.blake2b(numbers.tobytes() + "\x1f".join([*prompt.marks, own]).encode(), digest_size=16).digest()
+    own = None if prompt.passage is None else prompt.name
+    parts = (prompt.ids, prompt.segments, list(prompt.marks.items()), prompt.wording, prompt.target, own)
+    return hashlib.blake2b(marshal.dumps(parts, FORMAT), digest_size=16).digest()
 
 
 def columns_of(prompts: Sequence[Encoded]) -> pa.RecordBatch:

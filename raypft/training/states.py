@@ -13,7 +13,6 @@ no other is begun.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import zipfile
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from raypft import shards
 from raypft.errors import UserError, first_line
+from raypft.records import opened, sealed
 from raypft.storage import move, on_disk, written
 from raypft.training.kept import InMemory, Kept, OnDisk, Part, live
 from raypft.training.stepper import MOMENTS, VALUE, Give, Held, Stepper
@@ -128,7 +128,7 @@ class States:
         Raises:
             UserError: the state is not whole, or of another cell.
         """
-        state, kept, steps = _read_whole(path) if path.parent != self.folder else self._read_parts(path)
+        state, kept, steps = _read_whole(path, self.key) if path.parent != self.folder else self._read_parts(path)
         for what, wanted in ((kept, [VALUE, *MOMENTS]), (state.best, [VALUE])):
             sizes = what.sizes() if what is not None else {}
             for name, shape in shapes.items() if what is not None else ():
@@ -140,7 +140,7 @@ class States:
     def _read_parts(self, path: Path) -> tuple[TrainState, OnDisk, dict[str, int]]:
         steps: dict[str, int] = {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = opened(path.read_bytes())
             state, key = TrainState.of(found), found["cell"]
             parts, best = OnDisk(self.folder, found["parts"]), OnDisk(self.folder, found["best"])
             files = [part["file"] for part in (*parts.parts, *best.parts)]
@@ -184,7 +184,8 @@ class States:
         optimizer = {"step": max(steps.values(), default=0), "steps": steps, "moments": moments}
         self.whole.parent.mkdir(parents=True, exist_ok=True)
         with _written(self.whole) as file:
-            torch.save({**state.head(), "values": stored[VALUE], "optimizer": optimizer, "best_values": best}, file)
+            told = {"cell": self.key, **state.head()}
+            torch.save({**told, "values": stored[VALUE], "optimizer": optimizer, "best_values": best}, file)
             if self.whole.is_file():
                 move(self.whole, self.previous)
 
@@ -223,7 +224,7 @@ class States:
         manifest = {"cell": self.key, **head, "parts": parts, "best": best_parts}
         path = self.folder / f"{self.number:04}.json"
         with _written(path) as file:
-            file.write_text(json.dumps(manifest), encoding="utf-8")
+            file.write_text(sealed(manifest), encoding="utf-8")
         self._newest = {path.name, *(part["file"] for part in (*parts, *best_parts))}
 
     def tidy(self, best: Kept | None) -> None:
@@ -279,15 +280,19 @@ def _written(path: Path) -> Iterator[Path]:
     try:
         with written(path) as file:
             yield file
-    except OSError as error:
-        told = error.strerror or first_line(error)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises a RuntimeError where a disk is full
+        told = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
             f"state: {path} can't be written: {told}; mend that and run again, which goes on from the last state"
         ) from None
 
 
-def _read_whole(path: Path) -> tuple[TrainState, InMemory, dict[str, int]]:
-    """A state that is one file; those of earlier versions know one number of steps for all."""
+def _read_whole(path: Path, key: str) -> tuple[TrainState, InMemory, dict[str, int]]:
+    """A state that is one file; those of earlier versions know one number of steps for all, and not whose they are.
+
+    Args:
+        key: the cell's.
+    """
     with on_disk(path) as file:  # a store that fails to give it is no reason to train again
         try:
             with zipfile.ZipFile(file) as archive:
@@ -300,7 +305,10 @@ def _read_whole(path: Path) -> tuple[TrainState, InMemory, dict[str, int]]:
             for name, moments in adam["moments"].items():
                 pieces |= {f"{key}/{name}": (0, moments[key].reshape(-1)) for key in MOMENTS}
             best = {f"{VALUE}/{name}": (0, tensor.reshape(-1)) for name, tensor in found["best_values"].items()}
+            cell = found.get("cell", key)
         except Exception as error:  # what torch raises depends on where the file ends
             raise UserError(f"{path.name} can't be read ({first_line(error)})") from None
+    if cell != key:
+        raise UserError(f"{path.name} is of another run (cell {cell}; expected {key})")
     state.best = InMemory(best) if best else None
     return state, InMemory(pieces), cast("dict[str, int]", known)

@@ -75,7 +75,8 @@ Give = Callable[[str, str, int, int], Tensor]
 class Stepper(ABC):
     """One way to run optimizer steps.
 
-    shapes: of the trainable parameters; replicated: every rank holds all of them.
+    shapes: of the trainable parameters; replicated: every rank holds all of them; halvings: how often memory did not
+    suffice, each time half as many rows go through the model at once from then on.
     """
 
     learner: Learner
@@ -84,6 +85,7 @@ class Stepper(ABC):
     world: int = 1
     device: str = "cpu"
     replicated: bool = True
+    halvings: int = 0
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:

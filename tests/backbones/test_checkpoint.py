@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, ByT5Tokeniz
 
 from raypft.backbones import guard
 from raypft.backbones.fetch import locate
-from raypft.backbones.load import backbone_from_config, family_of, load_backbone, load_skeleton
+from raypft.backbones.load import backbone_from_config, load_backbone, load_skeleton
+from raypft.backbones.text_load import family_of
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.errors import UserError
@@ -302,3 +303,27 @@ def test_what_another_library_says_is_one_line_even_where_it_says_nothing(error,
     with pytest.raises(UserError, match=f"can't be read: {said}") as raised:
         load_backbone(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def test_code_that_comes_with_a_model_is_not_run_nor_asked_about(tmp_path, monkeypatch):
+    """Nor does a pickle run what it holds."""
+    import pickle
+
+    class Planted:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    saved(tmp_path / "m", "gpt2")
+    (tmp_path / "m" / "own.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\nclass Own: pass\n")
+    own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", None]}
+    change(tmp_path / "m", model_type="own", auto_map=own)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    with pytest.raises(UserError) as caught:
+        load_skeleton(str(tmp_path / "m"))
+    assert "\n" not in str(caught.value)
+    change(tmp_path / "m", model_type="gpt2", auto_map=own)
+    (tmp_path / "m" / WEIGHTS).unlink()
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(pickle.dumps({"transformer.wte.weight": Planted()}))
+    with pytest.raises(UserError):
+        load_backbone(str(tmp_path / "m"))
+    assert not (tmp_path / "owned").exists()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 
+from raypft.backbones import states_folder
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.backbones.states_folder import StatesFolder
 from raypft.batch import collate
@@ -200,6 +204,26 @@ def test_processes_that_write_the_same_states_at_once_do_not_disturb_each_other(
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len([*tmp_path.iterdir()]) == 2
     assert StatesFolder(tmp_path).read(("key", 0)) is not None
+
+
+def killed_while_it_writes(folder: Path) -> None:
+    """What a process does in the next test."""
+    states_folder.safe_open = lambda *told: os.kill(os.getpid(), signal.SIGKILL)
+    StatesFolder(folder).write("key", torch.zeros(1, 2, 3))
+
+
+def test_what_a_killed_process_left_half_written_is_removed_when_no_one_can_be_writing_it(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=killed_while_it_writes, args=(tmp_path,))
+    process.start()
+    process.join()
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "mine.partial").touch()
+    StatesFolder(tmp_path)
+    assert left.is_file(), "another process may be at work on it"
+    for file in tmp_path.iterdir():
+        os.utime(file, (0, time.time() - 2 * states_folder.KILLED))
+    assert StatesFolder(tmp_path).read("key") is None
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.partial"]
 
 
 def test_a_folder_that_can_not_be_written_is_told_in_a_line(tmp_path):

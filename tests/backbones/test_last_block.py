@@ -48,6 +48,21 @@ def test_which_kinds_allow_it(kind):
     assert tiny.backbone(kind)._reads_rows == (kind not in WHOLE)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(RuntimeError("size of tensor a"), False), (IndexError("out of range"), False), (AttributeError("no maps"), True)],
+)
+def test_only_what_cannot_be_cut_to_some_tokens_turns_the_shortcut_off(error, told, monkeypatch):
+    """A fault of the code is no property of a model."""
+
+    def few(*given):
+        raise error
+
+    monkeypatch.setattr("raypft.backbones.last_block._few", few)
+    with pytest.raises(AttributeError, match="no maps") if told else contextlib.nullcontext():
+        assert not tiny.backbone("gpt2")._reads_rows
+
+
 @pytest.mark.parametrize("kind", FEW)
 @torch.no_grad()
 def test_states_at_the_slots_are_those_of_all_tokens(kind):
@@ -69,7 +84,7 @@ def tokens_made(backbone):
 
     def forward(layer, states):
         counts.extend([states.shape[-2]] * any(layer is module for module in attention.modules()))
-        return before[type(layer)](layer, states)
+        return before[next(kind for kind in kinds if isinstance(layer, kind))](layer, states)
 
     with pytest.MonkeyPatch.context() as patch:
         for kind in kinds:

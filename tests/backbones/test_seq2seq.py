@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from raypft.backbones.base import Backbone
 from raypft.backbones.load import backbone_from_config, load_backbone
-from raypft.backbones.seq2seq import Seq2SeqTokenizer
+from raypft.backbones.text_seq2seq import Seq2SeqTokenizer
 from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.contract import tiny

@@ -6,8 +6,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from raypft.backbones.load import backbone_from_config, load_backbone, load_text
-from raypft.backbones.masked import MaskedTokenizer
+from raypft.backbones.load import backbone_from_config, load_backbone
+from raypft.backbones.text_load import load_text
+from raypft.backbones.text_masked import MaskedTokenizer
 from raypft.batch import collate
 from raypft.contract import cases, tiny
 from raypft.errors import UserError

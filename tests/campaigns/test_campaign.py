@@ -20,6 +20,7 @@ from raypft.campaigns.state import CampaignState
 from raypft.cli.progress import CampaignProgress
 from raypft.config.load import load_job
 from raypft.errors import UserError
+from raypft.records import sealed
 from raypft.report.formats import duration
 from raypft.runs.executor import LocalExecutor
 from raypft.runs.prepare import prepare
@@ -177,6 +178,33 @@ def test_what_a_search_tries(tmp_path):
     )
 
 
+def test_a_random_search_over_lists_tries_nothing_twice_and_all_where_the_budget_holds_all(tmp_path):
+    space = {"method.layer": [1, 4, 7, None], "train.lr": [0.1, 0.2, 0.2]}  # one rate is listed twice
+    listed = []
+    for trials in (5, 8, 12):
+        path = write(tmp_path, **search(space=space, searcher="random", trials=trials))
+        found = next(p for p in load_campaign(path).table_cells() if p.search)
+        listed.append([tuple(values.values()) for values in found.listed()])
+    few, all_of_them, more = listed
+    assert (len(set(few)), len(set(all_of_them))) == (5, 8)
+    assert all_of_them[:5] == few
+    assert more == all_of_them
+
+
+def test_rows_of_a_search_may_have_keys_and_values_of_their_own_from_the_same_budget(tmp_path):
+    rows = {"GCN": {"method.layer": [1, 4], "train.lr": {"log": ["1e-3", "1e-2"]}}, "ICL": {}}
+    space = {"train.lr": {"log": ["1e-6", "1e-5"]}, "train.epochs": [2, 3]}
+    path = write(tmp_path, **search(space=space, rows=rows, searcher="random", trials=9), tasks=["sst2"])
+    icl, gcn = load_campaign(path).table_cells()
+    assert (len(icl.listed()), len(gcn.listed())) == (9, 9)
+    assert {tuple(values) for values in icl.listed()} == {("train.lr", "train.epochs")}
+    assert {tuple(values) for values in gcn.listed()} == {("train.lr", "train.epochs", "method.layer")}
+    assert all(1e-6 <= values["train.lr"] <= 1e-5 for values in icl.listed())
+    assert all(1e-3 <= values["train.lr"] <= 1e-2 for values in gcn.listed())
+    alike = load_campaign(write(tmp_path, **search(space=space, rows=["ICL"], searcher="random", trials=9)))
+    assert next(p for p in alike.table_cells() if p.search).listed() == icl.listed(), "a list of rows: the space alone"
+
+
 def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):
     rows = {"LTP": {"recipe": "ltp", "set": {"method.ticket": "before:ticket"}}}
     before = {"ticket": {"recipe": "ticket_search", "set": {"task": "mlmtext", "seeds": [0]}}}
@@ -208,6 +236,10 @@ BAD = {
     "search.space.train.lr: a grid needs a list or a range; use searcher: random or tpe": search(
         space={"train.lr": {"uniform": [0.1, 1]}}
     ),
+    "search.rows.GCN.train.lr: a grid needs a list or a range": search(rows={"GCN": {"train.lr": {"log": [0.1, 1]}}}),
+    "search.rows.GCN.seeds: the best seed is luck": search(rows={"GCN": {"seeds": [[0], [1]]}}),
+    'search.rows: "CGN" is no row; did you mean "GCN"?': search(rows={"CGN": {}}),
+    "search.rows.GCN.method.layer: found []; value error, an empty choice": search(rows={"GCN": {"method.layer": []}}),
     "search.trials: searcher tpe needs a budget": search(searcher="tpe"),
     'search.rows: "GNC" is no row; did you mean "GCN"?': search(rows=["GNC"]),
     'columns: found "langage"; did you mean "language"?': {"columns": "langage"},
@@ -304,7 +336,9 @@ def test_a_finished_cell_is_found_in_whatever_run_folder_it_is(place):  # noqa: 
     state = CampaignState(campaign)
     assert state.where(configuration, 0, test=True) is None, "a withheld test is no test"
     assert state.where(configuration, 0, test=False) == folder
-    (folder / "result.json").write_text(json.dumps({"seed": 0, "cell": configuration.keys[0], "mean": 1.0}, indent=1))
+    whole = {"seed": 0, "cell": configuration.keys[0], "mean": 1.0, "metric": "accuracy@1", "test_rows": "x"}
+    whole |= {"scores": {}, "metrics": {}, "sizes": {}, "rows": {}, "trainable": 1, "seconds": 1.0}
+    (folder / "result.json").write_text(json.dumps(whole, indent=1))
     state = CampaignState(campaign)
     assert state.where(configuration, 0, test=True) == folder
     assert state.where(configuration, 1, test=True) is None
@@ -480,11 +514,11 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
     campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
     state = CampaignState(campaign)
     (found,) = campaign.table_cells()
-    folder = place / "runs" / "kept" / "seed-0"
-    folder.mkdir(parents=True)
-    (folder / "searched.json").write_text("{}")
-    for configuration in state.tried(found):
-        for seed in configuration.keys:
+    for number, configuration in enumerate(state.tried(found)):
+        for seed, key in configuration.keys.items():
+            folder = place / "kept" / str(number) / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            (folder / "searched.json").write_text(sealed({"seed": seed, "cell": key}, indent=1))
             state.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
     began = time.perf_counter()
     state = CampaignState(campaign)

@@ -72,11 +72,9 @@ def jobs(values):
     for (name, row), (task, settings_of_task) in itertools.product(values["rows"].items(), tasks.items()):
         if row == MAJORITY:
             continue
-        tried = {
-            key: space[0]
-            for key, space in search.get("space", {}).items()
-            if isinstance(space, list) and name in search.get("rows", [name])
-        }
+        rows = search.get("rows", [name])
+        space = {**search.get("space", {}), **(rows.get(name, {}) if isinstance(rows, dict) else {})}
+        tried = {key: values[0] for key, values in space.items() if isinstance(values, list) and name in rows}
         for point in itertools.product(*vary.values()):
             axes = dict(zip(vary, point, strict=True))
             settings = [{"task": task}, values.get("defaults", {}), row.get("set", {}), settings_of_task, axes, tried]

@@ -109,13 +109,14 @@ def test_a_pipe_that_closes_ends_without_a_traceback():
 
 
 @pytest.mark.parametrize(
-    ("saves", "line"),
+    ("saves", "line", "sent", "code"),
     [
-        ("1", "the last state of seed 1 is kept"),
-        ("100000", "no state of seed 1 was kept yet (train.save_every), it begins anew"),
+        ("1", "the last state of seed 1 is kept", signal.SIGINT, 130),
+        ("100000", "no state of seed 1 was kept yet (train.save_every), it begins anew", signal.SIGINT, 130),
+        ("1", "the last state of seed 1 is kept", signal.SIGTERM, 143),
     ],
 )
-def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(place, saves, line):  # noqa: F811
+def test_ctrl_c_and_sigterm_say_what_is_kept_and_the_same_command_goes_on(place, saves, line, sent, code):  # noqa: F811
     more = ("train.epochs=4", "train.batch_size=4", f"train.save_every={saves}")
     slow = place / "slow.py"
     slow.write_text(SLOW)
@@ -125,9 +126,9 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(place, saves, lin
     deadline = time.monotonic() + 120
     while not marker.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     beginning = "raypft: interrupted; 1 of 2 seeds are finished; "
     assert told == f"{beginning}{line}; the same command (without --fresh) goes on\n"
     assert "**partial, 1 of 2 seeds: mytask: accuracy**" in out

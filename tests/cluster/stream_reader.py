@@ -16,7 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypft.config.job import Job
-from raypft.training.loader import Share
+from raypft.training.flow import Share
 
 
 @ray.remote(num_cpus=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from raypft.backbones import products
 from raypft.contract import cases, checks, tiny
 from raypft.methods import METHODS
 
@@ -13,7 +14,9 @@ for promise in checks.PROMISES:
 
 
 @pytest.mark.parametrize(("promise", "method", "kind"), CASES, ids=str)
-def test_every_method_keeps_its_promises(promise, method, kind):
+def test_every_method_keeps_its_promises(promise, method, kind, monkeypatch):
+    monkeypatch.setattr(products, "LEAST", 0)  # in models as small as these, too
+    monkeypatch.setattr(products, "FEW", 0)
     try:
         promise.check(method, kind)
     except checks.DoesNotApply as reason:

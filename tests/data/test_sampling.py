@@ -13,11 +13,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 import pytest
 
 from raypft.config.load import make_job
+from raypft.data import sampling
 from raypft.data.sampling import LISTED, PROTOCOLS, Protocol, Sample, draw, protocol
 from raypft.errors import UserError
 
@@ -293,8 +295,16 @@ def test_rows_come_by_the_hash_of_seed_purpose_and_id():
     assert sample(train, shots=2, dev="none", seed=3).train.to_pylist() == first
 
 
-def test_the_hash_of_rows_is_that_of_their_json():
-    texts = ['say "no"', "back\\slash", "two\nlines", "\x01", "\u2028 漢字 😀", ""]
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['say "no"', "back\\slash", "two\nlines", "\x01", "\u2028 漢字 😀", ""],
+        ["\u2028 漢字 😀", "", "\x7f\x80", "/ ' <", "é", "plain"],  # nothing that JSON escapes
+        ["a", None, "c", "d", "e", "f"],
+        *(["a", "b", f"{chr(code)}c", "d", "e", "f"] for code in (0, 0x1F, 0x20, ord('"'), ord("\\"))),
+    ],
+)
+def test_the_hash_of_rows_is_that_of_their_json(texts):
     test = pa.table(
         {
             "id": texts,
@@ -306,6 +316,14 @@ def test_the_hash_of_rows_is_that_of_their_json():
     written = "".join(json.dumps(sorted(row.items()), ensure_ascii=False) for row in test.to_pylist())
     told = Sample(TRAIN, None, test, None).manifest()["test_hash"]
     assert told == hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def test_rows_whose_hashes_begin_alike_come_by_the_whole_hash(monkeypatch):
+    """Ranks are compared by their first 8 bytes; of a billion rows some share these."""
+    ranks = [b"b" * 8 + b"z" * 24, b"a" * 32, b"b" * 8 + b"y" * 24, b"b" * 8 + b"y" * 24]
+    table = pa.table({"id": list("pqrr"), "language": ["de", "en", "en", "de"], "label": ["x"] * 4})
+    monkeypatch.setattr(sampling, "_hashes", lambda *told: np.array(ranks, "S32"))
+    assert sampling._order(table, 0, "train").tolist() == [1, 3, 2, 0]
 
 
 @pytest.mark.parametrize("more", [0, 1])

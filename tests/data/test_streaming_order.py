@@ -18,7 +18,7 @@ from raypft.data import streaming
 from raypft.data.origin import choose
 from raypft.data.streaming import Group, Index, Order, Reader, index, shares
 from raypft.tasks.load import load_task
-from raypft.training.loader import Share, steps
+from raypft.training.flow import Share, steps
 
 SIZES = {"en": 700, "de": 210, "sw": 61, "zh": 29}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -125,8 +126,8 @@ def test_three_toy_questions_are_learned(kind, max_tokens):
     settings = Train(epochs=60, lr=1e-2, batch_size=8, select="last", eval_batch=2)
     stepper, data = TorchStepper(learner, settings), PromptDataset(prompts, learner.method, 1)
 
-    def score(answers: list[Answer]) -> float:
-        found = by_row(learner.readout, prompts, answers)
+    def score(answers: Iterable[Answer]) -> float:
+        found = by_row(learner.readout, prompts, list(answers))
         return exact_match([row.gold for row in found], [row.answer for row in found])
 
     assert score(evaluate(stepper, data, Train(eval_batch=2))) < 100
@@ -206,8 +207,8 @@ def test_questions_without_an_answer_are_learned():
     stepper = TorchStepper(Learner(full(full.Config(), backbone), own), settings)
     data = PromptDataset(prompts, stepper.learner.method, 1)
 
-    def score(answers: list[Answer]) -> float:
-        found = by_row(own, prompts, answers)
+    def score(answers: Iterable[Answer]) -> float:
+        found = by_row(own, prompts, list(answers))
         return f1([row.gold for row in found], [row.answer for row in found])
 
     assert score(evaluate(stepper, data, Train(eval_batch=2))) < 100

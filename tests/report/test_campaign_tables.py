@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from raypft.campaigns.search_space import Search
 from raypft.errors import UserError
 from raypft.report.campaign import write_tables
 from raypft.report.layout import _of_mean, _views
@@ -35,11 +36,7 @@ def campaign(**values):
         "speedup_over": None,
     }
     paper = paper and SimpleNamespace(**{"values": {}, "std": {}, "differs": {}, "notes": []} | paper)
-    if search:
-        space = {key: SimpleNamespace(listed=values) for key, values in search["space"].items()}
-        search = SimpleNamespace(
-            **{"searcher": "grid", "trials": None, "scheduler": "none", "rows": None} | search | {"space": space}
-        )
+    search = search and Search(**search)
     return SimpleNamespace(**default | {"rows": {"A": object(), "B": object()}} | values, paper=paper, search=search)
 
 
@@ -110,7 +107,7 @@ def records(folder, name="table.csv"):
 def test_languages_with_and_without_english_by_hand(tmp_path):
     rows = [cell("A", dict(zip(LANGUAGES, scores)), seed) for seed, scores in enumerate([(80, 70, 60), (84, 72, 60)])]
     rows += [cell("B", dict(zip(LANGUAGES, (50, 50, 50))), 0), lost("B", "failed", 1, reason="out of memory")]
-    rows[0]["result"] |= {"peak_gpu_memory_mb": 512.0, "cpu_seconds": 9.0}
+    rows[0]["result"] |= {"peak_gpu_memory_mb": 512.0, "cpu_seconds": 9.0, "train_flops": 3.2e12}
     tables = markdown(write_tables(campaign(rows={"MAJ": "majority", "A": object(), "B": object()}), rows, tmp_path))
     assert tables["xnli, accuracy"] == [
         ["row", "en", "de", "zh", "mean", "mean without en"],
@@ -119,8 +116,8 @@ def test_languages_with_and_without_english_by_hand(tmp_path):
         ["B", *["50.0 (n=1, 1 failed)"] * 5],
     ]
     assert tables["cost"][1:] == [
-        ["xnli", "A", "2", "1,234", "8.0", "9.5", "9.0", "700", "512"],
-        ["xnli", "B", "1", "1,234", "8.0", "9.5", "", "700", ""],
+        ["xnli", "A", "2", "1,234", "3.2e+12", "8.0", "9.5", "9.0", "700", "512"],
+        ["xnli", "B", "1", "1,234", "", "8.0", "9.5", "", "700", ""],
     ]
     text = (tmp_path / "table.md").read_text()
     assert "failed: B on xnli, seeds 1: out of memory" in text

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
 from made import answers, write_run, write_task
+from matplotlib.figure import Figure
 from test_campaign_tables import campaign, cell
 
+from raypft.report.figures import spread_axis
 from raypft.report.folder import write_report
 from raypft.report.languages import family, script
 from raypft.report.score_figures import front
@@ -50,6 +53,17 @@ def test_the_front_keeps_what_nothing_surpasses():
     assert front(points) == ["dear", "cheap", "twin"]
 
 
+def test_costs_are_spread_by_magnitude_with_what_trains_nothing_beside(tmp_path):
+    for costs, scale in (([0, 460_800, 134_515_008], "symlog"), ([5, 100], "log"), ([0, 332_352], "linear")):
+        axes = Figure().subplots()
+        spread_axis(axes, costs)
+        axes.plot(costs, costs)
+        places = axes.transData.transform([(cost, 0) for cost in costs])[:, 0]
+        assert axes.get_xscale() == scale
+        assert min(np.diff(places)) > 0.15 * axes.bbox.width
+        assert len(axes.get_xticks()) < 12
+
+
 def test_score_against_cost(tmp_path):
     rows = [cell("A", 80.0, trainable=100, seconds=5.0), cell("B", 70.0, trainable=10, seconds=9.0)]
     write_report(campaign(), rows, tmp_path)
@@ -75,6 +89,38 @@ def test_a_search_shows_its_trials_and_the_best_so_far(tmp_path):
     assert heights == pytest.approx([0, 0.5, 1])
     assert ends == [(0.0, "0.001"), (1.0, "0.1")]
     assert _places(["a", "b", "a"]) == ([0.0, 1.0, 0.0], [(0.0, "a"), (1.0, "b")])
+
+
+def test_a_row_may_search_more_keys_than_another(tmp_path):
+    of_b = {"method.layer": [2, 4], "train.lr": [0.3, 0.2]}
+    search = {"space": {"train.lr": [0.1, 0.2]}, "rows": {"A": {}, "B": of_b}}
+    rows = [cell("A", 30.0, axes={"train.lr": rate}, dev=10 * rate) for rate in (0.1, 0.2)]
+    for layer, rate, dev in ((2, 0.3, 5.0), (4, 0.3, 8.0), (2, 0.2, 8.0), (4, 0.2, 3.0)):
+        rows.append(cell("B", 30.0, axes={"train.lr": rate, "method.layer": layer}, dev=dev))
+    write_report(campaign(search=search), rows, tmp_path)
+    assert {"parallel", "plot-train.lr", "plot-method.layer"} <= drawn(tmp_path)
+    found = data(tmp_path, "plot-method.layer")
+    assert {(one["row"], one["method.layer"]) for one in found} == {("B", "2"), ("B", "4")}
+    assert [one["method.layer"] for one in data(tmp_path, "parallel")] == ["", "", "2", "4", "2", "4"]
+    notes = (tmp_path / "table.md").read_text()
+    assert "A on xnli: train.lr=0.2 (dev 2.0)" in notes
+    # of equals the first as the row's own list has them: 0.3 before 0.2
+    assert "B on xnli: train.lr=0.3, method.layer=4 (dev 8.0)" in notes
+
+
+def test_a_search_that_has_tested_nothing_yet_is_reported(tmp_path):
+    task = write_task(tmp_path)
+    run = write_run(tmp_path, task, {0: {"en": [True, False]}})
+    whole = json.loads((run / "seed-0/result.json").read_text())
+    tested = {"metric", "scores", "metrics", "majority", "rows", "mean", "mean_without_english", "pivot"}
+    untested = {key: whole[key] for key in whole.keys() - tested}
+    rows = []
+    for rate in (0.1, 0.2):
+        rows.append({**cell("A", 0, axes={"train.lr": rate}), "result": untested, "folder": run / "seed-0"})
+    write_report(campaign(rows={"A": object()}, search={"space": {"train.lr": [0.1, 0.2]}}), rows, tmp_path / "out")
+    notes = (tmp_path / "out/table.md").read_text()
+    assert "A on xnli: train.lr=0.1 (dev 50.0) of 2 configurations" in notes
+    assert "tested:" not in notes
 
 
 def test_curves_over_an_axis_have_their_data_too(tmp_path):

@@ -3,6 +3,7 @@ spans end to end."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +22,17 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs.cell import loaders, predictions
+from raypft.runs.cell import loaders
+from raypft.runs.cell_files import predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS
-from raypft.runs.scores import RowAnswer, answer_table, by_row, majority, mean_score, measured
+from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.metrics import metric
 from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.training import loader
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
 from raypft.training.stepper import Learner, TorchStepper
@@ -112,7 +115,7 @@ def rows_of(*found: tuple[str, object, object]) -> list[RowAnswer]:
 def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     own = task("tags", ["B-A", "O"], ["entity_f1", "token_accuracy"])
     rows = rows_of(("de", ["B-A", "O"], ["O", "O"]), ("en", ["B-A"], ["B-A"]), ("en", ["O", "O"], ["O", "B-A"]))
-    found = measured(own, rows)
+    found = measured(own, Pairs(rows))
     assert found["metric"] == metric("entity_f1")[0] == "entity_f1@1"
     assert list(found["metrics"]) == ["entity_f1@1", "token_accuracy@1"]
     assert found["metrics"]["token_accuracy@1"] == {"en": pytest.approx(200 / 3), "de": 50}
@@ -121,27 +124,63 @@ def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     assert found["mean"] == pytest.approx(sum(found["scores"].values()) / 2)
     assert found["mean_without_english"] == found["scores"]["de"] == 0
     assert found["rows"] == {"de": 1, "en": 2}
-    assert mean_score(own, rows) == found["mean"]
-    assert mean_score(own, rows, "token_accuracy") == pytest.approx((200 / 3 + 50) / 2)
+    assert mean_score(own, Pairs(rows)) == found["mean"]
+    assert mean_score(own, Pairs(rows), "token_accuracy") == pytest.approx((200 / 3 + 50) / 2)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("A", "B"), ("A", "A"), ("B", "A"), (None, "A")] * 3,
+        [(["A", None, "A"], ["B", "A", "A"]), ([], []), (["B"], ["A"])] * 3,
+        [("one text", "another"), ("", "x"), ("y", "")],
+        [([], ""), (["one", "two"], "one"), (["x"], "x")],
+        [([], ""), ([], "")],
+        [([5, 70_000], [5, 4]), ([1], [2])],
+    ],
+    ids=["labels", "tags", "texts", "gold texts", "no gold text", "token ids"],
+)
+def test_metrics_read_gold_and_answers_as_they_were_told(pairs):
+    told = Pairs()
+    rows = rows_of(*(("en", *pair) for pair in pairs))
+    german = [replace(row, language="de", written=("right", f"said {row.key}")) for row in rows]
+    for some in (rows[:2], [*german[:1], *rows[2:]], [], german[1:]):
+        told.add(some)
+    assert told.rows == {"en": len(pairs), "de": len(pairs)}
+    gold, answers = map(list, zip(*pairs, strict=True))
+    assert told.of("en") == {"gold": gold, "answer": answers}
+    written = {"right": ["right"] * len(pairs), "written": [f"said {row.key}" for row in rows]}
+    assert told.of("de") == {"gold": gold, "answer": answers, **written}
+    assert told.of("fr") == {}
+
+
+def test_what_metrics_read_takes_few_bytes():
+    """Two for a row with a label, two for a word with a tag and eight for its sentence."""
+    rows = rows_of(*[("en", "negative", "positive"), ("en", "positive", "positive")] * 5000)
+    sentences = rows_of(*[("en", ["B-PER", "I-PER", "O", "O"], ["O", "B-LOC", "O", "O"])] * 10_000)
+    for some, most in ((rows, 2), (sentences, 16)):
+        assert sum(part.nbytes for part in Pairs(some)._parts["en"]) <= most * 10_000 + 200
 
 
 def test_a_metric_of_written_texts_is_measured_only_where_texts_were_written():
     own = task("tags", ["A", "B"], ["token_accuracy", "span_f1"])
     rows = rows_of(("en", ["A", "B"], ["A", "A"]), ("de", ["A"], ["A"]))
-    assert list(measured(own, rows)["metrics"]) == ["token_accuracy@1"]
+    assert list(measured(own, Pairs(rows))["metrics"]) == ["token_accuracy@1"]
     texts = [("A: x $$ B: y", "A: x $$ A: y"), ("A: z", "A: z")]
     written = [replace(row, written=pair) for row, pair in zip(rows, texts, strict=True)]
-    assert measured(own, written)["metrics"] == {
+    assert measured(own, Pairs(written))["metrics"] == {
         "token_accuracy@1": {"en": 50, "de": 100},
         "span_f1@1": {"en": 50, "de": 100},
     }
+    first = measured(task("tags", ["A", "B"], ["span_f1"]), Pairs(written))
+    assert (first["scores"], first["majority"]) == ({"en": 50, "de": 100}, {}), "no one writes the majority tag"
 
 
 def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
     """Two runs on the same rows, of which only the second wrote sentences."""
     facts = {"metric": "token_accuracy@1", "scores": {"en": 50.0}, "test_rows": "x", "mean": 50.0, "rows": {"en": 2}}
-    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "notes": []}
-    facts |= {"sizes": {"train": 1, "dev": 1, "test": 2, "demos": 0}}
+    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "cell": "c"}
+    facts |= {"notes": [], "sizes": {"train": 1, "dev": 1, "test": 2, "demos": 0}}
     for name, more in (("a", {}), ("b", {"span_f1@1": {"en": 60.0}})):
         job = load_job("profit", ["task=sst2", "backbone=x", "pattern=vanilla", f"recipe={name}"]).job
         (tmp_path / name / "seed-10").mkdir(parents=True)
@@ -166,8 +205,9 @@ def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
 def test_a_table_says_which_epoch_was_tested(tmp_path, override, dev, said):
     job = load_job("vanilla", ["task=sst2", "backbone=x", "seeds=[10]", override]).job
     facts = {"metric": "accuracy@1", "scores": {"en": 50.0}, "test_rows": "x", "mean": 50.0, "rows": {"en": 2}}
-    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "notes": []}
+    facts |= {"mean_without_english": None, "majority": {}, "trainable": 1, "seconds": 1.0, "seed": 10, "cell": "c"}
     facts |= {"sizes": {"train": 1, "dev": dev, "test": 2, "demos": 0}, "metrics": {"accuracy@1": {"en": 50.0}}}
+    facts |= {"notes": []}
     (tmp_path / "seed-10").mkdir()
     (tmp_path / "job.yaml").write_text(job.dump())
     (tmp_path / "seed-10" / "result.json").write_text(json.dumps(facts))
@@ -175,19 +215,14 @@ def test_a_table_says_which_epoch_was_tested(tmp_path, override, dev, said):
 
 
 def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
-    choice = rows_of(("en", "A", "B"), ("en", "A", "B"), ("en", "B", "B"), ("de", "B", "A"))
-    assert [row.answer for row in majority(task("choice", ["A", "B"], ["accuracy"]), choice)] == ["A", "A", "A", "B"]
-    tags = rows_of(("en", ["A", "B", "A"], ["B", "B", "B"]), ("en", ["B", "A"], ["A", "A"]), ("de", ["B"], ["A"]))
-    assert [row.answer for row in majority(task("tags", ["A", "B"], ["token_accuracy"]), tags)] == [
-        ["A"] * 3,
-        ["A"] * 2,
-        ["B"],
-    ]
+    assert majority(task("choice", ["A", "B"], ["accuracy"]), ["B", "A", "A", None]) == ["A"] * 4
+    tags = [["A", "B", "A"], ["B", "A"], []]
+    assert majority(task("tags", ["A", "B"], ["token_accuracy"]), tags) == [["A"] * 3, ["A"] * 2, []]
     spans = rows_of(("en", ["one", "two"], "one"))
     own = task("span", [], ["exact_match", "f1"])
-    assert majority(own, spans) == []
-    assert measured(own, spans)["majority"] == {}
-    assert measured(own, spans)["metrics"] == {"exact_match@1": {"en": 100}, "f1@1": {"en": 100}}
+    assert majority(own, [["one", "two"]]) == []
+    assert measured(own, Pairs(spans))["majority"] == {}
+    assert measured(own, Pairs(spans))["metrics"] == {"exact_match@1": {"en": 100}, "f1@1": {"en": 100}}
 
 
 def test_the_table_of_predictions_has_the_columns_of_its_kind():
@@ -395,6 +430,22 @@ def test_tags_end_to_end(model, more, place):
     assert majority[0] == "| MAJ"
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("tags", ["pattern=topro"]), ("span", ["pattern=vanilla", "readout=span", "train.max_tokens=12"])],
+)
+def test_rows_that_are_answered_some_at_a_time_give_the_same_result(name, more, place, monkeypatch):
+    """Dev rows and test rows, of several prompts each."""
+    results = []
+    for size in (1 << 14, 4):
+        monkeypatch.setattr(loader, "AT_ONCE", size)
+        found, said, _ = result(job(place, name, "xlmr", "train.epochs=3", *more, f"storage={place}/at-once-{size}"))
+        kept = ("metrics", "scores", "majority", "rows", "mean", "dev", "best_epoch", "losses")
+        results.append(({key: found[key] for key in kept}, [epoch["dev"] for epoch in found["history"]], said))
+    assert results[0] == results[1]
+    assert len(results[0][1]) == 3
+
+
 @pytest.mark.parametrize(("model", "max_tokens"), [("xlmr", 12), ("llama", 8)])
 def test_spans_end_to_end(model, max_tokens, place):
     """Passages longer than a window; no majority row, since answers are texts."""
@@ -457,9 +508,10 @@ def test_predictions_are_written_as_they_come_and_stand_there_whole(tmp_path):
     own = task("span", [], ["f1"])
     stretches = [[RowAnswer("en/1", "en", [], "", [0.5])], [RowAnswer("en/2", "en", ["one"], "one", [7.5])]]
     path = tmp_path / "seed-0" / PREDICTIONS
-    with predictions(path.parent) as write:
+    with predictions(path.parent, files := {}) as write:
         for rows in stretches:
             write(answer_table(own, rows))
             assert not path.exists()
+    assert files == {PREDICTIONS: hashlib.sha256(path.read_bytes()).hexdigest()}
     assert pa_parquet.ParquetFile(path).num_row_groups == 2
     assert pa_parquet.read_table(path).to_pylist() == answer_table(own, [*stretches[0], *stretches[1]]).to_pylist()

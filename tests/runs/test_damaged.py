@@ -90,10 +90,11 @@ def test_a_result_that_is_not_whole_is_named_and_the_others_are_used(place, cont
     assert [result["seed"] for result in read_results(run)] == [0]
     notes = "\n".join(run_table([run]).notes)
     assert "(unfinished: [1])" in notes
-    assert "result.json can't be read in seed-1: run the job again" in notes
+    line = f"{run}/seed-1/result.json can't be read ("
+    assert line in notes
+    assert "): run the job again" in notes
     assert load_trained(run).seed == 0
-    line = refused(lambda: load_trained(run, 1))
-    assert "no finished seed 1; finished: 0; result.json can't be read in seed-1" in line
+    assert f"no finished seed 1; finished: 0; {line}" in refused(lambda: load_trained(run, 1))
 
 
 def test_a_run_goes_on_where_a_result_and_a_state_are_not_whole(place):
@@ -103,8 +104,11 @@ def test_a_run_goes_on_where_a_result_and_a_state_are_not_whole(place):
     (run / "seed-1" / "state.pt").write_bytes(b"")
     events: list[dict] = []
     run_jobs([prepare(load_job("vanilla", WORDS))], events.append)
-    assert [(event["event"], event["seed"]) for event in events[:2]] == [("reuse", 0), ("start", 1)]
-    assert events[1]["notes"][0] == "state.pt can't be read (File is not a zip file); trained from the beginning"
+    told = [(event["event"], event["seed"]) for event in events[:3]]
+    assert told == [("note", 1), ("reuse", 0), ("start", 1)]
+    assert events[0]["text"].startswith(f"{run.relative_to(place)}/seed-1/result.json can't be read (it is empty); ")
+    assert events[0]["text"].endswith("; it is result.json.damaged now, and the seed runs again")
+    assert events[2]["notes"][0] == "state.pt can't be read (File is not a zip file); trained from the beginning"
     after = read_results(run)
     assert [result["losses"] for result in after] == [result["losses"] for result in before]
 
@@ -127,10 +131,6 @@ def test_other_files_that_are_not_whole_are_one_line(place):
     assert f"{run}/seed-0/trained.safetensors can't be read: " in refused(lambda: load_trained(run, 0))
     (run / "seed-0" / "predictions.parquet").write_bytes(b"PAR1")
     assert "predictions.parquet can't be read: " in refused(lambda: read_run(run).predictions())
-    (run / "samples.json").write_text('{"0": ')
-    assert "samples.json can't be read; restore it, or use --fresh" in refused(
-        lambda: run_jobs([prepare(load_job("vanilla", WORDS))])
-    )
     (run / "job.yaml").write_text("")
     assert "job.yaml: expected a mapping of keys" in refused(lambda: load_trained(run))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from raypft.contract import tiny
 from raypft.data.columns import with_notes
 from raypft.data.sampling import Sample
+from raypft.runs import notes
 from raypft.runs.notes import notes_on
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Source, Task
@@ -65,6 +67,16 @@ def test_train_rows_that_are_test_rows_are_counted():
         "1 of 2 dev rows are also test rows",
         "1 of 3 train rows are also dev rows",
     ]
+
+
+def test_rows_that_only_share_a_mark_are_not_the_same(monkeypatch):
+    monkeypatch.setattr(notes, "_marks", lambda task, table: np.zeros(len(table), np.int64))
+    train = [row("x"), row("y"), row("x")]
+    assert told("choice", train, [row("y"), row("z")]) == [
+        "1 of 3 train rows are also test rows",
+        "1 of 3 train rows repeat another train row",
+    ]
+    assert told("choice", train[:2], [row("z")]) == []
 
 
 def test_a_class_without_train_rows_is_told():

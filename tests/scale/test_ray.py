@@ -84,6 +84,19 @@ def test_a_causal_method_on_stage_three(recipe, more, place, session):  # noqa: 
     assert results[0]["scores"] == plain[0]["scores"]
 
 
+def test_a_row_that_does_not_fit_is_the_same_line_wherever_it_is_encoded(place, session, monkeypatch):  # noqa: F811
+    """Of the German pattern, which the first row does not ask with, too little fits."""
+    wording = '{text: "{text} . ' + "it was " * 20 + '<slot> .", verbalizer: {negative: bad, positive: good}}'
+    task = (place / "mytask.yaml").read_text()
+    asked = 'plain: {text: "{text} . it was <slot> .", verbalizer: {negative: bad, positive: good}, source: test'
+    (place / "mytask.yaml").write_text(task.replace(asked, f"{asked}, by_language: {{de: {wording}}}"))
+    monkeypatch.setattr("raypft.scale.data.FEW", 0)
+    line = r"^train.max_tokens: the pattern \(row de/200\) needs \d+ tokens .*; raise max_tokens\Z"
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=line):
+            run(place, "seeds=1", f"resources.workers={workers}")
+
+
 def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
     """kill -9 of one worker in the middle: the run finishes by itself, from its last state, with the same numbers."""
     common = [

@@ -24,10 +24,11 @@ from raypft import shards
 from raypft.campaigns.ledger import FILE
 from raypft.config.load import load_job
 from raypft.errors import UserError
+from raypft.records import PART, Log
 from raypft.runs.predict import load_trained
 from raypft.runs.prepare import prepare
 from raypft.scale.run import run_jobs
-from raypft.storage import PART, Log, locked, on_disk, path_of, remove, written
+from raypft.storage import locked, on_disk, path_of, remove, written
 from raypft.training import checkpoint
 from raypft.training.checkpoint import StateWriter
 

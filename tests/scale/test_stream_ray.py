@@ -17,7 +17,7 @@ from test_streaming_order import write_rows
 
 from raypft.errors import UserError
 from raypft.scale.data import RayFlow
-from raypft.training.loader import Share
+from raypft.training.flow import Share
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +12,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from raypft.backbones.load import backbone_from_config
+from raypft.backbones.text import PromptError
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded, Passage
 from raypft.readouts import READOUTS
+from raypft.records import sealed
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training import encode
@@ -89,6 +90,35 @@ def read(backbone, prompt) -> list[str]:
 # one prompt a word
 
 ASKS = "{tokens} <sep> {token} is <slot> ."
+
+
+PATTERNS = {
+    "before the slot": "{tokens} <sep> {token} is <slot>",
+    "first": "{token} <sep> {tokens} is <slot>",
+    "between marks": "({token}) in {tokens}: <slot>",
+    "twice": "{tokens} <sep> {token}, {token} is <slot>",
+}
+
+
+def outcome(make):
+    """What is made, or the line that refuses it."""
+    try:
+        return make()
+    except PromptError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("text", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("kind", ["bert", "xlmr", "gpt2", "llama", "t5", "mt5"])
+def test_prompts_of_a_sentence_are_those_of_each_word_encoded_alone(kind, text):
+    """Longer, shorter and empty words after others, where the sentence is cut for some of them and where it is not."""
+    words = ["was", "unbelievable", "", "a", "films,", "unbelievably good", "a"]
+    encoder = tags(text, tiny.backbone(kind), readout="verbalizer")
+    query, own = encoder.render({**row("was unbelievable a films"), "token": ""}), encoder.text
+    whole = len(own.encode(query.about("unbelievable")).ids)
+    for size in range(1, whole + 3):
+        alone = outcome(lambda size=size: [own.encode(query.about(word), "en/7", "en", size) for word in words])
+        assert outcome(lambda size=size: own.encode_words(query, words, "en/7", "en", size)) == alone, f"{size} tokens"
 
 
 def test_a_prompt_a_word_with_its_gold_and_number():
@@ -455,10 +485,10 @@ def test_what_an_answer_depends_on_tells_prompts_apart(change):
 
 def test_rows_are_encoded_into_shards_in_order(monkeypatch, tmp_path):
     """The parts of a row together; a folder that says which shards it has is whole."""
-    from raypft.scale import data
+    from raypft.scale import data, encoding
 
     make = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer")
-    monkeypatch.setattr(data, "_encoder", lambda job, demos: make)
+    monkeypatch.setattr(encoding, "_encoder", lambda job, demos: make)
     monkeypatch.setattr(data, "SHARD", 2)
     sentences = [
         {**row(words, ["THING"] * len(words.split())), "id": str(i)}
@@ -477,14 +507,50 @@ def test_rows_are_encoded_into_shards_in_order(monkeypatch, tmp_path):
         with pa.ipc.new_file(str(tmp_path / f"rows-{name}"), rows.schema) as writer:
             writer.write_table(rows)
         asked.append({"rows": str(tmp_path / f"rows-{name}"), "to": str(tmp_path / name), "encoder": 0})
-    counts = data.encode_shards(pa.Table.from_pylist(asked), [("", "")])
+    counts = encoding.encode_shards(pa.Table.from_pylist(asked), [("", "")])
     assert counts["prompts"].to_pylist() == [4, 2, 3]
-    (tmp_path / data.SHARDS).write_text(json.dumps([name for name, _ in shards]))
+    (tmp_path / data.SHARDS).write_text(sealed({"shards": {name: data._digest(tmp_path / name) for name, _ in shards}}))
     prompts = data.read_encoded(tmp_path)
     assert {role: list(rows) for role, rows in prompts.items()} == {
         "train": [prompt for own in sentences[:3] for prompt in make(own)],
         "test": make(sentences[3]),
     }
+
+
+DAMAGES = {
+    "whole": lambda shard, manifest: None,
+    "a bit": lambda shard, manifest: shard.write_bytes(shard.read_bytes()[:-200] + b"x" + shard.read_bytes()[-199:]),
+    "cut": lambda shard, manifest: shard.write_bytes(shard.read_bytes()[:-9]),
+    "empty": lambda shard, manifest: shard.write_bytes(b""),
+    "gone": lambda shard, manifest: shard.unlink(),
+    "no manifest": lambda shard, manifest: manifest.unlink(),
+    "half a manifest": lambda shard, manifest: manifest.write_bytes(manifest.read_bytes()[:-9]),
+    "an older one": lambda shard, manifest: manifest.write_text('["train-000000.arrow"]'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_encoded_rows_that_are_not_whole_are_encoded_anew(damage, monkeypatch, tmp_path):
+    from raypft.scale import data, encoding
+
+    make, made = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer"), list[str]()
+    rows = pa.Table.from_pylist([{**row("a good film", ["THING"] * 3), "id": "1"}])
+    sample = Sample(rows, None, rows, None)
+
+    def encoder(job: str, demos: str) -> Encoder:
+        made.append(job)
+        return make
+
+    monkeypatch.setattr(encoding, "_encoder", encoder)
+    monkeypatch.setattr(data, "encoded_folder", lambda cell: tmp_path)
+    cell: Any = SimpleNamespace(sample=sample, job=SimpleNamespace(model_dump=dict))
+    data.encode_on_ray([cell])
+    expected = {role: list(prompts) for role, prompts in data.read_encoded(tmp_path).items()}
+    shard, manifest = tmp_path / "train-000000.arrow", tmp_path / data.SHARDS
+    DAMAGES[damage](shard, manifest)
+    data.encode_on_ray([cell])
+    assert len(made) == (2 if damage == "whole" else 4), "two shards, once or twice"
+    assert {role: list(prompts) for role, prompts in data.read_encoded(tmp_path).items()} == expected
 
 
 @pytest.mark.parametrize("searches", [True, False])

@@ -26,7 +26,7 @@ from raypft.scale.tune.searcher import CampaignSearcher, SeedScheduler
 from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.scale.tune.trackers import tracker
 from raypft.scale.tune.trial import Trial
-from raypft.storage import absolute, check_writable, locked, remove
+from raypft.storage import absolute, check_writable, locked, one_line_of_disk, remove
 
 FILES = ".tune"
 NO_CHECKPOINTS = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
@@ -48,7 +48,7 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
         refused += refusals(campaign, checks, fresh)
     refuse(refused)
     watch = tracker(campaign.tracker)
-    with locked(campaign.folder):
+    with one_line_of_disk(), locked(campaign.folder):
         for prerequisite in campaign.prerequisites():
             run_jobs([prepare(prerequisite)], tell, fresh)
         state = CampaignState(campaign, note, fresh)

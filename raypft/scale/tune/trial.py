@@ -23,7 +23,7 @@ from raypft.errors import UserError
 from raypft.runs.cell import Cell
 from raypft.runs.executor import Executor, LocalExecutor
 from raypft.runs.prepare import prepare
-from raypft.runs.results import read_result
+from raypft.runs.results import LOG, read_result
 from raypft.runs.run import begun, conclude
 
 LOCK_SECONDS = 300
@@ -84,7 +84,7 @@ class Trial(tune.Trainable):
         except Exception as error:  # as above
             result, reason = {}, line(error)
             cell.folder.mkdir(parents=True, exist_ok=True)
-            (cell.folder / "failure.log").write_text(traceback.format_exc())
+            (cell.folder / LOG).write_text(traceback.format_exc())
             if isinstance(self.executor, LocalExecutor):
                 self._close_executor()
         last = not self.cells or bool(reason and self.work["ends_on_failure"])

@@ -66,8 +66,8 @@ class RowEncoder(Protocol):
         """The query of a row."""
         ...
 
-    def queries(self, row: Mapping[str, Any]) -> list[Query]:
-        """The queries of a row, one a word where the pattern asks about {token}."""
+    def asked(self, row: Mapping[str, Any]) -> list[Encoded]:
+        """The prompts of a row, one a word, where the pattern asks about {token}."""
         ...
 
     def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:

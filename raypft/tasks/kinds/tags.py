@@ -95,10 +95,9 @@ class Tags(base.Kind):
         tags = row.get("label") or [None] * len(words)
         gold = [-1 if tag is None else encoder.names.index(tag) for tag in tags]
         if encoder.asks_words:
-            asked = zip(encoder.queries(row), gold, tags, strict=True)
             return [
-                encoder.encode(query, row).but(gold=[index], answers=[encoder.word(row, tag or "")])
-                for query, index, tag in asked
+                prompt.but(gold=[index], answers=[encoder.word(row, tag or "")])
+                for prompt, index, tag in zip(encoder.asked(row), gold, tags, strict=True)
             ]
         made = []
         for start, end in _chunks(encoder, row, words):

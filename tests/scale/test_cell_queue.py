@@ -1,0 +1,81 @@
+"""What the queue of a worker group counts as a failure of the cell that is to run; no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from raypft.scale import cell_queue
+from raypft.scale.cell_queue import CellQueue
+
+
+def cell(folder: Path, max_failures: int = 1) -> dict[str, Any]:
+    return {"folder": str(folder), "job": {"resources": {"max_failures": max_failures}}}
+
+
+def test_workers_that_die_before_they_ask_for_a_cell_are_not_started_for_ever(tmp_path):
+    async def starts() -> int:
+        queue = CellQueue()
+        number = await queue.put(cell(tmp_path))
+        for count in range(1, 20):
+            await queue.start()
+            if number in queue.errors:
+                return count - 1
+        return 20
+
+    assert asyncio.run(starts()) == 2, "the first, and as many again as max_failures says"
+
+
+def test_workers_that_die_while_they_wait_cost_the_next_cell_nothing(tmp_path):
+    async def failures() -> int:
+        queue = CellQueue()
+        await queue.start()
+        waiting = asyncio.ensure_future(queue.take(0))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await queue.put(cell(tmp_path, max_failures=0))
+        await queue.start()
+        assert queue.errors == {}
+        return queue.failures
+
+    assert asyncio.run(failures()) == 0
+
+
+def test_out_of_memory_halves_what_runs_at_once_and_is_no_failure_while_it_may_help(tmp_path):
+    async def told() -> tuple[list[int], dict[int, str]]:
+        queue, halvings = CellQueue(), list[int]()
+        number = await queue.put(cell(tmp_path, max_failures=0))
+        while number not in queue.errors:
+            await queue.start()
+            if number in queue.errors:
+                break
+            taken = await queue.take(number)
+            assert taken is not None
+            halvings.append(taken["halvings"])
+            for _ in range(2):  # two workers of the group say so
+                await queue.note_out_of_memory(number)
+            await queue.note_error("run: out of memory")
+        await queue.put(cell(tmp_path))
+        assert (await queue.take(number + 1) or {})["halvings"] == 0, "another cell begins with all"
+        return halvings, queue.errors
+
+    halvings, errors = asyncio.run(told())
+    assert halvings == list(range(11))
+    assert errors == {0: "run: out of memory"}
+
+
+def test_the_worker_that_is_silent_longest_is_named_first(monkeypatch):
+    async def told() -> list[str]:
+        queue, clock = CellQueue(), iter([100.0, 130.0, 131.0, 240.0])
+        monkeypatch.setattr(cell_queue, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        await queue.beat("rank 0 (process 7 on a)", "loop.py:1 fit (all_reduce)")
+        await queue.beat("rank 1 (process 8 on b)", "loop.py:2 evaluate (forward)")
+        await queue.beat("rank 0 (process 7 on a)", "loop.py:1 fit (all_reduce)")
+        return await queue.last_heard()
+
+    assert asyncio.run(told()) == [
+        "rank 1 (process 8 on b) was heard 110 s ago in loop.py:2 evaluate (forward)",
+        "rank 0 (process 7 on a) was heard 109 s ago in loop.py:1 fit (all_reduce)",
+    ]
