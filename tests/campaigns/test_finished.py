@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 from bucket import served
@@ -66,7 +67,8 @@ def test_too_few_runs_of_a_campaign_are_named_and_none_is_told(driven, monkeypat
 
 def test_keys_that_do_not_fit_are_one_line_in_python_too(driven):
     finish(driven)
-    for keys, told in (({"rws": 3}, 'flow: unknown key "rws"'), ({"rows": 0}, "flow: rows: found 0")):
+    wrong: list[tuple[dict[str, Any], str]] = [({"rws": 3}, 'flow: unknown key "rws"')]
+    for keys, told in [*wrong, ({"rows": 0}, "flow: rows: found 0")]:
         with pytest.raises(UserError, match=f"^analyse {told}[^\n]*$"):
             raypft.analyse("flow", driven.folder, **keys)
 
