@@ -27,6 +27,7 @@ from raypft.readouts.base import Answer
 from raypft.runs.cell import build_learner, loaders
 from raypft.runs.memo import Memo
 from raypft.runs.prepare import draw_samples
+from raypft.runs.scores import by_row
 from raypft.training.encode import Encoder
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
@@ -144,11 +145,11 @@ def sizes(bench: Bench, layers: Sequence[int]) -> None:
             )
 
 
-def right(prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[float, float]:
+def right(stepper: TorchStepper, prompts: Sequence[Encoded], answers: Sequence[Answer]) -> tuple[float, float]:
     """Percent of right answers, and of the most frequent one."""
-    given = [answer.value for answer in answers]
-    good = sum(prompt.labels[0] == value for prompt, value in zip(prompts, given, strict=True))
-    return 100 * good / len(given), 100 * Counter(given).most_common(1)[0][1] / len(given)
+    rows = by_row(stepper.learner.readout, prompts, answers)
+    (_, most), *_ = Counter(row.answer for row in rows).most_common(1)
+    return 100 * sum(row.gold == row.answer for row in rows) / len(rows), 100 * most / len(rows)
 
 
 def fitted(bench: Bench, layer: int, variant: tuple[bool, str, float, float]) -> None:
@@ -169,9 +170,9 @@ def fitted(bench: Bench, layer: int, variant: tuple[bool, str, float, float]) ->
     moved = middle(after["out"] - before["out"]) / middle(before["out"])
     state = fit(stepper, train, None, resolved.job.train, SEED, lambda answers: 0.0, state)
     told = [state.losses[number] for number in (0, 1, 4, -1)]
-    learnt, _ = right(bench.train, evaluate(stepper, train, resolved.job.train))
+    learnt, _ = right(stepper, bench.train, evaluate(stepper, train, resolved.job.train))
     tested = PromptDataset(bench.test, stepper.learner.method, bench.backbone.pad)
-    score, same = right(bench.test, evaluate(stepper, tested, resolved.job.train))
+    score, same = right(stepper, bench.test, evaluate(stepper, tested, resolved.job.train))
     print(
         f"| {layer} | {'yes' if residual else 'no'} | {activation} | {scale:g} | {rate:g} | {norm:.2g} | {moved:.2f} | "
         f"{' | '.join(f'{loss:.2f}' for loss in told)} | {learnt:.0f} | {score:.0f} | {same:.0f} |",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy
 from pydantic import Field
-from safetensors import safe_open
 
 from raypft.analysis import base
 from raypft.analysis._runs import Run
@@ -111,8 +110,7 @@ def _chosen(run: Run, options: Options) -> Chosen:
     ]
     found = cut(ticket, ratio, scope, inside, {name: infos[name].layer for name in inside})
     layers = {name: infos[name].layer or 0 for name in inside}
-    with safe_open(ticket.path, "np") as stream:
-        sizes = {name: int(numpy.prod(stream.get_slice(name).get_shape())) for name in inside}
+    sizes = {name: ticket.size(name) for name in inside}
     return Chosen(run, ticket, ratio, scope, segment, layers, sizes, *_packed(found, sizes))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class Ticket:
     strategy: str
     settings: dict[str, Any]
     digest: str
+
+    def size(self, name: str) -> int:
+        """How many entries a parameter has."""
+        with safe_open(_shard(self.path, name), "pt") as stream:
+            return math.prod(stream.get_slice(name).get_shape())
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """The bits of a parameter's |difference| as integers, which order as the sizes do; flat, `CHUNK` at a time."""

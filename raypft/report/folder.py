@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,7 +213,8 @@ class _Writer:
         cell.value = score.mean
         cell.best = best == line.row
         found = self._interval(score, None if section.over else self.evidence.parts(line.row, line.point, columns))
-        cell.interval = (found.low, found.high) if found else None
+        least, most = (-math.inf, math.inf) if section.over else (0.0, 100.0)  # three seeds reach beyond what there is
+        cell.interval = (max(found.low, least), min(found.high, most)) if found else None
         places = [(column.task, self.cells.complete(line.point, column.at)) for column in columns]
         chosen = [self.cells.at(line.row, task, point) for task, point in places]
         cell.runs = tuple(dict.fromkeys(self.cards.id_of(one.best) for one in chosen if one is not None))

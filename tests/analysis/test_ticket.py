@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import pytest
+from safetensors import safe_open
 from test_analyse import read
 
+from raypft import shards
 from raypft.methods._tickets import cut, open_ticket
 
 EPOCH = {"epochs": 1, "lr": 1e-2, "batch_size": 8, "max_tokens": 32}
@@ -92,3 +95,21 @@ def test_another_method_is_refused(ran, finish):
     code, out, err = finish("analyse", "ticket", ran("fpft", "full"))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "is of the method full; expected a run of the recipe ticket_search or ltp" in err
+
+
+def test_a_ticket_in_shards_is_counted_as_one_in_a_file(searched, finish, tmp_path, monkeypatch):
+    whole = searched("vanilla")
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    monkeypatch.setattr(shards, "SHARD", 4000)
+    parts = tmp_path / "run"
+    shutil.copytree(whole, parts)
+    (file,) = parts.glob("seed-*/ticket.safetensors")
+    with safe_open(file, "pt") as stream:
+        values, told = {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata()  # noqa: SIM118
+    file.unlink()
+    shards.save(file, {name: value.shape for name, value in values.items()}, values.items(), lambda: told)
+    assert len(list(file.parent.glob("ticket-*"))) > 2
+    for run in (whole, parts):
+        assert finish("analyse", "ticket", run, "ratio=0.3", "--out", tmp_path / f"out-{run.name}")[0] == 0
+    first, second = (read(tmp_path / f"out-{run.name}" / "analysis-ticket" / "ticket.csv") for run in (whole, parts))
+    assert first == second

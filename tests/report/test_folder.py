@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from typing import Any
@@ -221,6 +222,16 @@ def test_other_shots_are_no_mixing(place, tmp_path):
         "a (plain) (shots=4)",
         "MAJ",
     }
+
+
+def test_an_interval_ends_where_scores_do(tmp_path):
+    rows = [cell("A", score, seed) for seed, score in enumerate((50.0, 99.0, 100.0))]
+    rows += [cell("B", score, seed) for seed, score in enumerate((0.0, 1.0, 50.0))]
+    write_report(campaign(tasks=["xnli"], columns="task"), rows, tmp_path)
+    first, second = csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    assert float(first["low"]) == pytest.approx(83 - 4.3027 * statistics.stdev([50, 99, 100]) / 3**0.5, abs=0.01)
+    assert first["high"] == "100.0000"
+    assert second["low"] == "0.0000"
 
 
 def test_a_run_without_predictions_is_told_and_has_intervals_over_seeds_alone(place, tmp_path):
