@@ -74,10 +74,13 @@ class Bench:
                 parameter *= scale
         return TorchStepper(learner, resolved.job.train)
 
+    def rows(self, stepper: TorchStepper, resolved: ResolvedJob) -> Any:
+        """The training rows, with the states below the layer where it has a place."""
+        return loaders(resolved.job, stepper.learner, stepper, {"train": self.train}, None)[0]
+
     def batches(self, stepper: TorchStepper, resolved: ResolvedJob) -> Iterator[Any]:
         """The training rows as one optimizer step has them."""
-        rows = PromptDataset(self.train, stepper.learner.method, self.backbone.pad)
-        for work in rows.epoch(stepper, resolved.job.train, SEED, 0, 0):
+        for work in self.rows(stepper, resolved).epoch(stepper, resolved.job.train, SEED, 0, 0):
             yield from work.batches
 
     def loss(self, stepper: TorchStepper, resolved: ResolvedJob) -> Tensor:
@@ -158,7 +161,7 @@ def fitted(bench: Bench, layer: int, variant: tuple[bool, str, float, float]) ->
     norm = float(gradient_norm(stepper.parameters.values()))
     assert stepper.optimizer is not None
     stepper.optimizer.zero_grad()
-    train, _ = loaders(resolved.job, stepper.learner, stepper, {"train": bench.train}, None)
+    train = bench.rows(stepper, resolved)
     before = bench.states(stepper, resolved, layer)
     once = resolved.job.train.model_copy(update={"epochs": 1})
     state = fit(stepper, train, None, once, SEED, lambda answers: 0.0)

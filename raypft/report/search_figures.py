@@ -74,7 +74,7 @@ def parallel(cells: Cells) -> Figure | None:
         table.rows += [[name, *told(keys, group.choice), f"{group.dev.mean:.4f}"] for group in tried]
     columns = [*keys, "dev"]
     groups = itertools.chain.from_iterable(searches.values())
-    trials = [{**group.choice, "dev": group.dev.mean} for group in groups]
+    trials = [{**group.choice, "dev": round(group.dev.mean, 1)} for group in groups]
     places: list[dict[int, float]] = []
     labels: list[list[tuple[float, str]]] = []
     for column in columns:
@@ -91,7 +91,8 @@ def parallel(cells: Cells) -> Figure | None:
         scores = places[-1]
         for number in sorted(range(len(trials)), key=lambda number: scores[number]):
             x, heights = zip(*((x, at[number]) for x, at in enumerate(places) if number in at), strict=True)
-            axes.plot(x, heights, color=shade(scores[number]), alpha=0.7, linewidth=1)
+            line = "-" if len(x) == len(columns) else ":"
+            axes.plot(x, heights, line, color=shade(scores[number]), alpha=0.7, linewidth=1)
         for x, ends in enumerate(labels):
             axes.axvline(x, color="black", linewidth=0.6)
             for height, label in ends:
@@ -100,6 +101,8 @@ def parallel(cells: Cells) -> Figure | None:
         axes.set(yticks=[], ylim=(-0.05, 1.08), xlim=(-0.1, len(columns) - 0.6))
 
     about = "every trial as a line through what it set, the lighter the better its dev score"
+    if any(len(trial) < len(columns) for trial in trials):
+        about += "; dotted where its row's search lacks a key, from one that it has to the next"
     return Figure("parallel", about, table, fill, inches=(2.0 * len(columns), 3.8))
 
 

@@ -38,7 +38,7 @@ from raypft.runs.results import (
     is_finished,
     result_in,
 )
-from raypft.runs.scores import Told, answer_table, by_row, mean_score, measured
+from raypft.runs.scores import Pairs, answer_table, by_row, mean_score, measured
 from raypft.training.flow import Flow
 from raypft.training.loader import PromptDataset, Streamed
 from raypft.training.loop import answered, each, fit
@@ -145,11 +145,11 @@ def run_cell(
     else:
         trained = _trained(before, stepper, folder)
     files = dict((before or {}).get("files", {}))
-    told = _tested(cell, prompts["test"], stepper, files) if cell.test else None
+    pairs = _tested(cell, prompts["test"], stepper, files) if cell.test else None
     result = {
         "seed": cell.seed,
         **cell.facts,
-        **(measured(task, told) if told else {}),
+        **(measured(task, pairs) if pairs else {}),
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
@@ -225,11 +225,11 @@ def _train(
 
     def score(answers: Iterator[Answer]) -> float:
         assert dev is not None
-        told = Told()
+        pairs = Pairs()
         for some in dev.stretches():
             theirs = list(itertools.islice(answers, len(some)))
-            told.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
-        return mean_score(cell.resolved.task, told, cell.job.dev.metric)
+            pairs.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
+        return mean_score(cell.resolved.task, pairs, cell.job.dev.metric)
 
     def tell_seed(event: dict[str, Any]) -> None:
         tell({"seed": cell.seed, **event})
@@ -267,13 +267,13 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
     return {key: before[key] for key in kept if key in before}
 
 
-def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Told:
+def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Pairs:
     """The answers to the test rows, written as they come; of them comes back what metrics read.
 
     Args:
         files: gets the sha256 of what is written.
     """
-    learner, told = stepper.learner, Told()
+    learner, pairs = stepper.learner, Pairs()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
     with ExitStack() as stack:
         write = stack.enter_context(predictions(cell.folder, files)) if stepper.rank == 0 else None
@@ -281,8 +281,8 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dic
             found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
             if write is not None:
                 write(answer_table(cell.resolved.task, found))
-            told.add(found)
-    return told
+            pairs.add(found)
+    return pairs
 
 
 def loaders(

@@ -95,13 +95,23 @@ class Encoder:
         """The query of a row, before it is cut to size."""
         return render(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
 
+    def queries(self, row: Mapping[str, Any]) -> list[Query]:
+        """The rendered prompts of a row, before they are cut to size."""
+        if not self.asks_words:
+            return [self.render(row)]
+        query, words = self._about_words(row)
+        return [query.about(word) for word in words]
+
     def asked(self, row: Mapping[str, Any]) -> list[Encoded]:
         """The prompts of a row, one a word, where the pattern asks about {token}."""
-        column = self.task.fields[WORDS]
-        words: Sequence[str] = row[column]
-        query = self.render({**row, column: " ".join(words), "token": ""})
+        query, words = self._about_words(row)
         with self._refused():
             return self.text.encode_words(query, words, *_named(row), self.max_tokens)
+
+    def _about_words(self, row: Mapping[str, Any]) -> tuple[Query, Sequence[str]]:
+        """The query that is the same for all words of a row, and these."""
+        column = self.task.fields[WORDS]
+        return self.render({**row, column: " ".join(row[column]), "token": ""}), row[column]
 
     def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
         """The tokens of a query of this row."""

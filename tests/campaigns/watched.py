@@ -20,8 +20,8 @@ LANGUAGES = ("en", "de")
 class Driven:
     """A campaign of a file, its configurations by label."""
 
-    def __init__(self, path: str) -> None:
-        self.campaign = load_campaign(path)
+    def __init__(self, path: str, **keys: str) -> None:
+        self.campaign = load_campaign(path, keys)
         self.folder = self.campaign.folder
         self.state = CampaignState(self.campaign)
         self.state.write_campaign()

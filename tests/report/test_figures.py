@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import xml.etree.ElementTree
 
 import numpy as np
@@ -105,6 +106,21 @@ def test_a_row_may_search_more_keys_than_another(tmp_path):
     assert "A on xnli: train.lr=0.2 (dev 2.0)" in notes
     # of equals the first as the row's own list has them: 0.3 before 0.2
     assert "B on xnli: train.lr=0.3, method.layer=4 (dev 8.0)" in notes
+
+
+def test_a_search_that_has_tested_nothing_yet_is_reported(tmp_path):
+    task = write_task(tmp_path)
+    run = write_run(tmp_path, task, {0: {"en": [True, False]}})
+    whole = json.loads((run / "seed-0/result.json").read_text())
+    tested = {"metric", "scores", "metrics", "majority", "rows", "mean", "mean_without_english", "pivot"}
+    untested = {key: whole[key] for key in whole.keys() - tested}
+    rows = []
+    for rate in (0.1, 0.2):
+        rows.append({**cell("A", 0, axes={"train.lr": rate}), "result": untested, "folder": run / "seed-0"})
+    write_report(campaign(rows={"A": object()}, search={"space": {"train.lr": [0.1, 0.2]}}), rows, tmp_path / "out")
+    notes = (tmp_path / "out/table.md").read_text()
+    assert "A on xnli: train.lr=0.1 (dev 50.0) of 2 configurations" in notes
+    assert "tested:" not in notes
 
 
 def test_curves_over_an_axis_have_their_data_too(tmp_path):
