@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SECONDS = 40
+SECONDS = 30
 """After so long a quick run draws no more events."""
 TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds")
 RECIPES = ("gnnavi_gcn", "fpft")
