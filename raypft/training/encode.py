@@ -18,8 +18,7 @@ from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts.base import Config, Readout
-from raypft.tasks.kinds.tags import WORDS
-from raypft.tasks.prompts import first_word, render
+from raypft.tasks.prompts import about_words, first_word, queries, render
 from raypft.tasks.query import Demonstration, Query
 from raypft.tasks.task import Pattern, Task
 from raypft.training.rows import EncodedRows
@@ -97,21 +96,14 @@ class Encoder:
 
     def queries(self, row: Mapping[str, Any]) -> list[Query]:
         """The rendered prompts of a row, before they are cut to size."""
-        if not self.asks_words:
-            return [self.render(row)]
-        query, words = self._about_words(row)
-        return [query.about(word) for word in words]
+        return queries(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
 
     def asked(self, row: Mapping[str, Any]) -> list[Encoded]:
         """The prompts of a row, one a word, where the pattern asks about {token}."""
-        query, words = self._about_words(row)
+        key, language = _named(row)
+        query, words = about_words(self.task, self.pattern, row, language, self.soft_tokens, self.demos)
         with self._refused():
-            return self.text.encode_words(query, words, *_named(row), self.max_tokens)
-
-    def _about_words(self, row: Mapping[str, Any]) -> tuple[Query, Sequence[str]]:
-        """The query that is the same for all words of a row, and these."""
-        column = self.task.fields[WORDS]
-        return self.render({**row, column: " ".join(row[column]), "token": ""}), row[column]
+            return self.text.encode_words(query, words, key, language, self.max_tokens)
 
     def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
         """The tokens of a query of this row."""
