@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SECONDS = 40
+SECONDS = 30
 """After so long a quick run draws no more events."""
 TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds")
 RECIPES = ("gnnavi_gcn", "fpft")
@@ -222,10 +222,11 @@ class Chaos:
         draw = self.source
         if kind == "damage":
             self._damage(folder)
+        dies = dies_at(draw.choice(("replace", "fsync")), draw.randrange(60), draw.random() < 0.5)
         hooks = {
-            "die": dies_at(draw.choice(("replace", "fsync", "unlink")), draw.randrange(25), draw.random() < 0.5),
-            "disk full": limited(resource.RLIMIT_FSIZE, draw.randrange(1, 1 << 16)),
-            "no handles": limited(resource.RLIMIT_NOFILE, draw.randrange(6, 60)),
+            **{"die": dies, "damage": dies, "stop": dies},  # what was damaged or stopped is killed soon after
+            "disk full": limited(resource.RLIMIT_FSIZE, draw.randrange(1, 1 << 13)),
+            "no handles": limited(resource.RLIMIT_NOFILE, draw.randrange(6, 30)),
         }
         hook = hooks.get(kind, lambda: None)
         process = forked(lambda: run(self.place, storage, hook), log)
