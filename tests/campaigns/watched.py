@@ -11,7 +11,7 @@ import pyarrow.parquet as pa_parquet
 from raypft.campaigns.load import load_campaign
 from raypft.campaigns.state import CampaignState, Configuration
 from raypft.runs.results import recorder
-from raypft.runs.scores import RowAnswer, Told, answer_table, measured
+from raypft.runs.scores import Pairs, RowAnswer, answer_table, measured
 from raypft.storage import written
 
 LANGUAGES = ("en", "de")
@@ -53,7 +53,7 @@ class Driven:
                 rows.append(RowAnswer(f"{language}/{number}", language, gold, answer, scores))
         result = {"seed": seed, "cell": one.keys[seed], "backbone": "weights", "manifest": f"rows of {seed}"}
         result |= {"sizes": {"train": 8, "dev": 4, "test": len(rows), "demos": 0}, "notes": [], "warnings": []}
-        result |= {"test_rows": "test", "protocol": "fixed", **(measured(task, Told(rows)) if test else {})}
+        result |= {"test_rows": "test", "protocol": "fixed", **(measured(task, Pairs(rows)) if test else {})}
         history = [{"epoch": number, "loss": 1 / number, "dev": 50.0 + number} for number in (1, 2, 3)]
         result |= {"best_epoch": 3, "dev": 50.0 + right, "history": history, "losses": [], "train_seconds": 2.0}
         result |= {
