@@ -190,8 +190,12 @@ def main() -> None:
                     flush=True,
                 )
         if "encoded" in options.only:
-            own = options.panx and of_panx(*options.panx, folder())
-            told = result(started("encoded", own or of_tags(folder(), SENTENCES // share)))
+            if options.panx is None:
+                words = of_tags(folder(), SENTENCES // share)
+            else:
+                data, model = options.panx
+                words = of_panx(data, model, folder())
+            told = result(started("encoded", words))
             readers = [started("read", told["folder"], str(rank)) for rank in range(WORKERS)]
             read_by = [result(reader) for reader in readers]
             count, tokens = read_by[0]["prompts"], read_by[0]["tokens"]
