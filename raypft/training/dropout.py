@@ -33,7 +33,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedConfig
 
 from raypft.backbones.reading import AS_NOW, READING, Reading
 from raypft.batch import Batch

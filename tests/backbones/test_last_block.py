@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -80,11 +81,11 @@ def tokens_made(backbone):
     """How many tokens each linear layer of the last block's attention runs for."""
     counts, attention = [], find_attention(backbone.blocks[-1])
     kinds = (torch.nn.Linear, Conv1D)
-    before = {kind: kind.forward for kind in kinds}
+    before: dict[type, Any] = {kind: kind.forward for kind in kinds}
 
     def forward(layer, states):
         counts.extend([states.shape[-2]] * any(layer is module for module in attention.modules()))
-        return before[next(kind for kind in kinds if isinstance(layer, kind))](layer, states)
+        return before[torch.nn.Linear if isinstance(layer, torch.nn.Linear) else Conv1D](layer, states)
 
     with pytest.MonkeyPatch.context() as patch:
         for kind in kinds:
