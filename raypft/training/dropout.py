@@ -182,13 +182,9 @@ def may_drop(learner: nn.Module) -> bool:
     for module in learner.modules():
         if not module.training:
             continue
-        config = getattr(module, "config", None)
+        configured = getattr(getattr(module, "config", None), "to_dict", dict)()  # a transformers model's
         known = type(module).__module__.partition(".")[0] in KNOWN
-        if (
-            not known
-            or _has_rate(vars(module))
-            or (isinstance(config, PreTrainedConfig) and _has_rate(config.to_dict()))
-        ):
+        if not known or _has_rate(vars(module)) or _has_rate(configured):
             return True
     return False
 

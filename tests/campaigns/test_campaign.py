@@ -184,7 +184,7 @@ def test_a_random_search_over_lists_tries_nothing_twice_and_all_where_the_budget
     for trials in (5, 8, 12):
         path = write(tmp_path, **search(space=space, searcher="random", trials=trials))
         found = next(p for p in load_campaign(path).table_cells() if p.search)
-        listed.append([tuple(values.values()) for values in found.listed()])
+        listed.append([tuple(values.values()) for values in found.listed() or []])
     few, all_of_them, more = listed
     assert (len(set(few)), len(set(all_of_them))) == (5, 8)
     assert all_of_them[:5] == few
@@ -195,14 +195,14 @@ def test_rows_of_a_search_may_have_keys_and_values_of_their_own_from_the_same_bu
     rows = {"GCN": {"method.layer": [1, 4], "train.lr": {"log": ["1e-3", "1e-2"]}}, "ICL": {}}
     space = {"train.lr": {"log": ["1e-6", "1e-5"]}, "train.epochs": [2, 3]}
     path = write(tmp_path, **search(space=space, rows=rows, searcher="random", trials=9), tasks=["sst2"])
-    icl, gcn = load_campaign(path).table_cells()
-    assert (len(icl.listed()), len(gcn.listed())) == (9, 9)
-    assert {tuple(values) for values in icl.listed()} == {("train.lr", "train.epochs")}
-    assert {tuple(values) for values in gcn.listed()} == {("train.lr", "train.epochs", "method.layer")}
-    assert all(1e-6 <= values["train.lr"] <= 1e-5 for values in icl.listed())
-    assert all(1e-3 <= values["train.lr"] <= 1e-2 for values in gcn.listed())
+    icl, gcn = (table_cell.listed() or [] for table_cell in load_campaign(path).table_cells())
+    assert (len(icl), len(gcn)) == (9, 9)
+    assert {tuple(values) for values in icl} == {("train.lr", "train.epochs")}
+    assert {tuple(values) for values in gcn} == {("train.lr", "train.epochs", "method.layer")}
+    assert all(1e-6 <= values["train.lr"] <= 1e-5 for values in icl)
+    assert all(1e-3 <= values["train.lr"] <= 1e-2 for values in gcn)
     alike = load_campaign(write(tmp_path, **search(space=space, rows=["ICL"], searcher="random", trials=9)))
-    assert next(p for p in alike.table_cells() if p.search).listed() == icl.listed(), "a list of rows: the space alone"
+    assert next(p for p in alike.table_cells() if p.search).listed() == icl, "a list of rows: the space alone"
 
 
 def test_a_prerequisite_is_a_run_that_rows_name(tmp_path):

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -76,6 +76,9 @@ def halves(call: int, save: Callable[..., Any]) -> Callable[..., Any]:
     return half
 
 
+Found = tuple[dict[str, Any], dict[str, torch.Tensor], Any]
+
+
 def found(method: str, place: Path | None, stop: Callable[[TorchStepper], None] = lambda stepper: None, every: int = 1):
     """What a training of a method ends with, which goes on from the states in a folder; None where it was stopped."""
     cell = dropping(method, KINDS[method])
@@ -136,8 +139,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(method, moment, call, ever
         always.setattr(shards, "WHOLE", -1 if parts else 1 << 30)
         with pytest.MonkeyPatch.context() as patch:
             found(method, Path(folder), stopping(moment, call, patch), every)
-        told, values, answers = found(method, Path(folder), every=every)
-    expected_told, expected_values, expected_answers = left_alone(method)
+        told, values, answers = cast(Found, found(method, Path(folder), every=every))
+    expected_told, expected_values, expected_answers = cast(Found, left_alone(method))
     assert told == expected_told
     assert set(values) == set(expected_values)
     for name, value in values.items():
