@@ -130,7 +130,7 @@ def stopping(moment: str, call: int, patch: pytest.MonkeyPatch) -> Callable[[Tor
 
 
 @pytest.mark.parametrize("method", KINDS)
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(moment=st.sampled_from(MOMENTS), call=st.integers(0, 16), every=st.integers(1, 2), parts=st.booleans())
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(method, moment, call, every, parts):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as always:
