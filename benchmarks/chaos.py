@@ -28,7 +28,8 @@ from typing import Any
 
 SECONDS = 30
 """After so long a quick run draws no more events."""
-TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds")
+TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds", "train_flops")
+"""What it cost, operations with it: a training that goes on makes the states again that it keeps."""
 RECIPES = ("gnnavi_gcn", "fpft")
 CELLS = 3 * len(RECIPES)
 WORDS = [
