@@ -26,12 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SECONDS = 40
+SECONDS = 30
 """After so long a quick run draws no more events."""
 TIMES = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds")
 RECIPES = ("gnnavi_gcn", "fpft")
+CELLS = 3 * len(RECIPES)
 WORDS = [
-    "task=mine.yaml", "data.root=data", "backbone=model", "pattern=asked", "protocol=fixed", "seeds=2", "demos=1",
+    "task=mine.yaml", "data.root=data", "backbone=model", "pattern=asked", "protocol=fixed", "seeds=3", "demos=1",
     "train.epochs=6", "train.languages=[en]", "train.max_tokens=32", "train.batch_size=4", "train.save_every=1",
     "dev.rows=none", "train.select=last",
 ]  # fmt: skip
@@ -221,15 +222,16 @@ class Chaos:
         draw = self.source
         if kind == "damage":
             self._damage(folder)
+        dies = dies_at(draw.choice(("replace", "fsync")), draw.randrange(60), draw.random() < 0.5)
         hooks = {
-            "die": dies_at(draw.choice(("replace", "fsync", "unlink")), draw.randrange(40), draw.random() < 0.5),
-            "disk full": limited(resource.RLIMIT_FSIZE, draw.randrange(1, 1 << 16)),
-            "no handles": limited(resource.RLIMIT_NOFILE, draw.randrange(6, 60)),
+            **{"die": dies, "damage": dies, "stop": dies},  # what was damaged or stopped is killed soon after
+            "disk full": limited(resource.RLIMIT_FSIZE, draw.randrange(1, 1 << 13)),
+            "no handles": limited(resource.RLIMIT_NOFILE, draw.randrange(6, 30)),
         }
         hook = hooks.get(kind, lambda: None)
         process = forked(lambda: run(self.place, storage, hook), log)
         if kind in SIGNALS:
-            time.sleep(draw.uniform(0, self.longest))
+            time.sleep(draw.uniform(0, self.longest / 2))
             os.kill(process, SIGNALS[kind])
             if kind == "stop":
                 time.sleep(draw.uniform(0, 0.5))
@@ -265,7 +267,7 @@ class Chaos:
             results = sum(event["event"] == "result" for event in told)
             self.seen.twice += results > 1 + self.hurt[cell]
         after = [event["time"] for told in events.values() for event in told if event["time"] >= began]
-        if self.since is not None and (after or len(now) == len(RECIPES) * 2):
+        if self.since is not None and (after or len(now) == CELLS):
             self.seen.recoveries.append(min(after, default=time.time()) - self.since)
             self.since = None
 
@@ -308,7 +310,7 @@ def main(words: Sequence[str] | None = None) -> None:
             same &= report(place / f"round-{rounds}").replace(f"round-{rounds}", "") == expected
         left = [str(path) for path in place.rglob("*.partial*")]
     told = ", ".join(f"{kind} {count}" for kind, count in sorted(seen.events.items()))
-    print(f"{rounds} rounds of {len(RECIPES) * 2} cells in {time.monotonic() - began:.0f} s; {told}")
+    print(f"{rounds} rounds of {CELLS} cells in {time.monotonic() - began:.0f} s; {told}")
     if seen.recoveries:
         middle, worst = statistics.median(seen.recoveries), max(seen.recoveries)
         print(f"recoveries {len(seen.recoveries)}, median {middle:.1f} s, worst {worst:.1f} s")

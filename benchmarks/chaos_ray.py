@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from chaos import RECIPES, WORDS, forked, lines, prepare, report, whole
+from chaos import CELLS, RECIPES, WORDS, forked, lines, prepare, report, whole
 
 from raypft.schema import set_key, split_override
 
@@ -140,7 +140,7 @@ def main() -> None:
                 twice += sum(event["event"] == "result" for event in cell) > 1
             same &= report(storage).replace(storage.name, "") == expected
     told = ", ".join(f"{victim} {count}" for victim, count in sorted(events.items()))
-    print(f"{rounds} campaigns of {len(RECIPES) * 2} cells in {time.monotonic() - began:.0f} s; killed: {told}")
+    print(f"{rounds} campaigns of {CELLS} cells in {time.monotonic() - began:.0f} s; killed: {told}")
     if recoveries:
         middle, worst = statistics.median(recoveries), max(recoveries)
         print(f"went on {len(recoveries)} times, median {middle:.1f} s, worst {worst:.1f} s")

@@ -17,6 +17,7 @@ import re
 import resource
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,9 @@ def ran(case: Case, model: Path, runs: Path, **more: Any) -> bool:
     settings = {"case": asdict(case), "model": str(model), "runs": str(runs), "allowed": int(ALLOWED * size), **more}
     group = members(__file__, case.workers, settings)
     try:
-        left = list(group)
-        while left:
-            try:
-                failed = left[0].wait(timeout=1)
-                left.pop(0)
-            except Exception:  # still at work
-                failed = 0
-            if failed or any(member.poll() for member in group):
-                return False
-        return True
+        while any(member.poll() is None for member in group) and not any(member.poll() for member in group):
+            time.sleep(0.1)
+        return all(member.poll() == 0 for member in group)
     finally:
         for member in group:
             member.kill()
@@ -79,19 +73,21 @@ def member(settings: dict[str, Any]) -> None:
     from raypft import export, load_trained  # noqa: PLC0415
     from raypft.runs.cell import run_cell  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
+    from raypft.runs.run import begun  # noqa: PLC0415
     from raypft.training.encode import encode_sample  # noqa: PLC0415
 
     torch.set_num_threads(1)
     case = Case(**settings["case"])
-    train = {"epochs": UNTIL + 1, "batch_size": 4, "max_tokens": 48, "save_every": 1}
+    train = {"epochs": UNTIL + 1, "lr": 1e-6, "batch_size": 4, "max_tokens": 48, "save_every": 1}
     prepared = prepare(job_of(case, settings["model"], settings["runs"], train=train))
     (cell,) = prepared.cells()
     assert cell.sample is not None
     if case.engine != "torch":
         import raypft.scale.deepspeed  # noqa: F401, PLC0415  (what is imported is not counted)
     if "export" in settings:
-        limit(settings["allowed"])
-        export(load_trained(prepared.folder), Path(settings["export"]))
+        with begun(prepared, fresh=False):  # what a run's folder says of it
+            limit(settings["allowed"])
+            export(load_trained(prepared.folder), Path(settings["export"]))
         return
     distributed.init_process_group("gloo")
     limit(settings["allowed"])
@@ -104,11 +100,19 @@ def member(settings: dict[str, Any]) -> None:
             with told.open("a") as file:
                 file.write(json.dumps(event) + "\n")
         if event.get("epoch") == settings.get("until") and event["event"] == "epoch":
-            os._exit(0)
+            leave()
 
     run_cell(cell, encode_sample(cell.resolved, backbone.text, cell.sample), backbone, stepper_of, tell)
+    leave()
+
+
+def leave() -> None:
+    """End this worker when all have come here, without waiting for threads of DeepSpeed and Ray."""
+    from torch import distributed  # noqa: PLC0415
+
     distributed.barrier()
-    os._exit(0)  # DeepSpeed and Ray have threads that are slow to end
+    time.sleep(1)  # others may still read what this one sent
+    os._exit(0)
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def config_of(**sizes: Any) -> Any:
     """The configuration of a Llama."""
     from transformers import LlamaConfig  # noqa: PLC0415
 
-    common = {"vocab_size": VOCABULARY, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     config = LlamaConfig(tie_word_embeddings=True, **common | sizes)
     config.architectures = ["LlamaForCausalLM"]
     return config

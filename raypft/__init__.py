@@ -20,6 +20,7 @@ from raypft._version import __version__
 from raypft.errors import UserError
 
 if TYPE_CHECKING:
+    from raypft.analysis.base import Analysis
     from raypft.campaigns.campaign import Campaign
     from raypft.campaigns.results import CampaignResults
     from raypft.config.resolved import ResolvedJob
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UserError",
     "__version__",
+    "analyse",
     "check",
     "export",
     "load_campaign",
@@ -38,6 +40,7 @@ __all__ = [
     "read_results",
     "run",
     "tune",
+    "write_report",
 ]
 
 Tell = Callable[[dict[str, Any]], None]
@@ -236,6 +239,53 @@ def read_campaign(folder: str | Path) -> CampaignResults:
     cells = CampaignState(campaign).rows()
     write_tables(campaign, cells, campaign.folder)
     return CampaignResults(campaign.folder, cells)
+
+
+def write_report(*folders: str | Path, out: str | Path, mix: bool = False, metric: str | None = None) -> Path:
+    """Write a report of runs, or of one campaign, into a folder or behind a URI; returns its page, index.html.
+
+    Args:
+        mix: let numbers stand in one table that don't compare, and say so there; metric: the one that leads, instead of
+            the task's first.
+
+    Raises:
+        UserError: a folder is neither a run nor a campaign, nothing is finished, numbers don't compare, no run has the
+            metric, or `out` can't be written.
+
+    >>> results = raypft.run("profit", task="sentiment", backbone=MODEL, shots=2, seeds=2, train={"epochs": 1})
+    >>> page = raypft.write_report(results.folder, out="report")
+    >>> page.name, (page.parent / "table.csv").is_file()
+    ('index.html', True)
+    """
+    from raypft.campaigns import finished  # noqa: PLC0415
+    from raypft.storage import path_of  # noqa: PLC0415
+
+    places = [path_of(str(folder)) for folder in folders]
+    return finished.report(places, path_of(str(out)), mix, metric)[0]
+
+
+def analyse(kind: str, *folders: str | Path, out: str | Path | None = None, **keys: Any) -> Analysis:
+    """What finished runs show beside their scores (`raypft list analyses`); it is written beside the first of them.
+
+    Args:
+        folders: of runs, or of campaigns, whose shown runs are meant; out: below which folder it is written; keys: of
+            the analysis, and where the runs' files lie now (backbone, task, or dotted by `**{"data.root": …}`).
+
+    Raises:
+        UserError: an unknown kind or key, a folder that is no run, too few runs or too many, or one that can't be
+            looked at so.
+
+    >>> keys = dict(task="sentiment", backbone=MODEL, shots=2, seeds=1, train={"epochs": 1})
+    >>> runs = [raypft.run(recipe, **keys).folder for recipe in ("profit", "direct")]
+    >>> found = raypft.analyse("errors", *runs)
+    >>> found.name, list(found.tables)
+    ('errors', ['errors', 'answers', 'rows'])
+    """
+    from raypft.campaigns import finished  # noqa: PLC0415
+    from raypft.storage import path_of  # noqa: PLC0415
+
+    places = [path_of(str(folder)) for folder in folders]
+    return finished.analyse(kind, places, keys, None if out is None else path_of(str(out)))[0]
 
 
 def _lay(values: dict[str, Any], keys: Mapping[str, Any], prefix: str = "") -> None:

@@ -31,8 +31,6 @@ PASSWORD = re.compile(r"(\w+://)[^/@:]*:[^@]*@")
 """The beginning of a URI that holds a password."""
 ASKED = 0.2
 """Seconds in which a lock is asked for more than once."""
-PART = 1 << 18
-"""Bytes after which an appended file goes on in a new object."""
 
 
 def default_storage() -> str:

@@ -26,7 +26,7 @@ from raypft.analysis._runs import Run, spread
 from raypft.encoded import Encoded
 from raypft.runs.cell import device_here
 from raypft.runs.predict import Trained
-from raypft.runs.scores import RowAnswer, Told, by_row, mean_score
+from raypft.runs.scores import Pairs, RowAnswer, by_row, mean_score
 from raypft.tasks.query import Demonstration
 from raypft.training.encode import Encoder
 from raypft.training.loader import PromptDataset
@@ -107,7 +107,7 @@ def _rows(run: Run, options: Options) -> Iterator[base.Row]:
                 "varied": asked.varied,
                 "number": asked.number,
                 "calibrated": calibrated,
-                "score": mean_score(trained.task, Told(answers)),
+                "score": mean_score(trained.task, Pairs(answers)),
                 "agreement": 100 * same / len(said),
                 "largest": 100 * Counter(said).most_common(1)[0][1] / len(said),
                 "rows": len(said),

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from raypft.campaigns.watched import Look, Watched
+from raypft.campaigns.watched import Look, Watched, WatchedCell
 from raypft.errors import UserError, first_line
 from raypft.report.figures import Drawn, draw
 from raypft.report.folder import write_report
-from raypft.report.now import curves, now, state_line
+from raypft.report.now import clock, curves, now, state_line
 from raypft.report.page import watch_page
 from raypft.storage import is_remote
 
@@ -111,7 +111,11 @@ class Watch:
             )
         except UserError as error:
             return f"<main><p>{html.escape(str(error))}</p></main>"
-        found = page.read_text(encoding="utf-8")
+        ended = len(_ended(look))
+        told = (
+            f"<p>The report of the {ended} cells that had ended by {clock(time.time())}; it follows those that end.</p>"
+        )
+        found = page.read_text(encoding="utf-8").replace('<main id="main">', f'<main id="main">{told}', 1)
         self._linked = {html.unescape(link) for link in re.findall(r'href="([^"#]+)"', found)}
         return found
 
@@ -128,8 +132,12 @@ class Watch:
 
 def _key(look: Look) -> str:
     """What a report is made of: cells that ended, and when."""
-    ended = [cell for cell in look.cells if cell.row["status"] in ("finished", "failed", "pruned")]
+    ended = _ended(look)
     return f"{len(ended)}-{max((cell.heard or 0.0 for cell in ended), default=0.0)}"
+
+
+def _ended(look: Look) -> list[WatchedCell]:
+    return [cell for cell in look.cells if cell.row["status"] in ("finished", "failed", "pruned")]
 
 
 class Handler(BaseHTTPRequestHandler):

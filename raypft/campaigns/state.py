@@ -245,7 +245,7 @@ def reopened(folder: Path) -> Campaign:
     path = folder / FILE_OF_CAMPAIGN
     if not path.is_file():
         raise UserError(
-            f"report: {folder} holds no campaign.yaml; "
+            f"campaign: {folder} holds no campaign.yaml; "
             "give folders of campaigns, e.g. runs/quickstart-…, or of runs, not both"
         )
     check_yaml(path)
@@ -257,7 +257,7 @@ def reopened(folder: Path) -> Campaign:
         raise UserError(f"{line}; run the campaign again, which writes it") from None
     if absolute(campaign.folder) != absolute(folder):
         raise UserError(
-            f"report: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder"
+            f"campaign: {folder} is the campaign of {campaign.folder}; call raypft from where that is its folder"
         )
     return campaign
 

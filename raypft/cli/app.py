@@ -190,8 +190,8 @@ def report(
         typer.Option(
             metavar="FOLDER",
             parser=path_of,
-            help="Write a whole report of one campaign, or of runs, into a folder: a page with intervals, tests and "
-            "figures (index.html), and its tables as Markdown, LaTeX and CSV.",
+            help="Write a whole report of one campaign, or of runs, into a folder or behind a URI: a page with "
+            "intervals, tests and figures (index.html), and its tables as Markdown, LaTeX and CSV.",
         ),
     ] = None,
     mix: Annotated[
@@ -239,19 +239,9 @@ def report_campaign(folder: Path, as_json: bool, mix: bool = False) -> None:
 
 def write_report_folder(folders: list[Path], out: Path, as_json: bool, mix: bool, metric: str | None) -> None:
     """Write the report of a campaign or of runs into a folder and say where it is."""
-    from raypft.campaigns.state import CampaignState, reopened  # noqa: PLC0415
-    from raypft.report.folder import write_report  # noqa: PLC0415
-    from raypft.runs.comparison import compared  # noqa: PLC0415
+    from raypft.campaigns import finished  # noqa: PLC0415
 
-    campaigns = [folder for folder in folders if (folder / "campaign.yaml").is_file()]
-    if campaigns and len(folders) > 1:
-        raise UserError(f"report: --out takes one campaign, or runs; found {len(folders)} folders with {campaigns[0]}")
-    if campaigns:
-        campaign = reopened(campaigns[0])
-        rows = CampaignState(campaign, lambda line: print(line, file=sys.stderr)).rows()
-    else:
-        campaign, rows = compared(folders)
-    files = write_report(campaign, rows, out, mix, metric)
+    files = finished.report(folders, out, mix, metric, lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps({"folder": str(out), "files": [str(file) for file in files]}))
     else:

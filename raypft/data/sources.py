@@ -53,30 +53,29 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
 def _whole(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
     """All rows of a split's files in our columns, None where there are no files."""
     task, source = origin.task, origin.source
-    parts = list(_raw(origin, split, languages))
-    if not parts:
+    tables, files, notes = list[pa.Table](), list[str](), list[str]()
+    read = Counter[str | None]()
+    for columns, where, language in _raw(origin, split, languages):  # one file at a time as it stands there
+        files.append(where)
+        notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
+        if columns.rows:
+            tables.append(normalise(task, source, columns, where, language, first=read[language]))
+        read[language] += columns.rows
+    if not files:
         return None
-    tables, read = list[pa.Table](), Counter[str | None]()
-    for table, where, language in parts:
-        if table.rows:
-            tables.append(normalise(task, source, table, where, language, first=read[language]))
-        read[language] += table.rows
     if not tables:
-        raise UserError(f"data: {parts[0][1]} has no rows for the {split} split of {task.name}; give some")
+        raise UserError(f"data: {files[0]} has no rows for the {split} split of {task.name}; give some")
     if source.parallel and len(set(read.values())) > 1:
         counts = ", ".join(f"{rows} in {language}" for language, rows in read.items())
         raise UserError(
             f"data: {split} rows of {task.name} ({origin.name}) are translations of each other; "
             f"found {counts}; expected as many in each language; leave the others out"
         )
-    notes: list[str] = []
-    for columns, where, _ in parts:
-        notes += [f"{where}: {note}" for note in (columns.notes if columns.rows else ["the file has no rows"])]
     table = with_notes(with_own_ids(task, pa.concat_tables(tables)), notes)
     present = sorted(table["language"].unique().to_pylist())
     if "languages" not in task.model_fields_set and not set(present) <= set(task.languages):
         raise UserError(
-            f"languages: {parts[0][1]} has rows in {', '.join(present)}; the task names no languages, which means "
+            f"languages: {files[0]} has rows in {', '.join(present)}; the task names no languages, which means "
             f"{', '.join(task.languages)}; write languages: [{', '.join(present)}] into it"
         )
     return table

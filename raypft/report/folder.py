@@ -42,7 +42,8 @@ from raypft.report.table import Number, Table, plain
 INTERVALS = (
     "[low, high]: 95 % interval of the mean: Student's t over seeds and the bootstrap over test rows (2,000 draws, "
     "translations of a row together), combined as independent; over seeds alone where a metric is no mean over rows, "
-    "over rows alone where there is one seed"
+    "over rows alone where there is one seed; none where all seeds are equal and rows can't be drawn. Where all rows "
+    "are alike (all right, say), Clopper and Pearson's limit for so many rows stands for the bootstrap"
 )
 TESTS = (
     "bold: better than every other row of its column and point by the test. Two methods differ where both the seeds "
@@ -256,7 +257,7 @@ class _Writer:
     def _limits(self, section: Section, point: tuple[Any, ...], pair: Pair) -> Interval | None:
         number = section.names.index(pair.column)
         rows = [self.evidence.parts(row, point, section.parts[number]) for row in (pair.first, pair.second)]
-        return interval(pair.difference.each, self.evidence.differences(*rows))
+        return interval(pair.difference.each, self.evidence.differences(*rows), lowest=-100.0)
 
     def _paper(self, section: Section, lines: list[Line], ours: list[list[str]]) -> None:
         """The paper's numbers beside ours, one a line."""
@@ -295,7 +296,9 @@ def _written(pair: Pair, limits: Interval | None) -> list[str]:
     within = f"[{limits.low:+.1f}, {limits.high:+.1f}]" if limits else ""
     effect = "" if found.effect is None else f"{found.effect:.2f}"
     ps = [_p(found.by_seeds), _p(found.by_rows), _p(pair.p)]
-    return [pair.first, pair.second, pair.column, shown, within, *ps, effect, f"{pair.won} of {pair.of}"]
+    won = Number(f"{pair.won} of {pair.of}")
+    won.value = pair.won
+    return [pair.first, pair.second, pair.column, shown, within, *ps, effect, won]
 
 
 def _record(pair: Pair, limits: Interval | None) -> list[str]:

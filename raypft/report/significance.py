@@ -21,6 +21,8 @@ RESAMPLES = 2000
 FEW = 50
 """Rows on which two methods differ, up to which signs are flipped; above it is Student's t of as many rows."""
 FLIPS = 9999
+HIGHEST = 100.0
+"""Percent that a row can have."""
 LARGEST = 10.0
 TINY = 1e-9
 """Points that are rounding."""
@@ -80,19 +82,22 @@ class Difference:
         return self.by_seeds if self.by_rows is None else max(self.by_seeds, self.by_rows)
 
 
-def interval(values: Sequence[float], parts: Parts | None) -> Interval | None:
+def interval(values: Sequence[float], parts: Parts | None, lowest: float = 0.0) -> Interval | None:
     """The interval of a score: the intervals over seeds and over rows, combined as independent (MOVER: the distances of
     their limits from the mean add up as squares; Zou & Donner 2008).
 
     Args:
         values: the score of each seed; parts: its rows, None where the score is no mean over rows or they are not
-            there.
+            there; lowest: the least that a row can have, -100 of a difference.
+
+    Returns:
+        None where there is nothing to tell how far it moves: one seed, or seeds that are all equal, and no rows.
     """
     center = float(np.mean(values))
     sides = [over_seeds(values)] if len(values) > 1 else []
     if parts is not None:
-        sides.append(over_rows(parts))
-    if not sides:
+        sides.append(over_rows(parts, lowest))
+    if not sides or (parts is None and np.ptp(values) < TINY):
         return None
     below, above = (math.hypot(*distances) for distances in zip(*sides, strict=True))
     over = " and ".join(["seeds"] * (len(values) > 1) + ["rows"] * (parts is not None))
@@ -105,12 +110,18 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return half, half
 
 
-def over_rows(parts: Parts) -> tuple[float, float]:
+def over_rows(parts: Parts, lowest: float = 0.0) -> tuple[float, float]:
     """How far the limits of the bootstrap interval over rows lie below and above the score; translations of a row are
-    drawn together."""
+    drawn together.
+
+    Where all rows are alike (all right, say) there is nothing to draw: so many rows without another kind leave room for
+    a share of it up to Clopper and Pearson's limit.
+    """
     moves = _by_id({key: (weight, Rows(r.ids, r.values - r.values.mean())) for key, (weight, r) in parts.items()})
     if len(moves) < 2 or np.ptp(moves) < TINY:
-        return 0.0, 0.0
+        center = sum(weight * float(rows.values.mean()) for weight, rows in parts.values())
+        room = HIGHEST * float(stats.binomtest(0, len(moves)).proportion_ci(LEVEL).high)
+        return min(room, center - lowest), min(room, HIGHEST - center)
     found = stats.bootstrap(
         (moves,),
         np.mean,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
+from raypft.data.content import CHUNK
 from raypft.data.formats import Columns
 from raypft.data.json_rows import records
 from raypft.data.sources import read_columns
@@ -103,9 +105,15 @@ def check_out(path: Path) -> None:
     check_writable(path.parent, "out")
 
 
-def lines_of(table: pa.Table) -> list[str]:
+def lines_of(table: pa.Table) -> Iterator[str]:
     """The rows of a table as JSON, which has no nan and no infinity: null stands for them."""
-    return [_json(dict(zip(row, map(_finite, row.values()), strict=True))) for row in table.to_pylist()]
+    for row in _rows(table):
+        yield _json(dict(zip(row, map(_finite, row.values()), strict=True)))
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table, which become Python's some at a time."""
+    return itertools.chain.from_iterable(map(pa.RecordBatch.to_pylist, table.to_batches(max_chunksize=CHUNK)))
 
 
 def _finite(value: Any) -> Any:
@@ -136,14 +144,15 @@ def write(table: pa.Table, path: Path) -> None:
         if path.suffix == ".parquet":
             pa_parquet.write_table(table, file)
         elif path.suffix == ".jsonl":
-            file.write_text("".join(f"{line}\n" for line in lines_of(table)), encoding="utf-8")
+            with file.open("w", encoding="utf-8") as stream:
+                stream.writelines(f"{line}\n" for line in lines_of(table))
         else:
             _separated(table, file, path)
 
 
 def _separated(table: pa.Table, file: Path, path: Path) -> None:
     """csv, or tsv as the field writes it and `data/formats.py` reads it: without quoting."""
-    rows = [table.column_names, *(list(map(_cell, row.values())) for row in table.to_pylist())]
+    rows = itertools.chain([table.column_names], (list(map(_cell, row.values())) for row in _rows(table)))
     with file.open("w", encoding="utf-8", newline="") as stream:
         if path.suffix == ".csv":
             csv.writer(stream, lineterminator="\n").writerows(rows)

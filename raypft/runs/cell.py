@@ -9,13 +9,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 import torch
 
 from raypft import shards
@@ -28,12 +26,9 @@ from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.methods.base import Result
 from raypft.readouts.base import Answer
-from raypft.records import sealed
+from raypft.runs.cell_files import conclude, predictions, save_kept
 from raypft.runs.results import (
-    DEMOS,
-    LOG,
     PARTS,
-    PREDICTIONS,
     PREVIOUS,
     STATE,
     TESTED,
@@ -41,12 +36,9 @@ from raypft.runs.results import (
     UNTESTED,
     Tell,
     is_finished,
-    read_parquet,
     result_in,
-    rows_digest,
 )
-from raypft.runs.scores import Told, answer_table, by_row, mean_score, measured
-from raypft.storage import remove, sha256, tidy, written
+from raypft.runs.scores import Pairs, answer_table, by_row, mean_score, measured
 from raypft.training.flow import Flow
 from raypft.training.loader import PromptDataset, Streamed
 from raypft.training.loop import answered, each, fit
@@ -153,11 +145,11 @@ def run_cell(
     else:
         trained = _trained(before, stepper, folder)
     files = dict((before or {}).get("files", {}))
-    told = _tested(cell, prompts["test"], stepper, files) if cell.test else None
+    pairs = _tested(cell, prompts["test"], stepper, files) if cell.test else None
     result = {
         "seed": cell.seed,
         **cell.facts,
-        **(measured(task, told) if told else {}),
+        **(measured(task, pairs) if pairs else {}),
         **trained,
         **sizes,
         "seconds": time.perf_counter() - began + (before or {}).get("seconds", 0.0),
@@ -177,10 +169,8 @@ def run_cell(
     for _ in values:  # each is gathered, whoever needs it
         pass
     if stepper.rank == 0:
-        if (folder / DEMOS).is_file():
-            files[DEMOS] = rows_digest(read_parquet(folder / DEMOS))
         result["files"] = files
-        _conclude(folder, TESTED if cell.test else UNTESTED, result)
+        conclude(folder, TESTED if cell.test else UNTESTED, result)
     return result
 
 
@@ -235,11 +225,11 @@ def _train(
 
     def score(answers: Iterator[Answer]) -> float:
         assert dev is not None
-        told = Told()
+        pairs = Pairs()
         for some in dev.stretches():
             theirs = list(itertools.islice(answers, len(some)))
-            told.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
-        return mean_score(cell.resolved.task, told, cell.job.dev.metric)
+            pairs.add(by_row(learner.readout, dev.prompts[some.start : some.stop], theirs))
+        return mean_score(cell.resolved.task, pairs, cell.job.dev.metric)
 
     def tell_seed(event: dict[str, Any]) -> None:
         tell({"seed": cell.seed, **event})
@@ -277,13 +267,13 @@ def _trained(before: dict[str, Any], stepper: Stepper, folder: Path) -> dict[str
     return {key: before[key] for key in kept if key in before}
 
 
-def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Told:
+def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dict[str, str]) -> Pairs:
     """The answers to the test rows, written as they come; of them comes back what metrics read.
 
     Args:
         files: gets the sha256 of what is written.
     """
-    learner, told = stepper.learner, Told()
+    learner, pairs = stepper.learner, Pairs()
     dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
     with ExitStack() as stack:
         write = stack.enter_context(predictions(cell.folder, files)) if stepper.rank == 0 else None
@@ -291,29 +281,8 @@ def _tested(cell: Cell, prompts: Sequence[Encoded], stepper: Stepper, files: dic
             found = by_row(learner.readout, dataset.prompts[some.start : some.stop], answers)
             if write is not None:
                 write(answer_table(cell.resolved.task, found))
-            told.add(found)
-    return told
-
-
-@contextmanager
-def predictions(folder: Path, files: dict[str, str]) -> Iterator[Callable[[pa.Table], None]]:
-    """What writes the next rows of a cell's predictions, which stand there whole in the end.
-
-    Args:
-        files: gets their sha256.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = list[pa_parquet.ParquetWriter]()
-    with written(folder / PREDICTIONS) as file:
-        with ExitStack() as stack:
-
-            def write(table: pa.Table) -> None:
-                if not writers:
-                    writers.append(stack.enter_context(pa_parquet.ParquetWriter(file, table.schema)))
-                writers[0].write_table(table.cast(writers[0].schema))
-
-            yield write
-        files[PREDICTIONS] = sha256(file)
+            pairs.add(found)
+    return pairs
 
 
 def loaders(
@@ -356,27 +325,3 @@ def rows_to_cache(dataset: PromptDataset, rank: int, world: int, alike: bool = T
     size = min(len(dataset), sum(-(-len(some) // world) for some in dataset.stretches()) + 1)
     others = [row for row in range(len(dataset)) if row not in chosen]
     return sorted(chosen.union(others[: size - len(chosen)]))
-
-
-def save_kept(path: Path, kept: Result, shapes: shards.Shapes, values: Iterator[tuple[str, Any]]) -> dict[str, str]:
-    """Write what is kept of the trained parameters, one at a time, and read it back, nothing where nothing is kept; the
-    sha256 of what is written, by file.
-
-    Args:
-        shapes: of all values, by name, in the order in which they come; values: used up.
-    """
-    named = {kept.names[name]: shape for name, shape in shapes.items() if name in kept.names}
-    if not named:
-        return {}
-    changed = ((kept.names[name], value) for name, value in values if name in kept.names)
-    return shards.save(path, named, ((name, kept.change(name, value)) for name, value in changed), kept.metadata)
-
-
-def _conclude(folder: Path, name: str, result: dict[str, Any]) -> None:
-    """Write a result, which comes last and says that the cell is whole, and remove what it does not need any more."""
-    with written(folder / name) as file:
-        file.write_text(sealed(result, indent=1))
-    remove(folder / PARTS)
-    for path in [folder / STATE, folder / PREVIOUS, folder / LOG, *([folder / UNTESTED] * (name == TESTED))]:
-        path.unlink(missing_ok=True)
-    tidy(folder)

@@ -20,6 +20,9 @@ LIBRARIES = 0.45e9
 PASSING = 4
 """Times the largest layer that ZeRO-3 holds for a moment beside that layer's values: its gradient, the bucket in which
 it is reduced, what the optimizer reads, what gloo sends (measured, as above)."""
+FLAT = (1, 2, 2)
+"""Times what trains that ZeRO-0, 1 and 2 hold for a moment: gradients laid flat to be added up; from 1 on values that
+are laid flat, or gathered (measured, as above)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Counts:
 @dataclass(frozen=True)
 class Foreseen:
     """Bytes: of one worker's weights that train, are its share or are of another type than in the files, their
-    gradients, the optimizer's state, activations; layers that pass through it; frozen weights that the workers of a
+    gradients, the optimizer's state, activations; what passes through it; frozen weights that the workers of a
     machine have in common, as pages of the model's files."""
 
     weights: float
@@ -94,7 +97,7 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
         each * whole * (share if stage >= 2 else 1),
         (12 if copies else 8) * whole * (share if stage >= 1 else 1),
         number * tokens * (counts.states // PER_BLOCK if job.train.checkpointing else counts.states) if whole else 0,
-        PASSING * each * counts.largest if stage == 3 else 0,
+        each * (PASSING * counts.largest if stage == 3 else FLAT[stage] * whole if workers else 0),
         common,
     )
 

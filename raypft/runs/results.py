@@ -35,7 +35,7 @@ from raypft.records import (
     read_or_none,
     set_aside,
 )
-from raypft.storage import on_disk, sha256
+from raypft.storage import is_remote, on_disk, sha256
 
 if TYPE_CHECKING:
     import pandas
@@ -75,6 +75,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
 }
 """What a result must say to be one, and of which type."""
+SMALL = 64 << 20
+"""Bytes of a file that is read where a finished seed is reused, to see whether it is whole."""
 HEAD = 300
 """Bytes of a result that hold its seed and key: they come first."""
 
@@ -169,12 +171,26 @@ def _results(folder: Path) -> Iterator[tuple[dict[str, Any] | None, str]]:
 
 
 def set_aside_damaged(folder: Path) -> Iterator[str]:
-    """Give results of a cell that are not whole another name, so that it counts as unfinished; a line about each."""
+    """Give results of a cell that are not whole another name, so that it counts as unfinished; a line about each, and
+    about small files of this machine that are not what a whole result knows them to be."""
     for name in (TESTED, UNTESTED):
         try:
-            result_in(folder / name)
+            result = result_in(folder / name)
         except Damaged as error:
             yield f"{error}; it is {set_aside(folder / name)} now, and the seed runs again"
+            continue
+        for path, digest in _written(folder, result):
+            if not path.is_file():
+                yield f"{path} is missing; the seed's scores stand, use --fresh to make it again"
+            elif path.stat().st_size <= SMALL and sha256(path) != digest:
+                yield f"{path} is damaged; the seed's scores stand, use --fresh to make it again"
+
+
+def _written(folder: Path, result: dict[str, Any] | None) -> Iterator[tuple[Path, str]]:
+    """The local files that a result knows, with their sha256."""
+    for name, digest in (result or {}).get("files", {}).items():
+        if name != DEMOS and not is_remote(folder):  # demonstrations are written again, see `run`
+            yield folder / name, digest
 
 
 def read_job(folder: Path) -> dict[str, Any]:

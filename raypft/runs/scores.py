@@ -20,7 +20,7 @@ from raypft.training.rows import packed
 MAJORITY = "majority"
 """What stands beside metrics: the first one's score of the majority class."""
 READ = {MAJORITY: ("gold", MAJORITY), **dict.fromkeys(OF_WRITTEN, ("right", "written"))}
-"""The columns of `Told` that are compared by what does not read gold and answer."""
+"""The columns of `Pairs` that are compared by what does not read gold and answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def by_row(readout: Any, prompts: Sequence[Encoded], answers: Sequence[Any]) -> 
     return rows
 
 
-class Told:
+class Pairs:
     """Gold beside answers as metrics read them, by language, packed: a name that repeats stands there once."""
 
     def __init__(self, rows: Iterable[RowAnswer] = ()) -> None:
@@ -97,16 +97,16 @@ def _values(column: Any) -> list[Any]:
     return column.to_pylist()
 
 
-def mean_score(task: Task, told: Told, name: str | None = None) -> float:
+def mean_score(task: Task, pairs: Pairs, name: str | None = None) -> float:
     """The mean of a metric over languages, of the task's first where none is named."""
     name = name or task.metric
-    return _mean(_scores(task, [name], told)[name])
+    return _mean(_scores(task, [name], pairs)[name])
 
 
-def measured(task: Task, told: Told) -> dict[str, Any]:
+def measured(task: Task, pairs: Pairs) -> dict[str, Any]:
     """The task's metrics per language, the means of the first one with and without the pivot language, and the
     majority class."""
-    every = _scores(task, [task.metric, *task.metrics, MAJORITY], told)
+    every = _scores(task, [task.metric, *task.metrics, MAJORITY], pairs)
     scores, majority = every[task.metric], every.pop(MAJORITY)
     others = [value for language, value in scores.items() if language != task.pivot_language]
     return {
@@ -114,22 +114,23 @@ def measured(task: Task, told: Told) -> dict[str, Any]:
         "scores": scores,
         "metrics": {metric(name)[0]: every[name] for name in task.metrics if every[name]},
         "majority": majority,
-        "rows": told.rows,
+        "rows": pairs.rows,
         "mean": _mean(scores),
         "mean_without_english": sum(others) / len(others) if others else None,
         "pivot": task.pivot_language,
     }
 
 
-def _scores(task: Task, names: Iterable[str], told: Told) -> dict[str, dict[str, float]]:
+def _scores(task: Task, names: Iterable[str], pairs: Pairs) -> dict[str, dict[str, float]]:
     """Metric to its score per language, in the task's order; none of a metric of written texts where there are none.
 
     The rows of one language at a time are Python's.
     """
     scores: dict[str, dict[str, float]] = {name: {} for name in names}
     for language in task.languages:
-        columns = told.of(language)
-        columns["majority"] = majority(task, columns["gold"])
+        columns = pairs.of(language)
+        if MAJORITY in scores and task.metric not in OF_WRITTEN:
+            columns[MAJORITY] = majority(task, columns["gold"])
         for name, of_language in scores.items():
             gold, answers = READ.get(name, ("gold", "answer"))
             if columns[answers]:

@@ -195,25 +195,6 @@ def _where(job: Job) -> dict[str, Any]:
     return {"label_selector": dict([label.split("=")])} if label else {}
 
 
-def _rows(name: str, sample: Sample) -> pa.Table:
-    """A sample's rows as JSON, since tasks differ in columns, with the file they go to, their role and their number."""
-    roles: list[str] = []
-    rows: list[str] = []
-    for role in ROLES:
-        table = getattr(sample, role)
-        if table is not None:
-            roles += [role] * len(table)
-            rows += [json.dumps(row) for row in table.to_pylist()]
-    return pa.table(
-        {
-            "file": pa.array([name] * len(rows), pa.string()),
-            "role": pa.array(roles, pa.string()),
-            "number": pa.array(range(len(rows)), pa.int64()),
-            "row": pa.array(rows, pa.string()),
-        }
-    )
-
-
 def _demos(sample: Sample) -> list[dict]:
     return [] if sample.demos is None else sample.demos.to_pylist()
 

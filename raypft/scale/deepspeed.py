@@ -46,7 +46,7 @@ SKIPS = 8
 """Steps in a row that fp16's loss scaling may leave out while it looks for its scale, 2^16 at first."""
 SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's loss scaling goes on from; stage 0 knows no hysteresis."""
-DeepSpeedEngine._broadcast_model = lambda engine: None
+DeepSpeedEngine._broadcast_model = lambda self: None
 """All ranks have equal values already: they read the same files and draw from the same seed. DeepSpeed would send those
 of the first, and write them into pages of a file, each of which becomes a copy."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -218,7 +218,7 @@ class DeepSpeedStepper(Stepper):
         scaler = self._scaler()
         if scaler is None:
             return {}
-        own = {key: getattr(scaler, key) for key in SCALING if hasattr(scaler, key)}
+        own: dict[str, float] = {key: getattr(scaler, key) for key in SCALING if hasattr(scaler, key)}
         return own | {"skipped": self.skipped}
 
     def scale(self, found: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 
+from raypft.tasks.kinds.tags import WORDS
 from raypft.tasks.query import Demonstration, Piece, Query, Row
 from raypft.tasks.task import MARKUP, Pattern, Task
 
@@ -38,6 +39,25 @@ def render(
             shown += _cut(task, pattern, demo.row, demo.language, 0, answer=demo.label)
             shown.append(Piece("text", pattern.demo_separator))
     return Query(tuple(shown), tuple(_cut(task, pattern, row, language, soft_length)))
+
+
+def about_words(
+    task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
+) -> tuple[Query, Sequence[str]]:
+    """The query that is the same for all words of a row (see `Query.about`), and these. Arguments as of `render`."""
+    column = task.fields[WORDS]
+    words: Sequence[str] = row[column]  # type: ignore[assignment]
+    return render(task, pattern, {**row, column: " ".join(words), "token": ""}, language, soft_length, demos), words
+
+
+def queries(
+    task: Task, pattern: Pattern, row: Row, language: str, soft_length: int = 0, demos: Sequence[Demonstration] = ()
+) -> list[Query]:
+    """All the queries of a row: one, or one a word where the pattern asks about {token}. Arguments as of `render`."""
+    if "{token}" not in pattern.text:
+        return [render(task, pattern, row, language, soft_length, demos)]
+    query, words = about_words(task, pattern, row, language, soft_length, demos)
+    return [query.about(word) for word in words]
 
 
 def _cut(

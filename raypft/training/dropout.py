@@ -21,18 +21,19 @@ Any other input gets torch's own dropout, which `RowDropout.drew` tells, as it t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedConfig
 
 from raypft.backbones.reading import AS_NOW, READING, Reading
 from raypft.batch import Batch
@@ -56,6 +57,10 @@ LEVELS = 1 << 16
 """An element has 16 bits of a hash: rates are rounded to so many parts."""
 MAKES_ROWS = (Tensor.expand, Tensor.expand_as, Tensor.repeat, Tensor.repeat_interleave, torch.repeat_interleave)
 """What may give every row of a batch its own copy of a table."""
+KNOWN = ("raypft", "torch", "transformers")
+"""Whose modules draw at random by their rates alone."""
+RATE = re.compile(r"drop|jitter|noise|^p$")
+"""In what a rate is called."""
 TABLE = "is_made_of_parameters"
 """The attribute of a tensor that no row of a batch has a part in."""
 
@@ -155,21 +160,46 @@ class RowDropout(TorchFunctionMode):
         return None
 
 
-class NoDropout(contextlib.nullcontext):
-    """Stands in for `RowDropout` where nothing drops: the mode looks at every function of a forward pass."""
+class NoDropout:
+    """Stands in for `RowDropout` where nothing should drop: the mode looks at every function of a forward pass, this at
+    torch's generators alone."""
 
     places, drew = 0, False
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> Self:
+        self._before = _generators(self.device)
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        self.drew = any(map(_differ, self._before, _generators(self.device)))
+
 
 def may_drop(learner: nn.Module) -> bool:
-    """Whether a forward pass of a learner, in the mode that it is in, may draw at random: a dropout is active, or a
-    module of others' code, of which no one knows."""
+    """Whether a forward pass of a learner, in the mode that it is in, may draw at random: a module or its configuration
+    has a rate above 0 for that, or a module is of others' code, of which no one knows."""
     for module in learner.modules():
         if not module.training:
             continue
-        known = type(module).__module__.partition(".")[0] in ("raypft", "torch")
-        rates = [rate for name in ("p", "dropout") if isinstance(rate := getattr(module, name, 0.0), int | float)]
-        if not known or any(rates):
+        config = getattr(module, "config", None)
+        known = type(module).__module__.partition(".")[0] in KNOWN
+        if (
+            not known
+            or _has_rate(vars(module))
+            or (isinstance(config, PreTrainedConfig) and _has_rate(config.to_dict()))
+        ):
+            return True
+    return False
+
+
+def _has_rate(values: Mapping[str, Any]) -> bool:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            if not name.startswith("_") and _has_rate(value):
+                return True
+        elif isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and RATE.search(name):
             return True
     return False
 

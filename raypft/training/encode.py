@@ -18,8 +18,7 @@ from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.readouts.base import Config, Readout
-from raypft.tasks.kinds.tags import WORDS
-from raypft.tasks.prompts import first_word, render
+from raypft.tasks.prompts import about_words, first_word, queries, render
 from raypft.tasks.query import Demonstration, Query
 from raypft.tasks.task import Pattern, Task
 from raypft.training.rows import EncodedRows
@@ -95,13 +94,16 @@ class Encoder:
         """The query of a row, before it is cut to size."""
         return render(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
 
+    def queries(self, row: Mapping[str, Any]) -> list[Query]:
+        """The rendered prompts of a row, before they are cut to size."""
+        return queries(self.task, self.pattern, row, str(row["language"]), self.soft_tokens, self.demos)
+
     def asked(self, row: Mapping[str, Any]) -> list[Encoded]:
         """The prompts of a row, one a word, where the pattern asks about {token}."""
-        column = self.task.fields[WORDS]
-        words: Sequence[str] = row[column]
-        query = self.render({**row, column: " ".join(words), "token": ""})
+        key, language = _named(row)
+        query, words = about_words(self.task, self.pattern, row, language, self.soft_tokens, self.demos)
         with self._refused():
-            return self.text.encode_words(query, words, *_named(row), self.max_tokens)
+            return self.text.encode_words(query, words, key, language, self.max_tokens)
 
     def encode(self, query: Query, row: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
         """The tokens of a query of this row."""

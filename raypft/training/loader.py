@@ -43,12 +43,14 @@ def order(size: int, seed: int, epoch: int) -> list[int]:
 class Step:
     """A rank's part of an optimizer step.
 
-    weight: of the whole step, over all ranks; count: of micro-batches, the same on every rank.
+    weight: of the whole step, over all ranks; count: of micro-batches, the same on every rank; repeats: whether a
+    prompt of the step counts more than once.
     """
 
     weight: float
     count: int
     batches: Iterator[Batch]
+    repeats: bool = False
 
 
 class PromptDataset:
@@ -89,7 +91,7 @@ class PromptDataset:
             ordered = self.by_length(list(times))
             parts = room.parts(ordered, self.lengths(ordered), stepper.rank, stepper.world)
             made = map(functools.partial(self.batch, drawn=drawn, times=times), parts)
-            yield Step(sum(map(readout.weight, drawn.values())), len(parts), made)
+            yield Step(sum(map(readout.weight, drawn.values())), len(parts), made, len(times) < len(drawn))
 
     def batch(
         self,
@@ -164,8 +166,7 @@ def counted(prompts: Mapping[int, Encoded], alike: bool) -> dict[int, float]:
 
 
 def repeats_count(stepper: Stepper, settings: Train) -> bool:
-    """Whether a prompt that repeats in a step may run once: nothing draws at random by row, and no code but ours reads
-    the weights."""
+    """Whether a prompt that repeats in a step may run once: nothing draws at random by row."""
     return settings.shortcuts and not may_drop(stepper.learner)
 
 
@@ -197,7 +198,8 @@ class Streamed:
             weights, counts = zip(*stepper.gather_numbers(sum(map(readout.weight, drawn)), len(cuts)), strict=True)
             parts = [rows[run.start : run.stop] for run in cuts]
             parts += [[] for _ in range(int(max(counts)) - len(parts))]
-            yield Step(sum(weights), len(parts), map(functools.partial(self.batch, drawn, times), parts))
+            made = map(functools.partial(self.batch, drawn, times), parts)
+            yield Step(sum(weights), len(parts), made, len(times) < len(drawn))
 
     def batch(self, prompts: Sequence[Encoded], times: Mapping[int, float], rows: Sequence[int]) -> Batch:
         """The batch of some prompts by their numbers, which count so often; of none, the filler with weight 0."""

@@ -132,7 +132,7 @@ def _optimizer_step(
     drew, places = False, list[int]()
     for i, batch in enumerate(work.batches, start=1):
         part.tokens += batch.ids.numel()
-        dropout = RowDropout(batch, seed, number) if drops else NoDropout()
+        dropout = RowDropout(batch, seed, number) if drops else NoDropout(batch.ids.device)
         with dropout:
             loss, _ = learner.readout.loss(stepper.scores(batch), batch)
         drew |= dropout.drew
@@ -146,7 +146,7 @@ def _optimizer_step(
         total_loss += loss.detach()
         penalty = learner.method.penalty() if i == work.count else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
-    counted = [stepper.leaving(), drew, work.count, sum(places), sum(place**2 for place in places)]
+    counted = [stepper.leaving(), drew, work.repeats, work.count, sum(places), sum(place**2 for place in places)]
     told = torch.cat([total_loss.view(1), torch.tensor(counted).to(total_loss, non_blocking=True)])
     told = stepper.sum(told)
     finite = torch.as_tensor(stepper.step(learning_rate(settings, number, total)))
@@ -157,14 +157,16 @@ def _checked(told: list[float], number: int, world: int, settings: Train) -> tup
     """The loss of a step, and whether any worker's node goes away.
 
     Args:
-        told: sums over the ranks of losses, nodes that go away, those that drew at random, forward passes, dropouts in
-            each of these and their squares; and whether the gradient was finite.
+        told: sums over the ranks of losses, nodes that go away, those that drew at random, those for which a prompt
+            counted more than once, forward passes, dropouts in each of these and their squares; and whether the
+            gradient was finite.
 
     Raises:
         UserError: see `fit`.
     """
-    loss, leaving, drew, passes, first, second, finite = told
-    if passes > 1 and (drew or passes * second != first**2):  # equal numbers alone have such sums
+    loss, leaving, drew, repeats, passes, first, second, finite = told
+    uneven = passes * second != first**2  # equal numbers alone have such sums
+    if (passes > 1 and (drew or uneven)) or (drew and repeats):
         raise _drawn_otherwise(settings.batch_size)
     mean = loss / world
     if not math.isfinite(mean):
@@ -186,8 +188,8 @@ def _drawn_otherwise(batch_size: int) -> UserError:
     """What to say where not all forward passes of a step had equally many dropouts and drew by row alone."""
     return UserError(
         "train: the model or the method draws random numbers that are no row's dropout, so its numbers would depend on "
-        "workers and micro-batches; use resources.workers=1 (or 0) and "
-        f"train.micro_batch={batch_size}, all rows of a step at once"
+        "workers and micro-batches; use resources.workers=1 (or 0), "
+        f"train.micro_batch={batch_size}, all rows of a step at once, and train.shortcuts=false"
     )
 
 

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from raypft.campaigns.ledger import BAD, FILE, Ledger
+from raypft.records import sealed
 
 
 def entry(number: int, **more: object) -> dict:
@@ -52,7 +53,22 @@ def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_p
 
 @pytest.mark.parametrize(
     "damage",
-    [b'{"cell": "a", "sta', b"\x00\xff\x00", b"[1, 2]", b'{"cell": "a", "status": "great"}', b'{"status": "finished"}'],
+    [
+        *(
+            b'{"cell": "a", "sta',
+            b"\x00\xff\x00",
+            b"[1, 2]",
+            b'{"cell": "a", "status": "great"}',
+            b'{"status": "finished"}',
+        ),
+        *(b'{"cell": "a", "status": "failed", "reason": 1}', b'{"cell": "a", "status": "finished", "folder": ["x"]}'),
+        *(b'{"cell": "a", "status": "finished", "values": "x"}', b'{"cell": "a", "status": "finished", "seed": "x"}'),
+        *(
+            b'{"cell": "a", "status": ["finished"]}',
+            b"[" * 100_000,
+            sealed(entry(7)).replace("81.25", "91.25").encode(),
+        ),
+    ],
 )
 def test_a_corrupt_line_is_set_aside_told_and_the_rest_is_used(damage, tmp_path):
     lines = [json.dumps(entry(number)).encode() for number in range(3)]

@@ -185,6 +185,7 @@ def test_the_page_grows_with_the_campaign(driven, swift):
         found = ask(f"{address}/report?shown={first['key']}")
         assert found["key"] == now["key"] != first["key"]
         assert "60.0 (n=1)" in found["html"]
+        assert "The report of the 3 cells that had ended by " in found["html"]
         assert ask(f"{address}/report?shown={now['key']}")["html"] is None
         run = driven.configurations[PLAIN].run.name
         assert json.loads(get(f"{address}/{run}/seed-0/result.json"))["seed"] == 0

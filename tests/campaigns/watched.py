@@ -11,7 +11,7 @@ import pyarrow.parquet as pa_parquet
 from raypft.campaigns.load import load_campaign
 from raypft.campaigns.state import CampaignState, Configuration
 from raypft.runs.results import recorder
-from raypft.runs.scores import RowAnswer, answer_table, measured
+from raypft.runs.scores import RowAnswer, Told, answer_table, measured
 from raypft.storage import written
 
 LANGUAGES = ("en", "de")
@@ -20,8 +20,8 @@ LANGUAGES = ("en", "de")
 class Driven:
     """A campaign of a file, its configurations by label."""
 
-    def __init__(self, path: str) -> None:
-        self.campaign = load_campaign(path)
+    def __init__(self, path: str, **keys: str) -> None:
+        self.campaign = load_campaign(path, keys)
         self.folder = self.campaign.folder
         self.state = CampaignState(self.campaign)
         self.state.write_campaign()
@@ -53,7 +53,7 @@ class Driven:
                 rows.append(RowAnswer(f"{language}/{number}", language, gold, answer, scores))
         result = {"seed": seed, "cell": one.keys[seed], "backbone": "weights", "manifest": f"rows of {seed}"}
         result |= {"sizes": {"train": 8, "dev": 4, "test": len(rows), "demos": 0}, "notes": [], "warnings": []}
-        result |= {"test_rows": "test", "protocol": "fixed", **(measured(task, rows) if test else {})}
+        result |= {"test_rows": "test", "protocol": "fixed", **(measured(task, Told(rows)) if test else {})}
         history = [{"epoch": number, "loss": 1 / number, "dev": 50.0 + number} for number in (1, 2, 3)]
         result |= {"best_epoch": 3, "dev": 50.0 + right, "history": history, "losses": [], "train_seconds": 2.0}
         result |= {

@@ -69,3 +69,52 @@ def test_report_refuses_a_folder_that_is_no_campaign_or_has_been_moved(place, tm
     )
     with pytest.raises(UserError, match="call raypft from where that is its folder"):
         reopened(moved)
+
+
+DAMAGES = {
+    "cut": lambda text: text[: len(text) // 2],
+    "cut at its end": lambda text: text[:-60],
+    "empty": lambda text: b"",
+    "garbage": lambda text: b"\x00\xff\x93" * 40,
+    "one digit": lambda text: text.replace(b"max_tokens: 32", b"max_tokens: 33"),
+    "of another version": lambda text: b"version: 99\n",
+    "no rows": lambda text: text.replace(b"rows:", b"raws:"),
+    "deep": lambda text: b"[" * 10_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_campaign_is_one_line_that_names_it(place, damage):  # noqa: F811
+    campaign = load_campaign(small(place))
+    campaign.folder.mkdir(parents=True)
+    CampaignState(campaign).write_campaign()
+    path = campaign.folder / "campaign.yaml"
+    text = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](text))
+    assert path.read_bytes() != text
+    with pytest.raises(UserError) as caught:
+        reopened(campaign.folder)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    CampaignState(campaign).write_campaign()
+    assert path.read_bytes() == text
+
+
+def test_a_damaged_result_leaves_its_cell_open_and_the_others_in_the_table(place):  # noqa: F811
+    campaign = load_campaign(small(place, search=None))
+    state = CampaignState(campaign)
+    plain = next(campaign.table_cells())
+    run_jobs([prepare(plain.resolved())], lambda event: None)
+    configuration = state.configuration(plain, {})
+    for seed in configuration.keys:
+        state.note(configuration, seed, "finished")
+    path = configuration.folder(1) / "result.json"
+    text = path.read_text()
+    path.write_text(text.replace('"mean": ', '"mean": 1'))
+    told: list[str] = []
+    state = CampaignState(campaign, told.append)
+    statuses = [(row["seed"], row["status"]) for row in state.rows() if row["row"] == "Plain"]
+    assert statuses == [(0, "finished"), (1, "missing")]
+    assert told == [f"ledger: {path.parent} holds no whole result of its cell any more; it is looked for elsewhere"]
+    path.write_text(text)
+    assert [row["status"] for row in CampaignState(campaign).rows() if row["row"] == "Plain"] == ["finished"] * 2

@@ -222,7 +222,7 @@ BROKEN = {
     "draws": (
         "micro-batches do not change the losses: UserError: train: the model or the method draws random numbers that "
         "are no row's dropout, so its numbers would depend on workers and micro-batches; use resources.workers=1 (or "
-        "0) and train.micro_batch=4, all rows of a step at once"
+        "0), train.micro_batch=4, all rows of a step at once, and train.shortcuts=false"
     ),
     "undeclared": (
         "the trainable count is the predicted one: 192 parameters are trainable "

@@ -12,7 +12,7 @@ import pyarrow.parquet as pa_parquet
 import yaml
 
 from raypft.config.job import Job
-from raypft.runs.scores import RowAnswer, Told, answer_table, measured
+from raypft.runs.scores import Pairs, RowAnswer, answer_table, measured
 from raypft.tasks.load import load_task
 from raypft.tasks.task import Task
 
@@ -64,7 +64,7 @@ def write_run(
         usual |= {"test_rows": "test", "protocol": "fixed"}
         costs = {"best_epoch": 1, "dev": 50.0 + seed, "history": [{"epoch": 1}], "losses": [], "train_seconds": 2.0}
         costs |= {"trainable": 1234, "train_flops": 2e9, "seconds": 3.0, "cpu_seconds": 2.5, "peak_memory_mb": 700.0}
-        result = {**usual, **measured(task, Told(rows)), **costs, **facts}
+        result = {**usual, **measured(task, Pairs(rows)), **costs, **facts}
         cell = run / f"seed-{seed}"
         cell.mkdir()
         pa_parquet.write_table(answer_table(task, rows), cell / "predictions.parquet")

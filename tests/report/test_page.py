@@ -119,6 +119,14 @@ def test_a_number_leads_to_its_run_and_on_to_its_files(page, report):
     assert card.get_by_role("link", name="predictions.parquet").count() == 5
 
 
+def test_no_table_is_cut_on_paper(page):
+    page.set_viewport_size({"width": 1031, "height": 700})  # A4 across without its margins, at 96 dots an inch
+    page.emulate_media(media="print")
+    assert page.evaluate("[...document.querySelectorAll('.scroll table')].every(t => t.scrollWidth <= innerWidth)")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.locator("nav").is_visible()
+
+
 def test_the_page_is_one_file(report):
     text = Path(report / "index.html").read_text(encoding="utf-8")
     assert "http://" not in text.replace("http://www.w3.org", "")

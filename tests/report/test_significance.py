@@ -170,3 +170,26 @@ def test_what_so_few_seeds_can_show_is_said():
     assert f"at least {least:.1f} times its own standard deviation" in power(5, 3)
     assert "so few seeds show next to nothing" in power(2, 1)
     assert "nothing can be said about the methods" in power(1, 3)
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(100.0, 96.38, 100.0), (0.0, 0.0, 3.62)])
+def test_rows_that_are_all_alike_leave_room_for_others(right, low, high):
+    """Clopper and Pearson's limits of 100 of 100, and of none."""
+    rows = Rows(np.array([f"row {number}" for number in range(100)]), np.full(100, right))
+    found = interval([right] * 3, {"en": (1.0, rows)})
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.005)
+    exact = stats.binomtest(int(right), 100).proportion_ci(0.95)
+    assert (found.low, found.high) == pytest.approx((100 * exact.low, 100 * exact.high))
+
+
+def test_methods_that_answer_alike_may_differ_elsewhere():
+    rows = Rows(np.array([f"row {number}" for number in range(100)]), np.zeros(100))
+    found = interval([0.0] * 3, {"en": (1.0, rows)}, lowest=-100.0)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((-3.62, 3.62), abs=0.005)
+
+
+def test_equal_seeds_without_rows_have_no_interval():
+    assert interval([12.0, 12.0, 12.0], None) is None
+    assert interval([12.0], None) is None

@@ -22,10 +22,11 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs.cell import loaders, predictions
+from raypft.runs.cell import loaders
+from raypft.runs.cell_files import predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS
-from raypft.runs.scores import RowAnswer, Told, answer_table, by_row, majority, mean_score, measured
+from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
 from raypft.tasks.kinds import KINDS
@@ -114,7 +115,7 @@ def rows_of(*found: tuple[str, object, object]) -> list[RowAnswer]:
 def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     own = task("tags", ["B-A", "O"], ["entity_f1", "token_accuracy"])
     rows = rows_of(("de", ["B-A", "O"], ["O", "O"]), ("en", ["B-A"], ["B-A"]), ("en", ["O", "O"], ["O", "B-A"]))
-    found = measured(own, Told(rows))
+    found = measured(own, Pairs(rows))
     assert found["metric"] == metric("entity_f1")[0] == "entity_f1@1"
     assert list(found["metrics"]) == ["entity_f1@1", "token_accuracy@1"]
     assert found["metrics"]["token_accuracy@1"] == {"en": pytest.approx(200 / 3), "de": 50}
@@ -123,8 +124,8 @@ def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     assert found["mean"] == pytest.approx(sum(found["scores"].values()) / 2)
     assert found["mean_without_english"] == found["scores"]["de"] == 0
     assert found["rows"] == {"de": 1, "en": 2}
-    assert mean_score(own, Told(rows)) == found["mean"]
-    assert mean_score(own, Told(rows), "token_accuracy") == pytest.approx((200 / 3 + 50) / 2)
+    assert mean_score(own, Pairs(rows)) == found["mean"]
+    assert mean_score(own, Pairs(rows), "token_accuracy") == pytest.approx((200 / 3 + 50) / 2)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     ids=["labels", "tags", "texts", "gold texts", "no gold text", "token ids"],
 )
 def test_metrics_read_gold_and_answers_as_they_were_told(pairs):
-    told = Told()
+    told = Pairs()
     rows = rows_of(*(("en", *pair) for pair in pairs))
     german = [replace(row, language="de", written=("right", f"said {row.key}")) for row in rows]
     for some in (rows[:2], [*german[:1], *rows[2:]], [], german[1:]):
@@ -158,19 +159,21 @@ def test_what_metrics_read_takes_few_bytes():
     rows = rows_of(*[("en", "negative", "positive"), ("en", "positive", "positive")] * 5000)
     sentences = rows_of(*[("en", ["B-PER", "I-PER", "O", "O"], ["O", "B-LOC", "O", "O"])] * 10_000)
     for some, most in ((rows, 2), (sentences, 16)):
-        assert sum(part.nbytes for part in Told(some)._parts["en"]) <= most * 10_000 + 200
+        assert sum(part.nbytes for part in Pairs(some)._parts["en"]) <= most * 10_000 + 200
 
 
 def test_a_metric_of_written_texts_is_measured_only_where_texts_were_written():
     own = task("tags", ["A", "B"], ["token_accuracy", "span_f1"])
     rows = rows_of(("en", ["A", "B"], ["A", "A"]), ("de", ["A"], ["A"]))
-    assert list(measured(own, Told(rows))["metrics"]) == ["token_accuracy@1"]
+    assert list(measured(own, Pairs(rows))["metrics"]) == ["token_accuracy@1"]
     texts = [("A: x $$ B: y", "A: x $$ A: y"), ("A: z", "A: z")]
     written = [replace(row, written=pair) for row, pair in zip(rows, texts, strict=True)]
-    assert measured(own, Told(written))["metrics"] == {
+    assert measured(own, Pairs(written))["metrics"] == {
         "token_accuracy@1": {"en": 50, "de": 100},
         "span_f1@1": {"en": 50, "de": 100},
     }
+    first = measured(task("tags", ["A", "B"], ["span_f1"]), Pairs(written))
+    assert (first["scores"], first["majority"]) == ({"en": 50, "de": 100}, {}), "no one writes the majority tag"
 
 
 def test_a_table_leaves_open_what_a_run_was_not_measured_by(tmp_path):
@@ -218,8 +221,8 @@ def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
     spans = rows_of(("en", ["one", "two"], "one"))
     own = task("span", [], ["exact_match", "f1"])
     assert majority(own, [["one", "two"]]) == []
-    assert measured(own, Told(spans))["majority"] == {}
-    assert measured(own, Told(spans))["metrics"] == {"exact_match@1": {"en": 100}, "f1@1": {"en": 100}}
+    assert measured(own, Pairs(spans))["majority"] == {}
+    assert measured(own, Pairs(spans))["metrics"] == {"exact_match@1": {"en": 100}, "f1@1": {"en": 100}}
 
 
 def test_the_table_of_predictions_has_the_columns_of_its_kind():

@@ -20,9 +20,11 @@ from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.report.folder import write_report
 from raypft.runs.comparison import compared
+from raypft.runs.executor import LocalExecutor
 from raypft.runs.predict import load_trained
 from raypft.runs.prepare import prepare
 from raypft.runs.results import read_run
+from raypft.runs.run import begun
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
 
@@ -197,9 +199,11 @@ def test_a_damaged_file_is_one_line_or_the_same_numbers_and_a_run_mends_it(place
     assert ("reuse", 0) in [(event["event"], event.get("seed")) for event in events], "the neighbour is unharmed"
     notes = [event["text"] for event in events if event["event"] == "note"]
     if last == "result.json" and not gone:
-        assert f"{name} " in notes[0]
         assert (run / "seed-1" / "result.json.damaged").is_file()
-    assert len(notes) == (last == "result.json" and not gone)
+    kept = last in ("predictions.parquet", "trained.safetensors")
+    assert len(notes) == (kept or (last == "result.json" and not gone))
+    assert all(f"{name} " in note for note in notes)
+    assert all(note.endswith("the seed's scores stand, use --fresh to make it again") for note in notes if kept)
     assert not list(run.rglob("*.partial*"))
     if last in ("job.yaml", "demos.parquet"):
         assert looked_at(run)["predict"].numbers == expected["predict"].numbers
@@ -245,6 +249,26 @@ def test_a_damaged_state_is_told_and_the_last_good_one_used(place, expected, nam
         ends = "trained from the beginning" if len(names) > 1 else "goes on from the state before, state.previous.pt"
         assert line.endswith(ends)
     assert began["event"] == ("resume" if len(names) == 1 else "start")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "one bit", "deep"])
+def test_a_damaged_result_without_a_test_is_told_and_the_seed_runs_again(place, expected, damage):
+    ready = job("storage=searched", "seeds=1")
+    with begun(ready, fresh=False):
+        LocalExecutor().run(ready.cells(test=False)[0], lambda event: None)
+    run = folder(place, "searched")
+    (run / "seed-0" / "failure.log").write_text("of an earlier attempt")
+    DAMAGES[damage](run / "seed-0" / "searched.json", place)
+    events: list[dict[str, Any]] = []
+    run_jobs([job("storage=searched", "seeds=1")], events.append)
+    (note,) = [event["text"] for event in events if event["event"] == "note"]
+    assert "seed-0/searched.json can't be read (" in note
+    assert scores(run) == expected["scores"][:1]
+    names = {path.name for path in (run / "seed-0").iterdir()}
+    assert names == {
+        *("demos.parquet", "events.jsonl", "predictions.parquet", "result.json", "trained.safetensors"),
+        "searched.json.damaged",
+    }
 
 
 def test_the_seal_of_a_result_covers_every_byte(place):

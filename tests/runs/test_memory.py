@@ -77,7 +77,8 @@ def test_the_peak_is_all_of_a_worker_but_files():
     found = foreseen(job(4, 3, tokens_at_once=10), FULL)
     assert found.passing == 4 * 4 * 100
     assert found.peak == memory.LIBRARIES + 1400 + 1000 + 2000 + 4 * 10 * 34 * 8 + 1600
-    assert foreseen(job(4, 2), FULL).passing == 0
+    assert [foreseen(job(4, stage), FULL).passing for stage in range(3)] == [4 * 1000, 8 * 1000, 8 * 1000]
+    assert foreseen(job(), FULL).passing == 0
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prefix"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from raypft.scale import cell_queue
 from raypft.scale.cell_queue import CellQueue
 
 
@@ -67,7 +69,7 @@ def test_out_of_memory_halves_what_runs_at_once_and_is_no_failure_while_it_may_h
 def test_the_worker_that_is_silent_longest_is_named_first(monkeypatch):
     async def told() -> list[str]:
         queue, clock = CellQueue(), iter([100.0, 130.0, 131.0, 240.0])
-        monkeypatch.setattr("raypft.scale.cell_queue.time.monotonic", lambda: next(clock))
+        monkeypatch.setattr(cell_queue, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         await queue.beat("rank 0 (process 7 on a)", "loop.py:1 fit (all_reduce)")
         await queue.beat("rank 1 (process 8 on b)", "loop.py:2 evaluate (forward)")
         await queue.beat("rank 0 (process 7 on a)", "loop.py:1 fit (all_reduce)")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +96,23 @@ def test_a_closed_stepper_lets_its_learner_go():
     """DeepSpeed would keep each for as long as the process lives."""
     plan = Case("full", "gpt2", 3, epochs=2, probe=watch)
     assert [result["probe"]["alive"] for result in run_group(1, [plan] * 3)] == [0, 0, 0]
+
+
+def pages(_cell: cases.Cell, stepper: Stepper) -> dict[str, Any]:
+    """Of each rank, kB of the pages of model files, and of those among them that it has a copy of."""
+    entries = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    of_files = [entry for entry in entries if ".safetensors" in entry.partition("\n")[0]]
+    sizes = {key: [int(re.findall(rf"^{key}: +(\d+)", entry, re.MULTILINE)[0]) for entry in of_files] for key in PAGES}
+    return {"pages": stepper.gather([sum(sizes[key]) for key in PAGES])}
+
+
+PAGES = ("Rss", "Private_Dirty")
+
+
+def test_workers_share_the_pages_of_frozen_weights(folders):
+    """At stages that partition none: DeepSpeed would send them from the first worker to the others."""
+    plans = [Case("lora", "gpt2", stage, files=folders["gpt2"], epochs=1, probe=pages) for stage in (0, 1, 2)]
+    for plan, found in zip(plans, run_group(2, plans), strict=True):
+        for there, copied in found["probe"]["pages"]:
+            assert there > 0
+            assert copied == 0, plan

@@ -352,7 +352,9 @@ def test_the_dropout_of_lora_is_seen():
         ("full", "gpt2", 0.1, True),
         ("prefix", "bert", 0.0, False),
         ("lora", "llama", 0.1, False),
-        ("full", "llama", 0.0, True),  # code of transformers, of which nothing is known
+        ("full", "llama", 0.0, False),
+        ("full", "mt5", 0.0, False),
+        ("full", "mt5", 0.1, True),
     ],
 )
 def test_the_mode_is_left_out_only_where_nothing_drops(method, kind, rate, expected):
@@ -361,6 +363,15 @@ def test_the_mode_is_left_out_only_where_nothing_drops(method, kind, rate, expec
     own = type("Own", (nn.Module,), {"__module__": "mine"})
     learner.add_module("own", own())
     assert may_drop(learner)
+
+
+@pytest.mark.parametrize("name", ["embd_pdrop", "attention_dropout", "layerdrop", "router_jitter_noise"])
+def test_a_rate_of_the_configuration_is_seen(name):
+    learner = cases.cell("full", tiny.backbone("gpt2")).learner.train()
+    assert not may_drop(learner)
+    setattr(learner.method.backbone.config, name, 0.1)
+    assert may_drop(learner)
+    assert not may_drop(learner.eval())
 
 
 @pytest.mark.parametrize("method", ["prefix", "lora"])

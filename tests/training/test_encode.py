@@ -531,7 +531,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_encoded_rows_that_are_not_whole_are_encoded_anew(damage, monkeypatch, tmp_path):
-    from raypft.scale import data
+    from raypft.scale import data, encoding
 
     make, made = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer"), list[str]()
     rows = pa.Table.from_pylist([{**row("a good film", ["THING"] * 3), "id": "1"}])
@@ -541,7 +541,7 @@ def test_encoded_rows_that_are_not_whole_are_encoded_anew(damage, monkeypatch, t
         made.append(job)
         return make
 
-    monkeypatch.setattr(data, "_encoder", encoder)
+    monkeypatch.setattr(encoding, "_encoder", encoder)
     monkeypatch.setattr(data, "encoded_folder", lambda cell: tmp_path)
     cell: Any = SimpleNamespace(sample=sample, job=SimpleNamespace(model_dump=dict))
     data.encode_on_ray([cell])

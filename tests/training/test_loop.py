@@ -298,7 +298,14 @@ class Given:
 
 @pytest.mark.parametrize(
     ("method", "readout"),
-    [("gnnavi", "verbalizer"), ("gnnavi", "head"), ("prefix", "verbalizer"), ("lora", "verbalizer")],
+    [
+        ("gnnavi", "verbalizer"),
+        ("gnnavi", "head"),
+        ("prefix", "verbalizer"),
+        ("prefix", "head"),
+        ("lora", "verbalizer"),
+        ("full", "verbalizer"),
+    ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("micro_batch", [None, 2])
@@ -320,10 +327,20 @@ def test_a_prompt_that_repeats_in_a_step_runs_once(method, readout, streamed, mi
 def test_prompts_that_repeat_run_each_where_dropout_is_drawn():
     """A row's masks are its own, and what others' code draws no one knows."""
     assert run_twice(cell := twice("full", dropout=0.1), dataset(cell))[0] == 18
-    assert run_twice(cell := twice("prefix", "head"), dataset(cell))[0] == 18
     cell = twice()
     cell.learner.readout.__class__ = type("Own", (type(cell.learner.readout),), {"__module__": "mine"})
     assert run_twice(cell, dataset(cell))[0] == 18
+
+
+@pytest.mark.parametrize("shortcuts", [True, False])
+def test_what_draws_without_a_rate_is_refused_where_a_prompt_counts_twice(shortcuts):
+    cell = twice("full")
+    cell.learner.method.backbone.blocks[0].register_forward_pre_hook(lambda *_: torch.rand(1) and None)
+    if not shortcuts:
+        assert run_twice(cell, dataset(cell), shortcuts=False)[0] == 18
+        return
+    with pytest.raises(UserError, match=r"no row's dropout.* and train\.shortcuts=false$"):
+        run_twice(cell, dataset(cell))
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, [2, 3, 4, 8]), (3, [3, 8]), (5, [8]), (100, [8])])

@@ -49,11 +49,11 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
     refuse(refused)
     watch = tracker(campaign.tracker)
     with one_line_of_disk(), locked(campaign.folder):
+        checks.write_campaign()  # before anything runs: `raypft watch` opens it
         for prerequisite in campaign.prerequisites():
             run_jobs([prepare(prerequisite)], tell, fresh)
         state = CampaignState(campaign, note, fresh)
         state.memo, state.fit = checks.memo, checks.fit
-        state.write_campaign()
         busy: set[str] = set()
         searches = [TableCellSearch(table_cell, state, busy) for table_cell in campaign.table_cells()]
         if any(search.left or search.untested for search in searches):
