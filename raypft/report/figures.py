@@ -93,3 +93,14 @@ def spread_axis(axes: Axes, values: Iterable[float]) -> None:
         axes.set_xscale("symlog", linthresh=min(above))
     else:
         axes.set_xscale("log")
+    plain_ticks(axes)
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Numbers along x as text, 2, 50, 100k, 10M: those of logarithmic axes are formulas, and names may not be read as
+    such."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415  (slow to import)
+
+    large = EngFormatter(sep="")
+    axes.xaxis.set_major_formatter(lambda value, _: large(value) if value >= 1000 else f"{value:g}")
+    axes.minorticks_off()

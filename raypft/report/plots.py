@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from raypft.report.figures import Figure, draw
+from raypft.report.figures import Figure, draw, plain_ticks
 from raypft.report.formats import metric_name
 from raypft.report.groups import Cells, Group, Score, frozen, text
 from raypft.report.table import Table
@@ -188,7 +188,7 @@ def _draw(axes: Axes, lines: dict[str, list[Point]], rows: list[str], values: li
         )
     if numeric and min(values) > 0 and max(values) >= 16 * min(values):
         axes.set_xscale("log")
-        axes.minorticks_off()
+        plain_ticks(axes)
     if not numeric or len(values) <= 12:
         axes.set_xticks(
             list(place.values()), [text(value) for value in values], rotation=0 if len(values) <= 8 else 45, fontsize=8
