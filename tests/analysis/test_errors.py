@@ -12,6 +12,8 @@ import yaml
 from test_analyse import read
 from toy import TASK
 
+from raypft.records import opened, sealed
+
 FAST = {"epochs": 1, "lr": 1e-2, "batch_size": 8, "max_tokens": 64}
 
 
@@ -26,6 +28,9 @@ def pair(ran, tmp_path):
             if number % 3 == 0 or number % 7 == 0:
                 row["answer"] = "negative" if row["answer"] == "positive" else "positive"
         pa_parquet.write_table(pa.Table.from_pylist(rows), path)
+        result = path.with_name("result.json")
+        kept = {key: value for key, value in opened(result.read_bytes()).items() if key != "files"}
+        result.write_text(sealed(kept))
     return [run, other]
 
 

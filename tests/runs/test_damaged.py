@@ -132,7 +132,7 @@ def test_other_files_that_are_not_whole_are_one_line(place):
     (run / "seed-0" / "predictions.parquet").write_bytes(b"PAR1")
     assert "predictions.parquet can't be read: " in refused(lambda: read_run(run).predictions())
     (run / "job.yaml").write_text("")
-    assert "job.yaml: expected a mapping of keys" in refused(lambda: load_trained(run))
+    assert "job.yaml is not the one that samples.json beside it was written with" in refused(lambda: load_trained(run))
 
 
 def test_train_rows_that_are_test_rows_are_told_where_the_run_is_read(place):

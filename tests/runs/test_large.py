@@ -89,7 +89,7 @@ def test_a_damaged_shard_is_one_line(place, monkeypatch):  # noqa: F811
     content = shard.read_bytes()
     for damaged in (b"", content[:-10], content[:-1] + bytes([content[-1] ^ 1])):
         shard.write_bytes(damaged)
-        assert f"{shard} can't be read: its sha256 is not that of the index; train" in refused(
+        assert f"{shard} can't be read: its sha256 is not the one it was written with; train" in refused(
             lambda: load_trained(run)
         )
     shard.unlink()

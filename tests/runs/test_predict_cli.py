@@ -16,6 +16,7 @@ from test_damaged import WORDS, finished, place, run_of  # noqa: F401  (fixtures
 
 import raypft
 from raypft.config.load import load_job
+from raypft.records import opened, sealed
 from raypft.runs.prepare import prepare
 from raypft.scale.run import run_jobs
 
@@ -144,8 +145,8 @@ def moved(place, tmp_path, monkeypatch):  # noqa: F811
     shutil.copytree(run_of(place), other / "run")
     shutil.copytree(place / "models" / "bert", other / "weights")
     shutil.copy(place / "mine.yaml", other / "mine.yaml")
-    told = json.loads((other / "run" / "provenance.json").read_text())
-    (other / "run" / "provenance.json").write_text(json.dumps({**told, "folder": str(tmp_path / "gone")}))
+    path = other / "run" / "provenance.json"
+    path.write_text(sealed({**opened(path.read_bytes()), "folder": str(tmp_path / "gone")}))
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     return other, here
