@@ -212,7 +212,7 @@ def test_failed_cells_are_told_the_others_go_on_and_an_extension_runs_only_what_
         "a corrupt line costs nothing: the results are there"
     )
     (note,) = events
-    assert note["text"].startswith(f"ledger: {ledger}: 2 unreadable lines moved to ledger.bad.jsonl; the other ")
+    assert note["text"].startswith(f"ledger: {ledger}: 2 unreadable lines left out, kept in ledger.bad.jsonl; ")
     assert json.loads(ledger.read_bytes().splitlines()[-1])["status"] == "finished"
 
 

@@ -5,6 +5,7 @@ Tune sees the mean on dev over the seeds done, epochs go to the run store.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
         UserError: anything that can be known before compute is spent; or another process works on the campaign.
     """
 
+    @functools.cache  # the ledger is read to check, and again under the lock
     def note(text: str) -> None:
         tell({"event": "note", "text": text})
 
