@@ -252,9 +252,11 @@ def read_encoded(folder: Path) -> dict[str, EncodedRows]:
     """
     prompts: dict[str, EncodedRows] = {}
     try:
-        shards = (read(folder / SHARDS, shards=dict) or {"shards": {}})["shards"]
+        found = read(folder / SHARDS, shards=dict)
+        if found is None:
+            raise FileNotFoundError(f"it holds no {SHARDS}")
         with ExitStack() as stack:  # a copy out of a bucket may be removed once it is mapped
-            for role, names in itertools.groupby(shards, key=lambda name: name.partition("-")[0]):
+            for role, names in itertools.groupby(found["shards"], key=lambda name: name.partition("-")[0]):
                 prompts[role] = EncodedRows.read(stack.enter_context(on_disk(folder / name)) for name in names)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"run: {folder} can't be read: {first_line(error)}; run again, which encodes anew") from None

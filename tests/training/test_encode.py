@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded, Passage
+from raypft.errors import UserError
 from raypft.readouts import READOUTS
 from raypft.records import sealed
 from raypft.tasks.kinds import KINDS
@@ -551,6 +553,21 @@ def test_encoded_rows_that_are_not_whole_are_encoded_anew(damage, monkeypatch, t
     data.encode_on_ray([cell])
     assert len(made) == (2 if damage == "whole" else 4), "two shards, once or twice"
     assert {role: list(prompts) for role, prompts in data.read_encoded(tmp_path).items()} == expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "no manifest", "half a manifest", "an older one"])
+def test_encoded_rows_that_a_worker_can_not_read_are_one_line(damage, tmp_path):
+    from raypft.scale import data
+
+    shard, manifest = tmp_path / "train-000000.arrow", tmp_path / data.SHARDS
+    made = tags(ASKS, tiny.backbone("xlmr"), readout="verbalizer")(row("a film", ["THING"] * 2))
+    write(made, shard)
+    manifest.write_text(sealed({"shards": {shard.name: data._digest(shard)}}))
+    assert list(data.read_encoded(tmp_path)["train"]) == made
+    DAMAGES[damage](shard, manifest)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))) as refused:
+        data.read_encoded(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("searches", [True, False])
