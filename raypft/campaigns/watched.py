@@ -20,8 +20,8 @@ from raypft.campaigns.known_keys import Known, KnownKeys
 from raypft.campaigns.ledger import Ledger
 from raypft.campaigns.state import CampaignState, Configuration, reopened
 from raypft.config.job import Job
-from raypft.records import Log
-from raypft.runs.results import EVENTS, TESTED, UNTESTED, result_in
+from raypft.records import Log, read_or_none
+from raypft.runs.results import EVENTS, TESTED, UNTESTED
 from raypft.storage import is_locked, path_of
 
 SILENT = 900.0
@@ -188,7 +188,7 @@ class Watched:
         """A finished cell's result, read once for each time that the ledger was told of it."""
         key = (str(folder), noted)
         if self._results.get(key) is None:
-            self._results[key] = result_in(folder / TESTED) or result_in(folder / UNTESTED)
+            self._results[key] = read_or_none(folder / TESTED) or read_or_none(folder / UNTESTED)
         return self._results[key]
 
 
