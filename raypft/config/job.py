@@ -20,6 +20,7 @@ from raypft.data.streaming import Mix
 from raypft.schema import Strict, digest, validation_root
 from raypft.storage import absolute, default_storage
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 PROVENANCE = "provenance"
 """Marks a field that does not decide numbers."""
 MOST_SEEDS = 10_000
@@ -184,6 +185,9 @@ class Job(Strict):
     data: Data = Data()
     zero: Annotated[Zero, PROVENANCE] = Zero()
     resources: Annotated[Resources, PROVENANCE] = Resources()
+    tracker: Annotated[Tracker | None, PROVENANCE] = Field(
+        default=None, description="where losses, scores and costs are shown beside the run's folder"
+    )
     storage: Annotated[str, PROVENANCE] = Field(
         default_factory=default_storage, description="a folder, or a URI such as s3://bucket/folder"
     )

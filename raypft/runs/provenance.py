@@ -70,7 +70,12 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
 def command() -> list[str]:
     """The words of the user's command, without secrets."""
     given = os.environ.get(COMMAND)
-    return json.loads(given) if given else [SECRET.sub(_hidden, word) for word in sys.argv]
+    return json.loads(given) if given else list(map(without_secrets, sys.argv))
+
+
+def without_secrets(text: str) -> str:
+    """A text whose passwords, tokens and signatures are left out."""
+    return SECRET.sub(_hidden, text)
 
 
 def _hidden(secret: re.Match[str]) -> str:
