@@ -8,9 +8,9 @@ DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] s
 
 .PHONY: install demo test test-cluster coverage check
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 install: $(VENV)/installed
