@@ -25,6 +25,7 @@ from raypft.cli.init import init
 from raypft.cli.jobs import Names, check, load_jobs
 from raypft.cli.progress import CampaignProgress, RunProgress
 from raypft.cli.report import report
+from raypft.cli.runs import runs
 from raypft.cli.shown import Json, console, print_found, print_table
 from raypft.cli.terminal import check_words, quiet, say_interrupted, speak_anyhow, terminable
 from raypft.cli.usage import Commands, check_blanks
@@ -214,6 +215,7 @@ def list_(
 app.command()(init)
 app.command()(check)
 app.command()(report)
+app.command()(runs)
 app.command()(watch)
 app.command()(analyse)
 app.command()(predict)
