@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, set_client_factory, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, get_session, set_client_factory, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     EntryNotFoundError,
@@ -64,6 +64,17 @@ _away: dict[str, tuple[float, str]] = {}
 def unreachable() -> str | None:
     """Why the hub is not asked now; None where it answered, or was not asked yet."""
     return "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else _why_away(urlsplit(constants.ENDPOINT).netloc)
+
+
+def asked() -> str | None:
+    """Why the hub can't be reached, None where it answers: it is asked."""
+    if constants.is_offline_mode():
+        return unreachable()
+    try:
+        get_session().head(constants.ENDPOINT)
+    except Exception as error:  # the client raises many kinds
+        return unreachable() or first_line(error)
+    return None
 
 
 def commit_of(name: str, revision: str | None = None, kind: str = "model") -> str:

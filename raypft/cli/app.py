@@ -19,8 +19,10 @@ import typer
 from rich.text import Text
 
 from raypft._version import __version__
+from raypft.cli import completion
 from raypft.cli.analyse import analyse
 from raypft.cli.cluster import cluster_app, submit_app
+from raypft.cli.doctor import doctor
 from raypft.cli.init import init
 from raypft.cli.jobs import Names, check, load_jobs
 from raypft.cli.progress import CampaignProgress, RunProgress
@@ -38,7 +40,6 @@ from raypft.storage import one_line_of_disk, path_of
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(cluster_app, name="cluster")
@@ -100,6 +101,7 @@ Campaigns = Annotated[
     list[str],
     typer.Argument(
         metavar="CAMPAIGN|FILE [scale=NAME] [KEY=VALUE...]",
+        autocompletion=completion.campaigns,
         help="A campaign of tune_spaces/ or its file, then overrides of its defaults.",
     ),
 ]
@@ -172,6 +174,7 @@ def contract(
         list[str],
         typer.Argument(
             metavar="METHOD|FILE [method.KEY=VALUE...]",
+            autocompletion=completion.methods,
             help="A method of the catalogue, a path.py or package.module with one, then keys of it.",
         ),
     ],
@@ -196,7 +199,11 @@ def contract(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(metavar="tasks|methods|readouts|analyses|backbones|recipes|matrix|schema")
+        str | None,
+        typer.Argument(
+            metavar="tasks|methods|readouts|analyses|backbones|recipes|matrix|schema",
+            autocompletion=completion.catalogues,
+        ),
     ] = None,
     kind: Annotated[
         str | None, typer.Argument(metavar="[job|task|campaign]", help="Of schema: the kind of file.")
@@ -213,6 +220,7 @@ def list_(
 
 
 app.command()(init)
+app.command()(doctor)
 app.command()(check)
 app.command()(report)
 app.command()(runs)

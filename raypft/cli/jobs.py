@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raypft.cli import completion
 from raypft.cli.shown import Json, print_found
 from raypft.config.words import split_words
 
@@ -16,6 +17,7 @@ Names = Annotated[
     list[str],
     typer.Argument(
         metavar="RECIPE|FILE... [KEY=VALUE...]",
+        autocompletion=completion.jobs,
         help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4; lora.train.lr=1e-3 is for "
         "that recipe alone.",
     ),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raypft.cli import completion
 from raypft.cli.shown import Json, console, print_table
 from raypft.errors import UserError, visible
 
@@ -23,6 +24,7 @@ def runs(
         list[str] | None,
         typer.Argument(
             metavar="[STORAGE|RUN...] | compare RUN RUN | remove RUN|CAMPAIGN...",
+            autocompletion=completion.verbs,
             help="Storages or runs to list, the folder runs by default; or what to do, and with which. A run may be "
             "called by its folder's name alone.",
         ),

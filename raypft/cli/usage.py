@@ -64,7 +64,7 @@ class Commands(TyperGroup):
             UserError: it names none.
         """
         word = args[0]
-        if word in self.commands or word.startswith("-"):
+        if word in self.commands or word.startswith("-") or ctx.resilient_parsing:  # of a shell that completes
             return super().resolve_command(ctx, args)
         raise UserError(f'command: "{word}" is unknown; {_verb(word, list(self.commands))}')
 
