@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -146,7 +146,7 @@ def compared(first: Path, second: Path) -> list[Table]:
     """
     folders = (first, second)
     names = [folder.name for folder in folders] if first.name != second.name else list(map(str, folders))
-    jobs = [flat(read_job(folder)) for folder in folders]
+    jobs = [dict(_leaves(read_job(folder))) for folder in folders]
     keys = Table("keys that differ", ["key", *names])
     for key in dict.fromkeys([*jobs[0], *jobs[1]]):
         one, other = (_shown(job.get(key)) for job in jobs)
@@ -160,6 +160,15 @@ def compared(first: Path, second: Path) -> list[Table]:
     if not keys.rows:
         keys.notes.append("no key differs")
     return [keys, _scores(folders, names)]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each dotted key and its value, those of a method, too."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _shown(value: Any) -> str:
@@ -218,7 +227,7 @@ def _leaning(folder: Path) -> Iterator[tuple[Path, str]]:
         if path.parent == folder:
             continue
         with suppress(UserError, Damaged):
-            for key, value in flat(read_job(path.parent)).items():
+            for key, value in _leaves(read_job(path.parent)):
                 if isinstance(value, str) and key != "storage" and folder.name in PurePosixPath(value).parts:
                     yield path.parent, key
 

@@ -1,5 +1,5 @@
-"""What a shell may put in for the words of a command: names of recipes, tasks, campaigns and the like, keys of jobs, their
-values. Without torch: someone waits."""
+"""What a shell may put in for the words of a command: names of recipes, tasks, campaigns and the like, keys of jobs and
+their values. Without torch: someone waits."""
 
 from __future__ import annotations
 
