@@ -25,7 +25,7 @@ from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.doctor import doctor
 from raypft.cli.init import init
 from raypft.cli.jobs import Names, check, load_jobs
-from raypft.cli.progress import CampaignProgress, RunProgress
+from raypft.cli.progress import CampaignProgress, OneLine, RunProgress
 from raypft.cli.report import report
 from raypft.cli.runs import runs
 from raypft.cli.shown import Json, console, print_found, print_table
@@ -35,6 +35,7 @@ from raypft.cli.using import Moved, Run, Seed, moved, predict
 from raypft.cli.watch import watch
 from raypft.config.words import split_words
 from raypft.errors import UserError, visible
+from raypft.progress import heard
 from raypft.storage import one_line_of_disk, path_of
 
 app = typer.Typer(
@@ -277,7 +278,7 @@ def main(command: Callable[[], None] = app) -> None:
     try:
         check_words()
         check_blanks(sys.argv[1:])
-        with terminable(), one_line_of_disk():
+        with terminable(), one_line_of_disk(), heard(OneLine(sys.stderr)):
             command()
     except UserError as error:
         for line in str(error).split("\n"):
