@@ -18,9 +18,9 @@ install: $(VENV)/installed
 demo: install
 	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO)
 
-# site/index.html; with a server (python3 -m http.server -d site) the search works, too
+# into site/, to be opened as a file or put on a server
 docs: install
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # files side by side in two processes, but for those that start Ray
 test: install

@@ -131,11 +131,13 @@ def keys(model: type[BaseModel], provenance: set[str] | None = None, prefix: str
     made, rows = model.model_json_schema(), []
     for name, schema in made["properties"].items():
         field = model.model_fields[name]
-        about = prose(field.description)
+        about = prose(field.description).replace("None:", "none:")
         if provenance is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             about = f"[the keys below](#{name})"
         in_key = [] if provenance is None else ["no" if {prefix + name, prefix.rstrip(".")} & provenance else "yes"]
         rows.append([inline(prefix + name), type_of(schema), default_of(schema, field.is_required()), *in_key, about])
+    if not any(row[-1] for row in rows):  # its keys are told by its docstring
+        return table(["key", "takes", "default"], [row[:-1] for row in rows])
     return table(["key", "takes", "default", *([] if provenance is None else ["in the cell key"]), ""], rows)
 
 

@@ -110,9 +110,9 @@ def test_every_key_of_a_file_is_told(site, name):
     assert [key for key, row in rows if re.search(r"<td></td>\s*$", row)] == []
 
 
-@pytest.fixture(scope="session")
-def address(site):
-    """Where a server on this machine shows the site."""
+@pytest.fixture
+def server(site):
+    """The address at which a server on this machine shows the site."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
@@ -126,11 +126,14 @@ def address(site):
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 @pytest.mark.parametrize(
-    ("width", "height", "scheme"), [(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"]
+    ("width", "height", "scheme", "served"),
+    [(1280, 900, "light", True), (390, 844, "dark", False)],
+    ids=["desktop, from a server", "phone, from files"],
 )
-def test_in_a_browser(address, site, width, height, scheme, tmp_path):
+def test_in_a_browser(server, site, width, height, scheme, served, tmp_path):
     from playwright.sync_api import sync_playwright
 
+    address = server if served else f"{site.as_uri()}/"
     said, asked = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
