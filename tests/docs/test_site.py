@@ -148,9 +148,9 @@ def test_in_a_browser(server, site, width, height, scheme, served, tmp_path):
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), path
         if width < 1000:
             page.locator("label.md-header__button[for=__search]").click()
-        page.locator("input.md-search__input").fill("verbalizer")
+        page.locator("input.md-search__input").press_sequentially("verbalizer")
         first = page.locator("a.md-search-result__link").first
-        first.wait_for(state="visible")
+        first.wait_for(state="visible", timeout=10_000)
         first.click()
         page.wait_for_load_state()
         assert "verbalizer" in page.locator("article").inner_text().lower()
