@@ -48,6 +48,7 @@ def test_a_csv_becomes_a_task_and_the_next_commands_are_told(encoding, monkeypat
     write_csv("support.csv", ["ticket_id", "message", "topic"], rows(), encoding)
     assert call(monkeypatch, "init", "support.csv") == 0
     told = capsys.readouterr().out.splitlines()
+    asked = "vanilla profit lora task=support.yaml backbone=xlmr-base protocol=fixed demos=0 train.max_tokens=128"
     assert told[:2] == [
         "support.csv: 12 rows, kind choice; text: message; label: topic; id: ticket_id",
         "2 labels, rows of each: bad 6, good 6",
@@ -55,9 +56,8 @@ def test_a_csv_becomes_a_task_and_the_next_commands_are_told(encoding, monkeypat
     assert told[-4:] == [
         "support.csv: 8 train, 2 dev, 2 test rows, by class",
         "written to support.yaml; next:",
-        "raypft check vanilla profit lora task=support.yaml backbone=xlmr-base protocol=fixed demos=0",
-        "raypft run vanilla profit lora task=support.yaml backbone=xlmr-base protocol=fixed demos=0 train.epochs=20 "
-        "train.batch_size=8 seeds=3",
+        f"raypft check {asked}",
+        f"raypft run {asked} train.epochs=20 train.batch_size=8 seeds=3",
     ]
     task = load_task("support.yaml")
     assert task.patterns["ask"].text == "{message}\nTopic: <slot>"

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import random
 import re
 import shlex
@@ -141,6 +142,9 @@ def check_raypft(words: list[str]) -> None:
     """The same of a command of raypft, its first word aside."""
     command: Any = typer.main.get_command(app)
     path, rest = [], list(words)
+    if rest[0].startswith("-"):
+        assert rest[0] in itertools.chain.from_iterable(param.opts for param in command.params), rest[0]
+        return
     while hasattr(command, "commands"):
         # `raypft submit -- VERB …` is its default command
         name = rest.pop(0) if rest[0] in command.commands else "run"
