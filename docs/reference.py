@@ -5,45 +5,33 @@ python docs/reference.py          # their names and how long they are
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import itertools
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import typer.main
 import yaml
 from pydantic import BaseModel
+from reference_calls import COMMANDS, exit_codes, of_group, python
+from writing import code, inline, prose, table
 
-import raypft
-from raypft.analysis.base import Analysis
 from raypft.backbones.aliases import ALIASES
 from raypft.campaigns.campaign import Campaign
 from raypft.campaigns.load import FOLDER as CAMPAIGNS
 from raypft.campaigns.load import campaign_names
-from raypft.campaigns.results import CampaignResults
 from raypft.catalogue import Catalogue
 from raypft.config.compatibility import matrix
 from raypft.config.job import Job, provenance_keys
 from raypft.config.load import RECIPES, recipe_names
 from raypft.data.sampling import PROTOCOLS
-from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
-from raypft.runs.predict import Trained
-from raypft.runs.results import RunResults
 from raypft.tasks import short_forms
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.load import load_task, task_names
 from raypft.tasks.metrics import METRICS
 from raypft.tasks.task import Task
 
-COMMANDS = importlib.import_module("raypft.cli.app")
-CODED = ("raypft.cluster.client", "raypft.cluster.check.preflight", "raypft.scale.resources")
-"""Where errors with an exit code of their own are."""
-CLUSTERS = Path(__file__).parents[1] / "cluster" / "README.md"
 Schema = dict[str, Any]
 
 
@@ -72,27 +60,6 @@ def pages() -> dict[str, str]:
 MATRIX = "Checked when a job is loaded; `raypft list matrix` prints it. Model types: [families](../families.md)."
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a bar in a cell would end it."""
-    lines = [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {line} |" for line in lines)])
-
-
-def code(text: object, language: str = "") -> str:
-    """A block of code."""
-    return f"```{language}\n{str(text).strip()}\n```"
-
-
-def inline(value: object) -> str:
-    """A value as code, nothing for no value."""
-    return f"`{value}`" if str(value) else ""
-
-
-def prose(text: str | None) -> str:
-    """A docstring's text: what looks like a tag is none."""
-    return re.sub(r"<(?=[\w/])", "&lt;", inspect.cleandoc(text or ""))
-
-
 def type_of(schema: Schema) -> str:
     """What a key takes, of its JSON Schema."""
     if "$ref" in schema:
@@ -109,7 +76,8 @@ def type_of(schema: Schema) -> str:
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = "".join(f" {sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema)
     names = {"null": "none", "string": "text", "boolean": "true or false"}
-    return names.get(schema.get("type", "anything"), schema.get("type", "anything")) + limits
+    called = str(schema.get("type", "anything"))
+    return names.get(called, called) + limits
 
 
 def default_of(schema: Schema, required: bool) -> str:
@@ -295,92 +263,6 @@ def backbones() -> Iterator[str]:
     for name, alias in ALIASES.items():
         rows.append([inline(name), inline(alias.hub), alias.about + (" (gated)" if alias.gated else "")])
     yield table(["name", "on the hub", ""], rows)
-
-
-def of_group(command: Any, path: str) -> Iterator[str]:
-    """A command's help, and that of the commands below it."""
-    if hasattr(command, "commands"):
-        yield prose(command.help)
-        yield from options(command)
-        for name in sorted(command.commands):
-            below = command.commands[name]
-            if not below.hidden:
-                yield f"{'#' * len(f'{path} {name}'.split())} {path} {name}"
-                yield from of_group(below, f"{path} {name}")
-        return
-    arguments = [param.metavar or param.name.upper() for param in command.params if param.param_type_name == "argument"]
-    yield code(" ".join([path, "[OPTIONS]" if len(command.params) > len(arguments) else "", *arguments]), "text")
-    yield prose(command.help)
-    yield from options(command)
-
-
-def options(command: Any) -> Iterator[str]:
-    """The table of what a command takes."""
-    rows = []
-    for param in command.params:
-        names = (
-            param.opts + param.secondary_opts if param.param_type_name == "option" else [param.metavar or param.name]
-        )
-        value = param.metavar if param.param_type_name == "option" and param.metavar else ""
-        rows.append([", ".join(inline(f"{name} {value}".strip()) for name in names), prose(getattr(param, "help", ""))])
-    if rows:
-        yield table(["", ""], rows)
-
-
-def python() -> Iterator[str]:
-    """The Python API, from its docstrings; the examples are those that a test runs."""
-    _, _, rest = inspect.cleandoc(raypft.__doc__ or "").rpartition("\n\n")
-    yield f"{rest} In the examples `MODEL` is a model's folder or name."
-    for name in raypft.__all__:
-        function = getattr(raypft, name)
-        if inspect.isfunction(function):
-            yield f"## raypft.{name}"
-            yield code(f"raypft.{name}{signature(function)}", "python")
-            yield from documented(function.__doc__)
-    for result in (RunResults, Trained, CampaignResults, Analysis):
-        yield f"## {result.__name__}\n\n{prose(result.__doc__)}"
-        rows = []
-        for name, member in vars(result).items():
-            if not name.startswith("_") and (isinstance(member, property) or inspect.isfunction(member)):
-                shown = name if isinstance(member, property) else f"{name}{signature(member)}".replace("(self, ", "(")
-                about = prose((member.__doc__ or "").split("\n\n")[0])
-                rows.append([inline(shown.replace("(self)", "()")), about])
-        if rows:
-            yield table(["", ""], rows)
-
-
-def signature(function: Any) -> str:
-    """A function's arguments, without their types; these are in the code and for type checkers."""
-    given = inspect.signature(function)
-    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in given.parameters.values()]
-    return str(given.replace(parameters=bare, return_annotation=inspect.Signature.empty))
-
-
-def documented(text: str | None) -> Iterator[str]:
-    """A docstring as Markdown: its arguments and errors as lists, its example as code."""
-    for part in inspect.cleandoc(text or "").split("\n\n"):
-        head, _, below = part.partition("\n")
-        if head in ("Args:", "Raises:"):
-            entries = " ".join(inspect.cleandoc(below).split())
-            yield f"*{'Arguments' if head == 'Args:' else 'Raises'}*: {prose(entries)}"
-        elif part.startswith(">>>"):
-            yield code(part, "pycon")
-        else:
-            yield prose(part)
-
-
-def exit_codes() -> Iterator[str]:
-    """What each exit code means, for scripts."""
-    yield prose((COMMANDS.__doc__ or "").split("\n\n")[1])
-    yield "Errors with a code of their own, of any command:"
-    rows = []
-    for member in itertools.chain.from_iterable(vars(importlib.import_module(name)).values() for name in CODED):
-        if isinstance(member, type) and issubclass(member, UserError) and "code" in vars(member):
-            rows.append((str(member.code), prose(member.__doc__)))
-    yield table(["code", "meaning"], [row for row in sorted(set(rows)) if row[0] != str(UserError.code)])
-    text = CLUSTERS.read_text(encoding="utf-8")
-    yield "## raypft submit"
-    yield text[text.index("| code | meaning |") :].split("\n\n")[0]
 
 
 if __name__ == "__main__":
