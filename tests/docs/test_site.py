@@ -141,7 +141,7 @@ def test_in_a_browser(server, site, width, height, scheme, served, tmp_path):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        for path in ("index", "concepts", "tutorials/your-data", "results", "reference/job", "troubleshooting"):
+        for path in ("index", "concepts", "results", "reference/job"):
             page.goto(f"{address}{path}.html")
             page.screenshot(path=tmp_path / f"{path.replace('/', '-')}.png")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
