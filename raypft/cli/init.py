@@ -136,8 +136,7 @@ def _commands(found: Guess, to: Path, backbone: str | None, rows: int) -> list[s
     """`raypft check …` and `raypft run …`."""
     words = [*RECIPES[found.kind], f"task={to}", f"backbone={backbone or BACKBONE}", "protocol=fixed"]
     if "lora" in words:
-        # its paper shows some, which the others don't, in prompts longer than XLM-R takes
-        words += ["demos=0", "train.max_tokens=128"]
+        words += ["demos=0", "train.max_tokens=128"]  # its paper shows some, in prompts that masked models can't hold
     if len(found.languages) > 1 and "en" not in found.languages:
         words.append(f"train.languages=[{next(iter(found.languages))}]")
     few = ["train.epochs=20", "train.batch_size=8"] if rows < FEW else []

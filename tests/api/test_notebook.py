@@ -16,7 +16,7 @@ NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jupyter's own
 def test_the_quickstart_runs(tmp_path):
-    made = tiny.backbone("bert")
+    made = tiny.backbone("llama")
     made.model.save_pretrained(tmp_path / "model")
     made.text.tokenizer.save_pretrained(tmp_path / "model")
     notebook = nbformat.read(NOTEBOOK, as_version=4)

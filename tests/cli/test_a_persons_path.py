@@ -83,18 +83,16 @@ def test_from_a_csv_to_a_model_in_transformers(home, monkeypatch, capsys):
     assert [row["Ticket No."] for row in answers] == [str(1000 + number) for number in range(6)]
     assert {row["answer"] for row in answers} <= set(TOPICS)
 
-    for recipe in ("vanilla", "lora"):
+    code = ""
+    for recipe in ("lora", "vanilla"):
         type_("export", folders[recipe], f"mine-{recipe}")
         card = Path(f"mine-{recipe}/README.md").read_text()
-        (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        seen = "\nprint(type(model).__module__.split('.')[0], end=' ')\n"
-        if recipe == "vanilla":
-            texts = repr([row["Customer Message"] for row in answers])
-            seen += (
-                f"batch = tokenizer({texts}, return_tensors='pt', padding=True)\n"
-                "print(*(model.config.id2label[i] for i in model(**batch).logits.argmax(-1).tolist()))\n"
-            )
-        library, *labels = without_raypft(code + seen).split()
-        assert library == ("transformers" if recipe == "vanilla" else "peft")
-        assert labels == ([row["answer"] for row in answers] if recipe == "vanilla" else [])
+        (loads,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        code += f"{loads}\nprint(type(model).__module__.partition('.')[0])\n"
+    code += (
+        f"batch = tokenizer({[row['Customer Message'] for row in answers]}, return_tensors='pt', padding=True)\n"
+        "print(*(model.config.id2label[i] for i in model(**batch).logits.argmax(-1).tolist()))\n"
+    )
+    lines = without_raypft(code).splitlines()
+    assert lines == ["peft", "transformers", " ".join(row["answer"] for row in answers)]
     assert len(typed) == 9

@@ -48,7 +48,6 @@ def test_a_csv_becomes_a_task_and_the_next_commands_are_told(encoding, monkeypat
     write_csv("support.csv", ["ticket_id", "message", "topic"], rows(), encoding)
     assert call(monkeypatch, "init", "support.csv") == 0
     told = capsys.readouterr().out.splitlines()
-    asked = "vanilla profit lora task=support.yaml backbone=xlmr-base protocol=fixed demos=0 train.max_tokens=128"
     assert told[:2] == [
         "support.csv: 12 rows, kind choice; text: message; label: topic; id: ticket_id",
         "2 labels, rows of each: bad 6, good 6",
@@ -56,8 +55,10 @@ def test_a_csv_becomes_a_task_and_the_next_commands_are_told(encoding, monkeypat
     assert told[-4:] == [
         "support.csv: 8 train, 2 dev, 2 test rows, by class",
         "written to support.yaml; next:",
-        f"raypft check {asked}",
-        f"raypft run {asked} train.epochs=20 train.batch_size=8 seeds=3",
+        "raypft check vanilla profit lora task=support.yaml backbone=xlmr-base protocol=fixed demos=0 "
+        "train.max_tokens=128",
+        "raypft run vanilla profit lora task=support.yaml backbone=xlmr-base protocol=fixed demos=0 "
+        "train.max_tokens=128 train.epochs=20 train.batch_size=8 seeds=3",
     ]
     task = load_task("support.yaml")
     assert task.patterns["ask"].text == "{message}\nTopic: <slot>"
@@ -241,7 +242,7 @@ def tables(draw) -> list[list[str]]:
     return [names, *map(list, zip(*columns, strict=True))]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tables())
 def test_whatever_a_csv_holds_what_is_written_loads(tmp_path, table):
     header, *lines = table
