@@ -18,6 +18,7 @@ import reference  # noqa: E402
 ELSEWHERE = {"clusters.md": "cluster/README.md", "benchmarks.md": "benchmarks/RESULTS.md"}
 """Pages of the site that lie elsewhere."""
 PLOTS = "benchmarks/plots"
+CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 
 
@@ -33,7 +34,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links between files of the repository into those of the site."""
+    """Turn links between files of the repository into those of the site, and bars in code, which GitHub's tables want
+    escaped, into plain ones."""
     here = page.file.src_uri
     lies = posixpath.dirname(ELSEWHERE.get(here, f"docs/{here}"))
     places = {source: name for name, source in ELSEWHERE.items()}
@@ -43,4 +45,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         site = places.get(target, re.sub(f"^{PLOTS}/", "plots/", target).removeprefix("docs/"))
         return posixpath.relpath(site, posixpath.dirname(here) or ".")
 
+    markdown = CODE.sub(lambda code: code[0].replace("\\|", "|"), markdown)
     return LINK.sub(there, markdown)

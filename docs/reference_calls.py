@@ -51,7 +51,7 @@ def options(command: Any) -> Iterator[str]:
         value = param.metavar if param.param_type_name == "option" and param.metavar else ""
         rows.append([", ".join(inline(f"{name} {value}".strip()) for name in names), prose(getattr(param, "help", ""))])
     if rows:
-        yield table(["", ""], rows)
+        yield table(["option or argument", ""], rows)
 
 
 def python() -> Iterator[str]:
@@ -73,7 +73,7 @@ def python() -> Iterator[str]:
                 about = prose((member.__doc__ or "").split("\n\n")[0])
                 rows.append([inline(shown.replace("(self)", "()")), about])
         if rows:
-            yield table(["", ""], rows)
+            yield table(["gives", ""], rows)
 
 
 def signature(function: Any) -> str:

@@ -150,7 +150,7 @@ def test_in_a_browser(server, site, width, height, scheme, served, tmp_path):
             page.locator("label.md-header__button[for=__search]").click()
         page.locator("input.md-search__input").press_sequentially("verbalizer")
         first = page.locator("a.md-search-result__link").first
-        first.wait_for(state="visible", timeout=10_000)
+        first.wait_for(state="visible")
         first.click()
         page.wait_for_load_state()
         assert "verbalizer" in page.locator("article").inner_text().lower()
