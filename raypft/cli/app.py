@@ -1,8 +1,8 @@
 """The command line: init, doctor, check, show, run, plan, tune, watch, report, runs, analyse, predict, export,
 contract, list, submit, cluster.
 
-Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
-cluster/README.md.
+Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft, 130 ended by Ctrl-C and 143
+by SIGTERM, where the same command goes on; those of `submit`: cluster/README.md.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class Commands(TyperGroup):
 
     def main(self, *words: Any, standalone_mode: bool = True, **more: Any) -> Any:
         """Run the command that the words name; with `standalone_mode` exit with its code."""
+        more.setdefault("prog_name", "raypft")  # of `python -m raypft.cli`, too: messages begin with the verb
         try:
             code = super().main(*words, standalone_mode=False, **more)
         except TyperException as error:
