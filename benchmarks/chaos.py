@@ -156,9 +156,12 @@ def report(storage: Path) -> str:
     for path in sorted(storage.glob("*/seed-*/result.json")):
         parts.append(f"{path.relative_to(storage)} {json.dumps(without_times(json.loads(path.read_text())))}")
     for path in sorted(storage.glob("*/table.md")):
-        scores, cost, _ = path.read_text().partition("**cost**")  # which the table of a campaign has, one of runs a column
+        scores, cost, _ = path.read_text().partition("**cost**")
+        if cost:  # a campaign's, where it stands behind the scores
+            parts.append(scores)
+            continue
         rows = [line.split("|") for line in scores.splitlines()]
-        seconds = 1 << 10 if cost else rows[2].index(" seconds ")
+        seconds = rows[2].index(" seconds ")
         parts += ["|".join(cells[:seconds] + cells[seconds + 1 :]) for cells in rows]
     return "\n".join(parts)
 
