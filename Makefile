@@ -1,12 +1,10 @@
-# make demo: install and run the demonstration.  make test: install and run the tests; make test-cluster: those that start clusters; make coverage: the share of lines they reach.  Nothing but python3 is needed.
+# make demo: install and run the demonstration.  make docs: build the documentation.  make test: install and run the tests; make test-cluster: those that start clusters; make coverage: the share of lines they reach.  Nothing but python3 is needed.
 SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 RAYPFT = $(VENV)/bin/raypft
-DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 \
-	train.epochs=3 train.batch_size=5 train.max_tokens=256 resources.workers=2 zero.stage=2
 
-.PHONY: install demo test test-cluster coverage check
+.PHONY: install demo docs test test-cluster coverage check
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +14,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 install: $(VENV)/installed
 
 demo: install
-	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO)
+	$(RAYPFT) tune demo storage=demo
+	$(RAYPFT) report demo/demo-* --out demo/report
+	@echo "open demo/report/index.html in a browser; then try, with your own rows:  $(RAYPFT) init YOUR.csv"
+
+# into site/, to be opened as a file or put on a server
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # files side by side in two processes, but for those that start Ray
 test: install

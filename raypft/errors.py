@@ -9,6 +9,15 @@ from contextlib import contextmanager
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+SECRET = re.compile(
+    r"""(?ix)
+    (?<= :// ) [^/@\s]* : [^@\s]* (?= @ )  # the user of a URI
+    | (?<= [?&] ) (?: [^=&\s]* (?: sig | signature | token | credential | key ) = ) [^&\s]+  # a signed URI
+    | (?: ^ | (?<= [-_.] ) ) (?: token | secret | password | passwd | api_?key | access_?key ) [= ] .+
+    """
+)
+"""What must not be told of a command's word, or of an address."""
+
 
 class UserError(ValueError):
     """Something the user can mend: a line, or several where `Faults` found them in one file.
@@ -66,3 +75,13 @@ def first_line(error: Exception) -> str:
     """What an error of another library says first, at most 200 characters; its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """A text without the passwords, keys and tokens in it."""
+    return SECRET.sub(_hidden, text)
+
+
+def _hidden(secret: re.Match[str]) -> str:
+    name, equals, _ = secret[0].partition("=")
+    return f"{name}{equals}…" if equals else "…"

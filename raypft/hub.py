@@ -7,6 +7,7 @@ cached, as with HF_HUB_OFFLINE=1.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import glob
@@ -23,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, set_client_factory, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, get_session, set_client_factory, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     EntryNotFoundError,
@@ -36,11 +37,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging
 from huggingface_hub.utils._http import default_client_factory
 
 from raypft.errors import UserError, first_line
+from raypft.progress import polled
 
 CONNECT, FIRST, ANSWER, WORK = 5.0, 6.0, 10.0, 300.0
 """Seconds to connect to a host; to its first answer in all; between parts of a download; for it to take an upload."""
@@ -64,6 +67,17 @@ _away: dict[str, tuple[float, str]] = {}
 def unreachable() -> str | None:
     """Why the hub is not asked now; None where it answered, or was not asked yet."""
     return "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else _why_away(urlsplit(constants.ENDPOINT).netloc)
+
+
+def asked() -> str | None:
+    """Why the hub can't be reached, None where it answers: it is asked."""
+    if constants.is_offline_mode():
+        return unreachable()
+    try:
+        get_session().head(constants.ENDPOINT)
+    except Exception as error:  # the client raises many kinds
+        return unreachable() or first_line(error)
+    return None
 
 
 def commit_of(name: str, revision: str | None = None, kind: str = "model") -> str:
@@ -120,7 +134,19 @@ def snapshot(name: str, commit: str, choose: Callable[[list[str]], list[str]], k
         size = in_bytes(sum(sizes[path] for path in wanted))
         if unreachable() is None:
             say(f"fetching {name} at {commit[:12]} from the hub: {len(wanted)} files, {size}")
-        return Path(fetched())
+        before = _held(name, kind)
+        with polled(f"fetching {name}", sum(sizes[path] for path in wanted), lambda: _held(name, kind) - before):
+            return Path(fetched())
+
+
+def _held(name: str, kind: str) -> float:
+    """Bytes of a repository in the cache, parts of files that are being fetched among them."""
+    blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "blobs")
+    sizes = [0]
+    for path in blobs.glob("*"):
+        with contextlib.suppress(OSError):  # it got its last name
+            sizes.append(path.stat().st_size)
+    return float(sum(sizes))
 
 
 def check_upload(name: str) -> None:

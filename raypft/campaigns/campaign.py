@@ -34,31 +34,42 @@ PROVENANCE = tuple(provenance_keys())
 """Keys that do not make another campaign: it can be extended by seeds and moved to another machine."""
 
 
-class Row(Strict):
+class Row(Strict, use_attribute_docstrings=True):
     """A row of the table: a recipe or job file and what it sets."""
 
     recipe: str
+    """A name of `raypft list recipes`, or the path of a job's YAML."""
     set: dict[str, Any] = {}
+    """Keys of jobs, laid over the defaults."""
 
 
-class Paper(Strict):
+class Paper(Strict, use_attribute_docstrings=True):
     """The paper's numbers: row -> column -> number, or row -> value of the further axis -> column -> number."""
 
     values: dict[str, dict[Any, Any]] = {}
+    """The means."""
     std: dict[str, dict[Any, Any]] = {}
+    """The deviations, where the paper gives them."""
     differs: dict[str, str] = {}
+    """Row to what the paper's protocol has otherwise, said beside the verdict."""
     notes: list[str] = []
+    """Lines below the table: misprints, what was read off a figure."""
 
 
 @validation_root
-class Campaign(Strict):
+class Campaign(Strict, use_attribute_docstrings=True):
     """A campaign file as it stands after its scale and the overrides."""
 
     name: str
+    """The file's stem unless it is given."""
     about: str
+    """A line for lists and above the table."""
     source: str = ""
+    """The paper and table it follows."""
     scale: str | None = None
+    """The overlay that was taken; chosen by a word of the command, not in the file."""
     defaults: dict[str, Any] = {}
+    """Keys of jobs that all cells have."""
     before: dict[str, Row] = Field(
         default={},
         description="jobs that rows depend on, run first, once; a row's value before:NAME is the run's folder",
@@ -66,17 +77,23 @@ class Campaign(Strict):
     rows: dict[
         str, Annotated[Row, WrapValidator(lambda value, check: value if value == MAJORITY else check(value))]
     ] = Field(min_length=1)
-    """`majority`, the largest class of the test rows, stands in the table without a job."""
+    """Label to recipe and keys; `majority`, the largest class of the test rows, stands in the table without a job."""
     tasks: dict[str, dict[str, Any]] = Field(min_length=1)
+    """A list, or task to the keys of jobs that it sets."""
     vary: dict[str, list[Any]] = {}
+    """Further axes: key of jobs to its values; each is a cell of the table."""
     columns: str = "task"
+    """What the table's columns are: task, language, or a key of vary."""
     speedup_over: str | None = Field(
         default=None, description="a row; the table shows how much faster than it the others train"
     )
     search: Search | None = None
+    """A search per row and task; what is best on dev stands in the table."""
     paper: Paper | None = None
+    """The paper's numbers, which the table and its report show beside."""
     lanes: bool = Field(default=True, description="whether worker groups outlive trials; the numbers are the same")
     tracker: Tracker | None = None
+    """What hears of each trial, beside the ledger."""
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -16,10 +16,10 @@ from raypft.schema import Strict
 class Dimension(Strict):
     """The values of one key of a search: a list, a range of integers, or an interval; both ends are included."""
 
-    values: list[Any] | None = None
+    values: list[Any] | None = Field(default=None, description="each of a list")
     range: list[int] | None = Field(default=None, description="lowest, highest, step (1 where left out)")
-    uniform: tuple[float, float] | None = None
-    log: tuple[float, float] | None = Field(default=None, description="uniform on the logarithm")
+    uniform: tuple[float, float] | None = Field(default=None, description="lowest, highest")
+    log: tuple[float, float] | None = Field(default=None, description="lowest, highest; uniform on the logarithm")
 
     @model_validator(mode="before")
     @classmethod
@@ -66,12 +66,14 @@ Space = dict[str, Dimension]
 class Search(Strict):
     """Per row and task the best configuration on dev is looked for; the test is read for that one alone."""
 
-    space: Space = Field(min_length=1)
-    searcher: Literal["grid", "random", "tpe"] = "grid"
+    space: Space = Field(min_length=1, description="dotted keys of jobs and what each may be")
+    searcher: Literal["grid", "random", "tpe"] = Field(default="grid", description="how combinations are chosen")
     trials: int | None = Field(
         default=None, ge=1, description="of random and tpe, the same for every row and task; grid: all"
     )
-    scheduler: Literal["none", "asha", "racing"] = "none"
+    scheduler: Literal["none", "asha", "racing"] = Field(
+        default="none", description="what stops a configuration between its seeds, where others are ahead"
+    )
     metric: str = Field(default="dev", description="dev, or what it is for the task: the name of its first metric")
     rows: dict[str, Space] | None = Field(
         default=None, description="a list, or what each row has beside the space or in place of its keys; None: all"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raypft.cli import completion
 from raypft.cli.shown import Json, console
 from raypft.schema import split_override
 from raypft.storage import path_of
@@ -24,7 +25,12 @@ Words = Annotated[
 
 
 def analyse(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Of raypft list analyses, or a path.py with one.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="Of raypft list analyses, or a path.py with one.", autocompletion=completion.analyses
+        ),
+    ],
     words: Words,
     out: Annotated[
         Path | None,

@@ -1,8 +1,8 @@
-"""The command line: run, tune, plan, show, check, contract, list, report, watch, analyse, predict, export, submit,
-cluster.
+"""The command line: init, doctor, check, show, run, plan, tune, watch, report, runs, analyse, predict, export,
+contract, list, submit, cluster.
 
-Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft; those of `submit`:
-cluster/README.md.
+Exit codes: 0 done, 2 something the user can mend (one line says what), 1 a fault of raypft, 130 ended by Ctrl-C and 143
+by SIGTERM, where the same command goes on; those of `submit`: cluster/README.md.
 """
 
 from __future__ import annotations
@@ -10,46 +10,42 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from raypft._version import __version__
+from raypft.cli import completion
 from raypft.cli.analyse import analyse
 from raypft.cli.cluster import cluster_app, submit_app
-from raypft.cli.progress import CampaignProgress, RunProgress
+from raypft.cli.doctor import doctor
+from raypft.cli.init import init
+from raypft.cli.jobs import Names, check, load_jobs
+from raypft.cli.progress import CampaignProgress, OneLine, RunProgress
+from raypft.cli.report import report
+from raypft.cli.runs import runs
 from raypft.cli.shown import Json, console, print_found, print_table
-from raypft.cli.terminal import Terminated, check_words, quiet, speak_anyhow, terminable
+from raypft.cli.terminal import check_words, quiet, say_interrupted, speak_anyhow, terminable
 from raypft.cli.usage import Commands, check_blanks
 from raypft.cli.using import Moved, Run, Seed, moved, predict
 from raypft.cli.watch import watch
 from raypft.config.words import split_words
 from raypft.errors import UserError, visible
+from raypft.progress import heard
 from raypft.storage import one_line_of_disk, path_of
-
-if TYPE_CHECKING:
-    from raypft.config.resolved import ResolvedJob
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(submit_app, name="submit")
-Names = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RECIPE|FILE... [KEY=VALUE...]",
-        help="Recipes or job files, then overrides such as task=sst2 shots=5 train.lr=1e-4; lora.train.lr=1e-3 is for "
-        "that recipe alone.",
-    ),
-]
 
 
 def _version(asked: bool) -> None:
@@ -65,17 +61,6 @@ def main_options(
     ] = False,
 ) -> None:
     """Prompt-based fine-tuning of language models, distributed on Ray."""
-
-
-def load_jobs(words: list[str]) -> list[ResolvedJob]:
-    """The jobs of a command; whether the machine or cluster that they name is there is told first."""
-    from raypft.config.load import load_job, load_resources  # noqa: PLC0415  (torch is loaded only where it is needed)
-    from raypft.scale.machine import check_named  # noqa: PLC0415
-
-    asked = split_words(words)
-    for name, overrides in asked:
-        check_named(load_resources(name, overrides))
-    return [load_job(name, overrides) for name, overrides in asked]
 
 
 @app.command()
@@ -107,6 +92,7 @@ def run(
     folders = [ready.folder for ready in prepared]
     if not as_json:
         print_table(run_table(folders))
+        print(f"\nnext: raypft report {shlex.join(map(str, folders))} --out report")
         return
     for folder, of_job in zip(folders, results, strict=True):
         for result in of_job:
@@ -114,17 +100,11 @@ def run(
             print(json.dumps({"event": "finished", "folder": str(folder), **result}), flush=True)
 
 
-def say_interrupted(line: str, stop: KeyboardInterrupt) -> NoReturn:
-    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C, or of
-    SIGTERM."""
-    print(f"raypft: interrupted; {line}; the same command (without --fresh) goes on", file=sys.stderr, flush=True)
-    raise typer.Exit(143 if isinstance(stop, Terminated) else 130)
-
-
 Campaigns = Annotated[
     list[str],
     typer.Argument(
         metavar="CAMPAIGN|FILE [scale=NAME] [KEY=VALUE...]",
+        autocompletion=completion.campaigns,
         help="A campaign of tune_spaces/ or its file, then overrides of its defaults.",
     ),
 ]
@@ -161,6 +141,8 @@ def tune(
         print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)
     else:
         print(table.read_text(encoding="utf-8"), end="")
+        place = shlex.quote(str(campaign.folder))
+        print(f"\nnext: raypft report {place} --out {place}/report")
 
 
 @app.command()
@@ -174,98 +156,6 @@ def plan(words: Campaigns, as_json: Json = False) -> None:
     print_found(found, as_json)
     if found["refused"]:
         raise UserError("\n".join(found["refused"]))
-
-
-@app.command()
-def report(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...|CAMPAIGN...", parser=path_of, help="Folders of runs of one task, or of campaigns."
-        ),
-    ],
-    as_json: Json = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            parser=path_of,
-            help="Write a whole report of one campaign, or of runs, into a folder or behind a URI: a page with "
-            "intervals, tests and figures (index.html), and its tables as Markdown, LaTeX and CSV.",
-        ),
-    ] = None,
-    mix: Annotated[
-        bool,
-        typer.Option("--mix", help="Let numbers stand in one table that don't compare; the table then says so."),
-    ] = False,
-    metric: Annotated[
-        str | None, typer.Option(help="With --out: the metric that leads, instead of the task's first.")
-    ] = None,
-) -> None:
-    """The table of one or more runs, as Markdown when not on a terminal; the tables of campaigns, written anew from
-    what is finished. With --out a page and its files."""
-    if out is not None:
-        write_report_folder(folders, out, as_json, mix, metric)
-        return
-    if metric is not None:
-        raise UserError("report: --metric is for --out FOLDER; the tables without it have every metric")
-    from raypft.report.mixing import Mixing  # noqa: PLC0415
-    from raypft.runs.table import run_table  # noqa: PLC0415
-
-    if (folders[0] / "campaign.yaml").is_file():
-        for folder in folders:
-            report_campaign(folder, as_json, mix)
-        return
-    table = run_table(folders, Mixing(mix))
-    if as_json:
-        print(json.dumps(vars(table)))
-    else:
-        print_table(table)
-
-
-def report_campaign(folder: Path, as_json: bool, mix: bool = False) -> None:
-    """Write a campaign's tables from its finished cells and print them."""
-    from raypft.campaigns.state import CampaignState, reopened  # noqa: PLC0415
-    from raypft.report.campaign import write_tables  # noqa: PLC0415
-
-    campaign = reopened(folder)
-    state = CampaignState(campaign, lambda line: print(line, file=sys.stderr))
-    table = write_tables(campaign, state.rows(), folder, mix)
-    if as_json:
-        print(json.dumps({"folder": str(folder), "table": str(table)}))
-    else:
-        print(table.read_text(encoding="utf-8"), end="")
-
-
-def write_report_folder(folders: list[Path], out: Path, as_json: bool, mix: bool, metric: str | None) -> None:
-    """Write the report of a campaign or of runs into a folder and say where it is."""
-    from raypft.campaigns import finished  # noqa: PLC0415
-
-    files = finished.report(folders, out, mix, metric, lambda line: print(line, file=sys.stderr))
-    if as_json:
-        print(json.dumps({"folder": str(out), "files": [str(file) for file in files]}))
-    else:
-        print(f"written to {files[0]}, and beside it {', '.join(file.name for file in files[1:])}")
-
-
-@app.command()
-def check(words: Names, as_json: Json = False) -> None:
-    """Everything that can be known before compute is spent; exit code 0 or 2."""
-    jobs = load_jobs(words)
-    from raypft.runs.inspect import checked  # noqa: PLC0415
-    from raypft.runs.prepare import prepare  # noqa: PLC0415
-    from raypft.runs.run import check_distinct  # noqa: PLC0415
-    from raypft.runs.table import check_comparable  # noqa: PLC0415
-    from raypft.scale.machine import check_machine  # noqa: PLC0415
-
-    prepared, nodes = [], []
-    for job in jobs:
-        nodes.append(check_machine(job.job.resources))
-        prepared.append(prepare(job))
-        check_distinct(prepared)
-    check_comparable(prepared)
-    for ready, there in zip(prepared, nodes, strict=True):
-        print_found(checked(ready, there), as_json)
 
 
 @app.command()
@@ -289,6 +179,7 @@ def contract(
         list[str],
         typer.Argument(
             metavar="METHOD|FILE [method.KEY=VALUE...]",
+            autocompletion=completion.methods,
             help="A method of the catalogue, a path.py or package.module with one, then keys of it.",
         ),
     ],
@@ -313,7 +204,11 @@ def contract(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(metavar="tasks|methods|readouts|analyses|backbones|recipes|matrix|schema")
+        str | None,
+        typer.Argument(
+            metavar="tasks|methods|readouts|analyses|backbones|recipes|matrix|schema",
+            autocompletion=completion.catalogues,
+        ),
     ] = None,
     kind: Annotated[
         str | None, typer.Argument(metavar="[job|task|campaign]", help="Of schema: the kind of file.")
@@ -329,6 +224,11 @@ def list_(
         print(line)
 
 
+app.command()(init)
+app.command()(doctor)
+app.command()(check)
+app.command()(report)
+app.command()(runs)
 app.command()(watch)
 app.command()(analyse)
 app.command()(predict)
@@ -382,7 +282,7 @@ def main(command: Callable[[], None] = app) -> None:
     try:
         check_words()
         check_blanks(sys.argv[1:])
-        with terminable(), one_line_of_disk():
+        with terminable(), one_line_of_disk(), heard(OneLine(sys.stderr)):
             command()
     except UserError as error:
         for line in str(error).split("\n"):

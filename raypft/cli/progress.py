@@ -6,9 +6,10 @@ On a terminal runs have bars and campaigns a live view.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypft.errors import visible
+from raypft.progress import Far, heard
 from raypft.report.formats import duration
 
 
@@ -31,6 +33,8 @@ class Progress(ABC):
         self.as_json = as_json
 
     def __enter__(self) -> Self:
+        self.hearing = heard(self.far)
+        self.hearing.__enter__()
         if self.live is not None:
             self.live.start()
         return self
@@ -38,6 +42,11 @@ class Progress(ABC):
     def __exit__(self, *raised: Any) -> None:
         if self.live is not None:
             self.live.stop()
+        self.hearing.__exit__(None, None, None)
+
+    def far(self, far: Far | None) -> None:
+        """Hear how far work is that has no events; here it is not shown."""
+        return
 
     def __call__(self, event: dict[str, Any]) -> None:
         if self.as_json:
@@ -60,6 +69,31 @@ class JobProgress(Progress):
             print(f"raypft: {event['text']}", file=sys.stderr, flush=True)
 
 
+class OneLine:
+    """How far long work is, as one line that is drawn again and again without an escape code, and taken away when the
+    work ends; nothing where the stream is no terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.shown = stream, 0
+
+    def __call__(self, far: Far | None) -> None:
+        if not self.stream.isatty():
+            return
+        line = far_line(far)[: shutil.get_terminal_size().columns - 1] if far is not None else ""
+        self.stream.write("\r" + line.ljust(self.shown) + ("" if line else "\r"))
+        self.stream.flush()
+        self.shown = len(line)
+
+
+def far_line(far: Far) -> str:
+    """`encoding: 1,200 of 3,000 rows, 12 s left`."""
+    if far.unit == "bytes":
+        done = f"{far.done / 1e6:,.0f} of {far.total / 1e6:,.0f} MB"
+    else:
+        done = f"{far.done:,.0f} of {far.total:,.0f} {far.unit}"
+    return f"{far.what}: {done}" + (f", {duration(far.left)} left" if far.left is not None else "")
+
+
 class RunProgress(Progress):
     """Runs: a bar for each seed on a terminal, plain lines elsewhere.
 
@@ -74,7 +108,7 @@ class RunProgress(Progress):
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
+            TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
@@ -82,6 +116,7 @@ class RunProgress(Progress):
             transient=True,
         )
         self.bars: dict[Any, TaskID] = {}
+        self.work: TaskID | None = None
 
     def show(self, event: dict[str, Any]) -> None:
         label = f"{self.labels.get(event.get('run', ''), '')} seed {event.get('seed')}".lstrip()
@@ -90,11 +125,26 @@ class RunProgress(Progress):
         if text and (event["event"] not in ("epoch", "step") or not self.console.is_terminal):
             self.console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
+    def far(self, far: Far | None) -> None:
+        """A bar of its own while work goes on."""
+        if far is None:
+            if self.work is not None:
+                self.display.remove_task(self.work)
+            self.work = None
+            return
+        by, unit = (1e6, "MB") if far.unit == "bytes" else (1, far.unit)
+        if self.work is None:
+            self.work = self.display.add_task(far.what, total=int(far.total / by), unit=unit, note="")
+        note = f"{duration(far.left)} left" if far.left is not None else ""
+        self.display.update(self.work, completed=int(far.done / by), note=note)
+
     def _move_bar(self, event: dict[str, Any], label: str) -> None:
         kind, cell = event["event"], (event.get("run"), event.get("seed"))
         if kind in ("start", "resume"):
             done = event.get("epoch", 0)
-            self.bars[cell] = self.display.add_task(label, total=event["epochs"], completed=done, note="")
+            self.bars[cell] = self.display.add_task(
+                label, total=event["epochs"], completed=done, unit="epochs", note=""
+            )
         elif cell not in self.bars:
             return
         elif kind == "epoch":

@@ -11,6 +11,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
 
 from raypft.errors import UserError
 
@@ -70,3 +73,10 @@ def check_words() -> None:
             raise UserError(
                 f"command: word {number}, {word!r}, holds bytes that are no UTF-8; expected UTF-8 text"
             ) from None
+
+
+def say_interrupted(line: str, stop: KeyboardInterrupt) -> NoReturn:
+    """Say what an interrupted command leaves and how it goes on, and exit as the shell expects it of Ctrl-C, or of
+    SIGTERM."""
+    print(f"raypft: interrupted; {line}; the same command (without --fresh) goes on", file=sys.stderr, flush=True)
+    raise typer.Exit(143 if isinstance(stop, Terminated) else 130)

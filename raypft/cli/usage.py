@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from typer import Abort
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
@@ -46,6 +47,7 @@ class Commands(TyperGroup):
 
     def main(self, *words: Any, standalone_mode: bool = True, **more: Any) -> Any:
         """Run the command that the words name; with `standalone_mode` exit with its code."""
+        more.setdefault("prog_name", "raypft")  # of `python -m raypft.cli`, too: messages begin with the verb
         try:
             code = super().main(*words, standalone_mode=False, **more)
         except TyperException as error:
@@ -53,6 +55,9 @@ class Commands(TyperGroup):
                 raise UserError(_line(error)) from None
             error.show()  # type: ignore[attr-defined]  # all of click's have it
             code = error.exit_code
+        except Abort:  # Ctrl-C where nothing is kept, or at a question
+            print("raypft: interrupted", file=sys.stderr)
+            code = 130
         if standalone_mode:
             sys.exit(code or 0)
         return code
@@ -64,7 +69,7 @@ class Commands(TyperGroup):
             UserError: it names none.
         """
         word = args[0]
-        if word in self.commands or word.startswith("-"):
+        if word in self.commands or word.startswith("-") or ctx.resilient_parsing:  # of a shell that completes
             return super().resolve_command(ctx, args)
         raise UserError(f'command: "{word}" is unknown; {_verb(word, list(self.commands))}')
 

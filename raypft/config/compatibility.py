@@ -1,10 +1,12 @@
 """What goes with what: method x family x readout x task kind x ZeRO stage, from what methods and readouts declare.
 
-The same declarations are checked when a job is loaded, printed by `raypft list matrix` and rendered into the README.
+The same declarations are checked when a job is loaded, printed by `raypft list matrix` and, in short, rendered into the
+README.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +23,7 @@ from raypft.tasks.metrics import OF_WRITTEN
 
 FAMILIES = ("masked", "causal", "seq2seq")
 MARKERS = ("<!-- matrix -->", "<!-- /matrix -->")
-"""Between these lines of the README the matrix stands."""
+"""Between these lines of the README the short matrix stands."""
 MARKUP = {"soft": ("<soft>",), "demo_label": ("<demos>", "<slot>")}
 """What a pattern must hold for a mark to be recorded."""
 
@@ -212,8 +214,17 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
+def short_matrix() -> str:
+    """Method and model family as Markdown, with what each method is."""
+    rows = [["method", "", *FAMILIES]]
+    for name in METHODS.names():
+        families, about = METHODS.load(name).families, re.sub(r"<\w+>", r"`\g<0>`", METHODS.about(name))
+        rows.append([f"`{name}`", about, *("✓" if family in families else "–" for family in FAMILIES)])
+    return f"{_markdown(rows)}\n"
+
+
 def rendered(readme: str) -> str:
-    """A README with the matrix between its markers brought up to date.
+    """A README with the short matrix between its markers brought up to date.
 
     Raises:
         ValueError: it has no markers.
@@ -221,4 +232,4 @@ def rendered(readme: str) -> str:
     begin, end = (readme.find(marker) for marker in MARKERS)
     if begin < 0 or end < begin:
         raise ValueError(f"expected the lines {' and '.join(MARKERS)}")
-    return f"{readme[: begin + len(MARKERS[0])]}\n{matrix()}{readme[end:]}"
+    return f"{readme[: begin + len(MARKERS[0])]}\n{short_matrix()}{readme[end:]}"

@@ -41,9 +41,11 @@ Languages = Annotated[list[str], BeforeValidator(_listed), WithJsonSchema(TEXTS,
 class Train(Strict):
     """How the trainable parameters are fitted. Sizes are global: workers and micro-batches do not change them."""
 
-    languages: Languages = ["en"]
-    epochs: int = Field(default=10, ge=0)
-    lr: float = Field(default=1e-5, gt=0)
+    languages: Languages = Field(
+        default=["en"], description="whose train rows are used; of a task with one language that one"
+    )
+    epochs: int = Field(default=10, ge=0, description="passes over the train rows; 0: the model is tested as it is")
+    lr: float = Field(default=1e-5, gt=0, description="learning rate")
     batch_size: int = Field(default=32, ge=1, description="prompts per optimizer step over all workers")
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="adam couples weight decay as L2")
     weight_decay: float = Field(default=0.0, ge=0, description="of all but biases and normalisations")
@@ -52,9 +54,11 @@ class Train(Strict):
         default="constant", description="linear: to 0; exponential: 0.95 an epoch"
     )
     warmup: float = Field(default=0.0, ge=0, le=1, description="share of the steps")
-    max_tokens: int = Field(default=128, ge=4)
+    max_tokens: int = Field(default=128, ge=4, description="of a prompt, special tokens included; longer texts are cut")
     dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the model's own rates")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the arithmetic; bf16 with workers needs zero.stage 1 to 3, fp16 GPUs as well"
+    )
     select: Literal["best", "last"] = Field(
         default="best", description="which epoch is kept; best on dev, the earliest of equals"
     )
@@ -101,7 +105,9 @@ class Train(Strict):
 class Dev(Strict):
     """Which rows select the epoch, and by what; None takes the protocol's rows and the task's metric."""
 
-    rows: DevRows | None = None
+    rows: DevRows | None = Field(
+        default=None, description="full: all there are; k_shot: as many of each class as of train; none: no selection"
+    )
     metric: str | None = Field(default=None, description="one of the task or its kind, in percent")
     limit: int | None = Field(default=None, ge=1, description="rows per language")
 
@@ -121,8 +127,12 @@ class Data(Strict):
     """Where rows come from: a source named in the task's YAML, and the folder or URI its files lie below, which may be
     a data set on the hub, hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
 
-    source: str | None = None
-    root: Annotated[str | None, PROVENANCE] = None
+    source: str | None = Field(
+        default=None, description="a name below the task's sources; None: its first, with data.root its first of files"
+    )
+    root: Annotated[str | None, PROVENANCE] = Field(
+        default=None, description="the folder or URI its files lie below; None: beside an own task's YAML, or the hub"
+    )
     revision: str | None = Field(
         default=None, description="branch, tag or commit of the hub's data set, instead of the source's"
     )
@@ -136,7 +146,7 @@ class Data(Strict):
 class Zero(Strict):
     """DeepSpeed ZeRO: what is partitioned over the workers (0 nothing, 1 optimizer, 2 + gradients, 3 + parameters)."""
 
-    stage: Literal[0, 1, 2, 3] = 0
+    stage: Literal[0, 1, 2, 3] = Field(default=0, description="needs resources.workers; numbers are the same in each")
     offload: bool = Field(default=False, description="optimizer state in CPU memory, at stage 3 the parameters too")
 
 
@@ -144,13 +154,15 @@ class Zero(Strict):
 class Resources(Strict):
     """Workers of the job. 0 runs in this process, without Ray."""
 
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, description="processes that train together; 0: this process, without Ray")
     min_workers: int | None = Field(
         default=None, ge=1, description="go on with as few while nodes are missing; None: wait for all workers"
     )
     cpus_per_worker: float | None = Field(default=None, gt=0, description="None: an equal share of this machine's")
-    gpus_per_worker: float = Field(default=0, ge=0)
-    max_failures: int = Field(default=3, ge=0)
+    gpus_per_worker: float = Field(default=0, ge=0, description="0: the worker computes on CPUs")
+    max_failures: int = Field(
+        default=3, ge=0, description="failures in a row, without a new state between, after which a cell fails"
+    )
     data_label: str | None = Field(
         default=None,
         pattern=r"^[^=\s]+=[^=\s]+$",
@@ -167,24 +179,33 @@ class Job(Strict):
         default="job", pattern=r"^[^/\x00-\x1f\x7f]+$", description="begins a folder's name"
     )
     source: Annotated[str, PROVENANCE] = Field(default="", description="the paper and section the settings come from")
-    task: str
-    pattern: str | None = Field(default=None, description="None: the task's that fits, see config/patterns.py")
-    backbone: str
-    method: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")]
-    readout: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")] = {"name": "verbalizer"}
-    protocol: str = "fixed"
+    task: str = Field(description="a name of `raypft list tasks`, or the path of a YAML")
+    pattern: str | None = Field(
+        default=None,
+        description="one of the task's; None: the recipe's usual one, else the one that fits method and readout",
+    )
+    backbone: str = Field(
+        description="a name of `raypft list backbones`, a folder, a .gguf file, or OWNER/NAME[@REVISION] of the hub"
+    )
+    method: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")] = Field(
+        description="what trains: a name, or name with its keys"
+    )
+    readout: Annotated[dict[str, Any], WithJsonSchema(NAMED, mode="validation")] = Field(
+        default={"name": "verbalizer"}, description="how states become answers: a name, or name with its keys"
+    )
+    protocol: str = Field(default="fixed", description="which rows train, select and test")
     shots: int | None = Field(default=None, ge=1, description="rows per class and language; None: all")
     demos: int = Field(default=0, ge=0, description="demonstrations a class in every prompt")
-    sample_seed: int = 0
+    sample_seed: int = Field(default=0, description="draws the rows; some protocols add the seed of the cell")
     seeds: Annotated[list[int], PROVENANCE, WithJsonSchema(SEEDS, mode="validation")] = Field(
-        default=[0, 1, 2, 3, 4], min_length=1
+        default=[0, 1, 2, 3, 4], min_length=1, description="a cell each; a number n means 0 to n - 1"
     )
-    train: Train = Train()
-    dev: Dev = Dev()
-    test: Test = Test()
-    data: Data = Data()
-    zero: Annotated[Zero, PROVENANCE] = Zero()
-    resources: Annotated[Resources, PROVENANCE] = Resources()
+    train: Train = Field(default=Train(), description="how the trainable parameters are fitted")
+    dev: Dev = Field(default=Dev(), description="which rows select the epoch, and by what")
+    test: Test = Field(default=Test(), description="what is tested")
+    data: Data = Field(default=Data(), description="where rows come from")
+    zero: Annotated[Zero, PROVENANCE] = Field(default=Zero(), description="what is partitioned over the workers")
+    resources: Annotated[Resources, PROVENANCE] = Field(default=Resources(), description="how many workers, with what")
     tracker: Annotated[Tracker | None, PROVENANCE] = Field(
         default=None, description="where losses, scores and costs are shown beside the run's folder"
     )

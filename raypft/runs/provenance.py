@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -16,16 +15,9 @@ from typing import Any
 import torch
 
 from raypft.data.origin import commits
+from raypft.errors import without_secrets
 from raypft.runs.prepare import Prepared
 
-SECRET = re.compile(
-    r"""(?ix)
-    (?<= :// ) [^/@\s]* : [^@\s]* (?= @ )  # the user of a URI
-    | (?<= [?&] ) (?: [^=&\s]* (?: sig | signature | token | credential | key ) = ) [^&\s]+  # a signed URI
-    | (?: ^ | (?<= [-_.] ) ) (?: token | secret | password | passwd | api_?key | access_?key ) [= ] .+
-    """
-)
-"""What must not be told of a command's word."""
 COMMAND = "RAYPFT_COMMAND"
 """Where processes that a command starts find it, as JSON."""
 PACKAGES = (
@@ -71,16 +63,6 @@ def command() -> list[str]:
     """The words of the user's command, without secrets."""
     given = os.environ.get(COMMAND)
     return json.loads(given) if given else list(map(without_secrets, sys.argv))
-
-
-def without_secrets(text: str) -> str:
-    """A text whose passwords, tokens and signatures are left out."""
-    return SECRET.sub(_hidden, text)
-
-
-def _hidden(secret: re.Match[str]) -> str:
-    name, equals, _ = secret[0].partition("=")
-    return f"{name}{equals}…" if equals else "…"
 
 
 def _version(package: str) -> str | None:

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from raypft._version import __version__
-from raypft.errors import first_line
+from raypft.errors import first_line, without_secrets
 from raypft.records import read_or_none, sealed
 from raypft.report.formats import metric_name
 from raypft.runs.prepare import Prepared
-from raypft.runs.provenance import without_secrets
 from raypft.runs.results import Tell, read_result
 from raypft.runs.trackers import WRITERS, Row, Subject, Writer
 from raypft.schema import flat

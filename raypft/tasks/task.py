@@ -48,17 +48,19 @@ KindByName = Annotated[
 """A kind, written as its name."""
 
 
-class Label(Strict):
+class Label(Strict, use_attribute_docstrings=True):
     """The column that holds the label and the label names, in the order of the score columns; only choice and tags
     have names."""
 
     column: str = "label"
+    """The column, as the file calls it."""
     names: list[str] = []
+    """In the order of the score columns."""
     unanswerable: bool = False
     """Of span: a question may have no answer, as in SQuAD 2.0; its list of answers is then empty."""
 
 
-class Source(Strict):
+class Source(Strict, use_attribute_docstrings=True):
     """Where rows come from and how their columns and labels are called there.
 
     `hub` is the id of a data set, or one a split; `files` is a path per split, in which {language}, {shots} and * may
@@ -67,11 +69,13 @@ class Source(Strict):
     """
 
     hub: str | dict[str, str] | None = None
+    """The id of a data set on the hub, or one a split."""
     config: str | dict[str, str] | None = None
     """The hub configuration, or one a split; may hold {language}."""
     revision: str | None = None
     """The hub's revision; refs/convert/parquet is its converted copy of a data set that has a loading script."""
     files: dict[str, str] | str | None = None
+    """A path per split, or one path, whose rows are divided by a hash of their content."""
     root: str | None = None
     """Where files lie if `data.root` is not given, seen from the task's YAML."""
     format: Format | None = None
@@ -118,23 +122,34 @@ class Source(Strict):
         return self.hub_of(split) is not None and split in (self.splits or SPLITS)
 
 
-class Wording(Strict):
+class Wording(Strict, use_attribute_docstrings=True):
     """What a language changes in a pattern: its text, its label words, how they are looked up."""
 
     text: str | None = None
+    """Instead of the pattern's."""
     verbalizer: dict[str, str | list[str]] | None = None
+    """Instead of the pattern's."""
     mode: Mode | None = None
+    """Instead of the pattern's."""
 
 
-class Pattern(Strict):
+class Pattern(Strict, use_attribute_docstrings=True):
     """How to ask: the prompt text and the words that stand for the labels."""
 
     text: str
+    """Fields in braces ({text}, {text|strip} without its last punctuation), <slot> where the answer is read, <soft> for
+    soft tokens, <demos> for demonstrations, <sep> between two segments."""
     verbalizer: dict[str, str | list[str]] | None = None
+    """Label to the word that stands for it, with mode mean to several; without it the label names are the words."""
     mode: Mode = "word_initial"
+    """How a label word is looked up: word_initial: as one piece that begins a word; raw_piece: as the bare word;
+    first_piece, last_piece: where it is several, that one; mean: several words a label, each one piece."""
     by_language: dict[str, Wording] = {}
+    """Language to what it changes."""
     demo_separator: str = "\n"
+    """What stands between demonstrations."""
     source: str = ""
+    """The paper or code it follows."""
 
     def wording(self, language: str) -> Wording:
         """The text, verbalizer and mode for a language, base values where the language changes nothing."""
@@ -159,21 +174,25 @@ class Pattern(Strict):
 
 
 @validation_root
-class Task(Strict):
+class Task(Strict, use_attribute_docstrings=True):
     """A task as its YAML states it, short forms written out; `name` is the file's stem unless the file says another."""
 
     short_forms: ClassVar[tuple[str, ...]] = ("columns", "files", "format", "labels")
     """Keys that a file may have beside these, see `tasks.short_forms`."""
 
     name: str
+    """The file's stem unless it is given."""
     about: str = ""
+    """A line for lists."""
     kind: KindByName
     """choice: one of the label names; tags: one a word; span: a piece of the field context; text: free; mlm:
     nothing."""
     fields: dict[str, str]
     """Field name as patterns use it, to column."""
     label: Label = Label()
+    """The column of the label, and the names."""
     languages: list[str] = ["en"]
+    """All that the rows are in; their code stands in a column language where there are several."""
     metric: str
     """The one that selects and that tables show first."""
     metrics: list[str] = []
@@ -181,7 +200,9 @@ class Task(Strict):
     pivot: str | None = None
     """The language that means are also given without; English where the task has it, unless given."""
     sources: dict[str, Source]
+    """Name to where rows come from; data.source chooses one, the first is usual."""
     patterns: dict[str, Pattern] = {}
+    """Name to how to ask; `vanilla` (the fields alone) and `NAME+demos` need not be written."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from raypft.data.content import CHUNK
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
 from raypft.errors import UserError
+from raypft.progress import counted
 from raypft.readouts.base import Config, Readout
 from raypft.tasks.prompts import about_words, first_word, queries, render
 from raypft.tasks.query import Demonstration, Query
@@ -190,7 +191,7 @@ def encode_sample(resolved: ResolvedJob, text: PromptTokenizer, sample: Sample) 
 def encoded(encoder: Encoder, table: pa.Table) -> Iterator[Encoded]:
     """The prompts of a table's rows, which become Python's some at a time."""
     rows = itertools.chain.from_iterable(map(pa.RecordBatch.to_pylist, table.to_batches(max_chunksize=CHUNK)))
-    return itertools.chain.from_iterable(map(encoder, rows))
+    return itertools.chain.from_iterable(map(encoder, counted("encoding", rows, len(table))))
 
 
 def prompts_an_epoch(sample: Sample, encoder: Encoder, looked_at: int) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from raypft.backbones.flops import STEPS, Part
 from raypft.config.job import Train
 from raypft.errors import UserError
+from raypft.progress import Work
 from raypft.readouts.base import Answer
 from raypft.training.ahead import Told, ahead
 from raypft.training.checkpoint import StateWriter
@@ -255,6 +256,7 @@ def answered(stepper: Stepper, rows: PromptDataset, settings: Train) -> Iterator
     room = room_for(stepper, settings, settings.eval_batch, trains=False)
     beginning = rows.begin(learner.method.backbone, stepper.device)
     begins = 0 if beginning is None else beginning.length
+    far = Work("evaluation", len(rows))
     for some in rows.stretches():
         numbers = rows.distinct(settings.shortcuts, some)
         lengths = [length - begins for length in rows.lengths(numbers)]
@@ -262,15 +264,17 @@ def answered(stepper: Stepper, rows: PromptDataset, settings: Train) -> Iterator
         parts = room.parts(numbers, lengths, stepper.rank, stepper.world)
         made = map(functools.partial(rows.batch, beginning=beginning), parts)
         for work in ahead([Step(0.0, len(parts), made)], stepper.device):
-            for part, batch in zip(parts, work.batches, strict=True):
+            for number, (part, batch) in enumerate(zip(parts, work.batches, strict=True), 1):
                 given = learner.answer(batch)
                 if part:
                     answers |= zip(part, given, strict=True)
+                far.at(some.start + number / len(parts) * len(some))
         for others in stepper.gather(answers):
             answers |= others
         first = rows.first_alike(some) if settings.shortcuts else some
         told = zip(map(int, first), rows.prompts[some.start : some.stop], strict=True)
         yield some, expect_scores([answers[row]._replace(prompt=prompt.name) for row, prompt in told])
+    far.end()
 
 
 def expect_scores(answers: list[Answer]) -> list[Answer]:

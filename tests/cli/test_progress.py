@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 
 import pytest
 from rich.console import Console
 
-from raypft.cli.progress import JobProgress, RunProgress
+from raypft import progress
+from raypft.cli.progress import JobProgress, OneLine, RunProgress, far_line
 
 RUN = [
     {"event": "start", "run": "a", "seed": 0, "trainable": 12345, "epochs": 3, "notes": ["no dev rows"]},
@@ -71,3 +73,78 @@ def test_a_jobs_output_goes_to_stdout_and_what_happens_to_it_to_stderr(capsys):
     for event in events:
         tell(event)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == events
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def worked(listener, monkeypatch) -> None:
+    """Work of four rows, told at each."""
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    monkeypatch.setattr(progress, "EACH", 0.0)
+    with progress.heard(listener):
+        assert list(progress.counted("encoding", "abcd", 4)) == list("abcd")
+
+
+def test_long_work_is_one_line_that_is_drawn_again_and_taken_away(monkeypatch):
+    stream = Terminal()
+    worked(OneLine(stream), monkeypatch)
+    drawn = stream.getvalue().split("\r")
+    assert [line.rstrip() for line in drawn[1:5]] == [f"encoding: {n} of 4 rows, 0 s left" for n in (1, 2, 3, 4)]
+    assert not "".join(drawn[5:]).strip(), "blanks over it"
+    assert stream.getvalue().endswith("\r")
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_pipe_gets_nothing_of_it_and_nobody_hears_it_where_nobody_listens(monkeypatch):
+    stream = io.StringIO()
+    worked(OneLine(stream), monkeypatch)
+    assert stream.getvalue() == ""
+    items = iter("ab")
+    assert progress.counted("encoding", items, 2) is items
+
+
+def test_work_that_breaks_off_takes_its_line_away(monkeypatch):
+    told: list = []
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    with progress.heard(told.append):
+        items = iter(progress.counted("encoding", "abcd", 4))
+        next(items)
+        next(items)
+        items.close()  # type: ignore[attr-defined]
+    assert [far and far.done for far in told] == [1, None]
+
+
+def test_what_a_library_fetches_is_asked_in_a_thread(monkeypatch):
+    told: list = []
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    monkeypatch.setattr(progress, "EACH", 0.01)
+    seen = threading.Event()
+
+    def hear(far):
+        told.append(far)
+        seen.set()
+
+    with progress.heard(hear), progress.polled("fetching x", 2e6, lambda: 1e6):
+        assert seen.wait(10)
+    assert far_line(told[0]).startswith("fetching x: 1 of 2 MB, ")
+    assert told[-1] is None
+    assert progress._listeners == []
+
+
+def test_a_run_shows_it_as_a_bar_among_its_own(monkeypatch):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with RunProgress(console, as_json=False, labels={}) as tell:
+        tell(RUN[0])
+        progress._listeners[-1](progress.Far("evaluation", 50.0, 200.0, 3.0, "rows"))
+        tell.display.refresh()
+        assert " 50/200" in out.getvalue()
+        assert "3 s left" in out.getvalue()
+        progress._listeners[-1](None)
+        assert [task.description for task in tell.display.tasks] == ["seed 0"]
+    assert progress._listeners == []

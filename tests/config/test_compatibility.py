@@ -14,7 +14,17 @@ import yaml
 
 from raypft.batch import collate
 from raypft.cli import main
-from raypft.config.compatibility import FAMILIES, MARKERS, MARKUP, check_fit, check_job, matrix, readouts_for, rendered
+from raypft.config.compatibility import (
+    FAMILIES,
+    MARKERS,
+    MARKUP,
+    check_fit,
+    check_job,
+    matrix,
+    readouts_for,
+    rendered,
+    short_matrix,
+)
 from raypft.config.job import Job, Resources, Train, Zero
 from raypft.config.load import load_job, look_up
 from raypft.config.resolved import ResolvedJob
@@ -276,13 +286,13 @@ def test_marks_are_known():
 
 
 def test_the_readme_is_up_to_date():
-    """`python tests/test_matrix.py` renders it."""
+    """`python tests/config/test_compatibility.py` renders it."""
     text = README.read_text(encoding="utf-8")
-    assert rendered(text) == text, "run: python tests/test_matrix.py"
+    assert rendered(text) == text, "run: python tests/config/test_compatibility.py"
 
 
 def test_rendering_needs_markers():
-    assert rendered(f"a\n{MARKERS[0]}\nold\n{MARKERS[1]}\nb") == f"a\n{MARKERS[0]}\n{matrix()}{MARKERS[1]}\nb"
+    assert rendered(f"a\n{MARKERS[0]}\nold\n{MARKERS[1]}\nb") == f"a\n{MARKERS[0]}\n{short_matrix()}{MARKERS[1]}\nb"
     with pytest.raises(ValueError, match="expected the lines"):
         rendered("no markers")
 

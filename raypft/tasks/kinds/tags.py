@@ -46,7 +46,7 @@ class Tags(base.Kind):
     def read_field(self, values: base.Values, column: str, where: str) -> pa.ChunkedArray:
         if isinstance(values, pa.ChunkedArray) and _all_words(values):
             return cast(pa.ChunkedArray, values).cast(base.TEXTS)
-        lists = [_listed(value, numbers=False) for value in base.listed(values)]
+        lists = [as_list(value, numbers=False) for value in base.listed(values)]
         for row, value in enumerate(lists):
             told = f'data: {where} row {row}: column "{column}" holds'
             if base.is_missing(value) or value == []:
@@ -68,7 +68,7 @@ class Tags(base.Kind):
         ours: dict[str, str] = {}
         for number, (words, value) in enumerate(zip(rows.fields[WORDS].to_pylist(), base.listed(values), strict=True)):
             where = f"data: {rows.where} row {number}"
-            value = _listed(value, numbers=True)
+            value = as_list(value, numbers=True)
             if not (base.is_missing(value) or isinstance(value, list)):
                 raise UserError(f"{where} has {base.shown(value)} for tags; expected a list, one tag a word")
             given = base.as_text([] if base.is_missing(value) else value, "tags", f"{rows.where} row {number} tags")
@@ -132,7 +132,7 @@ def _all_tags(values: base.Values, rows: base.ReadRows) -> pa.ChunkedArray | Non
     return pa.chunked_array([pa.LargeListArray.from_arrays(offsets, ours)]).cast(base.TEXTS)
 
 
-def _listed(value: Any, numbers: bool) -> Any:
+def as_list(value: Any, numbers: bool) -> Any:
     """Words or tags that are written as one text: with blanks between, or as Python or JSON writes a list of texts; a
     list that is written otherwise stays a text.
 
