@@ -21,6 +21,7 @@ from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.runs import trackers, tracking
 from raypft.runs.prepare import prepare
+from raypft.runs.results import RunResults
 from raypft.runs.tracking import FILE, found_by, settings_of
 
 NAMES = list(trackers.PACKAGES)
@@ -67,7 +68,7 @@ def forget_wandb() -> None:
         sys.modules["wandb"].teardown()
 
 
-def ran(place: Path, tell: Any = None, **keys: Any) -> raypft.runs.results.RunResults:  # type: ignore[name-defined]
+def ran(place: Path, tell: Any = None, **keys: Any) -> RunResults:
     """A run of three epochs of two steps a seed, in the folder `runs`."""
     train = {"epochs": 3, "batch_size": 4, "lr": 1e-3}
     given = {"task": "sentiment", "backbone": str(place / "model"), "shots": 4, "seeds": 1, "train": train, **keys}
@@ -126,7 +127,7 @@ def logged(data: bytes) -> Iterator[bytes]:
 
 def in_wandb(folder: Path) -> tuple[Curves, str]:
     """What a seed's files of W&B's offline mode hold, as `wandb sync` would send it; all have one id and one group."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     forget_wandb()
     curves: Curves = {}
@@ -134,7 +135,7 @@ def in_wandb(folder: Path) -> tuple[Curves, str]:
     ids, groups = set(), set()
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
         for data in logged(path.read_bytes()):
-            record = Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
