@@ -337,3 +337,20 @@ def test_settings_hold_no_secrets(place):
 def test_a_run_with_workers_is_tracked_where_it_was_started(place):
     results = ran(place, tracker="tensorboard", resources={"workers": 2}, zero={"stage": 1})
     check_whole("tensorboard", results.folder / "seed-0", results.seeds[0])
+
+
+def test_event_files_of_a_run_in_an_object_store_lie_there(tmp_path):
+    from upath import UPath
+
+    folder: Any = UPath("memory://tracked/a-run/seed-0")
+    subject = trackers.Subject(folder, "a-run", 0, {"train.lr": 0.5})
+    writer = trackers.TensorBoard(subject, None)
+    writer.write([(1, {"train/loss": 2.0})])
+    (file,) = (folder / "tensorboard").iterdir()
+    writer.write([(2, {"train/loss": 1.0})])
+    writer.close({"test/mean": 50.0})
+    (tmp_path / "seed-0" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "seed-0" / "tensorboard" / file.name).write_bytes(file.read_bytes())
+    curves, settings = in_tensorboard(tmp_path / "seed-0")
+    assert curves["train/loss"] == [(1, 2.0), (2, 1.0)]
+    assert "| train.lr | 0.5 |" in settings
