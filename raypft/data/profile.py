@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import pyarrow as pa
 
@@ -88,7 +89,7 @@ def is_scalar(table: Columns, name: str) -> bool:
     """Whether a column's values are no lists or objects."""
     values = table.values(name)
     if isinstance(values, pa.ChunkedArray):
-        return not pa.types.is_nested(values.type)
+        return not pa.types.is_nested(cast(pa.ChunkedArray, values).type)
     return not any(isinstance(value, list | tuple | Mapping | bytes) for value in values)
 
 
