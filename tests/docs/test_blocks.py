@@ -37,7 +37,6 @@ from raypft.contract.run import method_of
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "cluster" / "README.md",
 ]
