@@ -3,8 +3,6 @@ SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 RAYPFT = $(VENV)/bin/raypft
-DEMO = task=sentiment backbone=smollm2-135m protocol=fixed test.languages=[en] shots=5 seeds=2 \
-	train.epochs=3 train.batch_size=5 train.max_tokens=256 resources.workers=2 zero.stage=2
 
 .PHONY: install demo docs test test-cluster coverage check
 
@@ -16,7 +14,9 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed
 
 demo: install
-	$(RAYPFT) run gnnavi_gcn icl fpft $(DEMO)
+	$(RAYPFT) tune demo storage=demo
+	$(RAYPFT) report demo/demo-* --out demo/report
+	@echo "open demo/report/index.html in a browser; then try, with your own rows:  $(RAYPFT) init YOUR.csv"
 
 # into site/, to be opened as a file or put on a server
 docs: install

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,7 @@ def run(
     folders = [ready.folder for ready in prepared]
     if not as_json:
         print_table(run_table(folders))
+        print(f"\nnext: raypft report {shlex.join(map(str, folders))} --out report")
         return
     for folder, of_job in zip(folders, results, strict=True):
         for result in of_job:
@@ -139,6 +141,8 @@ def tune(
         print(json.dumps({"event": "finished", "folder": str(campaign.folder), "table": str(table)}), flush=True)
     else:
         print(table.read_text(encoding="utf-8"), end="")
+        place = shlex.quote(str(campaign.folder))
+        print(f"\nnext: raypft report {place} --out {place}/report")
 
 
 @app.command()
