@@ -38,9 +38,20 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """An empty store of MLflow's, whose tables take seconds to make."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
 @pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch) -> Iterator[None]:
+def offline(store, tmp_path, monkeypatch) -> Iterator[None]:
     """A working directory of its own; MLflow's store lies in it, W&B writes files."""
+    shutil.copy(store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("WANDB_MODE", "offline")
