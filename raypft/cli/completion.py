@@ -70,7 +70,8 @@ def _completed(incomplete: str, names: Iterable[str], keys: dict[str, list[str]]
     key, equals, begun = incomplete.partition("=")
     if equals:
         return [f"{key}={value}" for value in keys.get(key, []) if value.startswith(begun)]
-    found = [name for name in [*names, *(f"{key}=" for key in keys)] if name.startswith(incomplete)]
+    begun_keys = [f"{key}=" for key in keys]
+    found = [name for name in [*names, *begun_keys] if name.startswith(incomplete)]
     return [*found, found[0] + OTHER] if words and len(found) == 1 and found[0].endswith("=") else found
 
 
