@@ -193,12 +193,12 @@ def _scores(folders: Sequence[Path], names: list[str]) -> Table:
         both = f"{statistics.fmean(other) - statistics.fmean(one):+.1f}" if one and other else "-"
         cells = [mean_std(values) if values else "-" for values in (one, other)]
         table.rows.append([metric_name(metric), language, *cells, both])
-    rows: list[set[str]] = []
-    for name, of_run, folder in zip(names, results, folders, strict=True):
-        listed = ", ".join(str(result["seed"]) for result in of_run) or "none"
-        table.notes.append(f"{name}: seeds {listed}{damaged(folder)}")
+    rows = list[set[str]]()
+    for name, folder, of_run in zip(names, folders, results, strict=True):
+        seeds = ", ".join(str(result["seed"]) for result in of_run) or "none"
+        table.notes.append(f"{name}: seeds {seeds}{damaged(folder)}")
         rows.append({result["test_rows"] for result in of_run})
-    if all(results) and rows[0] != rows[1]:
+    if all(rows) and rows[0] != rows[1]:
         table.notes.append("the two were tested on other rows: the difference says nothing of the methods")
     return table
 

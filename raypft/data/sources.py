@@ -92,9 +92,12 @@ def split_parts(origin: Origin) -> dict[str, pa.Table]:
     parts = divided(origin.task, table)
     for split in ("train", "test"):
         if not len(parts[split]):
+            contents = zip(*(table[name].to_pylist() for name in origin.task.fields.values()), strict=True)
+            others = len(set(map(repr, contents)))
+            told = f", of which {others} differ" if others < len(table) else ""
             raise UserError(
-                f"data: {origin.source.files} has {len(table)} rows, too few to hold a {split} split out of them; "
-                "give more rows, or files of their own: files: {train: …, test: …}"
+                f"data: {origin.source.files} has {len(table)} rows, too few to hold a {split} split out of them{told}"
+                "; give more rows, or files of their own: files: {train: …, test: …}"
             )
     return parts
 
