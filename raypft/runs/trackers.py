@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -83,9 +83,10 @@ class TensorBoard:
     def __init__(self, subject: Subject, known: str | None) -> None:
         from tensorboardX import summary  # noqa: PLC0415  (each tracker's package is loaded only where it is used)
         from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415
-        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
+        from tensorboardX.proto import event_pb2  # noqa: PLC0415
 
-        self.summary, self.event, self.subject = summary, Event, subject
+        messages: Any = event_pb2  # its classes are made when it is loaded
+        self.summary, self.event, self.subject = summary, messages.Event, subject
         self.id = self.place = str(subject.folder / "tensorboard")
         self.copied = tempfile.TemporaryDirectory() if is_remote(subject.folder) else None
         self.folder = Path(self.copied.name if self.copied else self.id)
@@ -166,12 +167,21 @@ class WandB:
     def __init__(self, subject: Subject, known: str | None) -> None:
         import wandb  # noqa: PLC0415
 
-        quiet = {"silent": True, "console": "off", "disable_git": True, "disable_code": True, "x_disable_meta": True}
-        quiet |= {"x_disable_stats": True, "x_disable_machine_info": True, "x_save_requirements": False}
-        # without bounds it waits for minutes, also when Python ends
-        bounds = {"init_timeout": BOUND, "finish_timeout": BOUND, "finish_timeout_raises": True}
-        retries = {"x_graphql_retry_max": 2, "x_graphql_retry_wait_max_seconds": 2}
-        settings = wandb.Settings(**quiet, **bounds, **retries)
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            init_timeout=BOUND,  # without bounds it waits for minutes, also when Python ends
+            finish_timeout=BOUND,
+            finish_timeout_raises=True,
+            x_graphql_retry_max=2,
+            x_graphql_retry_wait_max_seconds=2,
+        )
         online = wandb.setup(settings=settings).settings.mode not in ("offline", "dryrun", "disabled")
         if online and wandb.run is None and not wandb.login(prompt=False, verify=False):
             raise UserError("W&B has no key; give one with `wandb login` or $WANDB_API_KEY, or set WANDB_MODE=offline")
@@ -201,7 +211,11 @@ class WandB:
         self.run.finish(exit_code=1 if found is None else 0)
 
 
-WRITERS: dict[str, type[Writer]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+WRITERS: dict[str, Callable[[Subject, str | None], Writer]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+}
 """Tracker to what opens a tracker run of a subject: a new one, or the one with a known id."""
 
 

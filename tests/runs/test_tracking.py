@@ -21,6 +21,7 @@ from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.runs import trackers, tracking
 from raypft.runs.prepare import prepare
+from raypft.runs.results import RunResults
 from raypft.runs.tracking import FILE, found_by, settings_of
 
 NAMES = list(trackers.PACKAGES)
@@ -67,7 +68,7 @@ def forget_wandb() -> None:
         sys.modules["wandb"].teardown()
 
 
-def ran(place: Path, tell: Any = None, **keys: Any) -> raypft.runs.results.RunResults:  # type: ignore[name-defined]
+def ran(place: Path, tell: Any = None, **keys: Any) -> RunResults:
     """A run of three epochs of two steps a seed, in the folder `runs`."""
     train = {"epochs": 3, "batch_size": 4, "lr": 1e-3}
     given = {"task": "sentiment", "backbone": str(place / "model"), "shots": 4, "seeds": 1, "train": train, **keys}
@@ -126,7 +127,7 @@ def logged(data: bytes) -> Iterator[bytes]:
 
 def in_wandb(folder: Path) -> tuple[Curves, str]:
     """What a seed's files of W&B's offline mode hold, as `wandb sync` would send it; all have one id and one group."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     forget_wandb()
     curves: Curves = {}
@@ -134,7 +135,7 @@ def in_wandb(folder: Path) -> tuple[Curves, str]:
     ids, groups = set(), set()
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
         for data in logged(path.read_bytes()):
-            record = Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
@@ -336,3 +337,20 @@ def test_settings_hold_no_secrets(place):
 def test_a_run_with_workers_is_tracked_where_it_was_started(place):
     results = ran(place, tracker="tensorboard", resources={"workers": 2}, zero={"stage": 1})
     check_whole("tensorboard", results.folder / "seed-0", results.seeds[0])
+
+
+def test_event_files_of_a_run_in_an_object_store_lie_there(tmp_path):
+    from upath import UPath
+
+    folder: Any = UPath("memory://tracked/a-run/seed-0")
+    subject = trackers.Subject(folder, "a-run", 0, {"train.lr": 0.5})
+    writer = trackers.TensorBoard(subject, None)
+    writer.write([(1, {"train/loss": 2.0})])
+    (file,) = (folder / "tensorboard").iterdir()
+    writer.write([(2, {"train/loss": 1.0})])
+    writer.close({"test/mean": 50.0})
+    (tmp_path / "seed-0" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "seed-0" / "tensorboard" / file.name).write_bytes(file.read_bytes())
+    curves, settings = in_tensorboard(tmp_path / "seed-0")
+    assert curves["train/loss"] == [(1, 2.0), (2, 1.0)]
+    assert "| train.lr | 0.5 |" in settings
