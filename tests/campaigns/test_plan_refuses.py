@@ -104,6 +104,10 @@ def test_mistakes_of_several_jobs_are_told_at_once_and_each_once(tmp_path):
 def test_scale_for_scales_is_told(tmp_path):
     with pytest.raises(UserError, match='unknown key "scale"; did you mean "scales"'):
         load_campaign(write(Path(tmp_path), scale={"small": {}}, scales=None))
+    with pytest.raises(UserError, match='unknown key "scale"; did you mean "scales"'):
+        load_campaign(write(Path(tmp_path), name="mine", scale={"small": {}}, scales=None))
+    with pytest.raises(UserError, match="A scale is chosen by a word: scale=NAME"):
+        load_campaign(write(Path(tmp_path), name="mine", scale="small", scales={"small": {}}))
 
 
 def test_a_tracker_among_the_keys_of_jobs_is_refused(tmp_path):
