@@ -189,6 +189,10 @@ def check_jobs(campaign: Campaign, where: str) -> None:
         except UserError as error:
             tell(error, table_cell.where)
             continue
+        if resolved.job.tracker is not None:
+            faults.add(
+                [f"{where}: tracker: found it among the keys of jobs; a campaign has one of its own, beside rows"]
+            )
         unselected = unselected or _unselected(table_cell, resolved)
     faults.add([f"{where}: {unselected}"] if unselected else [])
     faults.tell()

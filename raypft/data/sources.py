@@ -20,6 +20,7 @@ from raypft.data.files import Place, place_of, system_of
 from raypft.data.formats import TOLD, Columns, ending_of, read_file
 from raypft.data.origin import Origin, way_out
 from raypft.data.split import divided
+from raypft.data.spool import ROWS, spooled
 from raypft.errors import UserError, nearest
 from raypft.tasks.task import Source
 
@@ -46,8 +47,12 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
                 f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; '
                 f"found: {', '.join(present) or 'none'}"
             )
-    keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
-    return table.filter(keep)
+    wanted = pa.array(languages)
+    kept = (
+        batch.filter(pa_compute.is_in(batch["language"], wanted))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+        for batch in table.to_batches(max_chunksize=ROWS)
+    )
+    return pa.Table.from_batches(spooled(kept), table.schema)
 
 
 def _whole(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:

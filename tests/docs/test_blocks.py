@@ -35,7 +35,11 @@ from raypft.contract import tiny
 from raypft.contract.run import method_of
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "cluster" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "cluster" / "README.md",
+]
 PAGES += [ROOT / "benchmarks" / "RESULTS.md"]
 NEEDS = ("a cluster", "data", "finished runs", "GPUs", "the hub")
 NOT_RUN = (*(f"needs {what}" for what in NEEDS), "installs packages", "runs for minutes")
