@@ -16,8 +16,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,8 @@ PASSWORD = re.compile(r"(\w+://)[^/@:]*:[^@]*@")
 """The beginning of a URI that holds a password."""
 ASKED = 0.2
 """Seconds in which a lock is asked for more than once."""
+BEGUN = 60
+"""Seconds after which a folder that is made to be `owned` has its lock."""
 
 
 def default_storage() -> str:
@@ -229,6 +232,27 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[Path]:
+    """A new folder for what is needed while this process works. Once the process is gone, killed or not, `remove_left`
+    may remove it; behind a URI, where nothing says that, it is left.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    folder.mkdir(parents=True)
+    with nullcontext() if is_remote(folder) else FileLock(folder / ".lock"):
+        yield folder
+
+
+def remove_left(parent: Path, names: str) -> None:
+    """Remove the folders of these names, a glob, that were `owned` by processes that are gone."""
+    for folder in [] if is_remote(parent) else parent.glob(names):
+        with suppress(OSError):  # another process may have removed it
+            if time.time() - folder.stat().st_mtime > BEGUN and is_locked(folder) is False:
+                remove(folder)
 
 
 def check_free(folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raypft.errors import UserError
+from raypft.storage import owned, remove, remove_left
 
 FORMAT = "raypft states 1"
-KILLED = 3600
-"""Seconds after which a file that no one has written to is no more being written."""
 PARTIAL = f"{'[0-9a-f]' * 64}.{'[0-9a-f]' * 32}.partial"
 
 
@@ -34,10 +32,7 @@ class StatesFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for left in folder.glob(PARTIAL):
-            with contextlib.suppress(OSError):  # another process may have removed it
-                if time.time() - left.stat().st_mtime > KILLED:
-                    left.unlink()
+        remove_left(folder, PARTIAL)
 
     def has(self, key: Any) -> bool:
         """Whether there is a file for a key, whole or not."""
@@ -63,14 +58,13 @@ class StatesFolder:
         partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
         about = {"format": FORMAT, "key": path.stem, "content": _digest(states)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"states": states.contiguous()}, partial, about)
-            with safe_open(partial, "pt") as file:
-                written = file.get_tensor("states")
-            partial.replace(path)
+            with owned(partial), contextlib.ExitStack() as stack:  # the library writes a file beside its own
+                stack.callback(remove, partial)
+                save_file({"states": states.contiguous()}, file := partial / "states", about)
+                with safe_open(file, "pt") as read:
+                    written = read.get_tensor("states")
+                file.replace(path)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             raise UserError(
                 f"train.cache_folder: {self.folder} can't be written: {getattr(error, 'strerror', None) or error}; "
                 "give another folder, or leave the key out"

@@ -31,7 +31,18 @@ from raypft.records import read, read_or_none, sealed
 from raypft.runs.cell import Cell
 from raypft.scale.encoding import EncoderOf, encode_file, encode_shards, read_steps
 from raypft.scale.resources import ENCODER_CPUS
-from raypft.storage import absolute, is_remote, on_disk, path_of, remove, sha256, write_text, written
+from raypft.storage import (
+    absolute,
+    is_remote,
+    on_disk,
+    owned,
+    path_of,
+    remove,
+    remove_left,
+    sha256,
+    write_text,
+    written,
+)
 from raypft.training.encode import ENCODING, ROLES
 from raypft.training.flow import Share
 from raypft.training.rows import EncodedRows
@@ -68,6 +79,13 @@ def encoded_folder(cell: Cell) -> Path:
         parts.append(own_readout)
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return path_of(absolute(job.storage)) / ".encoded" / name
+
+
+def remove_left_in(storage: str) -> None:
+    """Remove what killed processes left in a storage: rows that were to be encoded, and Ray Train's own files."""
+    root = path_of(absolute(storage))
+    remove_left(root / ".encoded", "*.rows")
+    remove_left(root / ".ray", "attempt-*")
 
 
 def sample_of(cell: Cell) -> Sample:
@@ -165,10 +183,15 @@ def _shards(sample: Sample) -> Iterator[tuple[str, pa.Table]]:
 
 def _encode_on_ray(works: Sequence[Work], job: Job) -> None:
     """`encode_shards` by processes of Ray Data, which read the rows from shared storage."""
-    scratch = works[0][2].parent.with_name(
-        f"{os.getpid()}-{time.time_ns()}.rows"
-    )  # several processes may encode at once
-    scratch.mkdir(parents=True)
+    with owned(works[0][2].parent.with_name(f"{os.getpid()}-{time.time_ns()}.rows")) as scratch:
+        try:
+            _encode_from(scratch, works, job)
+        finally:
+            remove(scratch)
+
+
+def _encode_from(scratch: Path, works: Sequence[Work], job: Job) -> None:
+    """`_encode_on_ray`, from rows that are written into a folder."""
     encoders, asked = list(dict.fromkeys(encoder for _, encoder, _ in works)), list[dict[str, Any]]()
     for number, (rows, encoder, to) in enumerate(works):
         path = scratch / f"{number:06}.arrow"
@@ -183,10 +206,7 @@ def _encode_on_ray(works: Sequence[Work], job: Job) -> None:
         num_cpus=ENCODER_CPUS,
         **_where(job),
     )
-    try:
-        dataset.materialize()
-    finally:
-        remove(scratch)
+    dataset.materialize()
 
 
 def _where(job: Job) -> dict[str, Any]:

@@ -55,12 +55,15 @@ def executors(jobs: Sequence[Job]) -> Iterator[Executors]:
     if not with_workers:
         yield lambda resources: LocalExecutor()
         return
-    from raypft.scale.executor import RayExecutor  # noqa: PLC0415  (ray is loaded only where it is used)
+    from raypft.scale.data import remove_left_in  # noqa: PLC0415  (ray is loaded only where it is used)
+    from raypft.scale.executor import RayExecutor  # noqa: PLC0415
     from raypft.scale.session import check_resources, ray_session  # noqa: PLC0415
 
     def executor_of(resources: Resources) -> Executor:
         return RayExecutor(ends_on_failure=True) if resources.workers else LocalExecutor()
 
+    for storage in {job.storage for job in with_workers}:
+        remove_left_in(storage)
     with ray_session():
         for job in with_workers:
             check_resources(job.resources)  # Ray's own count, now that it runs

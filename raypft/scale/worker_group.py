@@ -22,7 +22,7 @@ from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.scale.cell_queue import CellQueue, last_line
 from raypft.scale.process_group import ProcessGroupConfig
-from raypft.storage import absolute, path_of
+from raypft.storage import absolute, owned, path_of
 
 if TYPE_CHECKING:
     from raypft.runs.results import Tell
@@ -106,6 +106,7 @@ class WorkerGroup:
         per_worker = {"CPU": self.cpus}
         if asked.gpus_per_worker:
             per_worker["GPU"] = asked.gpus_per_worker
+        files = path_of(absolute(self.job.storage)) / ".ray" / f"attempt-{time.time_ns()}"
         trainer = DataParallelTrainer(
             work,
             train_loop_config={"queue": self.queue},
@@ -116,13 +117,14 @@ class WorkerGroup:
             ),
             backend_config=ProcessGroupConfig("nccl" if asked.gpus_per_worker else "gloo"),
             run_config=RunConfig(
-                name=f"attempt-{time.time_ns()}",
-                storage_path=str(path_of(absolute(self.job.storage)) / ".ray"),
+                name=files.name,
+                storage_path=str(files.parent),
                 failure_config=FailureConfig(max_failures=asked.max_failures),
             ),
         )
         try:
-            trainer.fit()
+            with owned(files):
+                trainer.fit()
         except Exception as error:  # told where the cell is waited for
             self.error = error
 

@@ -19,6 +19,7 @@ from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.encoded import Encoded
 from raypft.errors import UserError
+from raypft.storage import BEGUN, owned
 
 
 def prompt(key: str, gold: list[int], part: int = 0, ids: int = 5) -> Encoded:
@@ -213,17 +214,20 @@ def killed_while_it_writes(folder: Path) -> None:
 
 
 def test_what_a_killed_process_left_half_written_is_removed_when_no_one_can_be_writing_it(tmp_path):
+    """With what the library had written beside; another's folder is left alone, and so is a file of the user's."""
     process = multiprocessing.get_context("fork").Process(target=killed_while_it_writes, args=(tmp_path,))
     process.start()
     process.join()
     (left,) = tmp_path.iterdir()
+    (left / ".tmpXYZ").touch()
     (tmp_path / "mine.partial").touch()
-    StatesFolder(tmp_path)
-    assert left.is_file(), "another process may be at work on it"
-    for file in tmp_path.iterdir():
-        os.utime(file, (0, time.time() - 2 * states_folder.KILLED))
-    assert StatesFolder(tmp_path).read("key") is None
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.partial"]
+    with owned(living := tmp_path / left.name.replace(left.suffixes[0], f".{'0' * 32}")):
+        StatesFolder(tmp_path)
+        assert left.is_dir(), "another process may be about to lock it"
+        for file in tmp_path.iterdir():
+            os.utime(file, (0, time.time() - 2 * BEGUN))
+        assert StatesFolder(tmp_path).read("key") is None
+        assert {file.name for file in tmp_path.iterdir()} == {"mine.partial", living.name}
 
 
 def test_a_folder_that_can_not_be_written_is_told_in_a_line(tmp_path):

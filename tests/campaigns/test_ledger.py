@@ -44,6 +44,8 @@ def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_p
     ledger.note(cell=entry(7)["cell"], status="finished", dev=50.0)
     again = Ledger(tmp_path)
     assert again.get(entry(0)["cell"])["reason"] == "the loss is nan"
+    again.note(cell=entry(0)["cell"], status="running")
+    assert Ledger(tmp_path).get(entry(0)["cell"])["reason"] is None, "that was the attempt before"
     assert again.get(entry(7)["cell"])["seed"] == 2
     assert again.get("nowhere") == {}
     assert list(again.study("s")) == ["c0", "c1"]

@@ -96,6 +96,20 @@ def test_translations_are_drawn_together():
         assert ids(role, "en") == ids(role, "de")
 
 
+@pytest.mark.parametrize("shots", [2, None])
+def test_translations_of_held_out_rows_and_demonstrations_leave_train_where_languages_have_different_rows(shots):
+    """German has every third row of the English ones, and others of its own."""
+    german = [row for i, row in enumerate(rows("train", languages=("de",)).to_pylist()) if i % 3 == 0]
+    train = pa.Table.from_pylist([*rows("train", languages=("en",)).to_pylist(), *german])
+    train = pa.concat_tables([train, rows("more", 10, languages=("de",))])
+    drawn = sample(train, None, shots=shots, demos=2, dev_limit=9)
+    assert drawn.dev is not None
+    assert drawn.demos is not None
+    taken = ids(drawn.dev) | ids(drawn.demos)
+    assert not taken & ids(drawn.train)
+    assert ids(drawn.dev, "en") & ids(train, "de"), "some held-out rows have a translation"
+
+
 def test_another_seed_draws_other_rows_but_tests_on_the_same():
     first, second = sample(seed=0, test_limit=5), sample(seed=1, test_limit=5)
     assert ids(first.train) != ids(second.train)

@@ -42,17 +42,19 @@ def made(origin, sizes=SIZES, group=40) -> Index:
     [
         ("proportional", SIZES),
         ("uniform", dict.fromkeys(SIZES, 250)),
-        (2.0, {"en": 468, "de": 256, "sw": 138, "zh": 138}),
+        (2.0, {"en": 489, "de": 268, "sw": 144, "zh": 99}),
         (1.0, SIZES),
     ],
 )
 def test_how_many_rows_a_language_gives(mix, expected):
-    rows_of = shares(SIZES, mix)
-    assert sum(rows_of.values()) == 1000
-    if mix == 2.0:
-        roots = {name: size**0.5 for name, size in SIZES.items()}
-        expected = {name: 1000 * root / sum(roots.values()) for name, root in roots.items()}
-    assert all(abs(rows_of[name] - expected[name]) <= 1 for name in SIZES)
+    """To the row: what is left when all are rounded down goes to the largest remainders."""
+    assert shares(SIZES, mix) == expected
+
+
+def test_rows_that_are_left_go_to_the_largest_remainders():
+    assert shares({"a": 1, "b": 3, "c": 4}, "uniform") == {"a": 3, "b": 3, "c": 2}, "of equals to the first"
+    roots = {"a": 1, "b": 4, "c": 9}  # of 14 rows 2 1/3, 4 2/3, 7
+    assert shares(roots, 2.0) == {"a": 2, "b": 5, "c": 7}
 
 
 @pytest.mark.parametrize("mix", ["proportional", "uniform", 3.0])
@@ -88,6 +90,20 @@ def test_epochs_and_seeds_differ_and_nothing_else_does(origin):
 
     assert first(0, 0) == first(0, 0)
     assert first(0, 0) != first(0, 1) != first(1, 0)
+
+
+def test_rows_of_a_group_come_in_an_order_of_their_own(origin):
+    """Another each time: of a seed, an epoch, a turn and a group."""
+    index = made(origin)
+    orders = [
+        Order(index, "uniform", seed, epoch).within("zh" if group else "de", turn, 0)
+        for seed, epoch, turn, group in itertools.product(range(2), repeat=4)
+    ]
+    for order in orders:
+        assert sorted(order) == list(range(len(order)))
+        assert list(order) != list(range(len(order)))
+    assert len({tuple(order) for order in orders}) == 16
+    assert list(Order(index, "uniform", 1, 1).within("zh", 1, 0)) == list(orders[-1])
 
 
 def write_rows(path: Path, sizes: dict[str, int], group: int, together: bool) -> None:

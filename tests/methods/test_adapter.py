@@ -15,7 +15,7 @@ from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.errors import UserError
-from raypft.methods.adapter import Adapter, Bottleneck, Config
+from raypft.methods.adapter import Adapter, Bottleneck, Config, bottleneck_size
 
 PLACEMENTS = ["houlsby", "pfeiffer"]
 
@@ -38,6 +38,21 @@ def test_parameter_counts_of_the_paper(config, expected, placement):
         method = Adapter(Config(placement=placement), backbone_from_config(config))
     factor = 2 if placement == "houlsby" else 1
     assert sum(p.numel() for p in method.trainable().values()) == method.predicted_parameters() == factor * expected
+
+
+@pytest.mark.parametrize(("placement", "std"), [("houlsby", 0.01), ("pfeiffer", 0.02)])
+def test_the_first_weights_are_drawn_from_a_normal_that_is_cut_at_two_deviations(placement, std):
+    """Its deviation is 0.88 of that of the whole."""
+    torch.manual_seed(0)
+    made = Bottleneck(Config(placement=placement, reduction=2), 200)
+    for linear in (made.down, made.up):
+        assert float(linear.weight.detach().std()) == pytest.approx(0.88 * std, rel=0.02)
+        assert float(linear.weight.detach().abs().max()) <= 2 * std
+        assert not linear.bias.any()
+
+
+def test_the_bottleneck_is_rounded_down_and_never_nothing():
+    assert [bottleneck_size(hidden, 8) for hidden in (7, 8, 15, 16, 23)] == [1, 1, 1, 2, 2]
 
 
 @torch.no_grad()

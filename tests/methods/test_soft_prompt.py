@@ -12,7 +12,7 @@ from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.encoded import Encoded
-from raypft.methods.soft_prompt import Config, SoftPrompt
+from raypft.methods.soft_prompt import Config, PromptEncoder, SoftPrompt
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.prompts import render
 from raypft.tasks.task import Label, Pattern, Source, Task
@@ -70,6 +70,14 @@ def test_without_encoder_the_vectors_are_used_directly():
     assert torch.equal(out[0, 2:5], made.prompt.embedding)
     assert torch.equal(out[1, 0:3], made.prompt.embedding)
     assert made.predicted_parameters() == sum(p.numel() for p in made.trainable().values()) == 3 * tiny.HIDDEN
+
+
+def test_the_first_vectors_are_drawn_as_an_embeddings():
+    """N(0, 1), as torch.nn.Embedding draws."""
+    torch.manual_seed(0)
+    vectors = PromptEncoder(50, 32, "none").embedding.detach()
+    assert float(vectors.std()) == pytest.approx(1.0, abs=0.1)
+    assert float(vectors.mean()) == pytest.approx(0.0, abs=0.1)
 
 
 def test_encoder_size_on_xlmr_base():

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pa_parquet
 import pytest
 import torch
+from made import write_run, write_task
 from test_frozen_states import prompt
 
 from raypft.config.job import Train
@@ -22,10 +23,11 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
-from raypft.runs.cell import loaders
-from raypft.runs.cell_files import predictions
+from raypft.runs import cell_files
+from raypft.runs.cell import build_learner, loaders
+from raypft.runs.cell_files import conclude, predictions
 from raypft.runs.prepare import Prepared, prepare
-from raypft.runs.results import PREDICTIONS
+from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED
 from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
@@ -162,6 +164,13 @@ def test_what_metrics_read_takes_few_bytes():
         assert sum(part.nbytes for part in Pairs(some)._parts["en"]) <= most * 10_000 + 200
 
 
+def test_a_metric_is_told_the_language_of_its_rows():
+    """In German its own articles go, not those of English."""
+    own = task("span", [], ["mlqa_exact_match"])
+    rows = rows_of(("en", ["the house"], "house"), ("de", ["das Haus"], "Haus"))
+    assert measured(own, Pairs(rows))["scores"] == {"en": 100, "de": 100}
+
+
 def test_a_metric_of_written_texts_is_measured_only_where_texts_were_written():
     own = task("tags", ["A", "B"], ["token_accuracy", "span_f1"])
     rows = rows_of(("en", ["A", "B"], ["A", "A"]), ("de", ["A"], ["A"]))
@@ -212,6 +221,43 @@ def test_a_table_says_which_epoch_was_tested(tmp_path, override, dev, said):
     (tmp_path / "job.yaml").write_text(job.dump())
     (tmp_path / "seed-10" / "result.json").write_text(json.dumps(facts))
     assert f"0 demonstrations, {said}; 2 test rows" in run_table([tmp_path]).notes[1]
+
+
+def test_the_majority_without_english_is_without_it(tmp_path):
+    """The largest class of 3 English rows is 2 of them, of one German row all."""
+    own = write_task(tmp_path)
+    run = write_run(tmp_path, own, {0: {"en": [True] * 3, "de": [True]}})
+    table = run_table([run])
+    shown = dict(zip(table.columns, table.rows[-1], strict=True))
+    assert (shown["run"], shown["en"], shown["de"]) == ("MAJ", "66.7", "100.0")
+    assert (shown["mean"], shown["mean without en"]) == ("83.3", "100.0")
+
+
+def test_what_is_not_needed_any_more_goes_when_the_result_is_there(tmp_path, monkeypatch):
+    """A kill while it is written leaves the state to go on from."""
+    for name in (STATE, PREVIOUS, UNTESTED):
+        (tmp_path / name).write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_files, "sealed", lambda *told, **more: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            conclude(tmp_path, TESTED, {"files": {}})
+    assert {path.name for path in tmp_path.iterdir()} == {STATE, PREVIOUS, UNTESTED}
+    conclude(tmp_path, TESTED, {"files": {}})
+    assert {path.name for path in tmp_path.iterdir()} == {TESTED}
+
+
+def test_a_learner_is_drawn_by_its_seed_alone():
+    resolved = load_job("vanilla", ["task=sst2", "backbone=x"])
+    backbone = tiny.backbone("bert")
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.rand(1)
+        kept = build_learner(resolved, backbone, seed).trainable()
+        return torch.cat([value.detach().flatten() for name, value in kept.items() if name.startswith("readout.")])
+
+    first = drawn(0)
+    assert torch.equal(drawn(0), first)
+    assert not torch.equal(drawn(1), first)
 
 
 def test_the_majority_is_a_label_a_tag_a_word_or_nothing():

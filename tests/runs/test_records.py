@@ -16,7 +16,7 @@ from raypft.cluster.package import listed
 from raypft.contract import cases, tiny
 from raypft.errors import UserError, visible
 from raypft.methods import _tickets
-from raypft.records import Damaged, Log, opened, sealed, sealed_yaml
+from raypft.records import PART, Damaged, Log, opened, sealed, sealed_yaml
 from raypft.report.table import plain
 from raypft.runs.provenance import command
 from raypft.storage import path_of, tidy, write_text, written
@@ -101,6 +101,18 @@ def test_a_line_at_which_a_process_died_does_not_swallow_the_next(tmp_path):
     log.append(b'{"event": "result"}\n')
     lines = path.read_bytes().splitlines()
     assert lines == [b'{"event": "start"}', b'{"event": "epo', b'{"event": "resume"}', b'{"event": "result"}']
+
+
+def test_an_object_that_lines_are_appended_to_does_not_grow_for_ever():
+    """It is written anew with every line, so that after some another follows."""
+    log = Log(path_of("memory://some-logs/log.jsonl"))
+    lines = [f"{number:5}".encode() + b" " * 999 + b"\n" for number in range(1000)]
+    for line in lines:
+        log.append(line)
+    sizes = [part.stat().st_size for _, part in log._parts()]
+    assert len(sizes) == 4
+    assert max(sizes) <= PART + 2 * len(lines[0])
+    assert log.read() == b"".join(lines)
 
 
 def test_a_text_that_stands_there_is_not_written_again(tmp_path):

@@ -87,6 +87,10 @@ def test_an_unknown_metric_names_the_nearest():
     assert metric("accuracy")[0] == "accuracy@1"
 
 
+def test_accuracy_counts_case():
+    assert score("accuracy", ["Yes", "no", "no", "no"], ["yes", "no", "no", "NO"]) == 50
+
+
 def test_gold_and_answers_of_different_length_are_refused():
     for name, gold, answers in (
         ("accuracy", ["a", "b"], ["a"]),
@@ -156,7 +160,8 @@ def test_the_mt5_metric_is_2a_over_1_plus_a_and_takes_a_part_for_the_whole():
         (["Denver Broncos", "The Denver Broncos!"], "the denver broncos", 100, 100),
         (["the cat sat"], "cat sat down", 0, 80),
         (["10,000"], "10000", 100, 100),
-        (["a b", "c"], "b c", 0, 200 / 3),  # the article goes: "b" against "b c"
+        (["a b"], "b c", 0, 200 / 3),  # the article goes: "b" against "b c"
+        (["an apple a day"], "the apple day", 100, 100),
         (["cat cat"], "cat", 0, 200 / 3),
         (["Paris"], "London", 0, 0),
         (["the"], "", 100, 0),  # nothing is left of either: equal, yet no word in common
@@ -191,6 +196,8 @@ def test_squad_scores_are_means_over_questions_of_the_best_gold_answer():
         ("zh", "电化电池", "电池", 0, 200 * 2 / 6),
         ("zh", "2008年 北京", "2008 年北京", 100, 100),  # blanks beside characters do not count
         ("zh", "《红楼梦》", "红楼梦", 100, 100),
+        ("zh", "GPU电", "GPT电", 0, 50),  # Latin is not cut at characters
+        ("ar", "والطرق", "و طرق", 100, 100),  # MLQA takes its article out of the middle of words, too
     ],
 )
 def test_mlqa_scores_know_the_language(language, gold, answer, exact, f1):

@@ -96,6 +96,55 @@ def test_biases_and_normalisations_do_not_decay(method, kind, optimizer):
     assert method == "full" or {name for name in moved if ".prompt." in name} >= {"method.prompt.embedding"}
 
 
+@pytest.mark.parametrize(("optimizer", "expected"), [("adamw", 0.95), ("adam", 0.9)])
+def test_adamw_decays_the_values_and_adam_their_gradients(optimizer, expected):
+    """Without a gradient of the loss: by rate times decay, or by a whole step as after any first gradient."""
+    learner = cases.cell("soft_prompt", tiny.backbone("bert")).learner
+    settings = cases.SETTINGS.model_copy(update={"weight_decay": 0.5, "optimizer": optimizer})
+    stepper, (name, parameter) = TorchStepper(learner, settings), next(iter(learner.trainable().items()))
+    assert "bias" not in name
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    parameter.grad = torch.zeros_like(parameter)
+    stepper.step(0.1)
+    assert stepper.values()[name].flatten()[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+def test_a_gradient_as_small_as_adams_epsilon_makes_half_a_step(optimizer):
+    learner = cases.cell("full", tiny.backbone("bert")).learner
+    settings = cases.SETTINGS.model_copy(update={"weight_decay": 0.0, "optimizer": optimizer, "clip": None})
+    stepper, (name, parameter) = TorchStepper(learner, settings), next(iter(learner.trainable().items()))
+    before = stepper.values()[name].clone()
+    parameter.grad = torch.full_like(parameter, 1e-8)
+    stepper.step(0.1)
+    moved = before - stepper.values()[name]
+    assert torch.allclose(moved, torch.full_like(moved, 0.05), rtol=1e-3)
+
+
+def test_the_order_of_rows_is_of_the_seed_and_the_epoch():
+    orders = [loader.order(20, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len(set(map(tuple, orders))) == 9
+    assert loader.order(20, 1, 2) == orders[5]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_step_weighs_as_much_as_its_slots(streamed):
+    """Not as its prompts: a long sentence counts for all of its words."""
+    cell = cases.cell("full", tiny.backbone("bert"), readout="head")
+    sizes = [1, 2, 3, 1, 4]
+    slots = [{**p.marks, "slot": p.marks["slot"] * size} for p, size in zip(cell.prompts, sizes, strict=True)]
+    prompts = [p.but(marks=some, gold=p.gold * len(some["slot"])) for p, some in zip(cell.prompts, slots, strict=True)]
+    rows: Any = PromptDataset(prompts, cell.learner.method, 1)
+    if streamed:
+        rows = Streamed(Given(prompts), prompts[0], cell.learner.method, 1)
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 5})
+    (step,) = rows.epoch(TorchStepper(cell.learner, settings), settings, 0, 0, 0)
+    assert step.weight == sum(sizes)
+    assert sum(float(batch.weight.sum()) for batch in step.batches) == sum(sizes)
+
+
 def test_the_rate_of_every_step():
     """Warm-up rises to the full rate; then constant, linear to 0, or 0.95 an epoch."""
     rates = {

@@ -19,6 +19,7 @@ from raypft.campaigns.state import CampaignState
 from raypft.config.job import Job
 from raypft.runs.prepare import prepare
 from raypft.runs.results import Tell
+from raypft.scale.data import remove_left_in
 from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_at_once
 from raypft.scale.run import run_jobs
 from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
@@ -77,6 +78,7 @@ def _tune(
     files = campaign.folder / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
         check_storage(str(campaign.folder.parent))
+        remove_left_in(str(campaign.folder.parent))
         shapes = capacity()
         cpus = logical_cpus(shapes)
         jobs = [search.table_cell.resolved(search.example).job for search in searches]
