@@ -23,6 +23,7 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
+from raypft.report.table import mean_std
 from raypft.runs import cell_files
 from raypft.runs.cell import build_learner, loaders
 from raypft.runs.cell_files import conclude, predictions
@@ -221,6 +222,12 @@ def test_a_table_says_which_epoch_was_tested(tmp_path, override, dev, said):
     (tmp_path / "job.yaml").write_text(job.dump())
     (tmp_path / "seed-10" / "result.json").write_text(json.dumps(facts))
     assert f"0 demonstrations, {said}; 2 test rows" in run_table([tmp_path]).notes[1]
+
+
+def test_a_deviation_is_that_of_a_sample():
+    """Squares over n - 1: of 80 and 90 it is 7.1, the population's would be 5."""
+    assert mean_std([80.0, 90.0]) == "85.0 ± 7.1"
+    assert mean_std([80.0]) == "80.0 (n=1)"
 
 
 def test_the_majority_without_english_is_without_it(tmp_path):
