@@ -82,10 +82,10 @@ ROOMS: dict[str, dict[str, list[str]]] = {
     "selection": {
         "report/groups": ["report/test_campaign_tables"],
         "campaigns/ledger": ["campaigns/test_ledger"],
-        "scale/tune/searcher": ["scale/test_search"],
+        "scale/tune/search": ["scale/test_search"],
     },
     "tables": {
-        "report/table": ["runs/test_cell", "report/test_campaign_tables"],
+        "report/table": ["cli/test_runs", "report/test_campaign_tables"],
         "report/campaign": ["report/test_campaign_tables"],
         "report/significance": ["report/test_significance"],
         "runs/table": ["runs/test_cell", "cli/test_runs"],
