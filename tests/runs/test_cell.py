@@ -28,7 +28,7 @@ from raypft.runs import cell_files
 from raypft.runs.cell import build_learner, loaders
 from raypft.runs.cell_files import conclude, predictions
 from raypft.runs.prepare import Prepared, prepare
-from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED
+from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED, is_finished
 from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
@@ -251,6 +251,12 @@ def test_what_is_not_needed_any_more_goes_when_the_result_is_there(tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == {STATE, PREVIOUS, UNTESTED}
     conclude(tmp_path, TESTED, {"files": {}})
     assert {path.name for path in tmp_path.iterdir()} == {TESTED}
+
+
+def test_a_result_counts_for_the_cell_that_it_is_of(tmp_path):
+    conclude(tmp_path, TESTED, {"cell": "a", "files": {}})
+    assert is_finished(tmp_path, "a")
+    assert not is_finished(tmp_path, "b")
 
 
 def test_a_learner_is_drawn_by_its_seed_alone():
