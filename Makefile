@@ -6,9 +6,9 @@ RAYPFT = $(VENV)/bin/raypft
 
 .PHONY: install demo docs test test-cluster coverage mutants check
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 install: $(VENV)/installed

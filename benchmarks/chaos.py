@@ -156,9 +156,12 @@ def report(storage: Path) -> str:
     for path in sorted(storage.glob("*/seed-*/result.json")):
         parts.append(f"{path.relative_to(storage)} {json.dumps(without_times(json.loads(path.read_text())))}")
     for path in sorted(storage.glob("*/table.md")):
-        text = path.read_text()
-        seconds = text.splitlines()[2].split("|").index(" seconds ")
-        rows = [line.split("|") for line in text.splitlines()]
+        scores, cost, _ = path.read_text().partition("**cost**")
+        if cost:  # a campaign's, where it stands behind the scores
+            parts.append(scores)
+            continue
+        rows = [line.split("|") for line in scores.splitlines()]
+        seconds = rows[2].index(" seconds ")
         parts += ["|".join(cells[:seconds] + cells[seconds + 1 :]) for cells in rows]
     return "\n".join(parts)
 

@@ -12,7 +12,7 @@ expected and what to do. Importing raypft loads neither torch nor Ray: functions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +85,17 @@ def check(job: ResolvedJob) -> dict[str, Any]:
     return checked(prepare(job), nodes)
 
 
-def run(job: str | ResolvedJob, *, fresh: bool = False, tell: Tell | None = None, **keys: Any) -> RunResults:
-    """Train and test a job: every seed that has no result yet. With `resources={"workers": 2}` on Ray.
+def run(
+    job: str | ResolvedJob, *, fresh: bool = False, tell: Tell | Sequence[Tell] | None = None, **keys: Any
+) -> RunResults:
+    """Train and test a job: every seed that has no result yet. With `resources={"workers": 2}` on Ray, with
+    `tracker="tensorboard"` (or mlflow, wandb) shown there, too.
 
     Args:
         job: a recipe's name or a job's file, with keys as `load_job` takes them; or what `load_job` gave.
         fresh: start over where results or states exist.
-        tell: hears each event as a mapping with the key "event": start, resume, step, epoch, result, reuse.
+        tell: a function, or several, that hear each event as a mapping with the key "event", as docs/trackers.md
+            lists them; one that raises is told of in a warning and hears no more.
 
     Raises:
         UserError: the job does not fit, or a seed failed.
@@ -101,7 +105,15 @@ def run(job: str | ResolvedJob, *, fresh: bool = False, tell: Tell | None = None
     (2, True)
     >>> results.to_arrow().column_names
     ['recipe', 'task', 'seed', 'metric', 'language', 'score']
+
+    >>> def losses(event):
+    ...     if event["event"] == "steps":
+    ...         print(event["first"], len(event["losses"]), event["lr"])
+    >>> keys = dict(task="sentiment", backbone=MODEL, shots=2, seeds=[5], train={"epochs": 1, "lr": 1e-3})
+    >>> _ = raypft.run("profit", tell=losses, **keys)
+    1 1 [0.001]
     """
+    from raypft.runs.callbacks import together  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
     from raypft.runs.results import read_run  # noqa: PLC0415
     from raypft.scale.run import run_jobs  # noqa: PLC0415
@@ -109,7 +121,7 @@ def run(job: str | ResolvedJob, *, fresh: bool = False, tell: Tell | None = None
     if not isinstance(job, str) and keys:
         raise UserError(f"run: found {', '.join(keys)} beside a loaded job; give keys to load_job")
     prepared = prepare(load_job(job, **keys) if isinstance(job, str) else job)
-    run_jobs([prepared], tell or _nothing, fresh)
+    run_jobs([prepared], together(tell), fresh)
     return read_run(prepared.folder)
 
 
@@ -194,7 +206,9 @@ def load_campaign(name: str, *, scale: str | None = None, tracker: str | None = 
     return load.load_campaign(name, keys, scale, tracker)
 
 
-def tune(campaign: str | Campaign, *, fresh: bool = False, tell: Tell | None = None, **keys: Any) -> CampaignResults:
+def tune(
+    campaign: str | Campaign, *, fresh: bool = False, tell: Tell | Sequence[Tell] | None = None, **keys: Any
+) -> CampaignResults:
     """Run a campaign, a paper's table or a search, on Ray Tune; finished cells are reused. Its tables are written.
 
     Args:
@@ -214,12 +228,13 @@ def tune(campaign: str | Campaign, *, fresh: bool = False, tell: Tell | None = N
     """
     from raypft.campaigns.results import CampaignResults  # noqa: PLC0415
     from raypft.report.campaign import write_tables  # noqa: PLC0415
+    from raypft.runs.callbacks import together  # noqa: PLC0415
     from raypft.scale.tune.run import run_campaign  # noqa: PLC0415
 
     if not isinstance(campaign, str) and keys:
         raise UserError(f"tune: found {', '.join(keys)} beside a loaded campaign; give keys to load_campaign")
     loaded = load_campaign(campaign, **keys) if isinstance(campaign, str) else campaign
-    cells = run_campaign(loaded, tell or _nothing, fresh)
+    cells = run_campaign(loaded, together(tell), fresh)
     write_tables(loaded, cells, loaded.folder)
     return CampaignResults(loaded.folder, cells)
 
@@ -297,7 +312,3 @@ def _lay(values: dict[str, Any], keys: Mapping[str, Any], prefix: str = "") -> N
             _lay(values, value, f"{prefix}{key}.")
         else:
             set_key(values, f"{prefix}{key}", list(value) if isinstance(value, tuple) else value)
-
-
-def _nothing(event: dict[str, Any]) -> None:
-    """Hears an event and says nothing."""

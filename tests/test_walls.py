@@ -21,6 +21,9 @@ WALLS = {
     "transformers": ("backbones/", "contract/tiny.py"),
     "peft": ("backbones/",),
     "httpx2": ("hub.py",),
+    "mlflow": ("runs/trackers.py",),
+    "tensorboardX": ("runs/trackers.py",),
+    "wandb": ("runs/trackers.py",),
 }
 TORCH_FREE = ("tasks/", "report/", "data/", "campaigns/", "cluster/", "cli/", "config/job.py", "config/load.py")
 LADDER = (

@@ -14,12 +14,12 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PrivateAttr, WrapValidator, field_validator
 
 from raypft.campaigns.search_space import Search
-from raypft.config.job import Resources, provenance_keys
+from raypft.config.job import Resources, Tracker, provenance_keys
 from raypft.config.load import load_values, make_job, resources_of
 from raypft.errors import UserError, nearest
 from raypft.schema import Strict, flat, set_key, validation_root
@@ -92,7 +92,7 @@ class Campaign(Strict, use_attribute_docstrings=True):
     paper: Paper | None = None
     """The paper's numbers, which the table and its report show beside."""
     lanes: bool = Field(default=True, description="whether worker groups outlive trials; the numbers are the same")
-    tracker: Literal["tensorboard", "mlflow", "wandb"] | None = None
+    tracker: Tracker | None = None
     """What hears of each trial, beside the ledger."""
 
     @field_validator("tasks", mode="before")

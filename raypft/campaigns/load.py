@@ -81,7 +81,8 @@ def open_campaign(
     missing = "campaign: no file {}; give the path of a campaign YAML or a name of tune_spaces/"
     path, where = find_yaml(name, FOLDER, "campaign", missing)
     values = numbers(read_yaml(path, where))
-    if "scale" in values and "name" not in values:
+    # what `tune` writes has the name of its scale, and a name, and no scales
+    if "scale" in values and ("name" not in values or "scales" in values or isinstance(values["scale"], dict)):
         raise UserError(f'{where}: unknown key "scale"; did you mean "scales"? A scale is chosen by a word: scale=NAME')
     scales = values.pop("scales", None) or {}
     if not isinstance(scales, dict) or not all(isinstance(overlay, dict) for overlay in scales.values()):
@@ -188,6 +189,10 @@ def check_jobs(campaign: Campaign, where: str) -> None:
         except UserError as error:
             tell(error, table_cell.where)
             continue
+        if resolved.job.tracker is not None:
+            faults.add(
+                [f"{where}: tracker: found it among the keys of jobs; a campaign has one of its own, beside rows"]
+            )
         unselected = unselected or _unselected(table_cell, resolved)
     faults.add([f"{where}: {unselected}"] if unselected else [])
     faults.tell()

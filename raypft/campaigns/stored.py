@@ -193,10 +193,12 @@ def _scores(folders: Sequence[Path], names: list[str]) -> Table:
         both = f"{statistics.fmean(other) - statistics.fmean(one):+.1f}" if one and other else "-"
         cells = [mean_std(values) if values else "-" for values in (one, other)]
         table.rows.append([metric_name(metric), language, *cells, both])
-    seeds = [", ".join(str(result["seed"]) for result in of_run) or "none" for of_run in results]
-    table.notes += [f"{name}: seeds {listed}{damaged(folder)}" for name, listed, folder in zip(names, seeds, folders)]  # noqa: B905
-    rows = [{result["test_rows"] for result in of_run} for of_run in results]
-    if all(results) and rows[0] != rows[1]:
+    rows = list[set[str]]()
+    for name, folder, of_run in zip(names, folders, results, strict=True):
+        seeds = ", ".join(str(result["seed"]) for result in of_run) or "none"
+        table.notes.append(f"{name}: seeds {seeds}{damaged(folder)}")
+        rows.append({result["test_rows"] for result in of_run})
+    if all(rows) and rows[0] != rows[1]:
         table.notes.append("the two were tested on other rows: the difference says nothing of the methods")
     return table
 

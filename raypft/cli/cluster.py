@@ -17,7 +17,10 @@ from raypft.errors import UserError
 cluster_app = typer.Typer(
     no_args_is_help=True, help="Cluster definitions: validate, render, check, start, look at, end."
 )
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A cluster definition, e.g. cluster/local.yaml.")]
+File = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="A cluster definition, its file or the name of a shipped one, e.g. local."),
+]
 
 
 @cluster_app.command()

@@ -3,6 +3,7 @@ their values. Without torch: someone waits."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -70,7 +71,8 @@ def _completed(incomplete: str, names: Iterable[str], keys: dict[str, list[str]]
     key, equals, begun = incomplete.partition("=")
     if equals:
         return [f"{key}={value}" for value in keys.get(key, []) if value.startswith(begun)]
-    found = [name for name in [*names, *(f"{key}=" for key in keys)] if name.startswith(incomplete)]
+    known = itertools.chain(names, map("{}=".format, keys))
+    found = [name for name in known if name.startswith(incomplete)]
     return [*found, found[0] + OTHER] if words and len(found) == 1 and found[0].endswith("=") else found
 
 

@@ -80,6 +80,11 @@ def _given(words: Sequence[str]) -> dict[str, str]:
         if not equals or not value:
             raise UserError(f'init: found "{word}"; expected {key}=VALUE')
         given[key] = value
+    if "," in given.get("languages", ""):
+        raise UserError(
+            f"init: found languages={given['languages']}; expected one, that of all rows; several need a column that "
+            "says each row's: language=COLUMN"
+        )
     return given
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from raypft.errors import UserError, nearest
-from raypft.schema import Strict, load_yaml, validation_line, validation_root
+from raypft.schema import Strict, load_yaml, validation_line, validation_root, yaml_names
 
 Name = Annotated[
     str, Field(pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$", description="lower-case letters, digits and -")
@@ -20,6 +20,9 @@ Name = Annotated[
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi)$", description="memory such as 512Mi or 64Gi")]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 UNITS = {"Mi": 2**20, "Gi": 2**30}
+INSTALLED = Path(__file__).parent / "definitions"
+FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "cluster"
+"""Where the definitions that are shipped lie, in an installed package and in a checkout."""
 
 
 def num_bytes(quantity: str) -> int:
@@ -250,14 +253,18 @@ KINDS: dict[str, type[Definition]] = {
 
 
 def read_yaml(path: Path) -> Any:
-    """The one document of a YAML file.
+    """The one document of a YAML file, or of a definition that is shipped, by its name.
 
     Raises:
         UserError: no such file, or not YAML.
     """
-    if not path.is_file():
-        raise UserError(f"cluster: no file {path}; give the path of a cluster definition, e.g. cluster/local.yaml")
-    return load_yaml(path, str(path))
+    shipped = yaml_names(FOLDER)
+    file = FOLDER / f"{path}.yaml" if str(path) in shipped else path
+    if not file.is_file():
+        raise UserError(
+            f"cluster: no file {path}; give the path of a cluster definition, or a name: {', '.join(shipped)}"
+        )
+    return load_yaml(file, str(path))
 
 
 def load(path: str | Path) -> Any:

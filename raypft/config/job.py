@@ -20,6 +20,7 @@ from raypft.data.streaming import Mix
 from raypft.schema import Strict, digest, validation_root
 from raypft.storage import absolute, default_storage
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 PROVENANCE = "provenance"
 """Marks a field that does not decide numbers."""
 MOST_SEEDS = 10_000
@@ -205,6 +206,9 @@ class Job(Strict):
     data: Data = Field(default=Data(), description="where rows come from")
     zero: Annotated[Zero, PROVENANCE] = Field(default=Zero(), description="what is partitioned over the workers")
     resources: Annotated[Resources, PROVENANCE] = Field(default=Resources(), description="how many workers, with what")
+    tracker: Annotated[Tracker | None, PROVENANCE] = Field(
+        default=None, description="where losses, scores and costs are shown beside the run's folder"
+    )
     storage: Annotated[str, PROVENANCE] = Field(
         default_factory=default_storage, description="a folder, or a URI such as s3://bucket/folder"
     )

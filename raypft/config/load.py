@@ -339,11 +339,6 @@ def _check_engine(job: Job) -> None:
             "train.precision: found fp16 with workers that have no GPU, which can't compute in it; use bf16, or "
             "resources.gpus_per_worker=1"
         )
-    if resources.workers and precision != "fp32" and zero.stage == 0:
-        raise UserError(
-            f"zero.stage: found 0 with train.precision {precision}; its state can't be saved whole; "
-            "use zero.stage=1, 2 or 3"
-        )
     if zero.offload and zero.stage == 0:
         raise UserError(
             "zero.offload: found true with zero.stage 0, which has nothing to offload; use zero.stage=1, 2 or 3"

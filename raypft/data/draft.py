@@ -14,12 +14,12 @@ from pyarrow import fs
 
 from raypft.data.drafted_yaml import task_yaml
 from raypft.data.files import place_of, system_of
-from raypft.data.formats import Columns, ending_of, read_file
+from raypft.data.formats import READERS, Columns, ending_of, read_file
 from raypft.data.guess import Choose, Guess, guess
 from raypft.data.origin import choose as choose_source
 from raypft.data.sources import languages_of, read_split, split_parts
 from raypft.data.split import sizes_told
-from raypft.errors import UserError, first_line
+from raypft.errors import UserError, first_line, nearest
 from raypft.storage import not_written, written
 from raypft.tasks.load import load_task
 from raypft.tasks.task import SPLITS
@@ -64,11 +64,13 @@ def files_at(data: str, format: str | None) -> Files:
     Raises:
         UserError: nothing is there that is read, or more than one file of a split, or no train and test.
     """
+    if format not in (None, *READERS):
+        raise UserError(f"init: found format={format}; {nearest(str(format), READERS)}")
     data = os.path.expanduser(data) if "://" not in data else data
     system, inner = system_of(data)
     try:
         kind = system.get_file_info(inner).type
-        folder = data.rstrip("/") if kind == fs.FileType.Directory else data.rpartition("/")[0]
+        folder = (data.rstrip("/") or "/") if kind == fs.FileType.Directory else data.rpartition("/")[0]
         below = _below(*system_of(folder or ("/" if data.startswith("/") else ".")), format)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"init: {data} can't be read: {first_line(error)}") from None

@@ -147,7 +147,7 @@ def words_of(found: Guess) -> Mapping[str, str]:
 
 def _pattern_lines(found: Guess, fields: list[str]) -> list[str]:
     if found.kind == "tags":
-        return TAGS_NOTE.splitlines()
+        return [*TAGS_NOTE.splitlines()]
     if found.kind != "choice":
         return []
     pattern = {"text": asked(found), "verbalizer": dict(words_of(found)), "mode": "first_piece"}

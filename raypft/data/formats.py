@@ -21,6 +21,7 @@ from raypft.data.conll import conllu, words
 from raypft.data.decode import COMPRESSIONS, decoded, unpacked
 from raypft.data.json_rows import records
 from raypft.data.separated import separated
+from raypft.data.spool import LEAST, ROWS, spooled
 from raypft.errors import UserError, first_line
 from raypft.tasks.kinds.base import Values
 
@@ -127,7 +128,11 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
 
 
 def _parquet(stream: pa.NativeFile, _: str) -> Columns:
-    return Columns.of_arrow(pa_parquet.ParquetFile(stream).read())
+    parquet = pa_parquet.ParquetFile(stream)
+    groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
+    if sum(group.total_byte_size for group in groups) <= LEAST:
+        return Columns.of_arrow(parquet.read())
+    return Columns.of_arrow(pa.Table.from_batches(spooled(parquet.iter_batches(ROWS))))
 
 
 def _arrow(stream: pa.NativeFile, _: str) -> Columns:
@@ -136,10 +141,15 @@ def _arrow(stream: pa.NativeFile, _: str) -> Columns:
         raise ValueError("it is of Feather's first version; write it anew with pyarrow.feather.write_feather")
     is_file = begin == b"ARROW1"  # Feather's second version too; datasets.save_to_disk writes a stream
     stream.seek(0)
-    with pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream) as batches:
-        table = batches.read_all()
-    table.validate(full=True)  # a damaged one is taken as it is, and read outside of its memory
+    with pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream) as found:
+        batches = map(found.get_batch, range(found.num_record_batches)) if is_file else found
+        table = pa.Table.from_batches(spooled(map(_checked, batches)), found.schema)
     return Columns.of_arrow(table)
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    batch.validate(full=True)  # a damaged one is taken as it is, and read outside of its memory
+    return batch
 
 
 def _json(by_columns: bool) -> Callable[[pa.NativeFile, str], Columns]:

@@ -110,6 +110,8 @@ def _choice(
     language = None if label == language else language  # to tell languages apart is the task
     read = [column for column in rest if column.name not in (label, language)]
     chosen = said.get("text") or _texts(read, where, choose)
+    if label in chosen:
+        raise UserError(f'init: {where}: column "{label}" can\'t be both text and label; name another: text=… label=…')
     for name in chosen:
         if columns[name].texts is None:
             raise UserError(f'init: {where}: column "{name}" holds lists or objects; expected texts')

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import pyarrow as pa
 
@@ -88,15 +89,18 @@ def is_scalar(table: Columns, name: str) -> bool:
     """Whether a column's values are no lists or objects."""
     values = table.values(name)
     if isinstance(values, pa.ChunkedArray):
-        return not pa.types.is_nested(values.type)
-    return not any(isinstance(value, list | tuple | Mapping | bytes) for value in values)
+        return not pa.types.is_nested(cast(pa.ChunkedArray, values).type)
+    return not any(isinstance(value, list | tuple | Mapping) for value in values)
 
 
 def column_of(table: Columns, name: str, where: str) -> Column:
-    """A column of a table that has rows."""
+    """A column of a table that has rows; one whose values are no texts (a picture's bytes, say) is as one of lists."""
     if not is_scalar(table, name):
         return Column(name, None, {}, 0.0)
-    values = texts(table.values(name), name, where)
+    try:
+        values = texts(table.values(name), name, where)
+    except UserError:
+        return Column(name, None, {}, 0.0)
     found = values.value_counts()
     counts = dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
     some = values.slice(0, LOOKED_AT).to_pylist()
@@ -143,6 +147,11 @@ def labels_in(column: Column, table: Columns, where: str, names: str | None) -> 
         raise UserError(
             f"{told} holds {len(counts)} values in {len(column.texts)} rows; expected at most {MOST_LABELS} labels; "
             "name another: label=COLUMN"
+        )
+    if 2 * len(counts) > len(column.texts):
+        raise UserError(
+            f"{told} holds {len(counts)} values in {len(column.texts)} rows; expected labels that have two rows or "
+            "more each; name another: label=COLUMN"
         )
     by_class = of_classes(table, column.name, counts)
     if by_class is not None:

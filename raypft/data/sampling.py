@@ -294,9 +294,11 @@ def _per_class(
     short = np.flatnonzero(found < count)
     if len(short):
         language, name = languages[short[0] // len(labels)], labels[short[0] % len(labels)]
+        left = found[short[0]]
+        fewer = f"; ask for {min(found)} or fewer" if purpose == "train" and min(found) else ""
         raise UserError(
-            f'shots: {purpose} asks for {count} rows of "{name}" in {language}; only {found[short[0]]} are left'
-            + _taken(taken, language, name)
+            f'shots: {purpose} asks for {count} rows of "{name}" in {language}; only {left} are left'
+            + (_taken(taken, language, name) or fewer)
         )
     return table.take(order[_first(classes, count)])
 

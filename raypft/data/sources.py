@@ -20,6 +20,7 @@ from raypft.data.files import Place, place_of, system_of
 from raypft.data.formats import TOLD, Columns, ending_of, read_file
 from raypft.data.origin import Origin, way_out
 from raypft.data.split import divided
+from raypft.data.spool import ROWS, spooled
 from raypft.errors import UserError, nearest
 from raypft.tasks.task import Source
 
@@ -46,8 +47,12 @@ def read_split(origin: Origin, split: str, languages: list[str]) -> pa.Table | N
                 f'languages: {split} rows of {task.name} ({origin.name}) hold none in "{language}"; '
                 f"found: {', '.join(present) or 'none'}"
             )
-    keep = pa_compute.is_in(table["language"], pa.array(languages))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
-    return table.filter(keep)
+    wanted = pa.array(languages)
+    kept = (
+        batch.filter(pa_compute.is_in(batch["language"], wanted))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+        for batch in table.to_batches(max_chunksize=ROWS)
+    )
+    return pa.Table.from_batches(spooled(kept), table.schema)
 
 
 def _whole(origin: Origin, split: str, languages: list[str]) -> pa.Table | None:
@@ -92,9 +97,12 @@ def split_parts(origin: Origin) -> dict[str, pa.Table]:
     parts = divided(origin.task, table)
     for split in ("train", "test"):
         if not len(parts[split]):
+            contents = zip(*(table[name].to_pylist() for name in origin.task.fields.values()), strict=True)
+            others = len(set(map(repr, contents)))
+            told = f", of which {others} differ" if others < len(table) else ""
             raise UserError(
-                f"data: {origin.source.files} has {len(table)} rows, too few to hold a {split} split out of them; "
-                "give more rows, or files of their own: files: {train: …, test: …}"
+                f"data: {origin.source.files} has {len(table)} rows, too few to hold a {split} split out of them{told}"
+                "; give more rows, or files of their own: files: {train: …, test: …}"
             )
     return parts
 

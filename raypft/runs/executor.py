@@ -44,6 +44,8 @@ class Executor(Protocol):
         ...
 
 
+TOLD = ("mean", "dev", "best_epoch", "metrics", "trainable", "seconds", "cpu_seconds", "peak_memory_mb")
+"""Keys of a result that its event has; None where the test is withheld."""
 MOST_HALVINGS = 10
 """After so many a row alone does not fit."""
 Executors = Callable[[Resources], Executor]
@@ -160,7 +162,8 @@ def run_recorded(
 
     def both(event: dict[str, Any]) -> None:
         if is_first:
-            record(event)
+            if event["event"] != "steps":  # the result has them
+                record(event)
             tell({"run": name, **event})
 
     while True:
@@ -182,5 +185,5 @@ def run_recorded(
             halvings += 1
         gc.collect()
         torch.cuda.empty_cache()
-    both({"event": "result", "seed": cell.seed, "mean": result.get("mean")})
+    both({"event": "result", "seed": cell.seed, **{key: result.get(key) for key in TOLD}})
     return result

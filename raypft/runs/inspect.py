@@ -23,6 +23,7 @@ from raypft.runs.cell import build_learner
 from raypft.runs.memory import Counts, check_memory, foreseen, told
 from raypft.runs.prepare import Prepared
 from raypft.runs.run import check_unchanged
+from raypft.runs.trackers import check_tracker
 from raypft.storage import check_free, check_writable
 from raypft.tasks.prompts import readable
 from raypft.training.encode import Encoder, label_distribution, prompts_an_epoch
@@ -87,8 +88,10 @@ def check_start(prepared: Prepared, nodes: Sequence[float] = ()) -> None:
         nodes: see `check_memory`.
 
     Raises:
-        UserError: nothing can be written there; memory does not hold the job; a row makes no prompt.
+        UserError: the tracker's package is not installed; nothing can be written there; memory does not hold the job; a
+            row makes no prompt.
     """
+    check_tracker(prepared.job.tracker)
     check_writable(prepared.folder)
     kept = prepared.job.train.cache_folder
     if kept is not None and not prepared.job.resources.workers:

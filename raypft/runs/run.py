@@ -37,6 +37,7 @@ from raypft.runs.results import (
     set_aside_damaged,
 )
 from raypft.runs.table import run_table
+from raypft.runs.tracking import tracked
 from raypft.storage import locked, one_line_of_disk, remove, tidy, write_text, written
 
 
@@ -56,6 +57,7 @@ def run(
     with one_line_of_disk(), ExitStack() as stack:
         for ready in prepared:
             stack.enter_context(begun(ready, fresh, tell=tell))
+        tell = stack.enter_context(tracked(prepared, tell))
         for resources, cells in _unfinished(prepared, tell).items():
             with closing(executor_of(resources)) as executor:
                 executor.prepare(cells)

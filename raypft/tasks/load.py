@@ -35,6 +35,8 @@ def load_task(name: str) -> Task:
         UserError: no such task or file; keys, types, patterns or verbalizers that do not fit, a line each (file, key,
         found, expected).
     """
+    if not name.endswith((".yaml", ".yml")) and os.path.exists(name) and name not in task_names():
+        raise UserError(f"task: {name} is no task, which is a YAML; raypft init {name} writes one from a file of data")
     path, where = find_yaml(name, FOLDER, "task", "task: no file {}; give a task name or a path to a task YAML")
     return _read(path.absolute(), where, path.stat().st_mtime_ns)
 

@@ -62,7 +62,8 @@ def fit(
     Args:
         score: dev answers, as they come, to the number that selects the epoch.
         state: where an interrupted run stands; its values and optimizer state are already in the stepper.
-        states: where states are kept; tell: called on every rank with the events epoch and step.
+        states: where states are kept; tell: called on every rank with the events steps, step and
+            epoch.
 
     Raises:
         UserError: the loss or the gradient is not finite; or what is drawn would depend on workers or micro-batches.
@@ -73,6 +74,15 @@ def fit(
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
     said, told = time.perf_counter(), Told(stepper.device)
     drops = may_drop(stepper.learner.train())
+    heard = 0
+
+    def tell_steps() -> None:
+        """Tell the losses since this was last called; at first from the first step on, where a run goes on, too."""
+        nonlocal heard
+        losses = state.losses[heard:]
+        rates = [learning_rate(settings, number, steps * settings.epochs) for number in range(heard, len(state.losses))]
+        tell({"event": "steps", "first": heard + 1, "losses": losses, "lr": rates})
+        heard += len(losses)
 
     def read(behind: int = 0) -> bool:
         """Take in what steps told, but for the last `behind`; whether a node goes away."""
@@ -97,6 +107,7 @@ def fit(
             writer.after_step(state, number + 1, leaving)
             if time.perf_counter() - said > TELL_SECONDS and len(told) < state.step < steps:
                 said = time.perf_counter()
+                tell_steps()
                 tell(
                     {
                         "event": "step",
@@ -116,6 +127,7 @@ def fit(
         state.history.append(record)
         improved = _is_better(state, record)
         said = time.perf_counter()
+        tell_steps()
         tell({"event": "epoch", **record})
         writer.after_epoch(state, improved and settings.select == "best")
     writer.end(state)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pa_compute
 
+from raypft.data.spool import spooled
 from raypft.encoded import Encoded, Passage
 
 compute: Any = pa_compute  # its functions are made at import
@@ -175,8 +176,8 @@ class EncodedRows(Sequence[Encoded]):
 
     @classmethod
     def of(cls, prompts: Iterable[Encoded]) -> EncodedRows:
-        """Prompts as columns in memory."""
-        return cls(packed(columns_of(some)) for some in _some(prompts))
+        """Prompts as columns, of many in a file (`spooled`)."""
+        return cls(spooled(packed(columns_of(some)) for some in _some(prompts)))
 
     @classmethod
     def read(cls, files: Iterable[Path]) -> EncodedRows:

@@ -64,7 +64,7 @@ def test_one_seed_has_no_deviation_and_none_no_mean(model):
     events: list[dict] = []
     results = raypft.run(job, tell=events.append)
     assert math.isnan(results.std)
-    assert [event["event"] for event in events] == ["start", "epoch", "result"]
+    assert [event["event"] for event in events] == ["start", "steps", "epoch", "result"]
     (results.folder / "seed-7" / "result.json").unlink()
     empty = raypft.read_results(results.folder)
     assert math.isnan(empty.mean)

@@ -10,6 +10,7 @@ from test_cli import call, place  # noqa: F401  (a fixture)
 
 from raypft.campaigns.load import load_campaign
 from raypft.errors import UserError
+from raypft.runs.trackers import PACKAGES
 from raypft.scale.tune.run import run_campaign
 
 REFUSED = {
@@ -37,6 +38,7 @@ def refused(monkeypatch, capsys, command: str, path: str, *words: str) -> list[s
 @pytest.mark.parametrize("what", REFUSED)
 def test_plan_refuses_what_tune_refuses_and_nothing_is_left_behind(what, place, monkeypatch, capsys):  # noqa: F811
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")
     words, expected = REFUSED[what]
     path, before = small(place), set(place.rglob("*"))
     told = {command: refused(monkeypatch, capsys, command, path, *words) for command in ("plan", "tune")}
@@ -102,3 +104,17 @@ def test_mistakes_of_several_jobs_are_told_at_once_and_each_once(tmp_path):
 def test_scale_for_scales_is_told(tmp_path):
     with pytest.raises(UserError, match='unknown key "scale"; did you mean "scales"'):
         load_campaign(write(Path(tmp_path), scale={"small": {}}, scales=None))
+    with pytest.raises(UserError, match='unknown key "scale"; did you mean "scales"'):
+        load_campaign(write(Path(tmp_path), name="mine", scale={"small": {}}, scales=None))
+    with pytest.raises(UserError, match="A scale is chosen by a word: scale=NAME"):
+        load_campaign(write(Path(tmp_path), name="mine", scale="small", scales={"small": {}}))
+
+
+def test_a_tracker_among_the_keys_of_jobs_is_refused(tmp_path):
+    """A trial would not hear of it: a campaign has one of its own."""
+    path = write(Path(tmp_path), search=None, defaults={"tracker": "mlflow", "backbone": "x"})
+    with pytest.raises(UserError) as caught:
+        load_campaign(path)
+    line = f"{path}: tracker: found it among the keys of jobs; a campaign has one of its own, beside rows"
+    assert str(caught.value) == line
+    assert load_campaign(write(Path(tmp_path), search=None), tracker="mlflow").tracker == "mlflow"

@@ -134,7 +134,6 @@ BAD = {
     "method and family": (["method=gnnavi"], "works with causal models"),
     "slot and readout": (["pattern=vanilla"], "use readout=head"),
     "demonstrations without place": (["demos=1"], "has no <demos>"),
-    "half precision on stage 0": (["train.precision=bf16", "resources.workers=1"], "use zero.stage=1, 2 or 3"),
     "fp16 without workers": (["train.precision=fp16"], "DeepSpeed scales the loss"),
     "zero without workers": (["zero.stage=2"], "found stage 2, offload False without workers"),
     "offload on stage 0": (["resources.workers=1", "zero.offload=true"], "nothing to offload"),

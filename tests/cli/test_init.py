@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
+from rich.console import Console
 from test_cli import call
 
+import raypft
+from raypft.contract import tiny
 from raypft.data.draft import drafted, files_at, write
 from raypft.data.origin import choose
 from raypft.data.sources import languages_of, read_split
@@ -96,7 +100,12 @@ REFUSED = {
     "two texts": (["one", "two", "label"], [[f"a b c {n}", f"d e f {n}", n % 2] for n in range(9)], "text=one,two"),
     "two labels": (["text", "p", "q"], [[f"a b c {n}", n % 2, n % 3] for n in range(12)], "p, q may each be the label"),
     "no text": (["n", "label"], [[n, "ab"[n % 2]] for n in range(9)], "has no column of texts"),
-    "all differ": (["text", "label"], [[f"a b {n}", "xyz"[n]] for n in range(3)], "too few to hold a test split"),
+    "all differ": (["text", "label"], [[f"a b {n}", "xyz"[n]] for n in range(3)], "two rows or more each"),
+    "scarce": (
+        ["text", "label"],
+        [[f"a b {n // 4}", "xy"[n // 4]] for n in range(8)],
+        "8 rows, too few to hold a test",
+    ),
 }
 
 
@@ -123,6 +132,9 @@ def test_what_makes_no_task_is_refused_in_a_line_and_nothing_is_left(case, monke
         (["x.csv", "kind=mlm"], "found kind=mlm"),
         (["x.csv", "names=a,b,c"], "expected 2 names, for bad, good in this order"),
         (["x.csv", "text=text,text"], "name each once"),
+        (["x.csv", "text=label", "label=label"], "can't be both text and label"),
+        (["x.csv", "format=xml"], "found format=xml; known: "),
+        (["x.csv", "languages=de,en"], "expected one, that of all rows"),
         (["x.csv", "--out", "x.txt"], "ends in .yaml"),
     ],
 )
@@ -218,6 +230,27 @@ def test_a_language_column_without_english_says_what_is_trained(monkeypatch, cap
     assert load_task("x.yaml").languages == ["fr", "de"]
 
 
+def test_on_a_terminal_it_is_asked_which_column_is_meant(monkeypatch, capsys):
+    write_csv("x.csv", ["one", "two", "label"], [[f"a b c {n}", f"d e f {n}", "pq"[n % 2]] for n in range(12)])
+    monkeypatch.setattr("raypft.cli.init.console", Console(force_terminal=True))
+    monkeypatch.setattr("sys.stdin", Typed("three\none, two\n"))
+    assert call(monkeypatch, "init", "x.csv") == 0
+    assert (
+        capsys.readouterr().out.count("Which column is the text? (two with a comma between are a pair) one, two") == 2
+    )
+    assert list(load_task("x.yaml").fields) == ["one", "two"]
+    monkeypatch.setattr("sys.stdin", Typed(""))
+    assert call(monkeypatch, "init", "x.csv", "--force") == 130
+    assert "raypft: interrupted" in capsys.readouterr().err
+
+
+class Typed(io.StringIO):
+    """What someone types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 CELLS = st.one_of(
     st.sampled_from(["", "a", "b", "A ", "nan", "0", "1", "1.0", "-1", "True", "a: b", "#", "'", '"', "{x}", "<slot>"]),
     st.sampled_from(["en", "de", "one two three four", "\u2028", "a\nb", "a,b", "[1, 2]", "🎈 ü"]),
@@ -231,14 +264,14 @@ NAMES = st.one_of(
 
 @st.composite
 def tables(draw) -> list[list[str]]:
-    """A header and rows as a spreadsheet may hold them: some columns repeat few values, some don't."""
-    names = draw(st.lists(NAMES, min_size=1, max_size=4))
-    count = draw(st.integers(0, 24))
-    columns = []
-    for _ in names:
-        few = draw(st.lists(CELLS, min_size=1, max_size=3))
-        cells = st.sampled_from(few) if draw(st.booleans()) else CELLS
-        columns.append(draw(st.lists(cells, min_size=count, max_size=count)))
+    """A header and rows as a spreadsheet may hold them: a column of sentences, one of few values, others."""
+    count = draw(st.sampled_from([0, 5, 12, 16, 24]))
+    sentences = [f"{draw(CELLS)} is what {number} says" for number in range(count)]
+    few = draw(st.lists(CELLS, min_size=2, max_size=3, unique=True))
+    columns = [sentences, [few[number % len(few)] for number in range(count)]]
+    for _ in range(draw(st.integers(0, 2))):
+        columns.append(draw(st.lists(CELLS, min_size=count, max_size=count)))
+    names = [draw(st.one_of(st.just(usual), NAMES)) for usual in ("text", "label", "id", "lang")[: len(columns)]]
     return [names, *map(list, zip(*columns, strict=True))]
 
 
@@ -249,19 +282,39 @@ def test_whatever_a_csv_holds_what_is_written_loads(tmp_path, table):
     write_csv("any.csv", header, lines, encoding="utf-8")
     to = Path("any.yaml")
     to.unlink(missing_ok=True)
+    files, told = files_at("any.csv", None), ""
     try:
-        files = files_at("any.csv", None)
-        found, _ = drafted(files, {}, refuse)
-        write(found, files, to, None)
+        write(drafted(files, {}, refuse)[0], files, to, None)
     except UserError as refused:
         told = str(refused).strip()
-    else:
-        told = ""
     if told:
         assert "\n" not in told or "\\n" in str(table)
         assert not to.exists()
         return
-    task = load_task("any.yaml")
-    assert task.label.names == list(found.labels)
+    assert len(load_task("any.yaml").label.names) > 1
     for split in ("train", "test"):
         assert len(read("any.yaml", split))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """The folder of a tiny model."""
+    made, folder = tiny.backbone("bert"), tmp_path_factory.mktemp("bert")
+    made.model.save_pretrained(folder)
+    made.text.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(CELLS, min_size=2, max_size=4, unique=True), st.lists(CELLS, min_size=12, max_size=20), NAMES, NAMES)
+def test_what_is_written_passes_check(model, tmp_path, labels, texts, text, label):
+    write_csv("any.csv", [text, label], [[one, labels[n % len(labels)]] for n, one in enumerate(texts)])
+    to = Path("any.yaml")
+    to.unlink(missing_ok=True)
+    try:
+        files = files_at("any.csv", None)
+        write(drafted(files, {"text": text, "label": label}, refuse)[0], files, to, None)
+    except UserError:
+        return
+    job = raypft.load_job("vanilla", task="any.yaml", backbone=model, protocol="fixed", seeds=1)
+    assert raypft.check(job)["lines"][-1].startswith("ok: results go to runs/vanilla-any-all-")

@@ -125,3 +125,18 @@ def test_a_command_written_as_elsewhere_is_told(line, told, monkeypatch, capsys)
 )
 def test_words_of_our_own_are_let_through(line):
     check_blanks(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("run bitfit", "job: bitfit is a method; name a recipe beside it, e.g. raypft run profit method=bitfit"),
+        ("check sst2", "job: sst2 is a task; name a recipe beside it, e.g. raypft run profit task=sst2"),
+        ("show xlmr-base", "job: xlmr-base is a backbone; name a recipe beside it, e.g. raypft run profit backbone="),
+        ("run support.csv", "job: support.csv is no job, which is a YAML; raypft init support.csv writes a task"),
+        ("check profit task=support.csv backbone=bert", "task: support.csv is no task, which is a YAML; raypft init"),
+    ],
+)
+def test_a_word_that_names_something_else_is_told_as_what_it_is(line, told, home, monkeypatch, capsys):
+    assert call(monkeypatch, *line.split()) == 2
+    assert capsys.readouterr().err.startswith(f"raypft: {told}")

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from bucket import served
+from fsspec.core import url_to_fs
 from test_cli import call
 
 from raypft.campaigns import stored
 from raypft.campaigns.ledger import Ledger
 from raypft.records import sealed, sealed_yaml
-from raypft.storage import locked
+from raypft.storage import locked, path_of
 
 JOB = """recipe: {recipe}
 task: tasks/support.yaml
@@ -154,3 +156,24 @@ def test_no_heavy_library_is_loaded(runs):
     assert done.stdout.strip().splitlines()[-1] == "[]"
     assert not (runs / "lora-a").exists()
     shutil.rmtree(runs)
+
+
+def test_an_object_store_is_listed_and_cleared_in_the_same_way(runs, monkeypatch, capsys):
+    with served(monkeypatch) as bucket:
+        system, _ = url_to_fs(bucket)
+        for path in runs.rglob("*"):
+            if path.is_file():
+                system.put_file(str(path), f"{bucket}/{path}")
+        assert call(monkeypatch, "runs", f"{bucket}/runs") == 0
+        told = capsys.readouterr().out
+        assert "| lora-a | lora | support | bert | 2/2 | 85.0 ± 7.1 accuracy |" in told
+        assert "| full-b | full | support | bert | 1/2 | 70.0 accuracy |" in told
+        here, there = by_name(runs), {one.folder.name: one for one in stored.stored(path_of(f"{bucket}/runs"))}
+        assert {name: one.size for name, one in here.items()} == {name: one.size for name, one in there.items()}
+        assert all(one.when > 0 for one in there.values())
+        assert call(monkeypatch, "runs", "compare", f"{bucket}/runs/lora-a", "full-b") == 0
+        assert call(monkeypatch, "runs", "remove", f"{bucket}/runs/lora-a", "--yes") == 0
+        assert [one.folder.name for one in stored.stored(path_of(f"{bucket}/runs"))] == ["full-b"]
+        assert call(monkeypatch, "runs", "remove", f"{bucket}/runs/lora-a", "--yes") == 2
+        assert call(monkeypatch, "runs", f"{bucket}/nothing") == 2
+        assert "no folder" in capsys.readouterr().err

@@ -158,8 +158,8 @@ ERRORS = {
     "mapped into memory, found a URI": "train.cache_folder=s3://kept",
     "recipes/profit.yaml: dev.rows: found 'ful'; input should be 'full', 'k_shot' or 'none'": "dev.rows=ful",
     'recipes/profit.yaml: unknown key "shot"; did you mean "shots"? known: backbone, data, demos, dev, method, '
-    "pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, train, "
-    "zero": "shot=3",
+    "pattern, protocol, readout, recipe, resources, sample_seed, seeds, shots, source, storage, task, test, "
+    "tracker, train, zero": "shot=3",
     'recipes/profit.yaml: unknown key "resources.worker"; did you mean "workers"? known: cpus_per_worker, data_label, '
     "gpus_per_worker, max_failures, min_workers, workers": "resources.worker=2",
     'recipes/profit.yaml: readout: unknown key "mod"; did you mean "mode"? '

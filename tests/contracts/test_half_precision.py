@@ -32,6 +32,19 @@ def test_steps_that_bf16_would_round_away_add_up():
         assert not all(value.bfloat16().float().equal(value) for value in found["values"].values()), plan.engine
 
 
+def test_bf16_goes_on_under_another_stage(tmp_path):
+    """Stage 0, too, whose fp32 values DeepSpeed keeps in another place."""
+
+    def half(stage: int, epochs: int, **more: Any) -> Case:
+        return Case("full", "bert", stage, precision="bf16", epochs=epochs, **more)
+
+    first = [half(stage, 1, keep=str(tmp_path / str(stage))) for stage in (0, 2)]
+    resumed = [half(stage, 3, resume=str(tmp_path / str(kept))) for stage in (0, 2) for kept in (0, 2)]
+    found = run_group(1, [*first, *resumed])[2:]
+    for one in found[1:]:
+        assert one["losses"] == pytest.approx(found[0]["losses"], rel=1e-3)
+
+
 STAGES = (2, 3)
 """Of stages 1 and 2 the scaling is the same code; stage 0 meets no gradient here that is too large."""
 

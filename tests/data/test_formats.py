@@ -256,7 +256,7 @@ def test_points_in_time_are_text_and_what_is_no_text_is_refused(origin, tmp_path
     far = pa.array([0, 2**61], pa.timestamp("s"))  # Python has no such year
     assert read(written(far))[0]["text"] == "1970-01-01 00:00:00"
     no_utf8 = pa.StringArray.from_buffers(2, pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff"))
-    assert "train.arrow can't be read: Column 0: In chunk 0: Invalid: Invalid UTF8" in refused(written(no_utf8))
+    assert "train.arrow can't be read: In column 0: Invalid: Invalid UTF8" in refused(written(no_utf8))
     (tmp_path / "train.arrow").unlink()
     pa_parquet.write_table(pa.table({"text": no_utf8, "label": ["no", "yes"]}), tmp_path / "train.parquet")
     assert "train.parquet: column \"text\" can't be read: 'utf-8' codec" in refused(origin(CHOICE))

@@ -226,6 +226,11 @@ def test_more_shots_than_rows_is_an_error_that_says_what_is_left():
     )
 
 
+def test_more_shots_than_rows_that_nothing_took_is_told_with_how_many_there_are():
+    with pytest.raises(UserError, match=r"; only 20 are left; ask for 20 or fewer$"):
+        sample(shots=21)
+
+
 def test_rows_that_dev_was_held_out_of_are_told_where_shots_run_short():
     with pytest.raises(UserError) as caught:
         sample(shots=20, demos=1, validation=None)

@@ -117,7 +117,7 @@ def test_chains_of_ids_and_contents_are_one_unit(tmp_path):
         {"id": f"i{(n + 1) // 2}", "message": f"c{n // 2}", "topic": "bug", "language": ("en", "de")[n % 2]}
         for n in range(20)
     ]
-    with pytest.raises(UserError, match="20 rows, too few to hold a test split out of them"):
+    with pytest.raises(UserError, match="20 rows, too few to hold a test split out of them, of which 10 differ; give"):
         sources.split_parts(write(tmp_path, rows, TASK + "languages: [en, de]\n"))
 
 

@@ -35,7 +35,11 @@ from raypft.contract import tiny
 from raypft.contract.run import method_of
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "cluster" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "cluster" / "README.md",
+]
 PAGES += [ROOT / "benchmarks" / "RESULTS.md"]
 NEEDS = ("a cluster", "data", "finished runs", "GPUs", "the hub")
 NOT_RUN = (*(f"needs {what}" for what in NEEDS), "installs packages", "runs for minutes")
@@ -75,7 +79,7 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(text: str, variables: dict[str, str]) -> Iterator[list[str]]:
     """The commands of a shell block, a list of words each, the page's variables filled in."""
-    for line in text.splitlines():
+    for line in text.replace("\\\n", " ").splitlines():
         filled = re.sub(r"\$([A-Z]\w*)", lambda name: variables.get(name[1], name[0]), line)
         words = shlex.split(filled, comments=True)
         while words and (given := re.fullmatch(r"([A-Z_]\w*)=(.*)", words[0])):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
-IN_THE_REPOSITORY = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+IN_THE_REPOSITORY = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IN_THE_REPOSITORY += [ROOT / "cluster" / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)

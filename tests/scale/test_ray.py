@@ -69,7 +69,7 @@ def test_two_workers_give_the_numbers_of_the_plain_run(stage, place, session, mo
         assert other["scores"] == one["scores"]
         assert other["cell"] == one["cell"]
         assert other["workers"] == 2
-    assert {event["event"] for event in events} == {"start", "epoch", "result"}
+    assert {event["event"] for event in events} == {"start", "steps", "epoch", "result"}
 
 
 @pytest.mark.parametrize(("recipe", "more"), [("gnnavi_gcn", []), ("icl", ["train.epochs=0"])])

@@ -17,10 +17,11 @@ from raypft.campaigns.search_space import Search
 from raypft.config.load import load_job
 from raypft.config.resolved import ResolvedJob
 from raypft.errors import UserError
+from raypft.runs.trackers import PACKAGES
 from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe
 from raypft.scale.tune.table_cell_search import TableCellSearch
-from raypft.scale.tune.trackers import PACKAGES, tracker
+from raypft.scale.tune.trackers import tracker
 
 SPACE = {
     "method.layer": {"range": [1, 9, 4]},
@@ -149,9 +150,8 @@ def test_trackers_are_rays_own_and_a_missing_package_is_one_line(monkeypatch):
     assert tracker(None) == []
     assert type(tracker("tensorboard")[0]).__name__ == "TBXLoggerCallback"
     monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")
-    with pytest.raises(
-        UserError, match="tracker: wandb needs the package no_such_package; pip install no_such_package"
-    ):
+    line = r"tracker: wandb needs the package no_such_package; pip install 'raypft\[wandb\]'"
+    with pytest.raises(UserError, match=line):
         tracker("wandb")
 
 

@@ -37,6 +37,8 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     events: list[dict] = []
     progress = fit(TorchStepper(cell.learner, settings), rows, None, settings, 0, cell.score, tell=events.append)
+    steps = [event for event in events if event["event"] == "steps"]
+    events = [event for event in events if event["event"] != "steps"]
     told = [(event["event"], event["epoch"], event.get("step")) for event in events]
     assert told == [
         ("step", 1, 1),
@@ -48,6 +50,10 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
     ]
     assert events[0]["loss"] == progress.losses[0]
     assert events[0]["steps"] == 3
+    assert [(event["first"], len(event["losses"]), len(event["lr"])) for event in steps] == [
+        *((1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1), (6, 1, 1))
+    ]
+    assert [loss for event in steps for loss in event["losses"]] == progress.losses
 
 
 @pytest.mark.parametrize("save_every", [None, 100])

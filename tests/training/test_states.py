@@ -63,7 +63,7 @@ def fitted(
     given = iter(scores[state.epoch if state is not None else 0 :])
 
     def tell(event: dict[str, Any]) -> None:
-        if (event["epoch"], event.get("step", 3)) == until:
+        if (event.get("epoch"), event.get("step", 3)) == until:
             raise KeyboardInterrupt
 
     try:

@@ -1,13 +1,10 @@
-"""Experiment trackers by name, through Ray Tune's own callbacks; the run store stays the truth."""
+"""Experiment trackers of a campaign by name, through Ray Tune's own callbacks; the run store stays the truth."""
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
-from raypft.errors import UserError
-
-PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+from raypft.runs.trackers import PROJECT, check_tracker
 
 
 def tracker(name: str | None) -> list[Any]:
@@ -18,10 +15,7 @@ def tracker(name: str | None) -> list[Any]:
     """
     if name is None:
         return []
-    if importlib.util.find_spec(PACKAGES[name]) is None:
-        raise UserError(
-            f"tracker: {name} needs the package {PACKAGES[name]}; pip install {PACKAGES[name]}, or leave tracker out"
-        )
+    check_tracker(name)
     from ray.air.integrations.mlflow import MLflowLoggerCallback  # noqa: PLC0415
     from ray.air.integrations.wandb import WandbLoggerCallback  # noqa: PLC0415
     from ray.tune.logger import TBXLoggerCallback  # noqa: PLC0415
@@ -29,5 +23,5 @@ def tracker(name: str | None) -> list[Any]:
     if name == "tensorboard":
         return [TBXLoggerCallback()]
     if name == "mlflow":
-        return [MLflowLoggerCallback(experiment_name="raypft")]
-    return [WandbLoggerCallback(project="raypft")]
+        return [MLflowLoggerCallback(experiment_name=PROJECT)]
+    return [WandbLoggerCallback(project=PROJECT)]
