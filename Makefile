@@ -1,10 +1,10 @@
-# make demo: install and run the demonstration.  make docs: build the documentation.  make test: install and run the tests; make test-cluster: those that start clusters; make coverage: the share of lines they reach.  Nothing but python3 is needed.
+# make demo: install and run the demonstration.  make docs: build the documentation.  make test: install and run the tests; make test-cluster: those that start clusters; make coverage: the share of lines they reach; make mutants: the share of small changes of the code that they notice.  Nothing but python3 is needed.
 SHELL = /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 RAYPFT = $(VENV)/bin/raypft
 
-.PHONY: install demo docs test test-cluster coverage check
+.PHONY: install demo docs test test-cluster coverage mutants check
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,11 @@ test: install
 coverage: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/coverage run -m pytest
 	@echo "coverage: $$($(VENV)/bin/coverage report --format=total) % of raypft's lines, in the tests' own process"
+
+# for MINUTES, in one process
+MINUTES ?= 10
+mutants: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/mutants.py --minutes $(MINUTES)
 
 test-cluster: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m cluster

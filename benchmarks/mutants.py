@@ -82,10 +82,10 @@ ROOMS: dict[str, dict[str, list[str]]] = {
     "selection": {
         "report/groups": ["report/test_campaign_tables"],
         "campaigns/ledger": ["campaigns/test_ledger"],
-        "scale/tune/searcher": ["scale/test_search"],
+        "scale/tune/search": ["scale/test_search"],
     },
     "tables": {
-        "report/table": ["runs/test_cell", "report/test_campaign_tables"],
+        "report/table": ["cli/test_runs", "report/test_campaign_tables"],
         "report/campaign": ["report/test_campaign_tables"],
         "report/significance": ["report/test_significance"],
         "runs/table": ["runs/test_cell", "cli/test_runs"],
@@ -129,7 +129,8 @@ def changes(source: str) -> list[Change]:
     found: list[Change] = []
 
     def change(node: ast.expr | ast.stmt, new: ast.AST | str) -> None:
-        text = new if isinstance(new, str) else f"({ast.unparse(new)})"
+        text = new if isinstance(new, str) else ast.unparse(new)
+        text = f"({text})" if isinstance(new, ast.expr) else text
         start, end = (begins[line - 1] + column for line, column in _place(node))
         old = source.encode()[start:end].decode()
         found.append(Change(node.lineno, f"{' '.join(old.split())} -> {text}", start, end, text))
@@ -140,6 +141,8 @@ def changes(source: str) -> list[Change]:
                 change(node, ast.Compare(left, [COMPARED[type(op)]()], right))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in COUNTED and not _is_text(left, right):
                 change(node, ast.BinOp(left, COUNTED[type(op)](), right))
+            case ast.AugAssign(target=target, op=op, value=value) if type(op) in COUNTED:
+                change(node, ast.AugAssign(target, COUNTED[type(op)](), value))
             case ast.BoolOp(op=op, values=values):
                 change(node, ast.BoolOp(JOINED[type(op)](), values))
             case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
@@ -196,11 +199,13 @@ def _is_text(*sides: ast.expr) -> bool:
     )
 
 
-def drawn(rooms: list[str], seed: int, root: Path = ROOT) -> Iterator[tuple[str, str, Change]]:
+def drawn(rooms: list[str], seed: int) -> Iterator[tuple[str, str, Change]]:
     """Room, module and change, room after room, each of a room once."""
     generator, decks = random.Random(seed), {}
     for room in rooms:
-        every = [(name, one) for name in ROOMS[room] for one in changes((root / f"raypft/{name}.py").read_text())]
+        every: list[tuple[str, Change]] = []
+        for name in ROOMS[room]:
+            every += ((name, one) for one in changes((ROOT / f"raypft/{name}.py").read_text()))
         generator.shuffle(every)
         decks[room] = iter(every)
     while decks:

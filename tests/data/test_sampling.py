@@ -268,6 +268,8 @@ def test_the_manifest_hash_is_stable_and_sees_content_role_and_order():
     manifest = drawn.manifest()
     assert manifest == sample(demos=1).manifest()
     assert manifest["sizes"] == {"train": 24, "dev": 120, "test": 120, "demos": 6}
+    without = sample(dev="none").manifest()
+    assert (without["sizes"], without["ids"]["dev"]) == ({"train": 24, "dev": 0, "test": 120, "demos": 0}, [])
     edited = drawn.train.set_column(3, "text", pa.array(["edited", *drawn.train["text"].to_pylist()[1:]]))
     assert drawn.demos is not None
     reversed_demos = drawn.demos.take(list(range(len(drawn.demos)))[::-1])

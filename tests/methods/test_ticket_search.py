@@ -186,6 +186,9 @@ def test_penalty_by_hand(kind):
     assert float(weight.grad[3, 5]) == pytest.approx(0.1 / whole)
     assert float(weight.grad[4, 1]) == pytest.approx(-0.1 / whole)
     assert weight.grad.count_nonzero() == 2
+    with torch.no_grad():
+        backbone.decoder.bias[7] += 0.5  # the head is pulled, too
+    assert float(cast(torch.Tensor, method.penalty()).detach()) == pytest.approx(0.1 / whole * 1.25)
     assert TicketSearch(Config(l1=0), tiny.backbone(kind)).penalty() is None
 
 

@@ -62,6 +62,7 @@ def test_per_tensor_cut_is_a_cut_of_each(tmp_path, ratio):
         expected |= by_sorting({name: differences[name]}, ratio)
     assert as_lists(found) == expected
     assert [len(found.indices[name]) for name in differences] == [round(ratio * n) for n in (30, 17, 36)]
+    assert found.pool == 83, "of all parameters"
 
 
 def test_per_layer_cut_is_a_cut_of_each_layer(tmp_path):

@@ -95,3 +95,25 @@ def test_a_method_with_a_forward_of_its_own_is_asked_each_time():
 
     method.__class__ = Own
     assert Speaker(method, method.backbone, batch).beginning is None
+
+
+class Scripted:
+    """Says the likeliest of what is given: steps of log-probabilities, [B, V] each."""
+
+    def __init__(self, steps: list[torch.Tensor]) -> None:
+        self.steps, self.said = iter(steps), torch.zeros(len(steps[0]), 1, dtype=torch.long)
+
+    def scores(self) -> torch.Tensor:
+        return next(self.steps)
+
+    def say(self, token: torch.Tensor) -> None:
+        self.said = torch.cat([self.said, token.unsqueeze(1)], 1)
+
+
+def test_an_answers_score_is_that_of_its_tokens_up_to_the_end():
+    """Of two answers the first ends at once, the other at the third token; a fourth is not asked for."""
+    chances = [[[0.2, 0.8], [0.7, 0.3]], [[0.9, 0.1], [0.6, 0.4]], [[0.6, 0.4], [0.1, 0.9]]]
+    said, chance = greedy(Scripted([torch.tensor(step).log() for step in chances]), 9, end=1)  # type: ignore[arg-type]
+    assert said[0, 0] == 1
+    assert said[1].tolist() == [0, 0, 1]
+    assert chance.exp().tolist() == pytest.approx([0.8, 0.7 * 0.6 * 0.9])

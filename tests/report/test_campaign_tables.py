@@ -18,6 +18,7 @@ import pytest
 from raypft.campaigns.search_space import Search
 from raypft.errors import UserError
 from raypft.report.campaign import write_tables
+from raypft.report.groups import majority
 from raypft.report.layout import _of_mean, _views
 
 LANGUAGES = ("en", "de", "zh")
@@ -430,3 +431,10 @@ def test_a_pivot_that_is_not_english_is_left_out_of_its_own_mean():
     del result["pivot"]  # of a version that named none
     assert _views(result) == ["", "mean without en"]
     assert _of_mean("accuracy@1", "mean without en")(result) == 40.0
+
+
+def test_the_majority_without_the_pivot_is_without_it():
+    found = majority({"majority": {"en": 80.0, "de": 60.0, "tr": 40.0}, "metric": "accuracy@1", "pivot": "en"})
+    assert (found["mean"], found["mean_without_english"]) == (60.0, 50.0)
+    found = majority({"majority": {"en": 80.0, "de": 60.0}, "metric": "accuracy@1", "pivot": "de"})
+    assert found["mean_without_english"] == 80.0

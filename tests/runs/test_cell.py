@@ -23,11 +23,12 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
+from raypft.report.table import mean_std
 from raypft.runs import cell_files
 from raypft.runs.cell import build_learner, loaders
 from raypft.runs.cell_files import conclude, predictions
 from raypft.runs.prepare import Prepared, prepare
-from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED
+from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED, is_finished
 from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
@@ -223,6 +224,12 @@ def test_a_table_says_which_epoch_was_tested(tmp_path, override, dev, said):
     assert f"0 demonstrations, {said}; 2 test rows" in run_table([tmp_path]).notes[1]
 
 
+def test_a_deviation_is_that_of_a_sample():
+    """Squares over n - 1: of 80 and 90 it is 7.1, the population's would be 5."""
+    assert mean_std([80.0, 90.0]) == "85.0 ± 7.1"
+    assert mean_std([80.0]) == "80.0 (n=1)"
+
+
 def test_the_majority_without_english_is_without_it(tmp_path):
     """The largest class of 3 English rows is 2 of them, of one German row all."""
     own = write_task(tmp_path)
@@ -244,6 +251,12 @@ def test_what_is_not_needed_any_more_goes_when_the_result_is_there(tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == {STATE, PREVIOUS, UNTESTED}
     conclude(tmp_path, TESTED, {"files": {}})
     assert {path.name for path in tmp_path.iterdir()} == {TESTED}
+
+
+def test_a_result_counts_for_the_cell_that_it_is_of(tmp_path):
+    conclude(tmp_path, TESTED, {"cell": "a", "files": {}})
+    assert is_finished(tmp_path, "a")
+    assert not is_finished(tmp_path, "b")
 
 
 def test_a_learner_is_drawn_by_its_seed_alone():

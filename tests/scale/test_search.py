@@ -7,9 +7,12 @@ import random
 import statistics
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from raypft.campaigns.ledger import Ledger
 from raypft.campaigns.search_space import Search
 from raypft.config.load import load_job
 from raypft.config.resolved import ResolvedJob
@@ -17,6 +20,7 @@ from raypft.errors import UserError
 from raypft.runs.trackers import PACKAGES
 from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe
+from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.scale.tune.trackers import tracker
 
 SPACE = {
@@ -159,3 +163,43 @@ def test_what_hands_out_work_loads_neither_torch_nor_transformers():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Tried:
+    """A search whose configurations, value to dev scores by seed, stand in a ledger written by hand."""
+
+    def __init__(self, folder: Path, devs: dict[int, list[float | None]], begun: list[int]) -> None:
+        self.config, self.table_cell = Search(space={"method.layer": list(devs)}), None
+        self.state = SimpleNamespace(ledger=Ledger(folder), tried=lambda table_cell: self.tried)
+        self.tried = []
+        for layer in begun:
+            keys = {seed: f"{layer}-{seed}" for seed in range(len(devs[layer]))}
+            for seed, dev in enumerate(devs[layer]):
+                status = "pruned" if dev is None else "finished"
+                self.state.ledger.note(cell=keys[seed], status=status, config=str(layer), dev=dev)
+            self.tried.append(SimpleNamespace(keys=keys, values={"method.layer": layer}))
+
+    @property
+    def best(self) -> int:
+        found = TableCellSearch.best(self)  # type: ignore[arg-type]
+        assert found is not None
+        return found.values["method.layer"]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("devs", "best"),
+    [
+        ({1: [60.0, 60.0], 2: [50.0, 69.0], 3: [59.0, 60.0]}, 1),  # not the best single seed
+        ({1: [99.0, None], 2: [60.0, 61.0], 3: [70.0, 40.0]}, 2),  # not one that has not all of them
+        ({3: [60.0, 60.0], 2: [50.0, 70.0], 1: [70.0, 50.0]}, 3),  # of equals the first that is listed
+        ({2: [0.0, 0.0]}, 2),
+    ],
+)
+def test_a_search_tests_what_has_the_best_mean_on_dev_in_whatever_order_it_began(devs, best, backwards, tmp_path):
+    begun = sorted(devs, reverse=backwards)
+    assert Tried(tmp_path, devs, begun).best == best
+
+
+def test_a_search_of_which_nothing_is_whole_tests_nothing(tmp_path):
+    assert TableCellSearch.best(Tried(tmp_path, {1: [99.0, None]}, [1])) is None  # type: ignore[arg-type]

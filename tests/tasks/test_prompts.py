@@ -47,6 +47,13 @@ def slot(blank: str) -> Piece:
     return Piece("slot", blank, mark="slot")
 
 
+def test_the_passage_of_a_question_is_marked_where_its_answer_may_be():
+    asked = task("{a} {b} <slot>").model_copy(update={"kind": KINDS["span"], "fields": {"a": "q", "context": "c"}})
+    pattern = Pattern(text="{a} {context}", source="")
+    pieces = render(asked, pattern, {"q": "who ?", "c": "she did"}, "en", 0, ()).pieces
+    assert pieces == (text("who ?", field=True), text(" she did", field=True, mark="passage"))
+
+
 def test_text_is_cut_at_its_markup_and_a_blank_goes_to_the_piece_after_it():
     assert cut("{a} ? <sep> <slot> , {b}").pieces == (
         text("it was good .", field=True),

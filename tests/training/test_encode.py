@@ -590,3 +590,20 @@ def test_garbage_is_not_searched_for_while_rows_are_encoded(searches, monkeypatc
     finally:
         (gc.enable if before else gc.disable)()
     assert (seen, after) == ([False], searches)
+
+
+def test_demonstrations_come_in_rounds_of_one_a_class():
+    """In the order of the labels, whatever order they were drawn in; a class that has fewer is left out then."""
+    rows = [{"id": f"{label}{i}", "label": label, "language": "en"} for label in "ab" for i in range(3)]
+    table = pa.Table.from_pylist([row for row in rows if row["id"] != "a2"])
+    task = SimpleNamespace(label=SimpleNamespace(names=["b", "a"]))
+    resolved: Any = SimpleNamespace(
+        task=task,
+        pattern=None,
+        method_config=SimpleNamespace(soft_tokens=0),
+        job=SimpleNamespace(train=SimpleNamespace(max_tokens=8)),
+        readout=None,
+        readout_config=None,
+    )
+    encoder = Encoder.of(resolved, None, table)  # type: ignore[arg-type]
+    assert [one.row["id"] for one in encoder.demos] == ["b0", "a0", "b1", "a1", "b2"]
