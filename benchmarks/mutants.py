@@ -180,6 +180,8 @@ def _changeable(node: ast.AST, inside: bool = False) -> Iterator[ast.AST]:
             return
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in TELLING:
             return
+        case ast.keyword(arg=name) if name in HINTS:
+            return
         case ast.FunctionDef(body=parts):
             inside = True
         case ast.AnnAssign(value=value):
