@@ -19,6 +19,8 @@ ELSEWHERE = {"clusters.md": "cluster/README.md", "benchmarks.md": "benchmarks/RE
 """Pages of the site that lie elsewhere."""
 PLOTS = "benchmarks/plots"
 CODE = re.compile(r"`[^`\n]+`")
+DEMO = "<!-- demo -->"
+"""Where the demo's output begins in the README, and where pages show it."""
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 
 
@@ -34,8 +36,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links between files of the repository into those of the site, and bars in code, which GitHub's tables want
-    escaped, into plain ones."""
+    """The README's demo where a page asks for it; links between files of the repository as those of the site; bars in
+    code, which GitHub's tables want escaped, plain."""
     here = page.file.src_uri
     lies = posixpath.dirname(ELSEWHERE.get(here, f"docs/{here}"))
     places = {source: name for name, source in ELSEWHERE.items()}
@@ -45,5 +47,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         site = places.get(target, re.sub(f"^{PLOTS}/", "plots/", target).removeprefix("docs/"))
         return posixpath.relpath(site, posixpath.dirname(here) or ".")
 
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = text.index(DEMO), text.index("<!-- /demo -->")
+    markdown = markdown.replace(DEMO, text[begin + len(DEMO) : end])
     markdown = CODE.sub(lambda code: code[0].replace("\\|", "|"), markdown)
     return LINK.sub(there, markdown)

@@ -25,6 +25,7 @@ from raypft.data import sources
 from raypft.data.formats import Columns
 from raypft.errors import UserError
 from raypft.hub import COMMIT
+from raypft.progress import Work
 from raypft.records import read_or_none
 from raypft.runs.cell import build_learner, device_here
 from raypft.runs.prepare import cell_keys
@@ -334,11 +335,13 @@ def predict(trained: Trained, rows: pa.Table) -> pa.Table:
     """The answers to rows in the task's columns, see `Trained.predict`."""
     learner, settings = trained.learner, trained.job.train
     stepper = TorchStepper(learner, settings, device_here())
-    tables = []
+    tables, far = [], Work("answering", len(rows))
     for start in range(0, len(rows), CHUNK):
         chunk = rows.slice(start, CHUNK).to_pylist()
         prompts = list(itertools.chain.from_iterable(map(trained.encoder, chunk)))
         dataset = PromptDataset(prompts, learner.method, learner.method.backbone.pad)
         answers = evaluate(stepper, dataset, settings)
         tables.append(answer_table(trained.task, by_row(learner.readout, prompts, answers)).drop_columns("gold"))
+        far.at(start + len(chunk))
+    far.end()
     return pa.concat_tables(tables, promote_options="permissive")

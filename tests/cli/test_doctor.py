@@ -34,7 +34,8 @@ def test_what_there_is_is_told_and_it_ends_with_ok(tmp_path):
     code, lines, errors = asked(f"storage={tmp_path}/runs", RAY_ADDRESS="")
     assert (code, errors) == (0, "")
     told = {line.partition(":")[0] for line in lines}
-    assert {"raypft", "packages", "extra s3", "GPUs", "CPUs", "memory", "hub", "storage", "Ray", "git"} <= told
+    assert {"raypft", "packages", "extra s3", "CPUs", "memory", "hub", "storage", "Ray", "git"} <= told
+    assert told & {"GPUs", "torch"}, "on a busy machine torch may not be loaded in time, which is told"
     assert lines[-1] == "ok" or lines[-1].startswith("lacking: ")
     assert f"storage: {tmp_path}/runs can be written" in lines
     assert not (tmp_path / "runs").exists(), "nothing is left behind"

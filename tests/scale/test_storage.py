@@ -142,7 +142,7 @@ def test_a_large_state_lies_in_the_bucket_in_parts(place, bucket, monkeypatch): 
 
     def tell(event: dict) -> None:
         events.append(event)
-        if event["event"] == "epoch" and event["epoch"] == 3 and len(events) < 6:
+        if event["event"] == "epoch" and event["epoch"] == 3 and len(events) < 8:
             raise KeyboardInterrupt
 
     (whole,) = run_jobs([prepare(load_job(name, [*common, f"storage={place}/whole"]))])
