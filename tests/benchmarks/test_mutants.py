@@ -37,7 +37,6 @@ EXPECTED = [
     "h(ä, scale=0.5, strict=True) if b else \"a\" + \"b\" -> ('a' + 'b' if b else h(ä, scale=0.5, strict=True))",
     "h(ä, scale=0.5, strict=True) -> (h(ä, strict=True))",
     "0.5 -> 1.5",
-    "True -> False",
 ]
 
 

@@ -22,7 +22,7 @@ LEFT = ".ray/attempt-3"
 
 def killed_while_it_encodes(storage: Path) -> None:
     """What a process does in the next test."""
-    vars(data)["_encode_from"] = lambda *told: os.kill(os.getpid(), signal.SIGKILL)
+    data._encode_from = lambda *told: os.kill(os.getpid(), signal.SIGKILL)
     with owned(storage / LEFT):
         works = [(pa.table({}), ("", ""), storage / ".encoded" / "sample" / "train.arrow")]
         data._encode_on_ray(works, None)  # type: ignore[arg-type]

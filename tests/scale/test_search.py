@@ -169,7 +169,7 @@ class Tried:
     """A search whose configurations, value to dev scores by seed, stand in a ledger written by hand."""
 
     def __init__(self, folder: Path, devs: dict[int, list[float | None]], begun: list[int]) -> None:
-        self.config, self.table_cell = Search(space={"method.layer": list(devs)}), None
+        self.config, self.table_cell = Search.model_validate({"space": {"method.layer": list(devs)}}), None
         self.state = SimpleNamespace(ledger=Ledger(folder), tried=lambda table_cell: self.tried)
         self.tried = []
         for layer in begun:

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from raypft.errors import UserError
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.load import load_task, task_names
-from raypft.tasks.metrics import METRICS, OF_WRITTEN, check_chunks, metric
+from raypft.tasks.metrics import METRICS, OF_WRITTEN, check_chunks, metric, pivot_in
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 
@@ -99,6 +99,14 @@ def test_gold_and_answers_of_different_length_are_refused():
     ):
         with pytest.raises(ValueError, match="zip"):
             score(name, gold, answers)
+
+
+@pytest.mark.parametrize("told", [{"pivot": "de"}, {"pivot": None}])
+def test_the_pivot_is_the_one_a_result_names_and_english_in_an_older_one(told):
+    scores = {"scores": {"de": 1.0, "eng_Latn": 2.0}}
+    assert pivot_in({**scores, **told}) == told["pivot"]
+    assert pivot_in(scores) == "eng_Latn"
+    assert pivot_in({"scores": {"de": 1.0}}) is None
 
 
 # tags
