@@ -8,6 +8,7 @@ the process grew meanwhile. Linear work has seconds as many times as its size.
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import subprocess
@@ -28,6 +29,7 @@ from raypft.contract.checks import trained
 from raypft.runs.prepare import prepare
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate
+from raypft.training.rows import EncodedRows
 from raypft.training.stepper import Learner, TorchStepper
 
 SIZES = {
@@ -61,7 +63,7 @@ def encoded(count: int) -> Callable[[], object]:
     words = sentences(count)
     own = tagging(words)
     rows = tagged_rows(words, own.task.label.names)
-    return lambda: own.encoded(rows)
+    return lambda: EncodedRows.of(itertools.chain.from_iterable(map(own.encoder, rows)))
 
 
 def languages(count: int) -> Callable[[], object]:
