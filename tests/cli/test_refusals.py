@@ -105,7 +105,6 @@ REFUSED: dict[str, tuple[Setup, list[str], str]] = {
         ["train.precision=fp16", "resources.workers=1", "zero.stage=1"],
         "train.precision: found fp16 with workers that have no GPU",
     ),
-    "bf16 on stage 0": (nothing, ["train.precision=bf16", "resources.workers=1"], "zero.stage: found 0 with"),
     "zero without workers": (nothing, ["zero.stage=2"], "zero: found stage 2, offload False without workers"),
     "zero and method": (
         masked_words,

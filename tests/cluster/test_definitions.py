@@ -321,7 +321,7 @@ def test_rays_reader_of_kuberay_sees_the_pools_as_defined():
 
 def test_the_image_is_pinned_like_the_definitions_and_its_user_is_not_root():
     lines = (FOLDER / "Dockerfile").read_text().splitlines()
-    base = next(line for line in lines if line.startswith("FROM "))
+    base = next(line for line in lines if line.startswith("ARG BASE="))
     wanted = {load(FOLDER / f"{name}.yaml").ray for name in DEFINITIONS}
     assert wanted == {base.rpartition(":")[2].partition("-")[0]}
     assert [line for line in lines if line.startswith("USER ")][-1] != "USER root"

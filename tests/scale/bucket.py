@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import boto3
 from botocore.exceptions import EndpointConnectionError
+from s3fs import S3FileSystem
 
 NAME = "raypft-tests"
 
@@ -45,3 +46,4 @@ def served(monkeypatch) -> Iterator[str]:
             yield f"s3://{NAME}"
         finally:
             server.kill()
+            S3FileSystem.clear_instance_cache()  # each knows the address that it was made for
