@@ -36,7 +36,8 @@ def test_four_workers_do_what_one_has_no_memory_for(tmp_path, monkeypatch):
     (cell,) = runs.glob("*/seed-0")
     assert len(json.loads(max(cell.glob("state/*.json")).read_text())["parts"]) == 4
     assert ran(case("zero3", 4), model, runs)
-    events = [json.loads(line)["event"] for line in (cell / "told.jsonl").read_text().splitlines()]
+    told = [json.loads(line)["event"] for line in (cell / "told.jsonl").read_text().splitlines()]
+    events = [event for event in told if event != "steps"]
     assert events == ["start", *["epoch"] * UNTIL, "resume", *["epoch"] * (events.count("epoch") - UNTIL)]
     assert ran(case("zero3"), model, runs, export=str(exported))
     written = load_file(exported / "model.safetensors")
