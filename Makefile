@@ -15,7 +15,7 @@ install: $(VENV)/installed
 
 demo: install
 	$(RAYPFT) tune demo storage=demo
-	$(RAYPFT) report demo/demo-* --out demo/report
+	$(RAYPFT) report "$$(ls -td demo/demo-* | head -n 1)" --out demo/report
 	@echo "open demo/report/index.html in a browser; then try, with your own rows:  $(RAYPFT) init YOUR.csv"
 
 # into site/, to be opened as a file or put on a server

@@ -57,7 +57,7 @@ class Train(Strict):
     max_tokens: int = Field(default=128, ge=4, description="of a prompt, special tokens included; longer texts are cut")
     dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the model's own rates")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of the arithmetic; bf16 with workers needs zero.stage 1 to 3, fp16 GPUs as well"
+        default="fp32", description="of the arithmetic; fp16 needs workers with GPUs"
     )
     select: Literal["best", "last"] = Field(
         default="best", description="which epoch is kept; best on dev, the earliest of equals"

@@ -62,8 +62,7 @@ def fit(
     Args:
         score: dev answers, as they come, to the number that selects the epoch.
         state: where an interrupted run stands; its values and optimizer state are already in the stepper.
-        states: where states are kept; tell: called on every rank with the events steps, step and
-            epoch.
+        states: where states are kept; tell: called on every rank with the events steps, step and epoch.
 
     Raises:
         UserError: the loss or the gradient is not finite; or what is drawn would depend on workers or micro-batches.
@@ -72,17 +71,8 @@ def fit(
     steps = train.steps(settings.batch_size)
     writer = StateWriter(stepper, settings, states)
     seconds = state.history[-1]["train_seconds"] if state.history else 0.0
-    said, told = time.perf_counter(), Told(stepper.device)
+    told, teller = Told(stepper.device), _Teller(tell, settings, steps)
     drops = may_drop(stepper.learner.train())
-    heard = 0
-
-    def tell_steps() -> None:
-        """Tell the losses since this was last called; at first from the first step on, where a run goes on, too."""
-        nonlocal heard
-        losses = state.losses[heard:]
-        rates = [learning_rate(settings, number, steps * settings.epochs) for number in range(heard, len(state.losses))]
-        tell({"event": "steps", "first": heard + 1, "losses": losses, "lr": rates})
-        heard += len(losses)
 
     def read(behind: int = 0) -> bool:
         """Take in what steps told, but for the last `behind`; whether a node goes away."""
@@ -105,18 +95,7 @@ def fit(
             if leaving:
                 read()
             writer.after_step(state, number + 1, leaving)
-            if time.perf_counter() - said > TELL_SECONDS and len(told) < state.step < steps:
-                said = time.perf_counter()
-                tell_steps()
-                tell(
-                    {
-                        "event": "step",
-                        "epoch": state.epoch + 1,
-                        "step": state.step - len(told),
-                        "steps": steps,
-                        "loss": state.losses[-1],
-                    }
-                )
+            teller.step(state, len(told))
         read()
         seconds += time.perf_counter() - began
         state.step, state.epoch = 0, state.epoch + 1
@@ -126,12 +105,42 @@ def fit(
             stepper.learner.train()
         state.history.append(record)
         improved = _is_better(state, record)
-        said = time.perf_counter()
-        tell_steps()
-        tell({"event": "epoch", **record})
+        teller.epoch(state)
         writer.after_epoch(state, improved and settings.select == "best")
     writer.end(state)
     return state
+
+
+class _Teller:
+    """What a training tells of itself: losses, how far an epoch is where it takes long, and each epoch.
+
+    Args:
+        steps: of an epoch.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None], settings: Train, steps: int) -> None:
+        self.tell, self.settings, self.steps = tell, settings, steps
+        self.said, self.heard = time.perf_counter(), 0
+
+    def step(self, state: TrainState, behind: int) -> None:
+        """A step was made; behind: steps whose losses are not known yet."""
+        if time.perf_counter() - self.said > TELL_SECONDS and behind < state.step < self.steps:
+            self._losses(state)
+            at = {"epoch": state.epoch + 1, "step": state.step - behind, "steps": self.steps}
+            self.tell({"event": "step", **at, "loss": state.losses[-1]})
+
+    def epoch(self, state: TrainState) -> None:
+        """An epoch ended; its record is the last of the history."""
+        self._losses(state)
+        self.tell({"event": "epoch", **state.history[-1]})
+
+    def _losses(self, state: TrainState) -> None:
+        """Those since this was last told; at first from the first step on, where a run goes on, too."""
+        losses, total = state.losses[self.heard :], self.steps * self.settings.epochs
+        rates = [learning_rate(self.settings, number, total) for number in range(self.heard, len(state.losses))]
+        self.said = time.perf_counter()
+        self.tell({"event": "steps", "first": self.heard + 1, "losses": losses, "lr": rates})
+        self.heard += len(losses)
 
 
 def _optimizer_step(
