@@ -58,6 +58,8 @@ class CellQueue:
         if number == self.num_finished:
             self.num_finished, self.running, self.failures, self.last_error = number + 1, False, 0, ""
             self.halvings, self.halved = 0, False
+            if number:
+                self.cells[number - 1] = {}  # all workers have come past it
             if error is not None:
                 self.errors[number] = error
             await self._notify()
