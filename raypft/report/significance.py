@@ -107,7 +107,8 @@ def interval(values: Sequence[float], parts: Parts | None, lowest: float = 0.0) 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     """How far the limits of Student's t interval lie below and above the mean of two values or more."""
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
+    _, quantile = stats.t.interval(LEVEL, len(values) - 1)
+    half = float(quantile * stats.sem(values))
     return half, half
 
 

@@ -153,6 +153,7 @@ def test_a_large_row_group_is_read_in_pieces(compression, tmp_path, monkeypatch)
         streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en", "de"])
         assert max(group.rows for group in streamed.groups) <= 16
         assert [group.first for group in streamed.languages["en"]][:3] == [0, 8, 16]
+        assert sum({(group.number, group.start): group.size for group in streamed.groups}.values()) == 173
         assert Index.load(streamed.origin, streamed.dump()) == streamed
         return list(Reader(streamed, "proportional").rows(5, 2, 0, 173))
 
@@ -215,6 +216,7 @@ def test_a_streamed_run_in_this_process(place, monkeypatch, capsys):  # noqa: F8
     [
         (["data.stream=even"], "data.stream: found 'even'"),
         (["data.stream=0.5"], "data.stream: found 0.5"),
+        (["data.stream=true"], "data.stream: found True"),
         (["data.stream=uniform", "shots=4"], "data.stream: found shots=4; a stream has all rows"),
         (["data.stream=uniform", "protocol=gnnavi"], "data.stream: protocol gnnavi holds dev rows out of train"),
     ],
@@ -290,6 +292,20 @@ def test_rows_that_say_no_language_are_of_their_files_or_the_tasks_first(train, 
     streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), wanted)
     assert [(group.language, group.rows, group.alone) for group in streamed.groups] == [(n, 3, True) for n in wanted]
     assert streamed.head()["language"].to_pylist() == wanted
+
+
+def test_files_are_named_so_that_other_processes_find_them_and_their_names_make_no_other_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prints = set()
+    for name in ("train", "more"):
+        (tmp_path / "own.yaml").write_text(task_with(name))
+        write_rows(tmp_path, {"en": 3}, 16, together=True)
+        if name == "more":
+            (tmp_path / "train.parquet").rename(tmp_path / "more.parquet")
+        streamed = index(choose(load_task("./own.yaml"), None, "."), ["en"])
+        assert [group.file for group in streamed.groups] == [str(tmp_path / f"{name}.parquet")]
+        prints.add(streamed.fingerprint)
+    assert len(prints) == 1
 
 
 @pytest.mark.parametrize("dictionary", [True, False])

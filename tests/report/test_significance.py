@@ -63,6 +63,10 @@ def test_without_rows_it_is_students_t_over_seeds():
     assert (found.low, found.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval()))
     assert found.over == "seeds"
     assert interval([70.0], None) is None
+    for seeds, parts, over in ((2, None, "seeds"), (2, alone([1.0, 0.0]), "seeds and rows")):
+        of_two = interval(values[:seeds], parts)
+        assert of_two is not None
+        assert of_two.over == over
 
 
 def test_translations_of_a_row_are_drawn_together():
