@@ -90,16 +90,15 @@ ROOMS: dict[str, dict[str, list[str]]] = {
     "selection": {
         "report/groups": ["report/test_campaign_tables"],
         "campaigns/ledger": ["campaigns/test_ledger"],
-        "campaigns/search_space": ["scale/test_search", "campaigns/test_tune_spaces"],
+        "campaigns/search_space": ["campaigns/test_search_space"],
         "scale/tune/search": ["scale/test_search"],
-        "scale/tune/table_cell_search": ["scale/test_search"],
     },
     "tables": {
         "report/table": ["cli/test_runs", "report/test_campaign_tables"],
         "report/campaign": ["report/test_campaign_tables"],
         "report/layout": ["report/test_campaign_tables"],
         "report/paper": ["report/test_campaign_tables"],
-        "report/comparing": ["report/test_comparing", "report/test_significance"],
+        "report/comparing": ["report/test_comparing"],
         "report/significance": ["report/test_significance"],
         "runs/table": ["runs/test_cell", "cli/test_runs"],
     },

@@ -211,5 +211,5 @@ def visible(seeds: int, comparisons: int) -> float:
     from statsmodels.stats.power import TTestPower  # noqa: PLC0415  (a second, and only where there are tests)
 
     alpha = (1 - LEVEL) / max(1, comparisons)
-    found = float(TTestPower().solve_power(effect_size=None, nobs=seeds, alpha=alpha, power=0.8))
+    found = float(TTestPower().solve_power(nobs=seeds, alpha=alpha, power=0.8))
     return min(found, LARGEST)
