@@ -136,6 +136,19 @@ def test_an_epoch_begins_at_its_step_and_every_step_is_by_length():
     assert rows.lengths([2, 0]) == [len(cell.prompts[2].ids), len(cell.prompts[0].ids)]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_prompts_are_drawn_anew_in_every_epoch(streamed):
+    cell = cases.cell("full", tiny.backbone("bert"))
+    readout: Any = cell.learner.readout
+    readout.redraw = lambda prompt, seed, epoch: prompt.but(key=f"{prompt.key}/{seed}/{epoch}")
+    rows: Any = PromptDataset(cell.prompts, cell.learner.method, 1)
+    if streamed:
+        rows = Streamed(Given([cell.prompts]), cell.prompts[0], cell.learner.method, 1)
+    (step,) = rows.epoch(TorchStepper(cell.learner, cases.SETTINGS), Train(batch_size=5), 7, 3, 0)
+    names = {name for batch in step.batches for name in batch.names}
+    assert names == {f"{prompt.key}/7/3#0" for prompt in cell.prompts}
+
+
 class Given:
     """A flow of steps that are known."""
 
