@@ -80,7 +80,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
     },
     "loop": {
         "training/loop": ["training/test_loop"],
-        "training/stepper": ["training/test_loop", "training/test_states"],
+        "training/stepper": ["training/test_stepper", "training/test_loop", "training/test_states"],
         "training/dropout": ["training/test_dropout", "training/test_loop"],
         "training/states": ["training/test_states"],
         "training/kept": ["training/test_states"],

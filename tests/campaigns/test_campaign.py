@@ -507,9 +507,9 @@ def test_a_bad_command_is_one_line_and_exit_code_2(arguments, expected, monkeypa
     assert len(error.strip().splitlines()) == 1
 
 
-def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # noqa: F811
-    """Keys of 4,000 configurations of 5 seeds, every cell found in the ledger."""
-    space = {"method.length": {"range": [1, 4000]}}
+def test_planning_a_campaign_of_5_000_finished_cells_takes_seconds(place):  # noqa: F811
+    """Keys of 1,000 configurations of 5 seeds, every cell found in the ledger."""
+    space = {"method.length": {"range": [1, 1000]}}
     rows = {"Searched": {"recipe": "sp", "set": {"pattern": "soft"}}}
     campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
     state = CampaignState(campaign)
@@ -528,6 +528,6 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
         for seed in configuration.keys
     )
     seconds = time.perf_counter() - began
-    print(f"20,000 cells planned in {seconds:.1f} s")
-    assert done == 20_000
-    assert seconds < 30
+    print(f"5,000 cells planned in {seconds:.1f} s")
+    assert done == 5_000
+    assert seconds < 7.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -301,6 +302,17 @@ def test_the_manifest_hash_is_stable_and_sees_content_role_and_order():
     ]
     assert len({manifest["hash"], *(other.manifest()["hash"] for other in changed)}) == 5
     assert changed[0].manifest()["test_hash"] == manifest["test_hash"] != changed[2].manifest()["test_hash"]
+
+
+def test_the_manifest_hash_is_of_the_roles_and_of_the_commits_of_the_hub_where_rows_are_from_there():
+    """What does not come from the hub has the hash that it had before commits were known."""
+    drawn = sample()
+    roles = ("train", "dev", "test", "demos")
+    facts = {role: sampling.content_hash(getattr(drawn, role)) for role in roles}
+    for commits in ((), ("owner/data@abc",)):
+        told = {**facts, "commits": commits} if commits else facts
+        expected = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        assert dataclasses.replace(drawn, commits=commits).manifest()["hash"] == expected
 
 
 @pytest.mark.parametrize(
