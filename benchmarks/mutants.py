@@ -94,13 +94,13 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "scale/tune/search": ["scale/test_search"],
     },
     "tables": {
-        "report/table": ["cli/test_runs", "report/test_campaign_tables"],
+        "report/table": ["runs/test_table", "report/test_campaign_tables"],
         "report/campaign": ["report/test_campaign_tables"],
         "report/layout": ["report/test_campaign_tables"],
         "report/paper": ["report/test_campaign_tables"],
         "report/comparing": ["report/test_comparing"],
         "report/significance": ["report/test_significance"],
-        "runs/table": ["runs/test_cell", "cli/test_runs"],
+        "runs/table": ["runs/test_table"],
     },
 }
 """Room to module to the test files that belong to it."""

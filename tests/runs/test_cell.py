@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.report.table import mean_std
+from raypft.runs import cell as cells
 from raypft.runs import cell_files
 from raypft.runs.cell import build_learner, loaders
 from raypft.runs.cell_files import conclude, predictions
@@ -38,6 +41,7 @@ from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training import loader
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
+from raypft.training.states import TrainState
 from raypft.training.stepper import Learner, TorchStepper
 
 
@@ -273,6 +277,39 @@ def test_a_learner_is_drawn_by_its_seed_alone():
     assert not torch.equal(drawn(1), first)
 
 
+def test_what_a_cell_says_of_its_learner_and_its_start():
+    resolved = load_job("vanilla", ["task=sst2", "backbone=x", "train.epochs=7"])
+    stepper: Any = TorchStepper(build_learner(resolved, tiny.backbone("bert"), 0), cases.SETTINGS)
+    own = {name: p.numel() for name, p in stepper.learner.trainable().items()}
+    of_method = sum(size for name, size in own.items() if name.startswith("method."))
+    sizes = cells._sizes(stepper.learner)
+    assert sizes == {"trainable": sum(own.values()), "trainable_method": of_method, "predicted_method": of_method}
+    assert sizes["trainable_method"] < sizes["trainable"]
+    cell: Any = SimpleNamespace(seed=3, job=resolved.job, facts={"warnings": ["few rows"]})
+    start = cells._start(cell, stepper, None, 5, ["a state is lost"])
+    assert start == {
+        **{"event": "start", "seed": 3, "epochs": 7, "trainable": 5, "workers": 1},
+        "notes": ["a state is lost", "few rows"],
+    }
+    resumed = cells._start(cell, stepper, TrainState(epoch=2, step=4), 5, [])
+    assert resumed == start | {"event": "resume", "epoch": 2, "step": 4, "notes": ["few rows"]}
+    cell.facts = {}
+    stepper.learner.method.trains = False
+    assert cells._start(cell, stepper, None, 5, []) == start | {"epochs": 0, "notes": []}
+
+
+def test_flops_of_all_workers_are_added_unless_one_made_none(monkeypatch):
+    flops = SimpleNamespace(training=lambda steps: 2.0 * steps)
+    learner = SimpleNamespace(method=SimpleNamespace(backbone=SimpleNamespace(flops=flops)))
+    for others, expected in (([], 6.0), ([1.0, 0.5], 7.5), ([None], None)):
+        stepper: Any = SimpleNamespace(learner=learner, gather=lambda own, others=others: [own, *others], device="cpu")
+        assert cells._flops(stepper, 3) == expected
+        assert cells._gpu_memory(stepper) == {}
+    stepper.device, stepper.gather = "cuda:1", lambda own: [own, 3 * 2**20]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20 if device == "cuda:1" else 2**30)
+    assert cells._gpu_memory(stepper) == {"peak_gpu_memory_mb": 3.0}
+
+
 def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
     assert majority(task("choice", ["A", "B"], ["accuracy"]), ["B", "A", "A", None]) == ["A"] * 4
     tags = [["A", "B", "A"], ["B", "A"], []]
@@ -449,8 +486,11 @@ def test_a_readout_that_does_not_fit_is_refused_with_one_that_does(name, model, 
 
 def result(made) -> tuple[dict, list[dict], Prepared]:
     """The one result of a job and its predictions."""
-    prepared = prepare(made)
+    prepared, began, cpu = prepare(made), time.perf_counter(), time.process_time()
     ((found,),) = run_jobs([prepared], lambda event: None)
+    assert 0 < found["train_seconds"] < found["seconds"] <= time.perf_counter() - began
+    assert 0 < found["cpu_seconds"] <= time.process_time() - cpu
+    assert 10 < found["peak_memory_mb"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found, pa_parquet.read_table(prepared.folder / "seed-0" / "predictions.parquet").to_pylist(), prepared
 
 
