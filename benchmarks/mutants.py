@@ -116,6 +116,7 @@ TELLING = {"tell", "at", "end", "warn", "print", "UserError", "annotate", "perf_
 HINTS = {
     "strict", "encoding", "maxsize", "exist_ok", "parents", "missing_ok", "non_blocking", "stacklevel", "fused",
     "dtype", "device", "repr", "ignore_errors", "confidence_level",
+    "max_chunksize",
 }  # fmt: skip
 """Keywords that guard, hint or name a default; without them code does the same to what a test can give it."""
 

@@ -180,6 +180,8 @@ def test_any_number_of_readers_reads_each_row_once(together, tmp_path):
     assert [len(step) for step in whole] == [10] * 17 + [3]
     assert keys == list(itertools.chain.from_iterable(read(0, 0, 1, 7)))
     assert read(11, 0, 1, 10) == whole[11:]
+    some = list(steps(Reader(streamed, "proportional"), IDS, Share(5, 2, 11, 10, 0, 1), 2))
+    assert some == whole[11:13]
     for world in (2, 3):
         shared = [read(4, rank, world, 10) for rank in range(world)]
         together_again = [sorted(itertools.chain.from_iterable(parts)) for parts in zip(*shared)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
 import torch
@@ -27,12 +28,12 @@ from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.report.table import mean_std
 from raypft.runs import cell as cells
-from raypft.runs import cell_files
+from raypft.runs import cell_files, scores
 from raypft.runs.cell import build_learner, loaders
 from raypft.runs.cell_files import conclude, predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED, is_finished
-from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
+from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured, try_metrics
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
 from raypft.tasks.kinds import KINDS
@@ -336,6 +337,23 @@ def test_the_table_of_predictions_has_the_columns_of_its_kind():
     span = [RowAnswer("en/1", "en", ["one", "two"], "one", [7.5])]
     row = {"id": "1", "language": "en", "gold": ["one", "two"], "answer": "one", "scores": [7.5]}
     assert answer_table(task("span", [], ["f1"]), span).to_pylist() == [row]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("choice", ["A", "B", "A"]), ("span", [["one", "two"], ["two"], ["one"]])]
+)
+def test_metrics_are_tried_on_what_is_right_before_anything_is_trained(kind, labels, monkeypatch):
+    """Of a user's own with all rows of a language, else with one; no metric of what is written."""
+    asked, own = list[tuple](), task(kind, ["A", "B"] if kind == "choice" else [], ["accuracy"])
+    monkeypatch.setattr(
+        scores, "metric", lambda name: ("", lambda gold, said, language: asked.append((name, gold, said, language)))
+    )
+    table = pa.table({"language": ["en", "de", "en"], "label": labels})
+    try_metrics(own, ["f1", "span_f1", "own.py", "f1"], table)
+    said = {"choice": (["A"], ["B"], ["A", "A"]), "span": (["one"], ["two"], ["one", "one"])}[kind]
+    english, german, both = labels[:1], labels[1:2], [labels[0], labels[2]]
+    first = [("f1", english, said[0], "en"), ("f1", german, said[1], "de")]
+    assert asked == [*first, ("own.py", both, said[2], "en"), ("own.py", german, said[1], "de")]
 
 
 def test_scores_of_a_sentence_are_one_a_word_even_of_one_word():
