@@ -18,8 +18,9 @@ import pyarrow.parquet as pa_parquet
 from pyarrow import fs
 
 from raypft.data.conll import conllu, words
-from raypft.data.decode import COMPRESSIONS, decoded, unpacked
+from raypft.data.decode import COMPRESSIONS, Content, decoded
 from raypft.data.json_rows import records
+from raypft.data.packed_rows import PackedRows
 from raypft.data.separated import separated
 from raypft.data.spool import LEAST, ROWS, spooled
 from raypft.errors import UserError, first_line
@@ -65,6 +66,11 @@ class Columns:
         """The columns of an Arrow table."""
         told, named = tuple(notes or ()), _classes(table.schema.metadata or {})
         return cls(table.column_names, table.num_rows, lambda name: _values(table[name]), told, named)
+
+    @classmethod
+    def of_rows(cls, rows: PackedRows, notes: list[str]) -> Columns:
+        """The columns of packed rows."""
+        return cls(list(rows.places), rows.rows, rows.values, tuple(notes))
 
     @classmethod
     def of_records(cls, rows: list[dict[str, Any]], notes: list[str] | None = None) -> Columns:
@@ -119,12 +125,19 @@ def read_file(system: fs.FileSystem, path: str, format: str | None = None, langu
     said, compression = ending_of(path)
     reader = READERS[format or said or ""]
     try:
-        with system.open_input_file(path) as stream:
-            return reader(unpacked(stream, compression), language or "")
+        return reader(Content(lambda: system.open_input_file(path), compression), language or "")
     except UserError:  # the hub's, when the file is opened
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"data: {path} can't be read: {first_line(error)}") from None
+
+
+def _at_once(read: Callable[[pa.NativeFile, str], Columns]) -> Callable[[Content, str], Columns]:
+    def reader(content: Content, language: str) -> Columns:
+        with content.at_once() as stream:
+            return read(stream, language)
+
+    return reader
 
 
 def _parquet(stream: pa.NativeFile, _: str) -> Columns:
@@ -152,30 +165,30 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
-def _json(by_columns: bool) -> Callable[[pa.NativeFile, str], Columns]:
+def _json(by_columns: bool) -> Callable[[Content, str], Columns]:
     # not Arrow's reader, which takes a text that looks like a date for one
-    return lambda stream, _: Columns.of_records(*records(decoded(stream.read()), by_columns))
+    return lambda content, _: Columns.of_rows(*records(content, by_columns))
 
 
-def _separated(kind: str) -> Callable[[pa.NativeFile, str], Columns]:
-    return lambda stream, _: Columns.of_arrow(*separated(stream, kind))
+def _separated(kind: str) -> Callable[[Content, str], Columns]:
+    return lambda content, _: Columns.of_arrow(*separated(content, kind))
 
 
-def _words(prefix: bool) -> Callable[[pa.NativeFile, str], Columns]:
-    return lambda stream, _: Columns.of_records(words(decoded(stream.read()), prefix))
+def _words(prefix: bool) -> Callable[[Content, str], Columns]:
+    return _at_once(lambda stream, _: Columns.of_records(words(decoded(stream.read()), prefix)))
 
 
 def _conllu(stream: pa.NativeFile, language: str) -> Columns:
     return Columns.of_records(*conllu(decoded(stream.read()), language))
 
 
-READERS: dict[str, Callable[[pa.NativeFile, str], Columns]] = {
-    "parquet": _parquet,
-    "arrow": _arrow,
+READERS: dict[str, Callable[[Content, str], Columns]] = {
+    "parquet": _at_once(_parquet),
+    "arrow": _at_once(_arrow),
     "jsonl": _json(by_columns=False),
     "tsv": _separated("\t"),
     "csv": _separated(","),
-    "conllu": _conllu,
+    "conllu": _at_once(_conllu),
     "squad": _json(by_columns=True),
     "words": _words(prefix=False),
     "panx": _words(prefix=True),

@@ -3,19 +3,25 @@ file holds."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
-Row = dict[str, Any]
+from raypft.data.decode import PIECE, Content, Pieces, check_all_text, check_text
+from raypft.data.packed_rows import PackedRows, Row
+
+LARGE = 256 << 20
+"""Characters of a document from which on it is told that it is read whole."""
 
 
-def records(text: str, by_columns: bool) -> tuple[list[Row], list[str]]:
+def records(content: Content, by_columns: bool) -> tuple[PackedRows, list[str]]:
     """The rows of a file, and a line on those left out.
 
     Rows that are null are left out. SQuAD's articles give id, question, context and answers, a row a question; a
-    question marked is_impossible has no answers.
+    question marked is_impossible has no answers. Where a line is a row, lines are read one after the other; any other
+    document is parsed whole.
 
     Args:
         by_columns: lists alone, one a key and all as long, are columns; they are one row where a line is a row.
@@ -23,16 +29,71 @@ def records(text: str, by_columns: bool) -> tuple[list[Row], list[str]]:
     Raises:
         ValueError: not JSON, or a row that is no object or has a key twice (row named).
     """
-    lines = [line for line in re.split("\r\n|\r|\n", text) if line.strip()]
-    if len(lines) > 1 and _is_json(lines[0]):
-        rows = [_parsed(line, f"row {number}: ") for number, line in enumerate(lines)]
-    else:
-        rows = _rows_of(_parsed(text, ""), by_columns) if lines else []
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict | None):
-            raise ValueError(f"row {number} is a {type(row).__name__}; expected an object, column to value")
-    kept = [row for row in rows if row is not None]
-    return kept, [f"{len(rows) - len(kept)} rows that are null are left out"] if len(kept) < len(rows) else []
+    check_text(next(content.pieces(), b""))
+    notes: list[str] = []
+    try:
+        rows = _in_lines(content) if _has_rows_in_lines(content) else _whole(content, by_columns, notes)
+        return PackedRows(_kept(rows, notes)), notes
+    except ValueError:
+        check_all_text(content.pieces())
+        raise
+
+
+def _lines(content: Content) -> Iterator[str]:
+    """The lines that are not blank, without their ends."""
+    text = _text(content, newline=None)
+    lines = itertools.chain([next(text, "").removeprefix("\ufeff")], text)
+    return (line.removesuffix("\n") for line in lines if line.strip())
+
+
+def _text(content: Content, newline: str | None) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedReader(Pieces(content.pieces()), PIECE), "utf-8", newline=newline)
+
+
+def _has_rows_in_lines(content: Content) -> bool:
+    """Whether there are several lines, and the first is a document of its own."""
+    begin = list(itertools.islice(_lines(content), 2))
+    return len(begin) > 1 and _is_json(begin[0])
+
+
+def _in_lines(content: Content) -> Iterator[tuple[Any, int]]:
+    """Each line's document, and how long the line is."""
+    for number, line in enumerate(_lines(content)):
+        yield _parsed(line, f"row {number}: "), len(line)
+
+
+def _whole(content: Content, by_columns: bool, notes: list[str]) -> Iterator[tuple[Any, int]]:
+    """The rows of a file that is one document, or holds none, and their mean length."""
+    text = _text(content, newline="").read().removeprefix("\ufeff")
+    if not text.strip():
+        return
+    if len(text) > LARGE:
+        notes.append(f"one JSON document of {len(text) / 1e6:,.0f} MB is read whole; with a row a line, rows are not")
+    size = len(text)
+    rows = _rows_of(_parsed(text, ""), by_columns)
+    del text
+    for row in rows:
+        yield row, size // len(rows)
+
+
+def _kept(rows: Iterator[tuple[Any, int]], notes: list[str]) -> Iterator[tuple[Row, int]]:
+    """The rows that are not null.
+
+    Raises:
+        ValueError: one is no object.
+    """
+    nulls, odd = 0, ""
+    for number, (row, size) in enumerate(rows):
+        if isinstance(row, dict):
+            yield row, size
+        elif row is None:
+            nulls += 1
+        else:
+            odd = odd or f"row {number} is a {type(row).__name__}; expected an object, column to value"
+    if odd:
+        raise ValueError(odd)
+    if nulls:
+        notes.append(f"{nulls} rows that are null are left out")
 
 
 def _is_json(line: str) -> bool:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from raypft.data.content import CHUNK
+from raypft.data.decode import Content
 from raypft.data.formats import Columns
 from raypft.data.json_rows import records
 from raypft.data.sources import read_columns
@@ -41,8 +42,8 @@ def given(trained: Trained, data: str | None, texts: Sequence[str], language: st
     """
     if data == "-":
         try:
-            rows, notes = records(sys.stdin.buffer.read().decode("utf-8-sig"), by_columns=False)
-            return [(Columns.of_records(rows, notes), "stdin")]
+            lines = sys.stdin.buffer.read()
+            return [(Columns.of_rows(*records(Content(lambda: pa.BufferReader(lines)), by_columns=False)), "stdin")]
         except ValueError as error:
             raise UserError(f"data: stdin can't be read: {first_line(error)}; expected rows as JSON lines") from None
     if data is not None:

@@ -35,12 +35,13 @@ class Infeasible(UserError):
 
 @dataclass(frozen=True)
 class Shape:
-    """Nodes of one kind: what each offers and how many there can be."""
+    """Nodes of one kind: what each offers and how many there can be; bytes of memory of each, 0 where not known."""
 
     name: str
     offers: Bundle
     most: int
     labels: dict[str, str] = field(default_factory=dict)
+    memory: float = 0
 
     def text(self) -> str:
         """`gpu1 {CPU: 16, GPU: 1} x 4`."""
@@ -55,10 +56,13 @@ def bundle_text(bundle: Bundle) -> str:
 def shapes_of(pools: dict[str, Any]) -> list[Shape]:
     """Shapes of a definition's pools, or of $RAYPFT_CLUSTER's (as JSON)."""
     plain = {name: pool if isinstance(pool, dict) else pool.model_dump() for name, pool in pools.items()}
-    return [
-        Shape(name, {"CPU": pool["cpu"], "GPU": pool["gpu"], **pool["resources"]}, pool["max"], pool["labels"])
-        for name, pool in plain.items()
-    ]
+    return [_shape(name, pool) for name, pool in plain.items()]
+
+
+def _shape(name: str, pool: dict[str, Any]) -> Shape:
+    offers = {"CPU": pool["cpu"], "GPU": pool["gpu"], **pool["resources"]}
+    memory = pool.get("memory")
+    return Shape(name, offers, pool["max"], pool["labels"], memory if isinstance(memory, int) else 0)  # not "64Gi"
 
 
 def shapes_here() -> list[Shape] | None:

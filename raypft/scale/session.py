@@ -182,9 +182,13 @@ def _miss(path: str) -> str | None:
 
 
 def node_memory() -> list[float]:
-    """Bytes of memory of each node of the cluster that is named; nothing where none is, or where others may come."""
-    if not os.environ.get("RAY_ADDRESS") or shapes_here():
+    """Bytes of memory of each node of the cluster that is named, also of those that may still come; nothing where none
+    is, or where they are not known."""
+    if not os.environ.get("RAY_ADDRESS"):
         return []
+    if shapes := shapes_here():
+        nodes = [shape.memory for shape in shapes for _ in range(shape.most)]
+        return nodes if all(nodes) else []
     with ray_session():
         found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [offers.get("memory", 0) + offers.get("object_store_memory", 0) for offers in found]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from raypft.cluster.definition import load, make
+from raypft.cluster.definition import load, make, num_bytes
 from raypft.cluster.feasible import asked_for
 from raypft.cluster.render.launcher import pools_text
 from raypft.config.job import Resources
@@ -44,6 +44,16 @@ def test_memory_is_that_of_the_living_nodes_of_the_cluster_that_is_named(monkeyp
     assert session.node_memory() == [7e9]
     monkeypatch.delenv("RAY_ADDRESS")
     assert session.node_memory() == []
+
+
+def test_memory_is_that_of_the_nodes_that_may_still_come(monkeypatch):
+    """Of nodes that are only counted, all on one machine, none is known."""
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    for kind in ("aws", "kubernetes", "fake"):
+        definition = load(FOLDER / f"{kind}.yaml")
+        monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(definition))
+        nodes = [num_bytes(pool.memory) for pool in definition.pools.values() for _ in range(pool.max)]
+        assert session.node_memory() == ([] if kind == "fake" else nodes)
 
 
 def test_what_no_node_holds_is_refused_with_what_would_fit():

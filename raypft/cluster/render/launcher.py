@@ -15,6 +15,8 @@ FAKE_HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 HEAD_TYPE = "ray.head.default"
 """What Ray calls the head of its fake provider, and that node's type."""
 STOP_SECONDS = 60
+COUNTED = ("local", "fake")
+"""Kinds of clusters whose nodes have the memory of this machine, whatever is said of it."""
 
 
 def pools_text(definition: Any) -> str:
@@ -23,7 +25,7 @@ def pools_text(definition: Any) -> str:
         name: {
             "cpu": p.cpu,
             "gpu": p.gpu,
-            "memory": num_bytes(p.memory),
+            "memory": num_bytes(p.memory) if definition.kind not in COUNTED else 0,
             "max": p.max,
             "spot": p.spot,
             "labels": p.labels,
