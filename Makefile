@@ -24,7 +24,7 @@ docs: install
 
 # files side by side in two processes, but for those that start Ray
 test: install
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not ray"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ray"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m ray
 
 coverage: install

@@ -22,10 +22,10 @@ def steps(count: int, keep: bool) -> dict[str, float]:
     import torch  # noqa: PLC0415  (the parent process needs none of it)
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM  # noqa: PLC0415
 
-    from raypft.runs.cell import keep_freed_memory  # noqa: PLC0415
+    from raypft.training.heap import HEAP  # noqa: PLC0415
 
     if keep:
-        keep_freed_memory()
+        HEAP.keep(True)
     torch.manual_seed(0)
     config = XLMRobertaConfig(
         vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536

@@ -50,15 +50,16 @@ ROOMS: dict[str, dict[str, list[str]]] = {
             f"methods/{name}": [f"methods/test_{name}"]
             for name in ("adapter", "gnnavi", "ia3", "lora", "lottery", "prefix", "soft_prompt", "ticket_search")
         },
+        "methods/bitfit": ["methods/test_ia3"],
     },
     "readouts": {
-        "readouts/_decoding": ["readouts/test_decoding", "readouts/test_readouts"],
-        "readouts/span": ["readouts/test_span", "readouts/test_readouts"],
-        **{
-            f"readouts/{name}": ["readouts/test_readouts", "readouts/test_decoding"]
-            for name in ("head", "text", "verbalizer")
-        },
+        "readouts/_decoding": ["readouts/test_decoding"],
+        "readouts/span": ["readouts/test_span"],
+        "readouts/head": ["readouts/test_readouts"],
+        "readouts/text": ["backbones/test_seq2seq"],
+        "readouts/verbalizer": ["readouts/test_readouts", "analysis/test_demonstrations"],
         "readouts/mlm": ["methods/test_ticket_search"],
+        "readouts/base": ["readouts/test_readouts", "runs/test_cell"],
     },
     "metrics": {"tasks/metrics": ["tasks/test_metrics"], "runs/scores": ["runs/test_cell"]},
     "sampling": {"data/sampling": ["data/test_sampling"], "data/streaming": ["data/test_streaming_order"]},
@@ -66,30 +67,40 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "training/encode": ["training/test_encode"],
         "training/rows": ["training/test_encode"],
         "tasks/prompts": ["tasks/test_prompts", "golden/test_golden"],
+        "tasks/kinds/tags": ["training/test_encode"],
+        "tasks/kinds/span": ["training/test_encode"],
+        "encoded": ["training/test_encode", "backbones/test_last_block"],
     },
     "loaders": {
-        "training/loader": ["training/test_loop"],
-        "training/room": ["training/test_loop"],
-        "batch": ["training/test_loop"],
+        "training/loader": ["training/test_loader", "training/test_loop"],
+        "training/room": ["training/test_loader"],
+        "training/flow": ["data/test_streaming_order"],
+        "training/ahead": ["training/test_loop"],
+        "batch": ["training/test_loader"],
     },
     "loop": {
         "training/loop": ["training/test_loop"],
-        "training/stepper": ["training/test_loop", "training/test_states"],
+        "training/stepper": ["training/test_stepper", "training/test_loop", "training/test_states"],
         "training/dropout": ["training/test_dropout", "training/test_loop"],
         "training/states": ["training/test_states"],
         "training/kept": ["training/test_states"],
+        "training/checkpoint": ["training/test_states", "training/test_loop"],
         "runs/cell": ["runs/test_cell"],
     },
     "selection": {
         "report/groups": ["report/test_campaign_tables"],
         "campaigns/ledger": ["campaigns/test_ledger"],
+        "campaigns/search_space": ["campaigns/test_search_space"],
         "scale/tune/search": ["scale/test_search"],
     },
     "tables": {
-        "report/table": ["cli/test_runs", "report/test_campaign_tables"],
+        "report/table": ["runs/test_table", "report/test_campaign_tables"],
         "report/campaign": ["report/test_campaign_tables"],
+        "report/layout": ["report/test_campaign_tables"],
+        "report/paper": ["report/test_campaign_tables"],
+        "report/comparing": ["report/test_comparing"],
         "report/significance": ["report/test_significance"],
-        "runs/table": ["runs/test_cell", "cli/test_runs"],
+        "runs/table": ["runs/test_table"],
     },
 }
 """Room to module to the test files that belong to it."""
@@ -104,7 +115,8 @@ TELLING = {"tell", "at", "end", "warn", "print", "UserError", "annotate", "perf_
 """Functions that tell or time: nothing in their calls is changed."""
 HINTS = {
     "strict", "encoding", "maxsize", "exist_ok", "parents", "missing_ok", "non_blocking", "stacklevel", "fused",
-    "dtype", "device", "repr", "ignore_errors",
+    "dtype", "device", "repr", "ignore_errors", "confidence_level",
+    "max_chunksize",
 }  # fmt: skip
 """Keywords that guard, hint or name a default; without them code does the same to what a test can give it."""
 

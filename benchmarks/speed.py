@@ -24,7 +24,7 @@ from pairs import Clock, GNNaviPair, Row, ShownPair, Sizes, TextPair, ToProPair
 from start_up import check_seconds, first_step_seconds
 from transformers import BertConfig, GPT2Config, LlamaConfig, MT5Config
 
-from raypft.runs.cell import keep_freed_memory
+from raypft.training.heap import HEAP
 
 QUICK = Sizes(
     times=1,
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of UDPOS rows")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    HEAP.keep(True)
     measured = []
     for row in rows(chosen.quick, chosen.data):
         measured.append(row)

@@ -3,6 +3,7 @@
 
 import os
 import signal
+from collections import Counter
 
 import pytest
 
@@ -20,6 +21,16 @@ def pytest_collection_modifyitems(config, items):
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
+    if hasattr(config, "workerinput"):  # one of several processes
+        _longest_first(items)
+
+
+def _longest_first(items):
+    """Files that may take long begin first, so that none runs alone in the end: those with a time limit of their own,
+    then those with many tests. Several processes take them in this order (`--dist loadfile --no-loadscope-reorder`)."""
+    limited = {item.path for item in items if item.get_closest_marker("timeout")}
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in limited, -counts[item.path], str(item.path)))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ runs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from raypft.campaigns.campaign import Campaign, TableCell
 from raypft.catalogue import is_own, own_name
+from raypft.config.load import recipe_names
 from raypft.errors import Faults, UserError, nearest
 from raypft.schema import find_yaml, flat, number, read_yaml, shortened, split_override, validation_lines, yaml_names
 
@@ -35,6 +37,13 @@ def numbers(value: Any) -> Any:
 def campaign_names() -> list[str]:
     """The campaigns shipped with raypft."""
     return yaml_names(FOLDER)
+
+
+def names_campaign(name: str) -> bool:
+    """Whether a word names a campaign: one shipped with raypft, or a file that has rows and tasks."""
+    if not name.endswith((".yaml", ".yml")):
+        return name in campaign_names()
+    return os.path.isfile(name) and {"rows", "tasks"} <= read_yaml(Path(name), name).keys()
 
 
 def load_campaign(
@@ -78,9 +87,13 @@ def open_campaign(
     Raises:
         UserError: as `load_campaign`.
     """
+    if name in recipe_names() and not names_campaign(name):
+        raise UserError(f"campaign: {name} is a recipe; raypft run {name} task=… backbone=… runs it")
     missing = "campaign: no file {}; give the path of a campaign YAML or a name of tune_spaces/"
     path, where = find_yaml(name, FOLDER, "campaign", missing)
     values = numbers(read_yaml(path, where))
+    if "rows" not in values and values.keys() & {"from", "recipe", "method"}:
+        raise UserError(f"{where}: found a job; expected a campaign, with rows and tasks; raypft run {name} runs it")
     # what `tune` writes has the name of its scale, and a name, and no scales
     if "scale" in values and ("name" not in values or "scales" in values or isinstance(values["scale"], dict)):
         raise UserError(f'{where}: unknown key "scale"; did you mean "scales"? A scale is chosen by a word: scale=NAME')

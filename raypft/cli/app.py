@@ -25,7 +25,7 @@ from raypft.cli.analyse import analyse
 from raypft.cli.cluster import cluster_app, submit_app
 from raypft.cli.doctor import doctor
 from raypft.cli.init import init
-from raypft.cli.jobs import Names, check, load_jobs
+from raypft.cli.jobs import Names, asked_jobs, check, load_jobs
 from raypft.cli.progress import CampaignProgress, OneLine, RunProgress
 from raypft.cli.report import report
 from raypft.cli.runs import runs
@@ -34,7 +34,6 @@ from raypft.cli.terminal import check_words, quiet, say_interrupted, speak_anyho
 from raypft.cli.usage import Commands, check_blanks
 from raypft.cli.using import Moved, Run, Seed, moved, predict
 from raypft.cli.watch import watch
-from raypft.config.words import split_words
 from raypft.errors import UserError, visible
 from raypft.progress import heard
 from raypft.storage import one_line_of_disk, path_of
@@ -169,7 +168,7 @@ def show(
     from raypft.runs.inspect import traced  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
 
-    for name, overrides in split_words(words):
+    for name, overrides in asked_jobs(words):
         print_found(traced(prepare(load_job(name, overrides)), row), as_json)
 
 

@@ -9,6 +9,7 @@ import typer
 from raypft.cli import completion
 from raypft.cli.shown import Json, print_found
 from raypft.config.words import split_words
+from raypft.errors import UserError
 
 if TYPE_CHECKING:
     from raypft.config.resolved import ResolvedJob
@@ -24,12 +25,30 @@ Names = Annotated[
 ]
 
 
+def asked_jobs(words: list[str]) -> list[tuple[str, list[str]]]:
+    """Recipes or files and their overrides, see `split_words`.
+
+    Raises:
+        UserError: none, or a campaign is named.
+    """
+    from raypft.campaigns.load import names_campaign  # noqa: PLC0415  (loaded only where jobs are asked for)
+    from raypft.config.load import recipe_names  # noqa: PLC0415
+
+    asked, scaled = split_words(words), any(word.startswith("scale=") for word in words)
+    for name, _ in asked:
+        if names_campaign(name) and (scaled or name not in recipe_names()):  # two have a recipe's name
+            raise UserError(
+                f"job: {name} is a campaign; raypft plan {name} says what it needs, raypft tune {name} runs it"
+            )
+    return asked
+
+
 def load_jobs(words: list[str]) -> list[ResolvedJob]:
     """The jobs of a command; whether the machine or cluster that they name is there is told first."""
     from raypft.config.load import load_job, load_resources  # noqa: PLC0415  (torch is loaded only where it is needed)
     from raypft.scale.machine import check_named  # noqa: PLC0415
 
-    asked = split_words(words)
+    asked = asked_jobs(words)
     for name, overrides in asked:
         check_named(load_resources(name, overrides))
     return [load_job(name, overrides) for name, overrides in asked]

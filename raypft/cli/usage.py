@@ -75,8 +75,11 @@ class Commands(TyperGroup):
 
 
 def _verb(word: str, known: list[str]) -> str:
-    from raypft.config.load import recipe_names  # noqa: PLC0415  (only where a word is unknown)
+    from raypft.campaigns.load import names_campaign  # noqa: PLC0415  (only where a word is unknown)
+    from raypft.config.load import recipe_names  # noqa: PLC0415
 
+    if word not in recipe_names() and names_campaign(word):
+        return f"{word} is run by raypft tune {word}"
     if word in recipe_names() or word.endswith((".yaml", ".yml")):
         return f"{word} is run by raypft run {word}"
     meant = MEANT.get(word.replace("-", ""))

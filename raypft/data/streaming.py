@@ -182,7 +182,7 @@ def _groups(
     rows = parquet.metadata.row_group(number).num_rows
     known = [name for name in their_columns(origin.source, "language") if name in parquet.schema_arrow.names]
     said = None
-    if known and rows:
+    if known:
         said = spoken(origin.source, Columns.of_arrow(parquet.read_row_group(number, columns=known)), file)
     groups = list[Group]()
     for start in range(0, rows, MOST):
@@ -220,9 +220,8 @@ def _piece(parquet: pa_parquet.ParquetFile, group: Group) -> pa.Table:
     """The rows of a piece of a row group, which is read up to there, MOST rows at a time."""
     pieces, seen, stop = list[pa.RecordBatch](), 0, group.start + group.size
     for batch in parquet.iter_batches(MOST, row_groups=[group.number]):
-        begin, end = max(0, group.start - seen), min(len(batch), stop - seen)
-        if begin < end:
-            pieces.append(batch.slice(begin, end - begin))
+        if wanted := range(max(0, group.start - seen), min(len(batch), stop - seen)):
+            pieces.append(batch.slice(wanted.start, len(wanted)))
         seen += len(batch)
         if seen >= stop:
             break
@@ -241,7 +240,7 @@ def shares(rows: Mapping[str, int], mix: Mix) -> dict[str, int]:
     weights = np.array([count**power for count in rows.values()])
     total = sum(rows.values())
     ideal = weights / weights.sum() * total
-    whole = np.floor(ideal + 1e-9).astype(int)
+    whole = np.floor(ideal).astype(int)
     for place in np.argsort(whole - ideal, kind="stable")[: total - whole.sum()]:  # the largest remainders
         whole[place] += 1
     return dict(zip(rows, whole.tolist(), strict=True))
@@ -266,16 +265,17 @@ class Order:
         The k-th row of a language with s of the epoch's N rows is due at (k + 1/2) N / s; rows stand in the order they
         are due.
         """
-        slack, placed = len(self.shares) + 1, list[tuple[int, str, int]]()
+        # a row stands at most half a row a language from where it is due, and these are all within a whole one
+        slack, placed = len(self.shares), list[tuple[int, str, int]]()
         for turn, (name, share) in enumerate(self.shares.items()):
-            first, last = (start - slack) * share // self.size - 1, (stop + slack) * share // self.size + 1
-            numbers = np.arange(max(0, first), min(share, last + 1), dtype=np.int64)
+            first, end = (start - slack) * share // self.size, -(-(stop + slack) * share // self.size)
+            numbers = np.arange(max(0, first), min(share, end), dtype=np.int64)
             rank = np.zeros_like(numbers)
             for other, size in enumerate(self.shares.values()):
                 # the other's rows due earlier: (2 j + 1) share < (2 k + 1) size; of equals, those of the language
                 # named earlier
                 due = (2 * numbers + 1) * size - (other >= turn)
-                rank += np.clip((due - share) // (2 * max(share, 1)) + 1, 0, size)
+                rank += np.clip((due - share) // (2 * share) + 1, 0, size)
             placed += [
                 (position, name, int(number))
                 for position, number in zip(rank, numbers, strict=True)

@@ -124,7 +124,7 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(text, value))
     shown = f"{value:g}" if isinstance(value, float) else str(value)
-    return shown.rstrip("/").rsplit("/", 1)[-1].removesuffix(".yaml")
+    return shown.rstrip("/").rpartition("/")[2].removesuffix(".yaml")
 
 
 def told(keys: Sequence[str], choice: Mapping[str, Any]) -> list[str]:
@@ -201,9 +201,11 @@ class Cells:
                 f'report: row "{tried[0].row}" was searched on {tried[0].task} without dev scores; '
                 "a search needs dev rows to choose by"
             )
-        most = max((n for n, _, _ in scored), default=0)
-        best = max((item for item in scored if item[0] == most), key=lambda item: item[1], default=(0, 0, tried[0]))
-        return Chosen(best[2], tried)
+        if not scored:
+            return Chosen(tried[0], tried)
+        most = max(seeds for seeds, _, _ in scored)
+        _, _, best = max((item for item in scored if item[0] == most), key=lambda item: item[1])
+        return Chosen(best, tried)
 
     def _rank(self, row: str, key: str, value: Any) -> tuple[float, str]:
         """Sorts the values of a searched key as the file lists them, drawn ones by size."""

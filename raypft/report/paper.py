@@ -8,6 +8,8 @@ from typing import Any
 
 from raypft.report.groups import Score, text
 
+ROUNDING = 0.005 + 1e-9
+"""Of a number printed with two digits, and of floats."""
 RULE = (
     "inside: the paper's number is within 2 standard deviations of our mean (the paper's deviation where it gives one, "
     "else ours over seeds; 0 for MAJ) plus 0.005 for its rounding; no verdict on a single seed"
@@ -46,7 +48,7 @@ class Paper:
         spread = theirs if theirs is not None else score.std
         if spread is None:
             return "one seed"
-        return "inside" if abs(value - score.mean) <= 2 * spread + 0.005 + 1e-9 else "outside"
+        return "inside" if abs(value - score.mean) <= 2 * spread + ROUNDING else "outside"
 
 
 def _find(level: Any, point: Sequence[Any], column: str) -> float | None:

@@ -20,7 +20,8 @@ RESAMPLES = 2000
 """Bootstrap draws of an interval over rows."""
 FEW = 50
 """Rows on which two methods differ, up to which signs are flipped; above it is Student's t of as many rows."""
-FLIPS = 9999
+DRAWN = 10**7
+"""Values that are drawn at once for the bootstrap."""
 HIGHEST = 100.0
 """Percent that a row can have."""
 LARGEST = 10.0
@@ -97,7 +98,7 @@ def interval(values: Sequence[float], parts: Parts | None, lowest: float = 0.0) 
     sides = [over_seeds(values)] if len(values) > 1 else []
     if parts is not None:
         sides.append(over_rows(parts, lowest))
-    if not sides or (parts is None and np.ptp(values) < TINY):
+    if parts is None and _alike(values):
         return None
     below, above = (math.hypot(*distances) for distances in zip(*sides, strict=True))
     over = " and ".join(["seeds"] * (len(values) > 1) + ["rows"] * (parts is not None))
@@ -106,7 +107,8 @@ def interval(values: Sequence[float], parts: Parts | None, lowest: float = 0.0) 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     """How far the limits of Student's t interval lie below and above the mean of two values or more."""
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
+    _, quantile = stats.t.interval(LEVEL, len(values) - 1)
+    half = float(quantile * stats.sem(values))
     return half, half
 
 
@@ -118,7 +120,7 @@ def over_rows(parts: Parts, lowest: float = 0.0) -> tuple[float, float]:
     a share of it up to Clopper and Pearson's limit.
     """
     moves = _by_id({key: (weight, Rows(r.ids, r.values - r.values.mean())) for key, (weight, r) in parts.items()})
-    if len(moves) < 2 or np.ptp(moves) < TINY:
+    if _alike(moves):
         center = sum(weight * float(rows.values.mean()) for weight, rows in parts.values())
         room = HIGHEST * float(stats.binomtest(0, len(moves)).proportion_ci(LEVEL).high)
         return min(room, center - lowest), min(room, HIGHEST - center)
@@ -126,12 +128,19 @@ def over_rows(parts: Parts, lowest: float = 0.0) -> tuple[float, float]:
         (moves,),
         np.mean,
         n_resamples=RESAMPLES,
-        batch=max(1, 10**7 // len(moves)),
+        batch=max(1, DRAWN // len(moves)),
         confidence_level=LEVEL,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return max(0.0, -float(found.low)), max(0.0, float(found.high))
+    return -float(found.low), float(
+        found.high
+    )  # a mean of draws is the mean or less, and the mean or more, often enough
+
+
+def _alike(values: Sequence[float] | Floats) -> bool:
+    """Whether values, one or more, differ by rounding at most."""
+    return bool(np.ptp(values) < TINY)
 
 
 def _by_id(parts: Parts) -> Floats:
@@ -154,10 +163,9 @@ def differ(first: Sequence[float], second: Sequence[float], parts: Parts | None)
     by_rows = None if parts is None else _rows_differ(_by_id(parts))
     if len(each) < 2:
         return Difference(points, each, None, by_rows, None)
-    spread = float(difference.std(ddof=1))
-    if spread < TINY:  # t knows no spread of 0: how often would signs fall so by chance?
-        return Difference(points, each, 2.0 ** (1 - len(each)) if abs(points) > TINY else 1.0, by_rows, None)
-    return Difference(points, each, _p(stats.ttest_rel(first, second)), by_rows, points / spread)
+    if _alike(difference):  # t knows no spread of 0: how often would signs fall so by chance?
+        return Difference(points, each, 1.0 if _alike([points, 0.0]) else 2.0 ** (1 - len(each)), by_rows, None)
+    return Difference(points, each, _p(stats.ttest_rel(first, second)), by_rows, points / float(difference.std(ddof=1)))
 
 
 def _rows_differ(differences: Floats) -> float:
@@ -167,14 +175,11 @@ def _rows_differ(differences: Floats) -> float:
     if not len(moved):
         return 1.0
     if len(moved) > FEW:
-        return _p(stats.ttest_1samp(differences, 0.0)) if np.ptp(differences) > TINY else 0.0
+        return 0.0 if _alike(differences) else _p(stats.ttest_1samp(differences, 0.0))
     if len(moved) == 1:
         return 1.0
     rng = np.random.default_rng(0)
-    flipped = stats.permutation_test(
-        (moved,), np.mean, permutation_type="samples", vectorized=True, n_resamples=FLIPS, rng=rng
-    )
-    return _p(flipped)
+    return _p(stats.permutation_test((moved,), np.mean, permutation_type="samples", rng=rng))
 
 
 def _p(found: Any) -> float:
@@ -206,5 +211,5 @@ def visible(seeds: int, comparisons: int) -> float:
     from statsmodels.stats.power import TTestPower  # noqa: PLC0415  (a second, and only where there are tests)
 
     alpha = (1 - LEVEL) / max(1, comparisons)
-    found = float(TTestPower().solve_power(effect_size=None, nobs=seeds, alpha=alpha, power=0.8))
+    found = float(TTestPower().solve_power(nobs=seeds, alpha=alpha, power=0.8))
     return min(found, LARGEST)

@@ -3,10 +3,8 @@ a Ray worker."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,6 +38,7 @@ from raypft.runs.results import (
 )
 from raypft.runs.scores import Pairs, answer_table, by_row, mean_score, measured
 from raypft.training.flow import Flow
+from raypft.training.heap import HEAP
 from raypft.training.loader import PromptDataset, Streamed
 from raypft.training.loop import answered, each, fit
 from raypft.training.states import States, TrainState
@@ -89,17 +88,6 @@ def local_engine(cell: Cell, learner: Learner) -> Stepper:
     return TorchStepper(learner, cell.job.train, device_here())
 
 
-def keep_freed_memory(keep: bool = True) -> None:
-    """Let glibc keep freed memory: dense gradients of an embedding are some 100 MB each, and giving them back to the
-    kernel and faulting them in again costs a fifth of a CPU training step (benchmarks/freed_memory.py). Or let it give
-    large blocks back at once, where memory is what is short."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0 if keep else 2**16)  # M_MMAP_MAX: how many large blocks have a mapping of their own
-        libc.mallopt(-3, 2**18)  # M_MMAP_THRESHOLD: what is large, which else grows with what is freed
-        libc.mallopt(-1, 2**31 - 1 if keep else 2**20)  # M_TRIM_THRESHOLD
-
-
 def build_learner(resolved: ResolvedJob, backbone: Backbone, seed: int) -> Learner:
     """The method and readout of a cell on a reset backbone, initialised by the seed alone."""
     backbone.reset()
@@ -126,7 +114,7 @@ def run_cell(
         flow: where train rows are streamed; `prompts` then has the first of each language.
     """
     began, began_cpu = time.perf_counter(), time.process_time()
-    keep_freed_memory(cell.job.zero.stage < 3)
+    HEAP.keep(cell.job.zero.stage < 3)
     task, folder = cell.resolved.task, cell.folder
     backbone.shortcuts, backbone.checkpointing = cell.job.train.shortcuts, cell.job.train.checkpointing
     backbone.flops = Meter()

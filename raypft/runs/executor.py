@@ -18,6 +18,7 @@ from raypft.runs.results import Tell, recorder
 from raypft.storage import one_line_of_disk
 from raypft.training.encode import Encoder, encode_sample
 from raypft.training.flow import Flow, Local
+from raypft.training.heap import HEAP
 from raypft.training.stepper import Learner, Stepper
 
 
@@ -72,8 +73,9 @@ class LocalExecutor:
         return run_recorded(cell, prompts, backbone, tell, flow=flow)
 
     def close(self) -> None:
-        """Forget the backbone."""
+        """Forget the backbone, and give back what memory it took."""
         self.backbones.forget()
+        HEAP.give_back()
 
 
 def is_out_of_memory(error: Exception) -> bool:

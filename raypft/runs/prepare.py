@@ -98,6 +98,7 @@ def prepare(resolved: ResolvedJob, memo: Memo | None = None) -> Prepared:
     memo = memo or Memo()
     prepared = identify(resolved, memo)
     skeleton = prepared.skeleton
+    skeleton.reset()  # jobs of one backbone share it
     try:
         method = check_fit(resolved, skeleton)
         for sample in {id(sample): sample for sample in prepared.samples.values()}.values():

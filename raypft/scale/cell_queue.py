@@ -58,6 +58,8 @@ class CellQueue:
         if number == self.num_finished:
             self.num_finished, self.running, self.failures, self.last_error = number + 1, False, 0, ""
             self.halvings, self.halved = 0, False
+            if number:
+                self.cells[number - 1] = {}  # all workers have come past it
             if error is not None:
                 self.errors[number] = error
             await self._notify()
@@ -120,6 +122,11 @@ class CellQueue:
         if self.failures > cell["job"]["resources"]["max_failures"]:
             died = f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell"
             await self.finish(self.num_finished, self.last_error or died)
+            return
+        seed, most = cell["seed"], cell["job"]["resources"]["max_failures"]
+        again = f"they start again, time {self.failures} of at most {most} without a new state"
+        text = f"seed {seed}: {self.last_error or 'its workers ended early'}; {again}"
+        await self.add_event({"event": "note", "run": path_of(cell["folder"]).parent.name, "seed": seed, "text": text})
 
     async def _notify(self) -> None:
         async with self.changed:

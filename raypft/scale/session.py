@@ -29,7 +29,28 @@ from raypft.storage import absolute, path_of
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray for the time of a command: joins a running cluster ($RAY_ADDRESS), else starts one here and ends it after."""
+    """Ray for the time of a command: joins a running cluster ($RAY_ADDRESS), else starts one here and ends it after.
+
+    Raises:
+        UserError: there is no cluster at the address; or none could be started here.
+    """
+    with _unprinted():
+        yield from _session()
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """What Ray prints of workers that die, long and in colours on stdout, is left to its logs; `log_to_driver` does not
+    keep it back."""
+    prints = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = prints
+
+
+def _session() -> Iterator[None]:
     started = False
     if not ray.is_initialized():
         threads = str(max(1, (os.cpu_count() or 1) // 2))
@@ -56,6 +77,13 @@ def ray_session() -> Iterator[None]:
             )
         except (ConnectionError, ValueError) as error:  # a ValueError: the address is none
             raise no_cluster(address, " ".join(str(error).split())[:200]) from None
+        except Exception as error:  # Ray has no type of its own for it
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                "ray: it could not be started here in time; this machine is too busy, or its memory full; run again "
+                "when there is room, which goes on from what is kept"
+            ) from None
         if threading.current_thread() is threading.main_thread() and callable(before):
             signal.signal(signal.SIGTERM, before)  # Ray puts its own in the place of the command's
         started = True

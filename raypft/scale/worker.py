@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -44,6 +45,7 @@ def run_cells(queue: Any) -> None:
     begin = [cast(int, ray.get(queue.start.remote())) if first else 0]
     distributed.broadcast_object_list(begin)
     backbones: LoadedBackbone | None = None
+    gc.freeze()  # modules: what cells leave behind is found without looking through them
     for number in itertools.count(begin[0]):
         message = cast("dict[str, Any] | None", ray.get(queue.take.remote(number)))
         if message is None:
@@ -66,6 +68,8 @@ def run_cells(queue: Any) -> None:
             raise
         if first:
             ray.get(queue.finish.remote(number))
+        del cell, message
+        gc.collect()  # learners and engines hold themselves in circles, which else pile up for long
 
 
 def _beat(queue: Any, me: str, thread: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raypft.batch import Batch
+from raypft.training.heap import HEAP
 from raypft.training.loader import Step
 
 
@@ -53,7 +54,13 @@ def ahead(works: Iterable[Step], device: str) -> Iterator[Step]:
         yield from made_ahead(works, device)
         return
     for work in works:
-        yield replace(work, batches=(batch.to(device) for batch in work.batches))
+        yield replace(work, batches=map(_settled, work.batches))
+
+
+def _settled(batch: Batch) -> Batch:
+    """A batch of a CPU, before which freed memory that has piled up goes back."""
+    HEAP.settle()
+    return batch
 
 
 def made_ahead(works: Iterable[Step], device: str) -> Iterator[Step]:

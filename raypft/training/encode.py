@@ -151,10 +151,8 @@ def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:
     for row in rows:
         if row["label"] in by_name:
             by_name[row["label"]].append(row)
-    ordered = []
-    for number in range(max(map(len, by_name.values()), default=0)):
-        ordered += [of_name[number] for of_name in by_name.values() if number < len(of_name)]
-    return ordered
+    rounds = itertools.zip_longest(*by_name.values())
+    return [row for of_round in rounds for row in of_round if row is not None]
 
 
 def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

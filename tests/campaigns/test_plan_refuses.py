@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from test_cli import call, place  # noqa: F401  (a fixture)
 
 from raypft.campaigns.load import load_campaign
 from raypft.errors import UserError
+from raypft.runs.prepare import prepare
 from raypft.runs.trackers import PACKAGES
+from raypft.scale.run import run_jobs
+from raypft.scale.tune.plan import planned
 from raypft.scale.tune.run import run_campaign
 
 REFUSED = {
@@ -118,3 +122,26 @@ def test_a_tracker_among_the_keys_of_jobs_is_refused(tmp_path):
     line = f"{path}: tracker: found it among the keys of jobs; a campaign has one of its own, beside rows"
     assert str(caught.value) == line
     assert load_campaign(write(Path(tmp_path), search=None), tracker="mlflow").tracker == "mlflow"
+
+
+def test_a_run_that_comes_first_and_is_not_there_yet_is_no_fault(place, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (place / "mlmtext").mkdir()
+    rows = [
+        {"text": f"the film was {word} {number}", "language": "en"} for word in ("good", "bad") for number in range(8)
+    ]
+    (place / "mlmtext" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    search = {"task": "mlmtext", "pattern": "vanilla", "protocol": "ticket_search", "seeds": [0], "train.epochs": 1}
+    path = small(
+        place,
+        before={"T": {"recipe": "ticket_search", "set": search}},
+        rows={"LTP": {"recipe": "ltp", "set": {"method.ticket": "before:T"}}},
+        search=None,
+    )
+    campaign = load_campaign(path)
+    found = planned(campaign)
+    assert (found["first"], found["steps"], found["lacks"], found["refused"]) == (["T"], None, [], [])
+    assert "first: T, whose run others need: their steps are known when it is done" in found["lines"]
+    run_jobs([prepare(campaign.prerequisite("T"))], lambda event: None)
+    found = planned(load_campaign(path))
+    assert (found["first"], found["steps"], found["lacks"]) == ([], 2 * 2, [])

@@ -135,8 +135,25 @@ def test_words_of_our_own_are_let_through(line):
         ("show xlmr-base", "job: xlmr-base is a backbone; name a recipe beside it, e.g. raypft run profit backbone="),
         ("run support.csv", "job: support.csv is no job, which is a YAML; raypft init support.csv writes a task"),
         ("check profit task=support.csv backbone=bert", "task: support.csv is no task, which is a YAML; raypft init"),
+        (
+            "run profit_fewshot",
+            "job: profit_fewshot is a campaign; raypft plan profit_fewshot says what it needs, raypft ",
+        ),
+        (
+            "show topro scale=small",
+            "job: topro is a campaign; raypft plan topro says what it needs, raypft tune topro runs",
+        ),
+        ("check table.yaml", "job: table.yaml is a campaign; raypft plan table.yaml says what it needs, raypft tune"),
+        ("profit_fewshot", 'command: "profit_fewshot" is unknown; profit_fewshot is run by raypft tune profit_fewshot'),
+        ("tune profit", "campaign: profit is a recipe; raypft run profit task=… backbone=… runs it"),
+        (
+            "plan job.yaml",
+            "job.yaml: found a job; expected a campaign, with rows and tasks; raypft run job.yaml runs it",
+        ),
     ],
 )
 def test_a_word_that_names_something_else_is_told_as_what_it_is(line, told, home, monkeypatch, capsys):
+    (home / "table.yaml").write_text("{about: a table, rows: {SP: {recipe: sp}}, tasks: [xnli]}")
+    (home / "job.yaml").write_text("{from: profit, task: xnli}")
     assert call(monkeypatch, *line.split()) == 2
     assert capsys.readouterr().err.startswith(f"raypft: {told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -189,6 +190,26 @@ def test_a_held_out_dev_set_is_at_most_a_fifth_of_train_however_many_languages()
     assert len(drawn.train) == len(train) - len(drawn.dev)
 
 
+@pytest.mark.parametrize(("count", "held"), [(20, 6), (5, 2), (1, 1)])
+def test_a_share_of_train_is_held_out_and_tested(count, held):
+    """A tenth of the rows of a language, which are three times `count`; 1.5 is 2, and there is one at least."""
+    drawn = sample(rows("train", count), rule="ticket_search", shots=None)
+    assert counts_of_languages(drawn.dev) == {"en": held, "de": held}
+    assert drawn.test == drawn.dev
+    limited = sample(rule="ticket_search", shots=None, dev_limit=4)
+    assert counts_of_languages(limited.dev) == {"en": 4, "de": 4}
+    assert len(limited.train) == len(TRAIN) - 12
+
+
+@pytest.mark.parametrize(("dev_limit", "train", "held"), [(None, 2000, 1000), (2000, 2000, 1200), (7, 20, 7)])
+def test_a_held_out_dev_set_has_a_thousand_rows_a_language_unless_told_otherwise(dev_limit, train, held):
+    """And no more than a fifth of train."""
+    drawn = sample(rows("train", train, ("en",)), validation=None, shots=None, dev_limit=dev_limit)
+    assert counts_of_languages(drawn.dev) == {"en": held}
+    expected = "train rows a language, by sha256" + ' of "0", "held out" and id with 0x1f between'
+    assert drawn.rules["dev"].startswith(f"{held} {expected}")
+
+
 def test_a_given_dev_set_is_used_whole_and_needs_no_note():
     drawn = sample()
     assert ids(drawn.dev) == ids(DEV)
@@ -281,6 +302,17 @@ def test_the_manifest_hash_is_stable_and_sees_content_role_and_order():
     ]
     assert len({manifest["hash"], *(other.manifest()["hash"] for other in changed)}) == 5
     assert changed[0].manifest()["test_hash"] == manifest["test_hash"] != changed[2].manifest()["test_hash"]
+
+
+def test_the_manifest_hash_is_of_the_roles_and_of_the_commits_of_the_hub_where_rows_are_from_there():
+    """What does not come from the hub has the hash that it had before commits were known."""
+    drawn = sample()
+    roles = ("train", "dev", "test", "demos")
+    facts = {role: sampling.content_hash(getattr(drawn, role)) for role in roles}
+    for commits in ((), ("owner/data@abc",)):
+        told = {**facts, "commits": commits} if commits else facts
+        expected = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        assert dataclasses.replace(drawn, commits=commits).manifest()["hash"] == expected
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from test_cli import TASK, call, place, words  # noqa: F401  (a fixture)
 from raypft.data import streaming
 from raypft.data.origin import choose
 from raypft.data.streaming import Group, Index, Order, Reader, index, shares
+from raypft.errors import UserError
 from raypft.tasks.load import load_task
 from raypft.training.flow import Share, steps
 
@@ -151,6 +153,7 @@ def test_a_large_row_group_is_read_in_pieces(compression, tmp_path, monkeypatch)
         streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en", "de"])
         assert max(group.rows for group in streamed.groups) <= 16
         assert [group.first for group in streamed.languages["en"]][:3] == [0, 8, 16]
+        assert sum({(group.number, group.start): group.size for group in streamed.groups}.values()) == 173
         assert Index.load(streamed.origin, streamed.dump()) == streamed
         return list(Reader(streamed, "proportional").rows(5, 2, 0, 173))
 
@@ -177,6 +180,8 @@ def test_any_number_of_readers_reads_each_row_once(together, tmp_path):
     assert [len(step) for step in whole] == [10] * 17 + [3]
     assert keys == list(itertools.chain.from_iterable(read(0, 0, 1, 7)))
     assert read(11, 0, 1, 10) == whole[11:]
+    some = list(steps(Reader(streamed, "proportional"), IDS, Share(5, 2, 11, 10, 0, 1), 2))
+    assert some == whole[11:13]
     for world in (2, 3):
         shared = [read(4, rank, world, 10) for rank in range(world)]
         together_again = [sorted(itertools.chain.from_iterable(parts)) for parts in zip(*shared)]
@@ -213,6 +218,7 @@ def test_a_streamed_run_in_this_process(place, monkeypatch, capsys):  # noqa: F8
     [
         (["data.stream=even"], "data.stream: found 'even'"),
         (["data.stream=0.5"], "data.stream: found 0.5"),
+        (["data.stream=true"], "data.stream: found True"),
         (["data.stream=uniform", "shots=4"], "data.stream: found shots=4; a stream has all rows"),
         (["data.stream=uniform", "protocol=gnnavi"], "data.stream: protocol gnnavi holds dev rows out of train"),
     ],
@@ -275,3 +281,126 @@ def test_a_run_that_stopped_at_the_end_of_an_epoch_goes_on(tmp_path):
     (tmp_path / "own.yaml").write_text(TASK)
     streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])
     assert list(steps(Reader(streamed, 2.0), IDS, Share(0, 0, 2, 10, 0, 1))) == []
+
+
+@pytest.mark.parametrize("train", ["train", "'train-{language}'"])
+def test_rows_that_say_no_language_are_of_their_files_or_the_tasks_first(train, tmp_path):
+    (tmp_path / "own.yaml").write_text(task_with(train))
+    names = ["train-en", "train-de"] if "language" in train else ["train"]
+    for name in names:
+        table = pa.table({"id": [f"{name}{i}" for i in range(3)], "text": ["a film"] * 3, "label": ["negative"] * 3})
+        pa_parquet.write_table(table, tmp_path / f"{name}.parquet")
+    wanted = [name[-2:] if "-" in name else "en" for name in names]
+    streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), wanted)
+    assert [(group.language, group.rows, group.alone) for group in streamed.groups] == [(n, 3, True) for n in wanted]
+    assert streamed.head()["language"].to_pylist() == wanted
+
+
+def test_files_are_named_so_that_other_processes_find_them_and_their_names_make_no_other_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prints = set()
+    for name in ("train", "more"):
+        (tmp_path / "own.yaml").write_text(task_with(name))
+        write_rows(tmp_path, {"en": 3}, 16, together=True)
+        if name == "more":
+            (tmp_path / "train.parquet").rename(tmp_path / "more.parquet")
+        streamed = index(choose(load_task("./own.yaml"), None, "."), ["en"])
+        assert [group.file for group in streamed.groups] == [str(tmp_path / f"{name}.parquet")]
+        prints.add(streamed.fingerprint)
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_other_ids_are_other_data_however_they_are_stored(dictionary, tmp_path):
+    """Names in a dictionary, or each where it stands; of the same sizes, under the same codes."""
+    (tmp_path / "own.yaml").write_text(TASK)
+    prints = []
+    for letter in "aab":
+        ids = [f"{letter}{i % 10}" for i in range(40)]
+        table = pa.table({"id": ids, "text": ["a film"] * 40, "label": ["negative"] * 40, "language": ["en"] * 40})
+        pa_parquet.write_table(table, tmp_path / "train.parquet", use_dictionary=dictionary)
+        prints.append(index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"]).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_as_many_rows_as_there_may_be(tmp_path, monkeypatch):
+    write_rows(tmp_path, {"en": 20, "de": 5}, 16, together=True)
+    (tmp_path / "own.yaml").write_text(TASK)
+    source = choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path))
+    monkeypatch.setattr(streaming, "LIMIT", 25)
+    assert index(source, ["en", "de"]).rows == 25
+    monkeypatch.setattr(streaming, "LIMIT", 24)
+    with pytest.raises(UserError, match="found more than 24 rows"):
+        index(source, ["en", "de"])
+    assert index(source, ["en"]).rows == 20, "of the languages that are asked for"
+
+
+def test_no_more_of_a_row_group_is_read_than_up_to_the_end_of_the_piece():
+    """However its rows come: a piece may begin and end within what comes at once."""
+    read = list[int]()
+
+    def batches(size, row_groups):
+        for start in range(0, 50, 10):
+            read.append(start)
+            yield pa.RecordBatch.from_pydict({"row": list(range(start, start + 10))})
+
+    for start, size, wanted in ((0, 10, [0]), (10, 20, [0, 10, 20]), (5, 10, [0, 10]), (45, 16, [0, 10, 20, 30, 40])):
+        read.clear()
+        group = Group("f", 0, "en", size, True, start=start, size=size)
+        piece = streaming._piece(cast(Any, SimpleNamespace(iter_batches=batches)), group)
+        assert piece["row"].to_pylist() == list(range(start, min(50, start + size)))
+        assert read == wanted
+
+
+def test_of_many_languages_with_equal_remainders_the_first_get_more():
+    sizes = {f"l{number:02}": 2 + number % 2 for number in range(40)}
+    assert list(shares(sizes, "uniform").values()) == [3] * 20 + [2] * 20
+
+
+def test_languages_of_one_row_or_none_have_their_places(origin):
+    """Due at (k + 1/2) N / s: the one of 1 in the middle; of equals the language that is named earlier comes first."""
+    order = Order(made(origin, {"a": 3, "b": 1, "c": 3}), "proportional", 0, 0)
+    assert [name for name, _ in order.places(0, 7)] == list("acabcac")
+    order = Order(made(origin, {"a": 1, "b": 99}), 1e9, 0, 0)
+    assert order.shares == {"a": 50, "b": 50}
+    order.shares = {"a": 0, "b": 100}
+    assert order.places(0, 100) == [("b", number) for number in range(100)]
+
+
+@pytest.mark.parametrize("sizes", [{"a": 1, "b": 1}, {"a": 500, "b": 1, "c": 2}, {str(n): 1 + n % 5 for n in range(9)}])
+def test_any_stretch_of_an_epoch_is_that_part_of_the_whole(sizes, origin):
+    order = Order(made(origin, sizes), "proportional", 0, 0)
+    size = sum(sizes.values())
+    whole = order.places(0, size)
+    due = sorted(
+        ((2 * number + 1) * size / (2 * share), turn, name, number)
+        for turn, (name, share) in enumerate(sizes.items())
+        for number in range(share)
+    )
+    assert whole == [(name, number) for _, _, name, number in due]
+    for start in range(0, size, max(1, size // 60)):
+        for length in (1, 7):
+            assert order.places(start, start + length) == whole[start : start + length]
+
+
+def test_row_groups_come_in_another_order_each_time_a_language_comes_round(origin):
+    order = Order(made(origin, {"en": 400}, group=10), "proportional", 0, 0)
+    seen = [[order.locate("en", turn * 400 + number)[:2] for number in range(0, 400, 10)] for turn in (0, 1, 0)]
+    assert [{turn for turn, _ in one} for one in seen] == [{0}, {1}, {0}]
+    groups = [[group for _, group in one] for one in seen]
+    assert sorted(groups[0]) == sorted(groups[1]) == list(range(40))
+    assert groups[0] == groups[2] != groups[1]
+    assert list(range(40)) not in groups
+
+
+def test_one_reader_reads_epoch_after_epoch_what_a_new_one_would(tmp_path):
+    """Row groups that it holds of one epoch are in another order in the next."""
+    write_rows(tmp_path, {"en": 12}, 16, together=True)
+    (tmp_path / "own.yaml").write_text(TASK)
+    streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])
+    reader, orders = Reader(streamed, "proportional"), set()
+    for seed, epoch in ((0, 0), (0, 1), (1, 1), (0, 0)):
+        rows = list(reader.rows(seed, epoch, 0, 12))
+        assert rows == list(Reader(streamed, "proportional").rows(seed, epoch, 0, 12))
+        orders.add(tuple(row["id"] for row in rows))
+    assert len(orders) == 3

@@ -14,7 +14,7 @@ from raypft.backbones.load import backbone_from_config
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.errors import UserError
-from raypft.methods.prefix import Config, Prefix, Trunk
+from raypft.methods.prefix import Config, LayerPrefix, Prefix, Trunk
 
 P = 5
 CAUSAL = [kind for kind in ALL if kind not in tiny.FAMILIES["masked"]]
@@ -239,3 +239,16 @@ def test_the_first_keys_and_values_are_spread_as_asked():
     small = Prefix(Config(length=64, std=0.1), backbone).parts()
     assert float(small["keys"].detach().std()) == pytest.approx(0.1, rel=0.05)
     assert float(small["values"].detach().std()) == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize(("training", "dropout", "each"), [(True, 0.5, 3), (True, 0.0, 1), (False, 0.5, 1)])
+def test_every_prompt_has_keys_of_its_own_only_where_they_are_dropped(training, dropout, each):
+    layer = LayerPrefix(Config(length=P, dropout=dropout), 2, 4, None).train(training)
+    batch: Any = type("Batch", (), {"ids": torch.zeros(3, 7)})
+    keys, values = layer(batch)
+    assert keys.shape == values.shape == (each, 2, P, 4)
+    assert bool((keys == 0).any()) == (each > 1)
+    whole = layer.keys_and_values()
+    kept = keys != 0
+    assert torch.allclose(keys[kept], (whole[0].expand_as(keys) / (1 - dropout * (each > 1)))[kept])
+    assert (Config(length=P).positions_taken, Config(length=P, shift_positions=False).positions_taken) == (P, 0)

@@ -77,6 +77,32 @@ def test_masking_is_a_function_of_seed_epoch_and_row():
     assert mlm.masked(first, "1/1", 0.15, backbone.text) == others[0]
 
 
+def test_chances_below_the_share_are_chosen_and_fates_below_eight_and_nine_tenths_masked_and_random(monkeypatch):
+    """By hand, of what is drawn: six tokens, of which four are chosen; then what becomes of these."""
+    drawn = iter([[0.15, 0.1, 0.0, 0.9, 0.149, 0.14], [0.8, 0.79, 0.9, 0.89]])
+    monkeypatch.setattr(
+        mlm.torch, "rand", lambda size, generator: torch.tensor(next(drawn)[:size], dtype=torch.float64)
+    )
+    monkeypatch.setattr(mlm, "RANDOM", 0.9 - mlm.MASK)
+    prompt, backbone = text(6), tiny.backbone("bert")
+    found = mlm.masked(prompt, "1/0", 0.15, backbone.text)
+    assert found.marks["slot"] == [2, 3, 5, 6]
+    old = prompt.ids
+    assert [found.ids[at] == old[at] for at in (0, 1, 4, 5, 7)] == [True] * 5, "not chosen, or left as it was"
+    assert found.ids[3] == backbone.text.tokenizer.mask_token_id
+    assert found.gold == [old[at] for at in (2, 3, 5, 6)]
+
+
+def test_what_an_earlier_draw_masked_is_there_again_but_what_was_unknown():
+    prompt, backbone = text(6), tiny.backbone("bert")
+    asked = prompt.but(ids=[*prompt.ids[:2], 4, *prompt.ids[3:]], marks={"slot": [2, 3]}, gold=[0, -1])
+    found = mlm.masked(asked, "1/0", 1e-9, backbone.text)
+    (slot,) = found.marks["slot"]
+    assert slot != 2, "a special token is not asked about"
+    assert [found.ids[at] for at in (2, 3) if at != slot] == [0, prompt.ids[3]][: 2 - (slot == 3)]
+    assert found.gold == [prompt.ids[slot]]
+
+
 def test_a_short_text_has_one_slot_and_an_empty_one_is_refused():
     backbone = tiny.backbone("bert")
     assert all(len(mlm.masked(text(1), f"{i}/0", 0.15, backbone.text).marks["slot"]) == 1 for i in range(30))
@@ -230,6 +256,32 @@ def unmoved(cell, stepper) -> dict[str, int]:
     differences = kept(cell.learner, stepper)[1]
     far = differences["bert.embeddings.position_embeddings.weight"][100:]
     return {"far": int(far.count_nonzero()), "all": sum(int(d.count_nonzero()) for d in differences.values())}
+
+
+def test_where_training_began_is_read_once_for_each_device_and_type():
+    method: Any = learner(tiny.backbone("bert")).method
+    name, parameter = next(iter(method.opened.items()))
+    first = method.start(name)
+    assert method.start(name) is first
+    for kind in ({"dtype": torch.bfloat16}, {"device": "meta"}):
+        parameter = method.opened[name] = torch.nn.Parameter(parameter.detach().to(**kind))
+        found = method.start(name)
+        assert (found.dtype, found.device) == (parameter.dtype, parameter.device)
+        assert found is not first
+        assert method.start(name) is found
+
+
+def test_a_decoupled_search_asks_whether_there_is_an_output_embedding(monkeypatch):
+    """Before anything is taken apart."""
+    backbone = tiny.backbone("bert")
+
+    def refused(self):
+        raise UserError("none")
+
+    monkeypatch.setattr(type(backbone), "check_output_embedding", refused)
+    learner(backbone, strategy="vanilla")
+    with pytest.raises(UserError, match=r"^none$"):
+        learner(backbone, strategy="decoupled")
 
 
 def test_half_precision_leaves_no_difference_where_nothing_moved():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from raypft import shards
 from raypft.contract.cases import save_ticket
 from raypft.errors import UserError
 from raypft.methods import _tickets as tickets
@@ -172,3 +177,72 @@ def test_what_is_no_ticket_is_refused(tmp_path):
 def test_a_ratio_that_leaves_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"method.ratio: 0.01 of 30 candidates \(global\) leaves not one active entry"):
         cut(stored(tmp_path, coarse((6, 5))), 0.01)
+
+
+@pytest.mark.parametrize("chunk", [5, 1 << 24, 1 << 31])
+def test_positions_are_small_numbers_unless_they_may_be_large(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(tickets, "CHUNK", chunk)
+    found = cut(stored(tmp_path, coarse((6, 5), (17,))), 0.5)
+    kinds = {positions.dtype for positions in found.indices.values()}
+    assert kinds == {torch.int64 if chunk == 1 << 31 else torch.int32}
+
+
+def test_a_digest_is_of_names_and_values(tmp_path):
+    differences, expected = coarse((6, 5), (17,)), hashlib.sha256()
+    for name, tensor in differences.items():
+        expected.update(name.encode() + tensor.numpy().tobytes())
+    ticket = stored(tmp_path, differences)
+    assert ticket.digest == expected.hexdigest()[:16]
+    assert [ticket.size(name) for name in differences] == [30, 17]
+
+
+# tickets of large models: shards and an index
+
+
+def in_shards(folder: Path, monkeypatch, differences: dict[str, torch.Tensor]) -> Path:
+    """The index of an artefact with a parameter a file."""
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    monkeypatch.setattr(shards, "SHARD", 1)
+    facts, shapes = tickets.Facts("abc", "vanilla", {"seed": 3}), {name: t.shape for name, t in differences.items()}
+    folder.mkdir(exist_ok=True)
+    given = ((name, facts.seen(name, tensor)) for name, tensor in differences.items())
+    shards.save(folder / tickets.FILE, shapes, given, facts.metadata)
+    return folder / f"{tickets.FILE}.index.json"
+
+
+def test_a_ticket_in_shards_is_cut_like_one_in_a_file(tmp_path, monkeypatch):
+    differences = coarse((6, 5), (17,), (4, 9))
+    index = in_shards(tmp_path / "run", monkeypatch, differences)
+    assert len(list(index.parent.glob("*.safetensors"))) == 3
+    assert find_ticket(str(index.parent)) == find_ticket(str(index.parent / tickets.FILE)) == index
+    ticket, whole = open_ticket(str(index.parent)), stored(tmp_path, differences)
+    assert (ticket.names, ticket.digest, ticket.settings) == (whole.names, whole.digest, {"seed": 3})
+    assert (ticket.revision, ticket.strategy) == ("abc", "vanilla")
+    assert as_lists(cut(ticket, 0.4)) == as_lists(cut(whole, 0.4)) == by_sorting(differences, 0.4)
+    assert [ticket.size(name) for name in differences] == [30, 17, 36]
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [("other", "its sha256 is not that of the index"), ("missing", "it is missing"), ("index", "is no ticket")],
+)
+def test_a_shard_that_is_not_the_one_that_was_written_is_refused(tmp_path, monkeypatch, damage, line):
+    index = in_shards(tmp_path, monkeypatch, coarse((6, 5), (17,)))
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    if damage == "index":
+        index.write_text(json.dumps({"metadata": json.loads(index.read_text())["metadata"]}))
+    else:
+        shard.unlink()
+    if damage == "other":
+        save_file({"a": torch.zeros(17)}, shard)
+    with pytest.raises(UserError, match=line) as caught:
+        cut(open_ticket(str(tmp_path)), 0.4)
+    assert "\n" not in str(caught.value)
+
+
+def test_differences_that_are_not_those_that_were_written_are_refused(tmp_path):
+    ticket = stored(tmp_path, {"w": torch.tensor([1.0, 2.0])})
+    content = ticket.path.read_bytes()
+    ticket.path.write_bytes(content[:-4] + torch.tensor([3.0]).numpy().tobytes())
+    with pytest.raises(UserError, match="its differences are not those it was written with; run the search again"):
+        cut(ticket, 0.5)

@@ -11,7 +11,8 @@ from raypft.backbones import guard
 from raypft.batch import collate
 from raypft.contract import cases, tiny
 from raypft.methods import METHODS
-from raypft.readouts._decoding import Speaker, beam_search, greedy
+from raypft.readouts import _decoding
+from raypft.readouts._decoding import Speaker, all_agree, beam_search, greedy
 
 END, PAD = 2, 1
 METHODS_TRIED = {"full": {}, "prefix": {"length": 3}, "lora": {}, "soft_prompt": {"length": 2}}
@@ -117,3 +118,58 @@ def test_an_answers_score_is_that_of_its_tokens_up_to_the_end():
     assert said[0, 0] == 1
     assert said[1].tolist() == [0, 0, 1]
     assert chance.exp().tolist() == pytest.approx([0.8, 0.7 * 0.6 * 0.9])
+
+
+def test_beams_have_each_prompt_so_many_times_one_after_the_other():
+    batch = collate(guard.prompts(tiny.backbone("bert")), 1)
+    prompts = len(batch.names)
+    batch = replace(batch, soft=torch.arange(prompts).unsqueeze(1), extra={"mix": list(range(prompts))})
+    assert _decoding._repeated(batch, 1) is batch
+    twice = _decoding._repeated(batch, 2)
+    order = [row for row in range(prompts) for _ in range(2)]
+    assert twice.names == [batch.names[row] for row in order]
+    for name in ("ids", "mask", "segments", "soft"):
+        assert getattr(twice, name).tolist() == [getattr(batch, name).tolist()[row] for row in order]
+    assert twice.extra == {"mix": order}
+    assert _decoding._repeated(replace(batch, soft=None), 2).soft is None
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_answer_is_over_when_it_is_on_all_ranks(others, monkeypatch):
+    def least(tensor, operation):
+        assert operation == torch.distributed.ReduceOp.MIN
+        tensor.copy_(torch.minimum(tensor, torch.tensor(others)))
+
+    assert [all_agree(torch.tensor(here)) for here in (True, False)] == [True, False]
+    monkeypatch.setattr(_decoding.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(_decoding.distributed, "all_reduce", least)
+    assert [all_agree(torch.tensor(here)) for here in (True, False)] == [bool(others), False]
+
+
+class Beams:
+    """Says the same log-probabilities whatever was said before, as long as it is asked, and counts that."""
+
+    def __init__(self, size: int, beams: int, chances: list[float]) -> None:
+        self.said, self.asked = torch.zeros(size * beams, 1, dtype=torch.long), 0
+        self.each = torch.tensor(chances).log().expand(size * beams, -1)
+
+    def scores(self) -> torch.Tensor:
+        self.asked += 1
+        return self.each
+
+    def say(self, tokens: torch.Tensor, after: torch.Tensor) -> None:
+        self.said = torch.cat([self.said[after], tokens.unsqueeze(1)], 1)
+
+
+def test_beams_end_when_none_can_come_to_more_and_told_is_the_chance_of_the_whole_answer():
+    """Of a mean a token: the end at once (0.6) is beaten by nothing that goes on with 0.3 or 0.1."""
+    speaker = Beams(2, 2, [0.3, 0.6, 0.1])
+    said, chance = beam_search(speaker, 2, 5, end=1, pad=9)  # type: ignore[arg-type]
+    assert said.tolist() == [[1, 9, 9, 9, 9]] * 2
+    assert chance.exp().tolist() == pytest.approx([0.6] * 2)
+    assert speaker.asked == 2, "a second beam ends at the second token"
+    speaker = Beams(1, 2, [0.5, 1e-6, 0.3])
+    said, chance = beam_search(speaker, 2, 3, end=1, pad=9)  # type: ignore[arg-type]
+    assert said.tolist() == [[0, 0, 0]], "which never ends is told as far as it may go"
+    assert chance.exp().tolist() == pytest.approx([0.5**3])
+    assert speaker.asked == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from raypft.encoded import Encoded
 from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
+from raypft.readouts.base import slots_of
 from raypft.readouts.verbalizer import Config, Verbalizer
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.task import Label, Mode, Pattern, Task
@@ -298,3 +300,13 @@ def test_a_family_without_a_head_says_what_else_reads():
         UserError, match=r"^readout: seq2seq models have no classification head; use readout=verbalizer"
     ):
         head("t5")
+
+
+def test_a_prompt_without_slots_has_none_wherever_it_stands():
+    for owners, expected in (
+        ([0, 0, 2], [slice(0, 2), slice(2, 2), slice(2, 3)]),
+        ([0, 1], [slice(0, 1), slice(1, 2), slice(2, 2)]),
+    ):
+        slots = torch.tensor([[owner, 5] for owner in owners])
+        several: Any = SimpleNamespace(slots=slots, names=["a", "b", "c"])
+        assert slots_of(several) == expected

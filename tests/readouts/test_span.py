@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.contract import tiny
 from raypft.encoded import Encoded, Passage
+from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts.base import Answer
 from raypft.readouts.span import Config, SpanReadout
@@ -162,6 +165,30 @@ def test_none_is_answered_where_every_first_slot_beats_the_best_span_of_all_wind
     assert told == [pytest.approx(best), pytest.approx(none)]
     assert text == ("" if none > best else said)
     assert readout().gather(windows, readout().decide(scores, collate(windows, 1))) == (said, [pytest.approx(best)])
+
+
+def test_where_none_scores_as_much_as_the_best_span_the_span_is_said():
+    own, windows = readout(unanswerable=True), [window(0, [0] * 5, PASSAGE)]
+    assert own.gather(windows, [Answer("en/1#0", [2, 3], [1.0, 1.0])]) == ("two three", [1.0, 1.0])
+    assert own.gather(windows, [Answer("en/1#0", [2, 3], [1.0, 1.5])]) == ("", [1.0, 1.5])
+
+
+def test_windows_move_by_the_stride_or_what_they_do_not_share():
+    assert [Config(window_stride=4).step(room) for room in (3, 4, 5)] == [3, 4, 4]
+    assert [Config(window_overlap=3).step(room) for room in (4, 9)] == [1, 6]
+    for room in (2, 3):
+        with pytest.raises(UserError, match=f"^readout.window_overlap: found 3; .* room for only {room} tokens"):
+            Config(window_overlap=3).step(room)
+
+
+@pytest.mark.parametrize(("told", "std"), [({"initializer_range": 0.5}, 0.5), ({}, 0.02)])
+def test_the_layer_of_ends_begins_as_the_models_own(told, std):
+    backbone: Any = SimpleNamespace(state_size=5000, config=SimpleNamespace(**told))
+    own = task("span", "{question} <sep> {context}", question="question", context="context")
+    ends = SpanReadout(Config(), own, own.pattern("p"), backbone).ends
+    assert ends.weight.shape == (2, 5000)
+    assert float(ends.weight.detach().std()) == pytest.approx(std, rel=0.05)
+    assert not ends.bias.any()
 
 
 def test_both_kinds_of_answers_come_about():

@@ -18,7 +18,8 @@ import pytest
 from raypft.campaigns.search_space import Search
 from raypft.errors import UserError
 from raypft.report.campaign import write_tables
-from raypft.report.groups import majority
+from raypft.report.groups import Cells, average, frozen, majority, text
+from raypft.report.groups import Score as Given
 from raypft.report.layout import _of_mean, _views
 
 LANGUAGES = ("en", "de", "zh")
@@ -438,3 +439,59 @@ def test_the_majority_without_the_pivot_is_without_it():
     assert (found["mean"], found["mean_without_english"]) == (60.0, 50.0)
     found = majority({"majority": {"en": 80.0, "de": 60.0}, "metric": "accuracy@1", "pivot": "de"})
     assert found["mean_without_english"] == 80.0
+
+
+def test_of_metrics_without_a_majority_class_it_is_not_known():
+    found = majority({"majority": None, "metric": "f1@1", "scores": {"en": 1.0}})
+    assert (found["scores"], found["mean"], found["mean_without_english"]) == ({}, None, None)
+    alone = majority({"majority": {"en": 40.0}, "metric": "accuracy@1", "pivot": "en"})
+    assert (alone["mean"], alone["mean_without_english"]) == (40.0, None)
+
+
+def test_a_mean_of_scores_is_of_the_seeds_that_all_have():
+    one, other = Given((1.0, 2.0, 3.0), (0, 1, 2), planned=3), Given((30.0, 10.0), (2, 0), planned=4)
+    assert average([one, other]) == Given((5.5, 16.5), (0, 2), planned=4)
+    exact = [Given((40.0,), exact=True), Given((60.0,), exact=True)]
+    assert average(exact) == Given((50.0,), exact=True)
+    assert average([one, Given()]) == average([]) == Given()
+    assert [Given((40.0,), exact=True).std, Given((40.0,)).std, Given((1.0, 3.0)).std] == [0.0, None, 2**0.5]
+
+
+def test_values_of_axes_as_keys_and_as_text():
+    assert frozen({"a": 1, "b": [2]}) == frozen({"b": [2], "a": 1}) != frozen({"a": 1, "b": [3]})
+    assert (frozen(3), frozen("x")) == (3, "x")
+    shown = [text(value) for value in (0.5, 1e-5, 3, ["en", "de"], "some/folder/", "a/b/own.yaml", "plain", None)]
+    assert shown == ["0.5", "1e-05", "3", "en,de", "folder", "own", "plain", "None"]
+
+
+def test_as_many_seeds_as_most_configurations_have_are_usual(tmp_path):
+    vary = {"shots": [1, 2, 4]}
+    rows = [cell("A", 80.0 + seed, seed, axes={"shots": shots}) for shots in (1, 2) for seed in range(2)]
+    rows += [cell("A", 80.0 + seed, seed, axes={"shots": 4}) for seed in range(3)]
+    rows[0]["folder"] = tmp_path
+    made = campaign(vary=vary, rows={"A": object()})
+    cells = Cells(made, rows)
+    assert cells.seeds == 2
+    chosen = cells.at("A", "xnli", (1,))
+    assert chosen is not None
+    assert chosen.best.folders == {0: tmp_path}
+    assert Cells(made, []).seeds == 0
+    table = markdown(write_tables(made, rows, tmp_path))["xnli, accuracy"]
+    assert [line[2] for line in table[1:]] == ["80.5 ± 0.7", "80.5 ± 0.7", "81.0 ± 1.0 (n=3)"]
+
+
+def test_a_search_of_which_nothing_has_finished_shows_that_nothing_ran(tmp_path):
+    rows = [lost("A", "failed", axes={"method.layer": layer}, reason="no room") for layer in (4, 2)]
+    path = write_tables(campaign(search={"space": {"method.layer": [2, 4]}}), rows, tmp_path)
+    assert "failed: A on xnli (2), seeds 0: no room" in path.read_text()
+    best = Cells(campaign(search={"space": {"method.layer": [2, 4]}}), rows).at("A", "xnli", ())
+    assert best is not None
+    assert best.best.choice == {"method.layer": 2}
+
+
+@pytest.mark.parametrize(("paper", "verdict"), [(82.005, "inside"), (82.006, "outside"), (79.995, "inside")])
+def test_the_papers_number_may_be_rounded(tmp_path, paper, verdict):
+    """81 and twice its own 0.5, and half a hundredth."""
+    given = {"values": {"A": {"en": paper}}, "std": {"A": {"en": 0.5}}}
+    write_tables(campaign(paper=given), [cell("A", score, seed) for seed, score in enumerate((80, 82))], tmp_path)
+    assert next(record["verdict"] for record in records(tmp_path) if record["row"] == "A") == verdict

@@ -47,7 +47,7 @@ def compared(answers):
 
 
 def test_one_seed_is_the_bootstrap_over_rows_of_scipy():
-    values = 100.0 * (np.random.default_rng(1).random(300) < 0.7)
+    values = 100.0 * np.random.default_rng(1).random(300)
     found = interval([values.mean()], alone(values))
     draws = {"n_resamples": significance.RESAMPLES, "method": "percentile", "rng": np.random.default_rng(0)}
     theirs = stats.bootstrap((values,), np.mean, **draws).confidence_interval
@@ -63,6 +63,10 @@ def test_without_rows_it_is_students_t_over_seeds():
     assert (found.low, found.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval()))
     assert found.over == "seeds"
     assert interval([70.0], None) is None
+    for seeds, parts, over in ((2, None, "seeds"), (2, alone([1.0, 0.0]), "seeds and rows")):
+        of_two = interval(values[:seeds], parts)
+        assert of_two is not None
+        assert of_two.over == over
 
 
 def test_translations_of_a_row_are_drawn_together():
@@ -139,7 +143,7 @@ def test_a_pair_equals_scipy_called_directly():
     assert found.effect == pytest.approx(seeds.statistic / np.sqrt(5))
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(9, 1), (6, 3), (4, 0), (12, 2), (30, 10), (1, 0), (0, 0)])
+@pytest.mark.parametrize(("wins", "losses"), [(9, 1), (6, 3), (4, 0), (12, 2), (30, 20), (1, 0), (0, 0)])
 def test_one_seed_of_right_and_wrong_answers_is_mcnemars_exact_test(wins, losses):
     first = np.array([100.0] * wins + [0.0] * losses + [100.0] * 40)
     second = np.array([0.0] * wins + [100.0] * losses + [100.0] * 40)
@@ -147,6 +151,62 @@ def test_one_seed_of_right_and_wrong_answers_is_mcnemars_exact_test(wins, losses
     exact: Any = mcnemar([[40, wins], [losses, 0]], exact=True)
     assert found.by_rows == pytest.approx(exact.pvalue, abs=0.01)
     assert found.p is None, "one seed says nothing about a method"
+    assert found.effect is None
+    assert found.by_rows == differ([first.mean()], [second.mean()], alone(first - second)).by_rows, "drawn alike"
+
+
+def test_of_more_rows_that_differ_than_fifty_it_is_students_t():
+    values = np.array([100.0] * 31 + [-100.0] * 20 + [0.0] * 40)
+    over: Any = stats.ttest_1samp(values, 0)
+    assert differ([1.0], [0.0], alone(values)).by_rows == pytest.approx(over.pvalue)
+    assert differ([1.0], [0.0], alone(np.full(51, 100.0))).by_rows == 0.0, "of which all are alike"
+
+
+def test_p_is_the_larger_of_seeds_and_rows():
+    seeds, rows = ([5.0, 5.1, 5.2], [0.0, 0.0, 0.0]), np.array([100.0, -100.0, 50.0, -20.0, 7.0, 0.0])
+    sure = differ(*seeds, alone(rows))
+    assert sure.by_seeds is not None
+    assert sure.by_rows is not None
+    assert sure.by_seeds < 0.001 < 0.5 < sure.by_rows == sure.p
+    unsure = differ([5.0, -1.0, 0.5], [0.0, 0.0, 0.0], alone(np.arange(1.0, 13.0)))
+    assert unsure.by_rows is not None
+    assert unsure.by_rows < 0.01 < 0.4 < (unsure.by_seeds or 0.0)
+    assert unsure.p == unsure.by_seeds
+    assert differ(*seeds, None).p == sure.by_seeds
+    assert sure.each == (5.0, 5.1, 5.2)
+    assert (sure.seeds, differ([1.0], [0.5], None).points) == (3, 0.5)
+
+
+def test_two_rows_are_drawn_from_and_one_is_not():
+    """Of two the mean is that of both, or of one of them in one of two draws; of one there is nothing to draw."""
+    assert over_rows(alone([0.0, 100.0])) == (50.0, 50.0)
+    assert over_rows(alone([80.0])) == pytest.approx((80.0, 20.0)), "all that there is room for"
+    assert over_rows(alone([80.0] * 2), lowest=70.0) == pytest.approx((10.0, 20.0))
+
+
+def test_rounding_is_no_difference_and_a_billionth_of_a_point_is_one():
+    for least, is_one in ((1e-9, True), (0.9e-9, False)):
+        assert (interval([0.0, least], None) is not None) is is_one
+        assert (differ([0.0, least], [0.0, 0.0], None).effect is not None) is is_one
+        assert (differ([least] * 3, [0.0] * 3, None).by_seeds == 0.25) is is_one
+    assert differ([1.0] * 2, [0.5] * 2, alone([1e-10, 2e-10])).by_rows == 1.0, "no row differs"
+    assert differ([1.0] * 2, [0.5] * 2, alone([1e-9, 1e-9, 1e-9, 1.0])).by_rows == 1.0, "one row does"
+
+
+def test_of_many_rows_some_are_drawn_at_a_time(monkeypatch):
+    """With the numbers of all at once."""
+    sizes, bootstrap, values = list[int](), stats.bootstrap, np.random.default_rng(1).random(50)
+    whole = over_rows(alone(values))
+
+    def seen(*given, batch, **more):
+        sizes.append(batch)
+        return bootstrap(*given, batch=batch, **more)
+
+    monkeypatch.setattr(significance.stats, "bootstrap", seen)
+    for drawn in (significance.DRAWN, 500, 30):
+        monkeypatch.setattr(significance, "DRAWN", drawn)
+        assert over_rows(alone(values)) == whole
+    assert sizes == [200_000, 10, 1]
 
 
 def test_seeds_that_all_differ_by_the_same_are_counted_not_divided_by_zero():
@@ -167,6 +227,9 @@ def test_corrections_are_those_of_statsmodels_and_leave_out_what_is_not_known():
 def test_what_so_few_seeds_can_show_is_said():
     least = TTestPower().solve_power(effect_size=None, nobs=5, alpha=0.05 / 3, power=0.8)
     assert visible(5, 3) == pytest.approx(least)
+    alone = TTestPower().solve_power(effect_size=None, nobs=5, alpha=0.05, power=0.8)
+    assert visible(5, 1) == visible(5, 0) == pytest.approx(alone)
+    assert visible(2, 10) == 10.0, "that and more"
     assert f"at least {least:.1f} times its own standard deviation" in power(5, 3)
     assert "so few seeds show next to nothing" in power(2, 1)
     assert "nothing can be said about the methods" in power(1, 3)

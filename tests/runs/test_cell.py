@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
 import torch
@@ -24,12 +27,13 @@ from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.report.table import mean_std
-from raypft.runs import cell_files
+from raypft.runs import cell as cells
+from raypft.runs import cell_files, scores
 from raypft.runs.cell import build_learner, loaders
 from raypft.runs.cell_files import conclude, predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED, is_finished
-from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured
+from raypft.runs.scores import Pairs, RowAnswer, answer_table, by_row, majority, mean_score, measured, try_metrics
 from raypft.runs.table import run_table
 from raypft.scale.run import run_jobs
 from raypft.tasks.kinds import KINDS
@@ -38,6 +42,7 @@ from raypft.tasks.task import Label, Pattern, Source, Task
 from raypft.training import loader
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
+from raypft.training.states import TrainState
 from raypft.training.stepper import Learner, TorchStepper
 
 
@@ -273,6 +278,39 @@ def test_a_learner_is_drawn_by_its_seed_alone():
     assert not torch.equal(drawn(1), first)
 
 
+def test_what_a_cell_says_of_its_learner_and_its_start():
+    resolved = load_job("vanilla", ["task=sst2", "backbone=x", "train.epochs=7"])
+    stepper: Any = TorchStepper(build_learner(resolved, tiny.backbone("bert"), 0), cases.SETTINGS)
+    own = {name: p.numel() for name, p in stepper.learner.trainable().items()}
+    of_method = sum(size for name, size in own.items() if name.startswith("method."))
+    sizes = cells._sizes(stepper.learner)
+    assert sizes == {"trainable": sum(own.values()), "trainable_method": of_method, "predicted_method": of_method}
+    assert sizes["trainable_method"] < sizes["trainable"]
+    cell: Any = SimpleNamespace(seed=3, job=resolved.job, facts={"warnings": ["few rows"]})
+    start = cells._start(cell, stepper, None, 5, ["a state is lost"])
+    assert start == {
+        **{"event": "start", "seed": 3, "epochs": 7, "trainable": 5, "workers": 1},
+        "notes": ["a state is lost", "few rows"],
+    }
+    resumed = cells._start(cell, stepper, TrainState(epoch=2, step=4), 5, [])
+    assert resumed == start | {"event": "resume", "epoch": 2, "step": 4, "notes": ["few rows"]}
+    cell.facts = {}
+    stepper.learner.method.trains = False
+    assert cells._start(cell, stepper, None, 5, []) == start | {"epochs": 0, "notes": []}
+
+
+def test_flops_of_all_workers_are_added_unless_one_made_none(monkeypatch):
+    flops = SimpleNamespace(training=lambda steps: 2.0 * steps)
+    learner = SimpleNamespace(method=SimpleNamespace(backbone=SimpleNamespace(flops=flops)))
+    for others, expected in (([], 6.0), ([1.0, 0.5], 7.5), ([None], None)):
+        stepper: Any = SimpleNamespace(learner=learner, gather=lambda own, others=others: [own, *others], device="cpu")
+        assert cells._flops(stepper, 3) == expected
+        assert cells._gpu_memory(stepper) == {}
+    stepper.device, stepper.gather = "cuda:1", lambda own: [own, 3 * 2**20]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20 if device == "cuda:1" else 2**30)
+    assert cells._gpu_memory(stepper) == {"peak_gpu_memory_mb": 3.0}
+
+
 def test_the_majority_is_a_label_a_tag_a_word_or_nothing():
     assert majority(task("choice", ["A", "B"], ["accuracy"]), ["B", "A", "A", None]) == ["A"] * 4
     tags = [["A", "B", "A"], ["B", "A"], []]
@@ -299,6 +337,23 @@ def test_the_table_of_predictions_has_the_columns_of_its_kind():
     span = [RowAnswer("en/1", "en", ["one", "two"], "one", [7.5])]
     row = {"id": "1", "language": "en", "gold": ["one", "two"], "answer": "one", "scores": [7.5]}
     assert answer_table(task("span", [], ["f1"]), span).to_pylist() == [row]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("choice", ["A", "B", "A"]), ("span", [["one", "two"], ["two"], ["one"]])]
+)
+def test_metrics_are_tried_on_what_is_right_before_anything_is_trained(kind, labels, monkeypatch):
+    """Of a user's own with all rows of a language, else with one; no metric of what is written."""
+    asked, own = list[tuple](), task(kind, ["A", "B"] if kind == "choice" else [], ["accuracy"])
+    monkeypatch.setattr(
+        scores, "metric", lambda name: ("", lambda gold, said, language: asked.append((name, gold, said, language)))
+    )
+    table = pa.table({"language": ["en", "de", "en"], "label": labels})
+    try_metrics(own, ["f1", "span_f1", "own.py", "f1"], table)
+    said = {"choice": (["A"], ["B"], ["A", "A"]), "span": (["one"], ["two"], ["one", "one"])}[kind]
+    english, german, both = labels[:1], labels[1:2], [labels[0], labels[2]]
+    first = [("f1", english, said[0], "en"), ("f1", german, said[1], "de")]
+    assert asked == [*first, ("own.py", both, said[2], "en"), ("own.py", german, said[1], "de")]
 
 
 def test_scores_of_a_sentence_are_one_a_word_even_of_one_word():
@@ -449,8 +504,11 @@ def test_a_readout_that_does_not_fit_is_refused_with_one_that_does(name, model, 
 
 def result(made) -> tuple[dict, list[dict], Prepared]:
     """The one result of a job and its predictions."""
-    prepared = prepare(made)
+    prepared, began, cpu = prepare(made), time.perf_counter(), time.process_time()
     ((found,),) = run_jobs([prepared], lambda event: None)
+    assert 0 < found["train_seconds"] < found["seconds"] <= time.perf_counter() - began
+    assert 0 < found["cpu_seconds"] <= time.process_time() - cpu
+    assert 10 < found["peak_memory_mb"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found, pa_parquet.read_table(prepared.folder / "seed-0" / "predictions.parquet").to_pylist(), prepared
 
 

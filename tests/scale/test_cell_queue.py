@@ -12,7 +12,7 @@ from raypft.scale.cell_queue import CellQueue
 
 
 def cell(folder: Path, max_failures: int = 1) -> dict[str, Any]:
-    return {"folder": str(folder), "job": {"resources": {"max_failures": max_failures}}}
+    return {"folder": str(folder / "seed-0"), "seed": 0, "job": {"resources": {"max_failures": max_failures}}}
 
 
 def test_workers_that_die_before_they_ask_for_a_cell_are_not_started_for_ever(tmp_path):
@@ -41,6 +41,43 @@ def test_workers_that_die_while_they_wait_cost_the_next_cell_nothing(tmp_path):
         return queue.failures
 
     assert asyncio.run(failures()) == 0
+
+
+def test_that_workers_start_again_is_one_line(tmp_path):
+    async def told() -> list[dict[str, Any]]:
+        queue = CellQueue()
+        await queue.put(cell(tmp_path, max_failures=2))
+        await queue.start()
+        for error in (None, "run: training failed: no luck"):
+            await queue.take(0)
+            if error:
+                await queue.note_error(error)
+            await queue.start()
+        return await queue.take_events()
+
+    notes = asyncio.run(told())
+    assert [{**note, "text": ""} for note in notes] == [
+        {"event": "note", "run": tmp_path.name, "seed": 0, "text": ""}
+    ] * 2
+    assert [note["text"] for note in notes] == [
+        "seed 0: its workers ended early; they start again, time 1 of at most 2 without a new state",
+        "seed 0: run: training failed: no luck; they start again, time 2 of at most 2 without a new state",
+    ]
+
+
+def test_what_is_done_is_not_kept(tmp_path):
+    async def kept() -> list[dict[str, Any] | None]:
+        queue = CellQueue()
+        for number in range(4):
+            await queue.put(cell(tmp_path))
+            await queue.take(number)
+            await queue.finish(number)
+        assert await queue.take(3) is not None, "another worker may still ask for the last"
+        await queue.put(None)
+        assert await queue.take(4) is None
+        return queue.cells
+
+    assert asyncio.run(kept()) == [{}, {}, {}, cell(tmp_path), None]
 
 
 def test_out_of_memory_halves_what_runs_at_once_and_is_no_failure_while_it_may_help(tmp_path):

@@ -97,8 +97,9 @@ def test_a_row_that_does_not_fit_is_the_same_line_wherever_it_is_encoded(place, 
             run(place, "seeds=1", f"resources.workers={workers}")
 
 
-def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
-    """kill -9 of one worker in the middle: the run finishes by itself, from its last state, with the same numbers."""
+def test_a_killed_worker_costs_nothing_but_time(place, session, capfd):  # noqa: F811
+    """kill -9 of one worker in the middle: the run finishes by itself, from its last state, with the same numbers, and
+    tells it in a line; of what Ray says of it nothing reaches the terminal or a file."""
     common = [
         "seeds=1",
         "train.epochs=12",
@@ -126,6 +127,12 @@ def test_a_killed_worker_costs_nothing_but_time(place, session):  # noqa: F811
     thread.join()
     assert killed, "no worker was killed"
     assert [event for event in events if event["event"] == "resume"], "the run did not go on from a state"
+    (note,) = (event["text"] for event in events if event["event"] == "note")
+    assert note == "seed 0: its workers ended early; they start again, time 1 of at most 3 without a new state"
+    printed = "".join(capfd.readouterr())
+    written = "".join(path.read_text() for path in place.glob("broken/profit-*/**/*.json*"))
+    assert "A worker died" not in printed + written
+    assert "\x1b" not in printed + written
     assert results[0]["losses"] == pytest.approx(whole[0]["losses"], rel=1e-6)
     assert results[0]["scores"] == whole[0]["scores"]
     assert results[0]["best_epoch"] == whole[0]["best_epoch"]

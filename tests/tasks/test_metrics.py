@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from raypft.errors import UserError
 from raypft.tasks.kinds import KINDS
 from raypft.tasks.load import load_task, task_names
-from raypft.tasks.metrics import METRICS, OF_WRITTEN, check_chunks, metric, pivot_in
+from raypft.tasks.metrics import METRICS, OF_WRITTEN, _iobes, check_chunks, metric, pivot_in
 
 TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 
@@ -268,6 +268,12 @@ def test_entities_of_every_scheme_are_those_of_bio(scheme):
     assert score("entity_f1", [written], [bio]) == 100
     joined = [tag.replace("B", "I") if i else tag for i, tag in enumerate(bio)]
     assert score("entity_f1", [written], [joined]) < 100
+
+
+def test_an_answer_that_is_no_tag_is_left_as_it_was_written():
+    """Text-to-text models say what they like."""
+    given = ["MISC", "LOC", "U", "", "L-P", "W-", "o"]
+    assert _iobes(given) == ["MISC", "LOC", "S", "", "E-P", "S-", "o"]
 
 
 def test_neighbours_of_one_type_are_two_entities():

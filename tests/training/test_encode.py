@@ -22,7 +22,7 @@ from raypft.errors import UserError
 from raypft.readouts import READOUTS
 from raypft.records import sealed
 from raypft.tasks.kinds import KINDS
-from raypft.tasks.task import Label, Pattern, Source, Task
+from raypft.tasks.task import Label, Pattern, Source, Task, Wording
 from raypft.training import encode
 from raypft.training.encode import Encoder
 from raypft.training.rows import EncodedRows, columns_of, packed, write
@@ -607,3 +607,44 @@ def test_demonstrations_come_in_rounds_of_one_a_class():
     )
     encoder = Encoder.of(resolved, None, table)  # type: ignore[arg-type]
     assert [one.row["id"] for one in encoder.demos] == ["b0", "a0", "b1", "a1", "b2"]
+
+
+@pytest.mark.parametrize("ids", [[], ["a0"], ["a0", "a1"]])
+def test_demonstrations_of_no_class_or_of_one(ids):
+    rows = [{"id": one, "label": one[0]} for one in [*ids, "c0"]]
+    assert encode._by_class(rows, ["b", "a"]) == rows[:-1]
+    assert encode._by_class(rows, []) == []
+
+
+def test_a_prompt_says_which_wording_its_language_has_and_its_number_in_its_row():
+    backbone = tiny.backbone("bert")
+    own = task("tags", "{tokens} . {token} is <slot>", tokens="tokens")
+    words = {"de": Wording(verbalizer={"THING": "one", "DOING": "two"}), "fr": Wording(verbalizer=WORDS)}
+    own = own.model_copy(update={"patterns": {"p": own.patterns["p"].model_copy(update={"by_language": words})}})
+    make = encoder(own, backbone, "verbalizer")
+    for language, number, word in (("en", 0, "good"), ("de", 1, "one"), ("fr", 2, "good"), ("sw", 0, "good")):
+        prompts = make({**row("the film"), "language": language})
+        assert [(prompt.wording, prompt.part) for prompt in prompts] == [(number, 0), (number, 1)]
+        assert make.word({"language": language}, "THING") == make.word({"language": language}, "THING") == word
+        assert make.word({"language": language}, "no label") == "no label"
+    assert tags("{tokens} . {token} is", backbone).asks_words
+    assert not tags("{tokens}", backbone).asks_words
+
+
+def test_labels_are_counted_by_language():
+    own = task("tags", "{tokens}", tokens="tokens")
+    rows = [{**row("a b", labels), "language": name} for name, labels in (("en", ["x", "y"]), ("en", ["y", "y"]))]
+    rows.append({**row("a", ["x"]), "language": "de"})
+    assert encode.label_distribution(own, rows) == {"en": {"x": 1, "y": 3}, "de": {"x": 1}}
+    assert encode.label_distribution(task("text", "{text}", text="text"), rows) == {}
+
+
+def test_prompts_an_epoch_are_estimated_from_the_first_rows_and_of_a_stream_its_rows():
+    """Of ten rows the first two have three prompts and one."""
+    train = pa.table({"parts": [3, 1, *[9] * 8]})
+    sample: Any = SimpleNamespace(train=train, stream=None)
+    made: Any = lambda row: [None] * row["parts"]  # noqa: E731
+    assert encode.prompts_an_epoch(sample, made, 2) == 10 * 4 / 2
+    assert encode.prompts_an_epoch(sample, made, 100) == 3 + 1 + 72
+    sample.stream = SimpleNamespace(rows=77)
+    assert encode.prompts_an_epoch(sample, made, 2) == 77

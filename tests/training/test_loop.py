@@ -157,6 +157,74 @@ def test_the_rate_of_every_step():
     assert [learning_rate(Train(lr=1.0, epochs=2, warmup=0.5), step, 4) for step in range(4)] == [0.5, 1, 1, 1]
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "exponential"])
+def test_a_warm_up_may_take_a_whole_training_or_round_to_nothing(schedule):
+    rates = [learning_rate(Train(lr=1.0, epochs=2, schedule=schedule, warmup=1.0), step, 4) for step in range(4)]
+    assert rates == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate(Train(lr=1.0, epochs=2, schedule=schedule, warmup=0.2), 0, 4) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ([6.0, 0, 0, 0, 4, 0, 0, 1], (3.0, False)),  # loss, leaving, drew, repeats, passes, dropouts, squares, finite
+        ([6.0, 2, 0, 3, 2, 8, 32, 1], (3.0, True)),  # two passes of four dropouts, prompts that count twice
+        ([6.0, 0, 1, 0, 1, 4, 16, 1], (3.0, False)),  # one pass may draw as it likes
+        ([6.0, 0, 0, 0, 2, 8, 34, 1], "draws random numbers"),  # three and five dropouts
+        ([6.0, 0, 1, 0, 2, 8, 32, 1], "draws random numbers"),
+        ([6.0, 0, 1, 1, 1, 4, 16, 1], "draws random numbers"),
+        ([math.inf, 0, 0, 0, 1, 0, 0, 1], "the loss is inf at optimizer step 8;"),
+        ([6.0, 0, 0, 0, 1, 0, 0, 0], "the gradient is not finite at optimizer step 8;"),
+    ],
+)
+def test_what_a_step_tells_of_all_ranks(told, expected):
+    """Of two of them."""
+    if isinstance(expected, tuple):
+        assert loop._checked(told, 7, 2, Train()) == expected
+        return
+    with pytest.raises(UserError, match=expected):
+        loop._checked(told, 7, 2, Train())
+
+
+def test_seconds_add_up_over_epochs_and_where_a_training_goes_on(monkeypatch):
+    """Of a clock that moves on by one each time it is asked."""
+    clock = itertools.count(100.0)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
+    _, state = watched(epochs=3)
+    first, *others = (record["train_seconds"] for record in state.history)
+    assert 0 < first < 50
+    assert others == [2 * first, 3 * first]
+    assert [record["loss"] for record in state.history] == state.losses
+    cell = cases.cell("full", tiny.backbone("bert"))
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 5, "epochs": 4})
+    fit(TorchStepper(cell.learner, settings), dataset(cell), None, settings, 0, cell.score, state)
+    assert state.history[3]["train_seconds"] == 4 * first
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
+    _, state = watched(epochs=2, batch_size=2)
+    assert len(state.losses) == 6
+    assert [record["loss"] for record in state.history] == pytest.approx(
+        [sum(state.losses[:3]) / 3, sum(state.losses[3:]) / 3]
+    )
+    assert [record["epoch"] for record in state.history] == [1, 2]
+
+
+def test_torchs_generators_are_seeded_by_seed_and_step():
+    seen = list[int]()
+
+    class Seeded(TorchStepper):
+        def scores(self, batch):
+            seen.append(torch.initial_seed())
+            return super().scores(batch)
+
+    for seed in (3, 2**45):
+        cell = cases.cell("full", tiny.backbone("bert"))
+        settings = cases.SETTINGS.model_copy(update={"batch_size": 5, "epochs": 2})
+        fit(Seeded(cell.learner, settings), dataset(cell), None, settings, seed, cell.score)
+    assert seen == [(seed * 1_000_003 + step) % 2**63 for seed in (3, 2**45) for step in (0, 1)]
+
+
 class Watched(TorchStepper):
     """Remembers the rate of every step, every loss that went backward, and the values after every step."""
 

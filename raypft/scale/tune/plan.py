@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections import defaultdict
@@ -83,7 +84,7 @@ def planned(campaign: Campaign, where: str = "campaign") -> dict[str, Any]:
 
 
 def _planned(campaign: Campaign, where: str) -> dict[str, Any]:
-    lacks: dict[str, None] = {}
+    lacks, waiting = dict[str, None](), dict[str, None]()
     state = CampaignState(campaign, lambda line: lacks.update({line: None}))
     if not state.all_known():
         check_jobs(campaign, where)
@@ -92,9 +93,11 @@ def _planned(campaign: Campaign, where: str) -> dict[str, Any]:
         try:
             parts += _parts(table_cell, state, speeds)
         except UserError as error:
-            lacks[str(error)] = None
+            (waiting if table_cell.waits else lacks)[str(error)] = None
             parts.append(_unread(table_cell))
     todo = [part for part in parts if part.todo]
+    first = _first(campaign, state) if todo else []
+    lacks |= {} if first else waiting  # what is not there yet is no fault
     refused = refusals(campaign, state) if todo or campaign.tracker else []
     for line in [*refused, *_short(campaign, todo)]:
         lacks[line] = None
@@ -104,6 +107,7 @@ def _planned(campaign: Campaign, where: str) -> dict[str, Any]:
         "trials": sum(part.trials for part in parts),
         "done": sum(part.done for part in parts),
         "todo": sum(part.todo for part in parts),
+        "first": first,
         "steps": sum(part.todo * part.steps for part in todo) if all(part.steps >= 0 for part in todo) else None,
         "hours": None if seconds is None else seconds / 3600,
         "memory_gib": max((part.memory for part in todo), default=0.0) / GIB,
@@ -112,6 +116,20 @@ def _planned(campaign: Campaign, where: str) -> dict[str, Any]:
         "refused": refused,
     }
     return {**plan, "lines": _lines(campaign, plan)}
+
+
+def _first(campaign: Campaign, state: CampaignState) -> list[str]:
+    """The jobs of `before` that are not finished; what is wrong with one is told among the refusals."""
+    if not campaign.before:
+        return []
+    from raypft.runs.prepare import identify  # noqa: PLC0415  (needs torch)
+
+    first = []
+    for name in campaign.before:
+        with contextlib.suppress(UserError):
+            cells = identify(campaign.prerequisite(name), state.memo).cells(test=True)
+            first += [name] if not all(cell.finished for cell in cells) else []
+    return first
 
 
 def _parts(table_cell: TableCell, state: CampaignState, speeds: Speeds) -> Iterator[Part]:
@@ -207,6 +225,7 @@ def _lines(campaign: Campaign, plan: dict[str, Any]) -> list[str]:
         size = "unknown, nothing could be read" if plan["todo"] else "none, nothing is to do"
     return [
         f"{campaign.name}: {campaign.about}",
+        *[f"first: {name}, whose run others need: their steps are known when it is done" for name in plan["first"]],
         f"trials: {plan['trials']}; cells: {plan['done']} done, {plan['todo']} to do",
         *budget,
         f"optimizer steps to do: {steps}; expected time: {hours}",

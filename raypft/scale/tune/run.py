@@ -10,13 +10,17 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import ray
 from ray import tune
 
 from raypft.campaigns.campaign import Campaign
 from raypft.campaigns.state import CampaignState
 from raypft.config.job import Job
+from raypft.errors import UserError, first_line
 from raypft.runs.prepare import prepare
 from raypft.runs.results import Tell
 from raypft.scale.data import remove_left_in
@@ -64,6 +68,25 @@ def run_campaign(campaign: Campaign, tell: Tell, fresh: bool = False) -> list[di
         return state.rows()
 
 
+@contextmanager
+def one_line_of_memory() -> Iterator[None]:
+    """Around Tune: that Ray ended a trial since the memory of its node was full, at which Tune gives up, is one line.
+
+    Raises:
+        UserError: that line.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+            raise
+        raise UserError(
+            f"tune: out of memory: {first_line(error.__cause__)}; what is finished is kept and the same command "
+            "(without --fresh) goes on, when other work has ended or with fewer trials at once "
+            "(more resources.cpus_per_worker)"
+        ) from None
+
+
 def _tune(
     campaign: Campaign,
     state: CampaignState,
@@ -98,7 +121,7 @@ def _tune(
             resources = Job(**json.loads(config["work"])["job"]).resources
             return tune.PlacementGroupFactory([trial_bundles(resources, cpus)[0]])
 
-        tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(Trial, trial_itself),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -114,6 +137,8 @@ def _tune(
                 checkpoint_config=NO_CHECKPOINTS,
                 failure_config=tune.FailureConfig(max_failures=max(job.resources.max_failures for job in jobs)),
             ),
-        ).fit()
+        )
+        with one_line_of_memory():
+            tuner.fit()
     if campaign.tracker is None:
         remove(files)

@@ -6,6 +6,7 @@ next trial with the backbone loaded.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -34,6 +35,8 @@ class Trial(tune.Trainable):
     """Runs what `CampaignSearcher` packed: the job, the keys of its cells to run by seed, dev scores of the others."""
 
     def setup(self, config: dict[str, Any]) -> None:
+        if not hasattr(self, "executor"):
+            gc.freeze()  # modules: what trials leave behind is found without looking through them
         logging.getLogger("ray").setLevel(logging.ERROR)
         self.work = json.loads(config["work"])
         self.devs: list[float] = list(self.work["devs"])
@@ -47,6 +50,9 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial in the same process."""
         self.stack.close()
+        self.cells.clear()
+        vars(self).pop("prepared", None)
+        gc.collect()  # a model's skeleton and its tokenizer hold themselves in circles, which else pile up for long
         if not self.work["lanes"] and not isinstance(self.executor, LocalExecutor):
             self._close_executor()
         self.setup(new_config)
