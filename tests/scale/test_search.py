@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray.tune.experiment
 
 from raypft.campaigns.ledger import Ledger
 from raypft.campaigns.search_space import Search
@@ -22,6 +23,7 @@ from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe
 from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.scale.tune.trackers import tracker
+from raypft.scale.tune.work import Work
 
 SPACE = {
     "method.layer": {"range": [1, 9, 4]},
@@ -153,6 +155,27 @@ def test_trackers_are_rays_own_and_a_missing_package_is_one_line(monkeypatch):
     line = r"tracker: wandb needs the package no_such_package; pip install 'raypft\[wandb\]'"
     with pytest.raises(UserError, match=line):
         tracker("wandb")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_trackers_file_has_a_trials_settings_and_nothing_of_its_job(name, tmp_path, monkeypatch):
+    pytest.importorskip(PACKAGES[name])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    (tmp_path / "trial").mkdir()
+    config = {"row": "SP", "method.length": 4, "work": Work(job={"data": {"root": "s3://b?Signature=abcdef"}})}
+    trial = ray.tune.experiment.Trial("none", stub=True, config=config, evaluated_params=config)
+    monkeypatch.setattr(trial, "init_local_path", lambda: None)
+    monkeypatch.setattr(type(trial), "local_path", str(tmp_path / "trial"))
+    (callback,) = tracker(name)
+    callback.setup(experiment_name="x")
+    callback.log_trial_start(trial)
+    callback.log_trial_result(1, trial, {"dev": 50.0, "training_iteration": 1})
+    callback.log_trial_end(trial)
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"method.length" in content or b"SP" in content for content in files)
+    assert not any(b"abcdef" in content for content in files)
+    assert config["work"].read()["job"]["data"]["root"].endswith("abcdef"), "the trial itself has it"
 
 
 def test_what_hands_out_work_loads_neither_torch_nor_transformers():

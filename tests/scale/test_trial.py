@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from test_cli import place, words  # noqa: F401  (a fixture)
 from raypft.config.load import load_job
 from raypft.runs.prepare import prepare
 from raypft.scale.tune.trial import Trial
+from raypft.scale.tune.work import Work
 
 
-def packed(place: Path, *more: str) -> dict[str, str]:  # noqa: F811
+def packed(place: Path, *more: str) -> dict[str, Work]:  # noqa: F811
     """A trial of a job of one seed."""
     name, *overrides = words(place, "seeds=1", "train.epochs=1", *more)
     made = prepare(load_job(name, overrides))
@@ -28,7 +28,7 @@ def packed(place: Path, *more: str) -> dict[str, str]:  # noqa: F811
         "lanes": True,
         "commits": {},
     }
-    return {"work": json.dumps(asked)}
+    return {"work": Work(**asked)}
 
 
 def test_the_next_trial_finds_nothing_of_the_last_in_memory(place):  # noqa: F811

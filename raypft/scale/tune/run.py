@@ -6,7 +6,6 @@ Tune sees the mean on dev over the seeds done, epochs go to the run store.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import time
@@ -118,7 +117,7 @@ def _tune(
         searcher = CampaignSearcher(state, searches, busy, together, settle, tell, lanes)
 
         def trial_itself(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            resources = Job(**json.loads(config["work"])["job"]).resources
+            resources = Job(**config["work"].read()["job"]).resources
             return tune.PlacementGroupFactory([trial_bundles(resources, cpus)[0]])
 
         tuner = tune.Tuner(

@@ -5,7 +5,6 @@ The ledger is written here, by the driver alone; results are in the run folders.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -18,6 +17,7 @@ from ray.tune.search import Searcher
 
 from raypft import hub
 from raypft.config.job import Job
+from raypft.scale.tune.work import Work
 from raypft.storage import absolute
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class CampaignSearcher(Searcher):
     def _start(
         self, trial_id: str, search: TableCellSearch, configuration: Configuration, test: bool
     ) -> dict[str, Any]:
-        """What the trial gets: readable keys for trackers, the rest as JSON."""
+        """What the trial gets: readable keys for trackers, the rest as `Work`."""
         chosen = configuration is search.chosen
         state, keys = self.state, configuration.keys
         todo = [seed for seed in keys if state.where(configuration, seed, test) is None]
@@ -103,23 +103,23 @@ class CampaignSearcher(Searcher):
             state.note(configuration, todo[0], "running", dev=None)
         self._say({"event": "trial", "label": configuration.label, "chosen": chosen})
         job = self.settled(configuration.job)
-        work = {
-            "job": job.model_dump() | {"storage": absolute(job.storage)},
-            "keys": {str(seed): keys[seed] for seed in todo},
-            "devs": devs,
-            "test": test,
-            "fresh": fresh,
-            "ends_on_failure": search.config is not None,
-            "lanes": self.lanes,
-            "commits": hub.commits(),
-        }
+        work = Work(
+            job=job.model_dump() | {"storage": absolute(job.storage)},
+            keys={str(seed): keys[seed] for seed in todo},
+            devs=devs,
+            test=test,
+            fresh=fresh,
+            ends_on_failure=search.config is not None,
+            lanes=self.lanes,
+            commits=hub.commits(),
+        )
         table_cell = configuration.table_cell
         return {
             "row": table_cell.row,
             "task": table_cell.task,
             **table_cell.axes,
             **configuration.values,
-            "work": json.dumps(work),
+            "work": work,
         }
 
     def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -170,7 +170,8 @@ class CampaignSearcher(Searcher):
         dev = None if math.isnan(result["dev_of_seed"]) else result["dev_of_seed"]
         if dev is not None:
             trial.devs.append(dev)
-        self.state.note(trial.configuration, seed, "finished", dev=dev, tested=trial.test, folder=result["folder"])
+        folder = absolute(trial.configuration.folder(seed))
+        self.state.note(trial.configuration, seed, "finished", dev=dev, tested=trial.test, folder=folder)
         test = None if math.isnan(result["test"]) else result["test"]
         self._say_cell(trial, seed, status="finished", dev=dev, test=test)
 

@@ -7,7 +7,6 @@ next trial with the backbone loaded.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 import statistics
@@ -38,7 +37,7 @@ class Trial(tune.Trainable):
         if not hasattr(self, "executor"):
             gc.freeze()  # modules: what trials leave behind is found without looking through them
         logging.getLogger("ray").setLevel(logging.ERROR)
-        self.work = json.loads(config["work"])
+        self.work = config["work"].read()
         self.devs: list[float] = list(self.work["devs"])
         self.stack, self.cells, self.fault = ExitStack(), list[Cell](), ""
         self.executor: Executor | None = getattr(self, "executor", None)
@@ -102,7 +101,6 @@ class Trial(tune.Trainable):
     def _told(self, cell: Cell | None, dev: float, result: dict[str, Any], reason: str, last: bool) -> dict[str, Any]:
         return {
             "seed": None if cell is None else cell.seed,
-            "folder": None if cell is None else str(cell.folder),
             "dev_of_seed": dev,
             "dev": statistics.fmean(self.devs) if self.devs else math.nan,
             "seeds_done": len(self.devs),
