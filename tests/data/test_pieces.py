@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import math
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -19,6 +20,7 @@ from raypft.data.formats import Columns, read_file
 from raypft.data.json_rows import records
 from raypft.data.packed_rows import PackedRows
 from raypft.errors import UserError
+from raypft.tasks.kinds.base import listed
 
 LONG = "film " * 100
 TEXTS = {
@@ -32,8 +34,7 @@ TEXTS = {
 
 def held(columns: Columns) -> dict:
     """The columns, by what they hold."""
-    values = {name: columns.values(name) for name in columns.names}
-    return {name: found.to_pylist() if isinstance(found, pa.ChunkedArray) else found for name, found in values.items()}
+    return {name: listed(columns.values(name)) for name in columns.names}
 
 
 def opened(data: bytes):
@@ -85,7 +86,7 @@ def test_texts_numbers_and_lists_of_them_stay_arrows(monkeypatch):
     packed = PackedRows((row, 1) for row in rows)
     types = {"t": pa.string(), "n": pa.int64(), "l": pa.list_(pa.string()), "m": pa.list_(pa.int64())}
     for name, kind in types.items():
-        found = packed.values(name)
+        found: Any = packed.values(name)
         assert isinstance(found, pa.ChunkedArray)
         assert found.type == kind
         assert found.to_pylist() == [row.get(name) for row in rows]
