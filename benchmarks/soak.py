@@ -206,7 +206,8 @@ def main() -> None:
         with ray_session():
             for half, rate in HALVES.items():
                 most = max(3, round(rate * minutes / 2))
-                what = campaign(folder, half.split()[-1], most, 1, lanes=half == "lanes", **group)
+                rates = {"space": {"train.lr": [round(1e-4 + 1e-7 * number, 9) for number in range(most)]}}
+                what = campaign(folder, half.split()[-1], 0, 1, lanes=half == "lanes", search=rates, **group)
                 meter = Meter(folder / "ray", what.folder.parent, before, 30 * minutes)
                 try:
                     run_campaign(what, meter)
