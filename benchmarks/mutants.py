@@ -67,8 +67,8 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "training/encode": ["training/test_encode"],
         "training/rows": ["training/test_encode"],
         "tasks/prompts": ["tasks/test_prompts", "golden/test_golden"],
-        "tasks/kinds/tags": ["training/test_encode"],
-        "tasks/kinds/span": ["training/test_encode"],
+        "tasks/kinds/tags": ["training/test_encode", "data/test_columns"],
+        "tasks/kinds/span": ["training/test_encode", "data/test_columns"],
         "encoded": ["training/test_encode", "backbones/test_last_block"],
     },
     "loaders": {
@@ -83,6 +83,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "training/stepper": ["training/test_stepper", "training/test_loop", "training/test_states"],
         "training/dropout": ["training/test_dropout", "training/test_loop"],
         "training/states": ["training/test_states"],
+        "training/heap": ["training/test_heap"],
         "training/kept": ["training/test_states"],
         "training/checkpoint": ["training/test_states", "training/test_loop"],
         "runs/cell": ["runs/test_cell"],
@@ -116,7 +117,7 @@ TELLING = {"tell", "at", "end", "warn", "print", "UserError", "annotate", "perf_
 HINTS = {
     "strict", "encoding", "maxsize", "exist_ok", "parents", "missing_ok", "non_blocking", "stacklevel", "fused",
     "dtype", "device", "repr", "ignore_errors", "confidence_level",
-    "max_chunksize",
+    "max_chunksize", "buffer_size",
 }  # fmt: skip
 """Keywords that guard, hint or name a default; without them code does the same to what a test can give it."""
 

@@ -332,4 +332,4 @@ class Reader:
             if name not in self._held or self._held[name][0] != (turn, group):
                 table = read_group(self.index.origin, order.languages[name][group])
                 self._held[name] = ((turn, group), table.take(order.within(name, turn, group)))
-            yield self._held[name][1].slice(row, 1).to_pylist()[0]
+            yield from self._held[name][1].slice(row, 1).to_pylist()

@@ -353,8 +353,11 @@ def test_no_more_of_a_row_group_is_read_than_up_to_the_end_of_the_piece():
 
 
 def test_of_many_languages_with_equal_remainders_the_first_get_more():
-    sizes = {f"l{number:02}": 2 + number % 2 for number in range(40)}
-    assert list(shares(sizes, "uniform").values()) == [3] * 20 + [2] * 20
+    sizes = {f"l{number:03}": 2 + number % 2 for number in range(100)}
+    assert list(shares(sizes, "uniform").values()) == [3] * 50 + [2] * 50
+    found = list(shares(sizes, 2.0).values())  # of 250 rows 2.25 and 2.75: half of the rest goes to the first of these
+    assert found == [3 if number % 2 else 2 for number in range(100)]
+    assert list(shares(dict.fromkeys(sizes, 7) | {"one": 1}, "uniform").values()) == [7] * 95 + [6] * 6
 
 
 def test_languages_of_one_row_or_none_have_their_places(origin):
@@ -404,3 +407,52 @@ def test_one_reader_reads_epoch_after_epoch_what_a_new_one_would(tmp_path):
         assert rows == list(Reader(streamed, "proportional").rows(seed, epoch, 0, 12))
         orders.add(tuple(row["id"] for row in rows))
     assert len(orders) == 3
+
+
+@pytest.mark.parametrize("mix", ["proportional", "uniform", 1, 1.5, 3.0])
+def test_a_mix_is_a_name_or_a_temperature_of_one_or_more(mix):
+    assert streaming._mixed(mix) == mix
+    for other in (0.99, -1, float("inf"), float("nan"), "even", True):
+        with pytest.raises(ValueError, match="expected proportional, uniform or a temperature"):
+            streaming._mixed(other)
+
+
+def test_each_row_group_is_read_once_in_parts_and_an_order_is_made_once(tmp_path, monkeypatch):
+    write_rows(tmp_path, {"en": 48}, 16, together=True)
+    (tmp_path / "own.yaml").write_text(TASK)
+    whole, groups, orders = set[bool](), list[int](), list[int]()
+    opened, read_group, order = streaming.sources.system_for, streaming.read_group, streaming.Order
+
+    def open_file(*given, **more):
+        whole.add(more.get("whole", True))
+        return opened(*given, **more)
+
+    monkeypatch.setattr(streaming.sources, "system_for", open_file)
+    monkeypatch.setattr(streaming, "read_group", lambda *given: groups.append(given[1].number) or read_group(*given))
+    monkeypatch.setattr(streaming, "Order", lambda *given: orders.append(given[-1]) or order(*given))
+    streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])
+    reader = Reader(streamed, "proportional")
+    rows = [*reader.rows(0, 4, 0, 30), *reader.rows(0, 4, 30, 48)]
+    assert len({row["id"] for row in rows}) == 48
+    assert (sorted(groups), orders, whole) == ([0, 1, 2], [4], {False})
+    assert len(streamed.fingerprint) == 16
+
+
+def test_what_makes_no_other_data_and_what_does(tmp_path):
+    """The order in which a source names its languages does not; other texts do where their size is another."""
+    prints = []
+    for languages, text in (("en: en, de: de", "a"), ("de: de, en: en", "a"), ("en: en, de: de", "a longer one")):
+        task = TASK.replace("test: test}}", f"test: test}}, languages: {{{languages}}}}}")
+        assert task != TASK
+        (tmp_path / "own.yaml").write_text(task)
+        rows = [{"id": str(i), "language": "en", "text": text, "label": "negative"} for i in range(3)]
+        pa_parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+        prints.append(index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"]).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_language_in_another_case_is_told(tmp_path):
+    write_rows(tmp_path, {"en": 3, "DE": 3}, 16, together=True)
+    (tmp_path / "own.yaml").write_text(TASK)
+    with pytest.raises(UserError, match="DE"):
+        index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en"])

@@ -299,6 +299,21 @@ def test_what_a_cell_says_of_its_learner_and_its_start():
     assert cells._start(cell, stepper, None, 5, []) == start | {"epochs": 0, "notes": []}
 
 
+@pytest.mark.parametrize(("stage", "keeps"), [(0, True), (2, True), (3, False)])
+def test_a_cell_keeps_freed_memory_unless_parameters_are_parted(stage, keeps, monkeypatch):
+    told = list[bool]()
+
+    def keep(keep: bool) -> None:
+        told.append(keep)
+        raise StopIteration
+
+    monkeypatch.setattr(cells.HEAP, "keep", keep)
+    cell: Any = SimpleNamespace(job=SimpleNamespace(zero=SimpleNamespace(stage=stage)))
+    with pytest.raises(StopIteration):
+        cells.run_cell(cell, {}, tiny.backbone("bert"))
+    assert told == [keeps]
+
+
 def test_flops_of_all_workers_are_added_unless_one_made_none(monkeypatch):
     flops = SimpleNamespace(training=lambda steps: 2.0 * steps)
     learner = SimpleNamespace(method=SimpleNamespace(backbone=SimpleNamespace(flops=flops)))
