@@ -32,7 +32,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from campaigns import campaign, model
+from campaigns import campaign, model  # pyright: ignore[reportAttributeAccessIssue]  (this folder's)
 from chaos_ray import below, end
 from chaos_ray import called as running
 from scipy.stats import linregress
@@ -177,7 +177,7 @@ class Meter:
             middle = len(warm) // 2 - 1
             start, half, last = (statistics.median(value for _, value in warm[at : at + 3 or None]) for at in
                                  (0, middle, -3))  # fmt: skip
-            line = linregress(*zip(*warm, strict=True))
+            line: Any = linregress([trials for trials, _ in warm], [value for _, value in warm])
             slope, error = 100 * line.slope, 0.0 if math.isnan(line.stderr) else 100 * line.stderr  # nan: all equal
             flat = slope - 2 * error <= BOUND[unit]
             found = f"{start:9.1f}{half:9.1f}{last:9.1f}{slope:12.2f} ± {error:.2f}{'' if flat else '  !'}"
@@ -206,7 +206,8 @@ def main() -> None:
         with ray_session():
             for half, rate in HALVES.items():
                 most = max(3, round(rate * minutes / 2))
-                what = campaign(folder, half.split()[-1], most, 1, lanes=half == "lanes", **group)
+                rates = {"space": {"train.lr": [round(1e-4 + 1e-7 * number, 9) for number in range(most)]}}
+                what = campaign(folder, half.split()[-1], 0, 1, lanes=half == "lanes", search=rates, **group)
                 meter = Meter(folder / "ray", what.folder.parent, before, 30 * minutes)
                 try:
                     run_campaign(what, meter)

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private import worker as rays_worker
 from ray._private.utils import get_num_cpus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -43,12 +44,12 @@ def ray_session() -> Iterator[None]:
 def _unprinted() -> Iterator[None]:
     """What Ray prints of workers that die, long and in colours on stdout, is left to its logs; `log_to_driver` does not
     keep it back."""
-    prints = ray._private.worker.print_to_stdstream
-    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+    prints = rays_worker.print_to_stdstream
+    rays_worker.print_to_stdstream = lambda data, ignore_prefix: None
     try:
         yield
     finally:
-        ray._private.worker.print_to_stdstream = prints
+        rays_worker.print_to_stdstream = prints
 
 
 def _session() -> Iterator[None]:

@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray._private import worker as rays
 from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError
 
 from raypft.errors import UserError
 from raypft.scale.session import ray_session
@@ -31,7 +32,8 @@ def hears(error: str) -> None:
 
     subscriber = SimpleNamespace(subscribe=lambda: None, poll=poll)
     job = SimpleNamespace(binary=lambda: b"\0")
-    rays.listen_error_messages(SimpleNamespace(gcs_error_subscriber=subscriber, current_job_id=job), stopped)
+    driver: Any = SimpleNamespace(gcs_error_subscriber=subscriber, current_job_id=job)
+    rays.listen_error_messages(driver, stopped)
 
 
 def test_rays_own_lines_stay_in_its_logs(monkeypatch, capsys):
@@ -59,9 +61,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch):
 
 
 def test_a_campaign_that_ran_out_of_memory_says_so_in_one_line():
-    full = ray.exceptions.OutOfMemoryError(
-        "9 worker(s) were killed due to the node running low on memory.\nTop users: …"
-    )
+    full = OutOfMemoryError("9 worker(s) were killed due to the node running low on memory.\nTop users: …")
     task: Any = SimpleNamespace(_tracked_actor=None)
     manager: Any = SimpleNamespace()
     with pytest.raises(UserError) as told, one_line_of_memory():

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 
 from raypft.campaigns.campaign import Campaign
 from raypft.campaigns.state import CampaignState
@@ -77,10 +77,11 @@ def one_line_of_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+        full = error.__cause__
+        if not isinstance(full, OutOfMemoryError):
             raise
         raise UserError(
-            f"tune: out of memory: {first_line(error.__cause__)}; what is finished is kept and the same command "
+            f"tune: out of memory: {first_line(full)}; what is finished is kept and the same command "
             "(without --fresh) goes on, when other work has ended or with fewer trials at once "
             "(more resources.cpus_per_worker)"
         ) from None
