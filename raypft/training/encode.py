@@ -152,7 +152,7 @@ def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:
         if row["label"] in by_name:
             by_name[row["label"]].append(row)
     rounds = itertools.zip_longest(*by_name.values())
-    return [row for of_round in rounds for row in of_round if row is not None]
+    return [row for row in itertools.chain.from_iterable(rounds) if row is not None]
 
 
 def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
