@@ -242,6 +242,7 @@ def _seconds_left(ledger: Ledger, left: int) -> float | None:
     now."""
     entries = [entry for entry in ledger if entry["status"] == "finished" and entry["cell"] in ledger.began]
     took = [entry.get("time", 0.0) - ledger.began[entry["cell"]] for entry in entries]
+    took = [seconds for seconds in took if seconds >= 0]  # between the two the clock was set back
     if not took:
         return None
     at_once = sum(entry["status"] == "running" for entry in ledger)

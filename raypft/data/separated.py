@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -161,20 +160,21 @@ def _check_quotes(content: Content, layout: _Layout) -> None:
 def _swallowed(table: pa.Table, separator: str) -> list[str]:
     """A line where values hold what looks like rows: lines with as many cells as a row, one of which another column
     has elsewhere."""
-    odd: list[list[tuple[int, str]]] = []  # of each value with line ends, the cells of other columns in such lines
+    odd: list[set[tuple[int, str]]] = []  # of each value with line ends, the cells of other columns in such lines
+    asked: dict[int, set[str]] = {}
     for place, column in enumerate(table.columns):
         for value in column.filter(compute.match_substring(column, "\n")).to_pylist():
-            lines = (line.split(separator) for line in value.splitlines())
-            rows = [enumerate(cells) for cells in lines if len(cells) == table.num_columns]
-            odd.append([(other, cell) for cells in rows for other, cell in cells if other != place])
-    asked: dict[int, set[str]] = {}
-    for other, cell in itertools.chain.from_iterable(odd):
-        asked.setdefault(other, set()).add(cell)
-    known = {
-        (other, cell)
-        for other, cells in asked.items()
-        for cell in table[other].filter(compute.is_in(table[other], pa.array(cells, pa.string()))).unique().to_pylist()
-    }
+            odd.append(set())
+            for line in value.splitlines():
+                cells = line.split(separator)
+                if len(cells) == table.num_columns:
+                    odd[-1] |= {(other, cell) for other, cell in enumerate(cells) if other != place}
+            for other, cell in odd[-1]:
+                asked.setdefault(other, set()).add(cell)
+    known = set[tuple[int, str]]()
+    for other, cells in asked.items():
+        there = table[other].filter(compute.is_in(table[other], pa.array(cells, pa.string()))).unique()
+        known.update((other, cell) for cell in there.to_pylist())
     count = sum(not known.isdisjoint(cells) for cells in odd)
     return (
         [f"values that hold lines which look like rows of their own: {count}; is a quote left open?"] if count else []

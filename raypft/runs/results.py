@@ -113,10 +113,11 @@ def key_of(path: Path) -> str | None:
         return None
 
 
-def state_time(folder: Path) -> float:
-    """When a cell's last state was kept, in seconds of the file's clock; 0 where there is none."""
+def states_kept(folder: Path) -> set[tuple[str, float]]:
+    """The states of a cell that are there, each by its file's name and time: these tell one from another, not which
+    came first, since clocks are set."""
     files = [folder / STATE, folder / PREVIOUS, *(folder / PARTS).glob("*.json")]
-    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
+    return {(file.name, file.stat().st_mtime) for file in files if file.is_file()}
 
 
 def result_in(path: Path) -> dict[str, Any] | None:

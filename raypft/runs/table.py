@@ -16,7 +16,7 @@ from raypft.report.groups import text
 from raypft.report.mixing import Mixing, made, tested
 from raypft.report.notes import label, selected
 from raypft.report.table import WIDEST, Table, mean_std
-from raypft.runs.results import EVENTS, PROVENANCE, damaged, read_job, read_results, state_time
+from raypft.runs.results import EVENTS, PROVENANCE, damaged, read_job, read_results, states_kept
 from raypft.tasks.metrics import mean_without, pivot_in
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def interrupted(prepared: Sequence[Prepared]) -> tuple[Table | None, str]:
         table.title = f"partial, {len(done)} of {len(cells)} seeds: {table.title}"
     told = [f"{len(done)} of {len(cells)} seeds are finished"]
     for cell in cells:
-        if not cell.finished and state_time(cell.folder):
+        if not cell.finished and states_kept(cell.folder):
             told.append(f"the last state of seed {cell.seed} is kept")
         elif not cell.finished and (cell.folder / EVENTS).is_file():
             told.append(f"no state of seed {cell.seed} was kept yet (train.save_every), it begins anew")

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from raypft.runs.results import state_time
+from raypft.runs.results import states_kept
 from raypft.storage import path_of
 
 MOST_HALVINGS = 10
@@ -19,7 +19,8 @@ class CellQueue:
     def __init__(self) -> None:
         self.cells: list[dict[str, Any] | None] = []
         self.num_finished, self.running, self.started, self.waits = 0, False, False, False
-        self.failures, self.last_error, self.state_time = 0, "", 0.0
+        self.failures, self.last_error = 0, ""
+        self.states: set[tuple[str, float]] = set()
         self.halvings, self.halved = 0, False
         self.errors: dict[int, str] = {}
         self.beats: dict[str, tuple[float, str]] = {}
@@ -117,8 +118,8 @@ class CellQueue:
         if self.halved:
             self.running, self.halved = False, False
             return
-        before, self.state_time = self.state_time, state_time(path_of(cell["folder"]))
-        self.running, self.failures = False, 1 if self.state_time > before else self.failures + 1
+        before, self.states = self.states, states_kept(path_of(cell["folder"]))
+        self.running, self.failures = False, 1 if self.states - before else self.failures + 1
         if self.failures > cell["job"]["resources"]["max_failures"]:
             died = f"run: a worker died {self.failures} times in this cell; out of memory? Ray's logs tell"
             await self.finish(self.num_finished, self.last_error or died)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -187,7 +188,7 @@ def node_memory() -> list[float]:
     if not os.environ.get("RAY_ADDRESS"):
         return []
     if shapes := shapes_here():
-        nodes = [shape.memory for shape in shapes for _ in range(shape.most)]
+        nodes = list(itertools.chain.from_iterable([shape.memory] * shape.most for shape in shapes))
         return nodes if all(nodes) else []
     with ray_session():
         found = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -151,8 +151,8 @@ def _by_class(rows: list[dict], names: Sequence[str]) -> list[dict]:
     for row in rows:
         if row["label"] in by_name:
             by_name[row["label"]].append(row)
-    rounds = itertools.zip_longest(*by_name.values())
-    return [row for row in itertools.chain.from_iterable(rounds) if row is not None]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*by_name.values()))
+    return [row for row in rounds if row is not None]
 
 
 def label_distribution(task: Task, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ from watched import Driven
 
 from raypft.campaigns import server
 from raypft.campaigns.state import CampaignState
+from raypft.campaigns.stored import stored
 from raypft.campaigns.watched import SILENT, Watched
+from raypft.report.now import state_line
 from raypft.storage import locked
 
 CHROMIUM = next(
@@ -96,6 +99,24 @@ def test_a_look_counts_what_is_done_runs_failed_and_what_is_left(driven):
         assert (look.done, look.total) == (3, 8)
         assert look.left is not None
         assert look.left >= 0
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, 86400.0])
+def test_a_clock_that_is_set_between_begin_and_end_is_no_negative_time(driven, seconds, monkeypatch):
+    """Order is that of lines, not of times."""
+    with locked(driven.folder):
+        driven.begin(PLAIN, 0, EPOCH)
+        now = time.time() + seconds
+        monkeypatch.setattr(time, "time", lambda: now)
+        driven.end(PLAIN, 0, right=12)
+        driven.begin(PLAIN, 1, EPOCH, EPOCH | {"epoch": 2})
+        look = Watched(driven.folder).look()
+        assert (look.state, look.done) == ("running", 2), "lr=0.01 is the plain row"
+        assert [cell.row["status"] for cell in look.cells][:2] == ["finished", "running"]
+        assert [epoch["epoch"] for epoch in look.cells[1].epochs] == [1, 2]
+        assert look.left is None or look.left >= 0
+        assert "-" not in state_line(look).replace(time.strftime("%Y-%m-%d"), "").partition(";")[0]
+    assert stored(driven.folder)[0].done == 1
 
 
 def test_a_search_shows_its_best_and_its_tests_are_cells_too(driven):

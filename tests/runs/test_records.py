@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raypft import records
 from raypft.cluster.package import listed
+from raypft.config.load import load_job
 from raypft.contract import cases, tiny
 from raypft.errors import UserError, visible
 from raypft.methods import _tickets
@@ -149,6 +150,22 @@ SECRETS = [
     "storage=s3://KEY:hidden@b/f", "--token=hidden", "HF_TOKEN=hidden", "wandb.api_key=hidden",
     "data.root=https://x/y?a=1&X-Amz-Signature=hidden&b=2", "AWS_SECRET_ACCESS_KEY=hidden", "db.password=hidden",
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.root=https://x/y?a=1&X-Amz-Signature=hidden&b=2",
+        "data.root=s3://KEY:hidden@bucket/data",
+        "storage=https://x/y?sig=hidden",
+        "backbone=https://me:hidden@host/model",
+    ],
+)
+def test_a_secret_in_a_value_of_a_job_is_refused_without_being_told(word):
+    key = word.partition("=")[0]
+    with pytest.raises(UserError, match=rf"{key}: .* holds a key or password, which would stand in files") as caught:
+        load_job("profit", ["task=xnli", "backbone=xlmr-base", word])
+    assert "hidden" not in str(caught.value)
 
 
 def test_the_command_in_a_provenance_holds_no_secret(monkeypatch):

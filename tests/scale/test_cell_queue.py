@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,26 @@ def test_that_workers_start_again_is_one_line(tmp_path):
         "seed 0: its workers ended early; they start again, time 1 of at most 2 without a new state",
         "seed 0: run: training failed: no luck; they start again, time 2 of at most 2 without a new state",
     ]
+
+
+def test_a_new_state_counts_though_the_clock_was_set_back(tmp_path):
+    async def failures() -> list[int]:
+        queue, found = CellQueue(), list[int]()
+        await queue.put(cell(tmp_path, max_failures=2))
+        (tmp_path / "seed-0").mkdir()
+        state, before = tmp_path / "seed-0" / "state.pt", tmp_path / "seed-0" / "state.previous.pt"
+        for hour in (5, 4, 3):
+            await queue.start()
+            await queue.take(0)
+            if state.exists():
+                state.rename(before)
+            state.touch()
+            os.utime(state, (0, 3600.0 * hour))
+            await queue.start()
+            found.append(queue.failures)
+        return found
+
+    assert asyncio.run(failures()) == [1, 1, 1]
 
 
 def test_what_is_done_is_not_kept(tmp_path):
