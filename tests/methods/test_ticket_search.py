@@ -263,8 +263,8 @@ def test_where_training_began_is_read_once_for_each_device_and_type():
     name, parameter = next(iter(method.opened.items()))
     first = method.start(name)
     assert method.start(name) is first
-    for kind in ({"dtype": torch.bfloat16}, {"device": "meta"}):
-        parameter = method.opened[name] = torch.nn.Parameter(parameter.detach().to(**kind))
+    for kind in (torch.bfloat16, torch.device("meta")):
+        parameter = method.opened[name] = torch.nn.Parameter(parameter.detach().to(kind))
         found = method.start(name)
         assert (found.dtype, found.device) == (parameter.dtype, parameter.device)
         assert found is not first

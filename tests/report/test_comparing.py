@@ -43,11 +43,11 @@ def test_every_pair_is_tested_in_every_column_and_corrected():
     assert [(pair.column, pair.first, pair.second) for pair in found.pairs] == [
         (column, *pair) for column in SECTION.names for pair in names
     ]
-    by_column = []
+    by_column: list[Any] = []
     for number in range(3):
         raw = [p_of(VALUES[first][number], VALUES[second][number]) for first, second in names]
         by_column.append(multipletests(raw, method="holm")[1])
-    both = [multipletests([by_column[0][pair], by_column[1][pair]], method="fdr_bh")[1] for pair in range(3)]
+    both: Any = [multipletests([by_column[0][pair], by_column[1][pair]], method="fdr_bh")[1] for pair in range(3)]
     expected = [[pair[0] for pair in both], [pair[1] for pair in both], by_column[2]]
     assert [pair.p for pair in found.pairs] == pytest.approx([p for column in expected for p in column])
     won = {(pair.first, pair.second): (pair.won, pair.of) for pair in found.pairs}
