@@ -26,7 +26,7 @@ from chaos import CELLS, RECIPES, WORDS, forked, lines, prepare, report, whole
 
 from raypft.schema import set_key, split_override
 
-VICTIMS = {"worker": "ray::RayTrainWorker", "trial": "ray::Trial", "raylet": "/raylet ", "driver": ""}
+VICTIMS = {"worker": "ray::RayTrainWorker", "trial": "ray::ResourceTrainable", "raylet": "/raylet ", "driver": ""}
 """What is killed, and how its process is called."""
 LONGEST = 600
 """Seconds after which a command has hung."""
