@@ -26,7 +26,7 @@ class Heap:
 
     def __init__(self) -> None:
         self.limit = 0.0
-        self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self.libc: ctypes.CDLL | None = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def keep(self, keep: bool) -> None:
         """Keep freed memory from here on; or let large blocks go at once, where memory is what is short."""
