@@ -137,10 +137,9 @@ def start_rows(sizes: Sizes, quick: bool) -> Iterator[Row]:
 def rows(quick: bool, data: Path | None) -> Iterator[Row]:
     """All rows, as they are measured."""
     sizes, of_trec = (QUICK, QUICK_TREC) if quick else (Sizes(), Sizes())
-    yield from gnnavi_rows(sizes, of_trec)
-    yield from topro_rows(sizes, data)
-    yield from shortcut_rows(sizes)
-    yield from start_rows(sizes, quick)
+    for part in (gnnavi_rows(sizes, of_trec), topro_rows(sizes, data), shortcut_rows(sizes), start_rows(sizes, quick)):
+        HEAP.keep(True)  # as each cell of a run begins
+        yield from part
 
 
 def main() -> None:
@@ -150,7 +149,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of UDPOS rows")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    HEAP.keep(True)
     measured = []
     for row in rows(chosen.quick, chosen.data):
         measured.append(row)
