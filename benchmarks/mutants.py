@@ -75,7 +75,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "training/loader": ["training/test_loader", "training/test_loop"],
         "training/room": ["training/test_loader"],
         "training/flow": ["data/test_streaming_order"],
-        "training/ahead": ["training/test_loop"],
+        "training/ahead": ["training/test_loop", "training/test_heap"],
         "batch": ["training/test_loader"],
     },
     "loop": {

@@ -92,6 +92,11 @@ def test_a_line_cut_short_by_a_kill_does_not_swallow_the_next(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.note(**entry(2))
     assert [known["cell"] for known in Ledger(tmp_path)] == [entry(0)["cell"], entry(2)["cell"]]
+    mended = (tmp_path / FILE).stat()
+    ledger.note(**entry(3))
+    after = (tmp_path / FILE).stat()
+    assert after.st_ino == mended.st_ino, "it is mended once, and appended to from then on"
+    assert after.st_size > mended.st_size
 
 
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):

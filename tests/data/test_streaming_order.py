@@ -296,6 +296,20 @@ def test_rows_that_say_no_language_are_of_their_files_or_the_tasks_first(train, 
     assert streamed.head()["language"].to_pylist() == wanted
 
 
+def test_rows_without_ids_of_parallel_languages_are_named_by_their_place_in_the_split(tmp_path):
+    files = "{train: 'train-{language}', validation: 'train-{language}', test: 'train-{language}'}"
+    known = "files: {files: {train: train, validation: validation, test: test}}"
+    own = TASK.replace(known, f"files: {{parallel: true, files: {files}}}")
+    (tmp_path / "own.yaml").write_text(own)
+    for name in ("en", "de"):
+        table = pa.table({"text": [f"a film {i} in {name}" for i in range(5)], "label": ["negative"] * 5})
+        pa_parquet.write_table(table, tmp_path / f"train-{name}.parquet", row_group_size=2)
+    streamed = index(choose(load_task(f"{tmp_path}/own.yaml"), None, str(tmp_path)), ["en", "de"])
+    read = [streaming.read_group(streamed.origin, group) for group in streamed.languages["de"]]
+    assert [table["id"].to_pylist() for table in read] == [["0", "1"], ["2", "3"], ["4"]]
+    assert [table["text"][0].as_py() for table in read] == ["a film 0 in de", "a film 2 in de", "a film 4 in de"]
+
+
 def test_files_are_named_so_that_other_processes_find_them_and_their_names_make_no_other_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prints = set()
