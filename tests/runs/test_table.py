@@ -136,7 +136,7 @@ def test_jobs_of_one_command_are_of_one_task_metric_and_test():
 
 def test_interrupted_jobs_say_what_is_finished_and_what_is_kept(two, tmp_path, monkeypatch):
     kept = {"seed-3"}
-    monkeypatch.setattr(tables, "state_time", lambda folder: folder.name in kept and 5.0)
+    monkeypatch.setattr(tables, "states_kept", lambda folder: {("state.pt", 5.0)} if folder.name in kept else set())
     begun = tmp_path / "begun" / "seed-4"
     begun.mkdir(parents=True)
     (begun / "events.jsonl").write_text("")

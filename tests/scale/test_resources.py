@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,9 @@ def test_a_job_reads_its_clusters_pools_from_the_heads_environment(monkeypatch):
     monkeypatch.delenv("RAYPFT_CLUSTER", raising=False)
     assert shapes_here() is None
     monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(load(FOLDER / "aws.yaml")))
-    assert sorted(shapes_here() or [], key=str) == sorted(AWS, key=str)
+    found = shapes_here() or []
+    assert sorted((replace(shape, memory=0) for shape in found), key=str) == sorted(AWS, key=str)
+    assert next(shape.memory for shape in found if shape.name == "cpu-data") == 64 * 2**30
 
 
 def test_a_job_on_a_growing_cluster_counts_what_may_come(monkeypatch):

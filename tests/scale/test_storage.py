@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,13 @@ def bucket():
 
 
 def wait_for(happened, seconds: float = 120) -> None:
-    """Until something is there."""
-    deadline = time.monotonic() + seconds
-    while not happened():
+    """Until something is there; what goes between being listed and looked at is not."""
+    deadline, there = time.monotonic() + seconds, False
+    while not there:
         assert time.monotonic() < deadline, "nothing came"
         time.sleep(0.05)
+        with suppress(FileNotFoundError):
+            there = happened()
 
 
 def result(storage: str) -> dict:
@@ -138,12 +141,12 @@ def test_a_large_state_lies_in_the_bucket_in_parts(place, bucket, monkeypatch): 
     monkeypatch.setattr(StateWriter, "_is_due", lambda writer, patience=10: False)
     more = ["seeds=1", "train.epochs=8", "train.save_every=5", "train.batch_size=4", "train.select=last"]
     name, *common = words(place, *more, "train.patience=null")
-    events: list[dict] = []
+    events, stops = list[dict](), iter([KeyboardInterrupt])
 
     def tell(event: dict) -> None:
         events.append(event)
-        if event["event"] == "epoch" and event["epoch"] == 3 and len(events) < 8:
-            raise KeyboardInterrupt
+        if event["event"] == "epoch" and event["epoch"] == 5 and (stop := next(stops, None)):
+            raise stop
 
     (whole,) = run_jobs([prepare(load_job(name, [*common, f"storage={place}/whole"]))])
     job = load_job(name, [*common, f"storage={bucket}/large"])
