@@ -139,12 +139,14 @@ def test_a_large_state_lies_in_the_bucket_in_parts(place, bucket, monkeypatch): 
     monkeypatch.setattr(shards, "WHOLE", 0)
     monkeypatch.setattr(checkpoint, "LOOK", 1)
     monkeypatch.setattr(StateWriter, "_is_due", lambda writer, patience=10: False)
-    more = ["seeds=1", "train.epochs=8", "train.save_every=5", "train.batch_size=4", "train.select=last"]
+    more = ["seeds=1", "train.epochs=8", "train.save_every=8", "train.batch_size=4", "train.select=last"]
     name, *common = words(place, *more, "train.patience=null")
     events, stops = list[dict](), iter([KeyboardInterrupt])
 
     def tell(event: dict) -> None:
         events.append(event)
+        if event["event"] == "epoch" and event["epoch"] == 4:
+            time.sleep(1)  # in which the state after its last step is written
         if event["event"] == "epoch" and event["epoch"] == 5 and (stop := next(stops, None)):
             raise stop
 
