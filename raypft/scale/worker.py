@@ -32,6 +32,8 @@ from raypft.training.stepper import Learner, Stepper
 
 BEAT_SECONDS = 10
 PACKAGE = str(Path(__file__).parents[1])
+GONE = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
+"""What gloo and NCCL say where another worker has gone: why it went it tells itself, or Ray does."""
 
 
 def run_cells(queue: Any) -> None:
@@ -63,8 +65,9 @@ def run_cells(queue: Any) -> None:
                 ray.get(queue.note_out_of_memory.remote(number))
             log = path_of(message["folder"]) / LOG
             log.write_text(traceback.format_exc())
-            failed = f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
-            ray.get(queue.note_error.remote(failed))
+            if not any(said in str(error) for said in GONE):
+                failed = f"run: training failed on the workers: {last_line(error)}; the whole traceback is in {log}"
+                ray.get(queue.note_error.remote(failed))
             raise
         if first:
             ray.get(queue.finish.remote(number))
