@@ -69,13 +69,11 @@ def ends(cell: cases.Cell, stepper) -> dict[str, list[list[str]]]:
 ENDED = on_each_engine([("lora", "gpt2")], epochs=1, probe=ends)
 DECAYED = [("full", "bert"), ("full", "t5"), ("soft_prompt", "gpt2")]
 """Biases and normalisations beside other weights, and a method's own parameters beside the model's."""
-AGAIN = on_each_engine(
+CHECKPOINTED = on_each_engine(
     [("full", "bert"), ("full", "t5"), ("lottery", "bert"), ("lora", "gpt2"), ("gnnavi", "gpt2"), ("prefix", "gpt2")],
     epochs=2,
     checkpointing=True,
 )
-CHECKPOINTED = [plan for plan in AGAIN if plan.engine in ("torch", 3)]
-"""Stages 0 to 2 hold parameters whole, as torch does; stage 3 gathers them again."""
 EXTRA = [
     Case("full", "bert", 2, micro_batch=1, clip=0.5),
     Case("full", "bert", "torch", micro_batch=1, clip=0.5),
