@@ -133,9 +133,8 @@ def over_rows(parts: Parts, lowest: float = 0.0) -> tuple[float, float]:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return -float(found.low), float(
-        found.high
-    )  # a mean of draws is the mean or less, and the mean or more, often enough
+    # a mean of draws lies on either side of the mean often enough: no distance is below 0
+    return -float(found.low), float(found.high)
 
 
 def _alike(values: Sequence[float] | Floats) -> bool:
