@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -22,9 +23,11 @@ from test_cli import place, words  # noqa: F401  (a fixture)
 from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.runs.prepare import prepare
+from raypft.scale.cell_queue import CellQueue
 from raypft.scale.resources import cpus_per_worker
 from raypft.scale.run import run_jobs
 from raypft.scale.session import check_storage
+from raypft.scale.worker import teller
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -136,6 +139,23 @@ def test_a_killed_worker_costs_nothing_but_time(place, session, capfd):  # noqa:
     assert results[0]["losses"] == pytest.approx(whole[0]["losses"], rel=1e-6)
     assert results[0]["scores"] == whole[0]["scores"]
     assert results[0]["best_epoch"] == whole[0]["best_epoch"]
+
+
+class SlowQueue(CellQueue):
+    """One that is slower the earlier an event is."""
+
+    async def add_event(self, event: dict[str, Any]) -> None:
+        await asyncio.sleep(0.2 / event["epoch"])
+        await super().add_event(event)
+
+
+def test_events_come_in_the_order_in_which_they_were_told(session):
+    queue: Any = ray.remote(SlowQueue).options(num_cpus=0, max_concurrency=1000).remote()
+    tell = teller(queue)
+    for epoch in range(1, 5):
+        tell({"event": "epoch", "epoch": epoch})
+    assert [event["epoch"] for event in ray.get(queue.take_events.remote())] == [1, 2, 3, 4]
+    ray.kill(queue)
 
 
 def test_queue_and_controller_load_no_torch(place, session):  # noqa: F811
