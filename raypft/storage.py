@@ -17,6 +17,7 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -97,7 +98,8 @@ def written(path: Path) -> Iterator[Path]:
             yield file
             cast(Any, path).fs.put_file(str(file), cast(Any, path).path)
         return
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    own = uuid.uuid4().int >> 64  # other hosts have processes of the same number
+    partial = path.with_name(f"{path.stem}.{own}.partial{path.suffix}")
     try:
         yield partial
         with partial.open("rb") as stream:

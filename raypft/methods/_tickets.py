@@ -203,7 +203,7 @@ def cut(
         layers: parameter to its layer, needed per layer.
 
     Raises:
-        UserError: not one entry would be active.
+        UserError: not one entry would be active; or a search writes the artefact meanwhile.
     """
     chosen = ticket.names if names is None else tuple(name for name in ticket.names if name in set(names))
     groups: dict[Any, list[str]] = {}
@@ -222,6 +222,8 @@ def _cut(path: Path, digest: str, ratio: float, scope: str, groups: tuple[tuple[
     for group in groups:
         size, unmoved = _select(ticket, group, ratio, indices)
         pool, zeros = pool + size, zeros + unmoved
+    if open_ticket(str(path)).digest != digest:
+        raise UserError(f"method.ticket: {path} was written anew while it was read; run again")
     if not indices:
         raise UserError(
             f"method.ratio: {ratio} of {pool:,} candidates ({scope}) leaves not one active entry; "

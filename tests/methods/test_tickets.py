@@ -140,6 +140,23 @@ def test_a_new_search_at_the_old_place_is_cut_anew(tmp_path):
     assert (as_lists(first), as_lists(second)) == ({"w": [1]}, {"w": [0]})
 
 
+def test_a_search_that_writes_while_its_ticket_is_read_is_told(tmp_path, monkeypatch):
+    """Nothing is cut out of two searches."""
+    ticket, chunks = stored(tmp_path, {"a": torch.tensor([1.0, 2, 3]), "b": torch.tensor([0.1, 0.2, 0.3])}), []
+
+    def replaced(self: tickets.Ticket, name: str):
+        if name == "b" and name not in chunks:
+            stored(tmp_path, {"a": torch.tensor([0.1, 0.2, 0.3]), "b": torch.tensor([1.0, 2, 3])})
+        chunks.append(name)
+        return whole(self, name)
+
+    whole = tickets.Ticket.chunks
+    monkeypatch.setattr(tickets.Ticket, "chunks", replaced)
+    with pytest.raises(UserError, match=r"was written anew while it was read; run again"):
+        cut(ticket, 0.5)
+    assert as_lists(cut(stored(tmp_path, {"a": torch.tensor([1.0, 2])}), 0.5)) == {"a": [1]}
+
+
 def test_found_by_file_by_run_and_by_seed(tmp_path):
     path = tmp_path / "seed-4" / tickets.FILE
     save_ticket(path, coarse((3,)), "abc", "vanilla", {})

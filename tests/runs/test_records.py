@@ -130,12 +130,23 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     with written(tmp_path / "a.json") as file:
         file.write_text("mine")
         name = file.name
-    for left in (name, name.replace(str(os.getpid()), "99999"), name.removesuffix(".json")):
+    for left in (name, "a.99999.partial.json", name.removesuffix(".json")):
         (tmp_path / left).write_text("half")
     for kept in ("my.partial.notes", "x.partial"):
         (tmp_path / kept).write_text("mine")
     tidy(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "my.partial.notes", "x.partial"}
+
+
+def test_hosts_that_write_a_file_at_once_do_not_write_into_each_others(tmp_path, monkeypatch):
+    """Their processes may have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "a.json"
+    with written(path) as one, written(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize("uri", ["s3://KEY:SECRET@bucket/runs", "sftp://me:SE/CRET@host/runs"])
