@@ -1,6 +1,6 @@
 """Tiny trials of a campaign on a ZeRO-1 worker, one after the other for half an hour in one Ray session: what grows.
 
-    OMP_NUM_THREADS=1 python benchmarks/soak.py [--minutes 30]
+    OMP_NUM_THREADS=1 python benchmarks/soak.py [--minutes 30] [--only TEXT]
 
 Half of the time worker groups outlive trials (lanes), half of it each trial has its own group. When a trial has ended,
 up to about 60 times in a half, this is measured: of each kind of process below this one, and of this one, the driver,
@@ -194,7 +194,9 @@ def main() -> None:
     """Run, and say what grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
-    minutes = parser.parse_args().minutes
+    parser.add_argument("--only", default="", help="leave out a half whose name has no such text")
+    asked = parser.parse_args()
+    minutes = asked.minutes
     before, growing, trials = set(os.listdir("/dev/shm")), list[str](), 0
     with tempfile.TemporaryDirectory(prefix="so-", dir="/tmp") as name:
         folder = Path(name)
@@ -204,8 +206,8 @@ def main() -> None:
         model(folder)
         group = {"defaults": {"resources.workers": 1, "zero.stage": 1}}
         with ray_session():
-            for half, rate in HALVES.items():
-                most = max(3, round(rate * minutes / 2))
+            for half in filter(lambda half: asked.only in half, HALVES):
+                most = max(3, round(HALVES[half] * minutes / 2))
                 rates = {"space": {"train.lr": [round(1e-4 + 1e-7 * number, 9) for number in range(most)]}}
                 what = campaign(folder, half.split()[-1], 0, 1, lanes=half == "lanes", search=rates, **group)
                 meter = Meter(folder / "ray", what.folder.parent, before, 30 * minutes)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from raypft.errors import UserError, closest, nearest
+from raypft.errors import UserError, closest, nearest, without_secrets
 
 NUMBERS = (int, float, int | None, float | None)
 """The types of keys that take a number."""
@@ -185,6 +185,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             raise UserError(f'key "{min(twice)}" is given twice, nested and dotted; keep one of them')
         dotted |= more
     return dotted
+
+
+def secrets(values: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each URI among values by dotted keys that holds a password or is signed."""
+    for key, value in values.items():
+        if isinstance(value, str) and "://" in value and (shown := without_secrets(value)) != value:
+            yield (
+                f"{key}: {shown} holds a key or password, which would stand in files and logs; leave it out, and give "
+                "it in the environment variables of the store's client"
+            )
 
 
 def number(text: str) -> str | float:

@@ -7,7 +7,6 @@ configurations, once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ from pydantic import ValidationError
 from raypft.catalogue import is_own, own_name
 from raypft.config.job import Job, Resources
 from raypft.data.sampling import protocol
-from raypft.errors import Faults, UserError, nearest, without_secrets
+from raypft.errors import Faults, UserError, nearest
 from raypft.schema import (
     find_yaml,
     flat,
     read_yaml,
+    secrets,
     set_key,
     shortened,
     split_override,
@@ -166,7 +166,7 @@ def make_job(values: dict[str, Any], where: str = "job") -> ResolvedJob:
         begin = f"from: {recipe}" if recipe in recipe_names() else "from: RECIPE"
         faults.add([f'{where}: key "method" is missing; add it, or begin the file with {begin}'])
         filled["method"] = "full"
-    faults.add(_secrets(values, where))
+    faults.add(f"{where}: {line}" for line in secrets(flat(values)))
     job = None
     try:
         job = Job(**filled)
@@ -176,16 +176,6 @@ def make_job(values: dict[str, Any], where: str = "job") -> ResolvedJob:
     faults.tell()
     assert job is not None
     return _checked(_resolved(job, found, usual, where))
-
-
-def _secrets(values: dict[str, Any], where: str) -> Iterator[str]:
-    """A line for each URI that holds a password or is signed."""
-    for key, value in flat(values).items():
-        if isinstance(value, str) and "://" in value and (shown := without_secrets(value)) != value:
-            yield (
-                f"{where}: {key}: {shown} holds a key or password, which would stand in files and logs; leave it out, "
-                "and give it in the environment variables of the store's client"
-            )
 
 
 def resolve(job: Job, where: str = "job") -> ResolvedJob:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raypft.errors import Faults, UserError, closest, nearest
-from raypft.schema import find_yaml, keys_at, read_yaml, validation_lines, yaml_names
+from raypft.schema import find_yaml, flat, keys_at, read_yaml, secrets, validation_lines, yaml_names
 from raypft.tasks.metrics import OF_WRITTEN, check_chunks, metric
 from raypft.tasks.short_forms import written_out
 from raypft.tasks.task import MARKUP, SPLITS, Source, Task, Wording
@@ -56,6 +56,8 @@ def _read(path: Path, where: str, changed: int) -> Task:
     except ValidationError as error:
         faults.add(validation_lines(where, error, values))
         task = _without(values, error)
+    with faults.caught():
+        faults.add(f"{where}: {line}" for line in secrets(flat({"sources": values.get("sources")})))
     if task is not None:
         faults.add(f"{where}: {line}" for line in _faults(task))
     faults.tell()

@@ -56,6 +56,21 @@ def test_a_language_changes_only_what_its_wording_names(load):
     assert (pattern.wording("de").text, pattern.wording("en").verbalizer) == (pattern.text, pattern.verbalizer)
 
 
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [
+        ("hub.root", "hub: {hub: owner/name, root: 'https://host/rows?X-Amz-Signature=SECRET'}"),
+        ("hub.files.train", "hub: {files: {train: 's3://ME:SECRET@bucket/rows.csv', test: b}}"),
+    ],
+)
+def test_a_key_in_a_uri_is_refused_without_being_told(load, key, new):
+    with pytest.raises(UserError) as caught:
+        load("hub: {hub: owner/name}", new)
+    (line,) = [line for line in str(caught.value).split("\n") if "holds a key" in line]
+    assert f"mine.yaml: sources.{key}: " in line
+    assert "SECRET" not in str(caught.value)
+
+
 def test_an_unknown_task_names_the_nearest():
     known = f"known: {', '.join(task_names())}"
     with pytest.raises(UserError) as caught:
