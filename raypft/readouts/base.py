@@ -70,6 +70,11 @@ class Readout(nn.Module, ABC):
         """A prompt with what this readout needs beside: targets of a decoder, say. Called once, while encoding."""
         return prompt
 
+    @staticmethod
+    def scored(config: Any, tokens: int) -> float:
+        """At how many positions of a prompt of so many tokens a training scores the whole vocabulary, about."""
+        return 0.0
+
     def redraw(self, prompt: Encoded, seed: int, epoch: int) -> Encoded:
         """The prompt as an epoch of training sees it, of the same length; must depend on nothing but prompt, seed and
         epoch."""

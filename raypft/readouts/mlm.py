@@ -86,6 +86,10 @@ class MaskedLanguageModel(base.Readout):
     def prepare(config: Any, prompt: Encoded, text: PromptTokenizer) -> Encoded:
         return masked(prompt, "held out", config.share, text)
 
+    @staticmethod
+    def scored(config: Any, tokens: int) -> float:
+        return config.share * tokens
+
     def redraw(self, prompt: Encoded, seed: int, epoch: int) -> Encoded:
         return masked(prompt, f"{seed}/{epoch}", self.share, self.backbone.text)
 

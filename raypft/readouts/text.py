@@ -80,6 +80,10 @@ class TextReadout(base.Readout):
             prompt, marks={**prompt.marks, "slot": list(range(len(ids)))}, gold=ids, target=[*start, *ids[:-1]]
         )
 
+    @staticmethod
+    def scored(config: Config, tokens: int) -> float:
+        return config.pad_to or config.longest
+
     def scores(self, states: Tensor, batch: Batch) -> Tensor:
         return self.backbone.vocabulary_scores(states)
 

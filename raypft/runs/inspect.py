@@ -73,7 +73,7 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
         f"of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
         *label_words(encoder),
         f"trainable parameters of the method: {method.predicted_parameters():,}",
-        told(job, foreseen(job, Counts.of(method))),
+        told(job, foreseen(job, counted(prepared, method))),
         *method.notes(),
         f"steps: {steps} a seed (about {prompts} prompts an epoch), {len(job.seeds)} seeds",
         f"ok: results go to {prepared.folder}",
@@ -96,7 +96,7 @@ def check_start(prepared: Prepared, nodes: Sequence[float] = ()) -> None:
     kept = prepared.job.train.cache_folder
     if kept is not None and not prepared.job.resources.workers:
         check_writable(Path(kept), "train.cache_folder")
-    check_memory(prepared.job, Counts.of(method_shape(prepared)), nodes)
+    check_memory(prepared.job, counted(prepared, method_shape(prepared)), nodes)
     _check_extremes(prepared)
 
 
@@ -142,6 +142,16 @@ def method_shape(prepared: Prepared) -> Method:
     skeleton.reset()
     with torch.device("meta"):
         return resolved.method(resolved.method_config, skeleton)
+
+
+def counted(prepared: Prepared, method: Method) -> Counts:
+    """What decides how much memory a job takes.
+
+    Args:
+        method: see `method_shape`.
+    """
+    resolved, tokens = prepared.resolved, prepared.job.train.max_tokens
+    return Counts.of(method, resolved.readout.scored(resolved.readout_config, tokens) / tokens)
 
 
 def label_words(encoder: Encoder) -> list[str]:

@@ -20,6 +20,8 @@ LIBRARIES = 0.45e9
 PASSING = 4
 """Times the largest layer that ZeRO-3 holds for a moment beside that layer's values: its gradient, the bucket in which
 it is reduced, what the optimizer reads, what gloo sends (measured, as above)."""
+PER_SCORE = 3
+"""Numbers that a step keeps of each score: itself, its logarithm after the softmax, its gradient; in fp32."""
 FLAT = (1, 2, 2)
 """Times what trains that ZeRO-0, 1 and 2 hold for a moment: gradients laid flat to be added up; from 1 on values that
 are laid flat, or gathered (measured, as above)."""
@@ -28,23 +30,30 @@ are laid flat, or gathered (measured, as above)."""
 @dataclass(frozen=True)
 class Counts:
     """Parameters of a model with its method: all, those that train, those of its largest layer; what a token's states
-    take in its blocks, in numbers; and bytes of a number in the model's files."""
+    take in its blocks, in numbers; bytes of a number in the model's files; and what a token's scores of the vocabulary
+    take, in numbers, where a readout makes them."""
 
     everything: int
     trainable: int
     largest: int
     states: int
     stored: int = 4
+    scores: float = 0
 
     @classmethod
-    def of(cls, method: Method) -> Counts:
-        """Of a method on a model, with or without weights."""
+    def of(cls, method: Method, scored: float = 0) -> Counts:
+        """Of a method on a model, with or without weights.
+
+        Args:
+            scored: the share of a prompt's tokens at which the whole vocabulary is scored.
+        """
         parameters, backbone = list(method.parameters()), method.backbone
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         states = backbone.num_layers * PER_BLOCK * backbone.hidden
         stored = getattr(backbone.config, "dtype", None) or torch.float32
         everything = sum(p.numel() for p in parameters)
-        return cls(everything, trainable, largest_layer(method), states, stored.itemsize)
+        scores = PER_SCORE * scored * backbone.text.vocab_size
+        return cls(everything, trainable, largest_layer(method), states, stored.itemsize, scores)
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,12 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
     rows = -(-job.train.batch_size // max(1, workers))
     tokens = min(job.train.tokens_at_once or USUAL_TOKENS, rows * job.train.max_tokens)
     number = each if workers else 4  # autocast keeps some states in fp32
+    states = counts.states // PER_BLOCK if job.train.checkpointing else counts.states
     return Foreseen(
         weights,
         each * whole * (share if stage >= 2 else 1),
         (12 if copies else 8) * whole * (share if stage >= 1 else 1),
-        number * tokens * (counts.states // PER_BLOCK if job.train.checkpointing else counts.states) if whole else 0,
+        tokens * (number * states + 4 * counts.scores) if whole else 0,
         each * (PASSING * counts.largest if stage == 3 else FLAT[stage] * whole if workers else 0),
         common,
     )

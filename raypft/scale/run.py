@@ -8,8 +8,8 @@ from typing import Any
 
 from raypft.config.job import Job, Resources
 from raypft.runs.executor import Executor, Executors, LocalExecutor
-from raypft.runs.inspect import check_start, method_shape
-from raypft.runs.memory import Counts, check_memory
+from raypft.runs.inspect import check_start, counted, method_shape
+from raypft.runs.memory import check_memory
 from raypft.runs.prepare import Prepared
 from raypft.runs.results import Tell
 from raypft.runs.run import run
@@ -39,7 +39,7 @@ def _check_nodes(prepared: Sequence[Prepared]) -> None:
 
     nodes = node_memory()
     for ready in prepared if nodes else ():
-        check_memory(ready.job, Counts.of(method_shape(ready)), nodes)
+        check_memory(ready.job, counted(ready, method_shape(ready)), nodes)
 
 
 @contextmanager

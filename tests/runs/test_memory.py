@@ -12,6 +12,7 @@ from raypft.config.job import Job, Resources, Train, Zero
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
+from raypft.readouts import READOUTS
 from raypft.runs import memory
 from raypft.runs.memory import Counts, check_memory, foreseen, told
 
@@ -62,6 +63,18 @@ def test_activations_are_of_the_tokens_at_once_and_fewer_with_checkpointing():
     assert foreseen(job(tokens_at_once=10, checkpointing=True), FULL).activations == 4 * 10 * 8
     assert foreseen(job(), Counts(1000, 0, 100, 34 * 8)).activations == 0
     assert foreseen(job(4, 3, batch_size=6, max_tokens=5), FULL).activations == 4 * 10 * 34 * 8  # two rows a worker
+
+
+def test_scores_of_the_vocabulary_are_foreseen_where_a_readout_makes_them():
+    full, backbone = METHODS.load("full"), tiny.backbone("bert")
+    method = full(full.Config(), backbone)
+    assert Counts.of(method).scores == 0
+    counts = Counts.of(method, 0.25)
+    assert counts.scores == 3 * 0.25 * backbone.text.vocab_size
+    found = [foreseen(job(tokens_at_once=10), one).activations for one in (Counts.of(method), counts)]
+    assert found[1] - found[0] == 4 * 10 * counts.scores
+    shares = {name: READOUTS.load(name).scored(READOUTS.load(name).Config(), 64) for name in READOUTS.names()}
+    assert shares == dict.fromkeys(READOUTS.names(), 0) | {"mlm": 0.15 * 64, "text": 8}
 
 
 def test_files_of_another_type_are_known_before_they_are_read(tmp_path):

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from raypft.config.resolved import ResolvedJob
-from raypft.runs.inspect import method_shape
-from raypft.runs.memory import Counts, foreseen
+from raypft.runs.inspect import counted, method_shape
+from raypft.runs.memory import foreseen
 from raypft.runs.prepare import Memo, identify
 from raypft.training.encode import Encoder, prompts_an_epoch
 
@@ -34,7 +34,7 @@ def cost_of(resolved: ResolvedJob, memo: Memo) -> Cost:
     sample = prepared.samples[resolved.job.seeds[0]]
     encoder = Encoder.of(resolved, prepared.skeleton.text, sample.demos)
     prompts = prompts_an_epoch(sample, encoder, LOOKED_AT)
-    counts = Counts.of(method_shape(prepared))
+    counts = counted(prepared, method_shape(prepared))
     held = foreseen(resolved.job, counts)
     return Cost(prompts, held.lasting + held.common, 4.0 * counts.trainable)
 
