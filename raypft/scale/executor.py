@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from raypft.config.job import Job
 from raypft.errors import UserError
@@ -52,6 +53,18 @@ class RayExecutor:
         Raises:
             UserError: CPUs do not fit; or the cell failed, with the worker's own line.
         """
+        run, most = cell.folder.parent.name, cell.job.resources.max_failures
+        for failures in range(most + 1):
+            if failures:
+                text = f"seed {cell.seed}: what hands out cells died; it and the workers are started again"
+                tell({"event": "note", "run": run, "seed": cell.seed, "text": text})
+            try:
+                return self._run(cell, tell)
+            except RayActorError:  # the queue's process was killed, say
+                self._end_group()
+        raise UserError(f"run: what hands out cells died {most + 1} times in this cell; out of memory? Ray's logs tell")
+
+    def _run(self, cell: Cell, tell: Tell) -> dict[str, Any]:
         group = self._group_for(cell.job)
         try:
             group.run(packed(cell), tell)

@@ -2,7 +2,7 @@
 
 Starting a group takes longer than a few-shot cell. The workers ask the group's queue, an actor, for the next cell and
 wait there, never in a collective. Where a worker dies Ray Train starts the group again, which asks the queue where it
-stood; failures are counted there, by cell.
+stood; failures are counted there, by cell. Where the queue dies the group is of no use to anyone: its workers end.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import ray._private.worker
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -64,6 +66,7 @@ class WorkerGroup:
 
         Raises:
             UserError: the cell failed, with the worker's own line; or no workers could be started.
+            RayActorError: the queue died.
         """
         self.last_heard = time.monotonic()
         finished = self.queue.wait.remote(ray.get(self.queue.put.remote(cell)))
@@ -95,7 +98,8 @@ class WorkerGroup:
     def end(self) -> None:
         """Let the workers go, and wait until they have."""
         if self.thread is not None:
-            ray.get(self.queue.put.remote(None))
+            with suppress(RayActorError):  # then they go by themselves
+                ray.get(self.queue.put.remote(None))
             self.thread.join()
         ray.kill(self.queue)
 
@@ -139,4 +143,9 @@ def work(config: dict[str, Any]) -> None:
     """What each worker runs."""
     from raypft.scale.worker import run_cells  # noqa: PLC0415  (whoever loads this module needs no torch, the workers do)
 
-    run_cells(config["queue"])
+    queue = config["queue"]
+    try:
+        ray.get(queue.last_heard.remote())
+    except RayActorError:  # it died while cells ran, and Ray Train has started the workers again
+        return
+    run_cells(queue)

@@ -325,6 +325,7 @@ def test_training_moves_the_prompt_and_the_entries():
     assert any("embeddings.word_embeddings.weight.values" in name for name in before)
     moved = [name for name, p in cell.learner.trainable().items() if not torch.equal(p, before[name])]
     assert any(name.endswith("query.weight.values") for name in moved)
+    assert any(name.startswith("method.prompt.") for name in moved)
 
 
 # refusals

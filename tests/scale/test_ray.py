@@ -100,9 +100,17 @@ def test_a_row_that_does_not_fit_is_the_same_line_wherever_it_is_encoded(place, 
             run(place, "seeds=1", f"resources.workers={workers}")
 
 
-def test_a_killed_worker_costs_nothing_but_time(place, session, capfd):  # noqa: F811
-    """kill -9 of one worker in the middle: the run finishes by itself, from its last state, with the same numbers, and
-    tells it in a line; of what Ray says of it nothing reaches the terminal or a file."""
+@pytest.mark.parametrize(
+    ("victim", "line"),
+    [
+        ("RayTrainWorker", "its workers ended early; they start again, time 1 of at most 3 without a new state"),
+        ("CellQueue", "what hands out cells died; it and the workers are started again"),
+    ],
+)
+def test_a_killed_process_costs_nothing_but_time(victim, line, place, session, capfd):  # noqa: F811
+    """kill -9 of a worker, or of the actor with their cells, in the middle: the run finishes by itself, from its last
+    state, with the same numbers, and tells it in a line; of what Ray says of it nothing reaches the terminal or a
+    file."""
     common = [
         "seeds=1",
         "train.epochs=12",
@@ -118,20 +126,20 @@ def test_a_killed_worker_costs_nothing_but_time(place, session, capfd):  # noqa:
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not killed:
             if list(place.glob("broken/*/seed-0/state.pt")):
-                workers = ours("RayTrainWorker")
-                if workers:
-                    os.kill(workers[-1], signal.SIGKILL)
-                    killed.append(workers[-1])
+                processes = ours(victim)
+                if processes:
+                    os.kill(processes[-1], signal.SIGKILL)
+                    killed.append(processes[-1])
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill)
     thread.start()
     results, events = run(place, *common, f"storage={place}/broken")
     thread.join()
-    assert killed, "no worker was killed"
+    assert killed, "nothing was killed"
     assert [event for event in events if event["event"] == "resume"], "the run did not go on from a state"
     (note,) = (event["text"] for event in events if event["event"] == "note")
-    assert note == "seed 0: its workers ended early; they start again, time 1 of at most 3 without a new state"
+    assert note == f"seed 0: {line}"
     printed = "".join(capfd.readouterr())
     written = "".join(path.read_text() for path in place.glob("broken/profit-*/**/*.json*"))
     assert "A worker died" not in printed + written

@@ -464,6 +464,13 @@ def test_many_prompts_take_few_bytes():
     assert list(EncodedRows([batch])) == many
 
 
+def test_numbers_take_the_least_type_that_holds_all_of_them():
+    for low, high, kind in ((-1, 127, "int8"), (0, 255, "uint8"), (-1, 128, "int16"), (0, 65535, "uint16"),
+                            (0, 65536, "int32"), (-1, 2**31 - 1, "int32"), (0, 2**31, "int64")):  # fmt: skip
+        (column,) = packed(pa.record_batch({"number": [low, high]})).columns
+        assert (str(column.type), column.to_pylist()) == (kind, [low, high])
+
+
 @pytest.mark.parametrize(
     "change",
     [
