@@ -32,14 +32,14 @@ PAIRS = (
 
 
 def held(cell: cases.Cell, stepper: Stepper) -> dict[str, Any]:
-    """Which parameters have more here than this rank's part, and the types of all."""
+    """Which parameters have more here than this rank's part, and the types of those that are computed with."""
     named: dict[str, Any] = dict(cell.learner.named_parameters())
     whole = [
         name
         for name, parameter in named.items()
         if parameter.untyped_storage().nbytes() or parameter.ds_tensor.numel() > -(-parameter.ds_numel // stepper.world)
     ]
-    return {"whole": whole, "types": {str(p.dtype) for p in cell.learner.parameters()}}
+    return {"whole": whole, "types": {str(p.dtype) for p in cell.learner.parameters() if p.is_floating_point()}}
 
 
 @pytest.fixture(scope="module")
