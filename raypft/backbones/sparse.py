@@ -152,7 +152,7 @@ def _let_go(values: Tensor) -> None:
 
 def _named(saved: Tensor) -> Any:
     """What a graph keeps of a tensor: a gathered weight's name, and how it looked at it."""
-    made = saved if saved._base is None else saved._base
+    made: Any = saved if saved._base is None else saved._base
     if not hasattr(made, "sparse"):
         return saved
     return made.sparse, saved.size(), saved.stride(), saved.storage_offset() - made.storage_offset()

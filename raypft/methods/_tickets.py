@@ -65,7 +65,7 @@ class Where(NamedTuple):
 
     above: int
     ties: int
-    count: int
+    active: int
 
 
 class Positions(Mapping[str, Tensor]):
@@ -114,7 +114,7 @@ class Cut:
     @property
     def size(self) -> int:
         """K."""
-        return sum(own.count for own in self.indices.where.values())
+        return sum(own.active for own in self.indices.where.values())
 
 
 class Facts:
