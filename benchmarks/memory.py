@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ SIZES: dict[str, dict[str, Any]] = {
 VOCABULARY = 32_000
 FIXED = ("Review", "Sentiment", ":", "Negative", "Positive")
 """Words of the pattern, and those that answer."""
+SOFT = "Review: {text}\nSentiment: <soft><slot>"
+"""The pattern where tokens are soft."""
 LOOK_SECONDS = 0.004
 BYTES = {"fp32": 4, "bf16": 2}
 
@@ -74,6 +76,8 @@ def whole() -> Iterator[Case]:
                 yield Case(size, precision, "full", "zero3", workers)
     for workers in (1, 4):
         yield Case("330M", "fp32", "lora", "zero3", workers)
+    for workers in (1, 2, 4):
+        yield Case("120M", "fp32", "lottery", "zero3", workers)
     for size, method in (("120M", "full"), ("330M", "lora")):
         yield Case(size, "fp32", method, "torch", 1)
         for stage in range(3):
@@ -103,18 +107,36 @@ def write_model(folder: Path, config: Any, precision: str) -> None:
     word_tokenizer(list(dict.fromkeys(words))[: config.vocab_size - 6]).save_pretrained(folder)
 
 
-def counts_of(case: Case) -> Counts:
-    """The parameters of a case's model with its method."""
+def write_ticket(model: Path) -> None:
+    """A ticket of random differences beside a model, and the task with a pattern for it."""
     import torch  # noqa: PLC0415
+    import yaml  # noqa: PLC0415
 
-    from raypft.backbones.load import backbone_from_config  # noqa: PLC0415
-    from raypft.methods import METHODS  # noqa: PLC0415
+    from raypft import tasks  # noqa: PLC0415
+    from raypft.backbones.load import load_skeleton  # noqa: PLC0415
+    from raypft.contract.cases import save_ticket  # noqa: PLC0415
+
+    backbone = load_skeleton(str(model))
+    body = dict(backbone.model.named_parameters())
+    moved = {name: torch.randn(value.shape) for name, value in body.items() if name.startswith("model.")}
+    save_ticket(ticket_of(str(model)), moved, backbone.revision, "decoupled", {})
+    task = yaml.safe_load((Path(tasks.__path__[0]) / "sentiment.yaml").read_text())
+    task["patterns"] = {"soft": {**task["patterns"]["gnnavi"], "text": SOFT}}
+    ticket_of(str(model)).with_suffix(".yaml").write_text(yaml.safe_dump(task))
+
+
+def ticket_of(model: str) -> Path:
+    """Where a model's ticket lies."""
+    return Path(f"{model}-ticket.safetensors")
+
+
+def counts_of(job: ResolvedJob) -> Counts:
+    """The parameters of a case's model with its method."""
+    from raypft.runs.inspect import method_shape  # noqa: PLC0415
     from raypft.runs.memory import Counts  # noqa: PLC0415
+    from raypft.runs.prepare import prepare  # noqa: PLC0415
 
-    made = METHODS.load(case.method)
-    with torch.device("meta"):
-        method = made(made.Config(), backbone_from_config(config_of(**SIZES[case.size])))
-    return replace(Counts.of(method), stored=BYTES[case.precision])
+    return Counts.of(method_shape(prepare(job)))
 
 
 def bound(case: Case, counts: Counts) -> float | None:
@@ -184,7 +206,11 @@ def job_of(case: Case, model: str, runs: str, **more: Any) -> ResolvedJob:
         "resources": {"workers": case.workers if zero.isdigit() else 0},
         "train": {"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
     }
-    own = {"task": "sentiment", "backbone": model, "method": case.method, "storage": runs}
+    own: dict[str, Any] = {"task": "sentiment", "backbone": model, "method": case.method, "storage": runs}
+    if case.method == "lottery":
+        ticket = ticket_of(model)
+        own |= {"task": str(ticket.with_suffix(".yaml")), "pattern": "soft", "demos": 0}
+        own |= {"method": {"name": "lottery", "ticket": str(ticket)}}
     return load_job("fpft", **own, **values | more)
 
 
@@ -273,11 +299,14 @@ def main() -> None:
             model = Path(folder) / f"{case.size}-{case.precision}"
             if not model.is_dir():
                 write_model(model, config_of(**SIZES[case.size]), case.precision)
+            if case.method == "lottery" and not ticket_of(str(model)).is_file():
+                write_ticket(model)
             scratch = Path(folder) / case.name
             scratch.mkdir()
             peak, told = measured(case, model, scratch, asked.seeds)
-            counts = counts_of(case)
-            allowed, expected = bound(case, counts), foreseen(job_of(case, str(model), str(scratch)).job, counts).peak
+            job = job_of(case, str(model), str(scratch))
+            counts = counts_of(job)
+            allowed, expected = bound(case, counts), foreseen(job.job, counts).peak
             end = "" if allowed is None else f" bound {allowed / 1e9:.2f} GB"
             print(f"{case.name} peak {peak / 1e9:.2f} GB{end} foreseen {expected / 1e9:.2f} GB", flush=True)
             for line in told if asked.seeds > 1 else []:

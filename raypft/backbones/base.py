@@ -22,6 +22,7 @@ from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, give
 from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
 from raypft.backbones.products import exchange_linear
 from raypft.backbones.seams import Seams, states_of
+from raypft.backbones.sparse import Sparse, in_place
 from raypft.backbones.stand_in import StandIn, standing_in
 from raypft.backbones.text import PromptTokenizer
 from raypft.batch import Batch, Beginning, collate
@@ -247,7 +248,7 @@ class Backbone(Seams, ABC):
                 return scores if columns is None else scores[:, columns]
             decoder = cast(ColumnLinear, self.decoder)
             decoder.columns = columns
-            decoder.adds_to_embedding = self.decoder_is_tied and isinstance(decoder.weight, nn.Parameter)
+            decoder.adds_to_embedding = self.decoder_is_tied and not isinstance(decoder._modules.get("weight"), Sparse)
             try:
                 return self.own_scores(states)
             finally:
@@ -335,13 +336,8 @@ class Backbone(Seams, ABC):
     @contextlib.contextmanager
     def _sparse_put(self) -> Iterator[None]:
         """While open, the model has the values of its sparse parameters in place."""
-        for sparse in self._sparse:
-            sparse.put()
-        try:
+        with in_place(self._sparse):
             yield
-        finally:
-            for sparse in self._sparse:
-                sparse.take()
 
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:

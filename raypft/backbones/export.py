@@ -49,8 +49,9 @@ def weights(backbone: Backbone) -> dict[str, Tensor]:
     values = dict(backbone.model.state_dict())
     for name, module in backbone.model.named_modules(remove_duplicate=False):
         if isinstance(module, Sparse):
-            del values[f"{name}.values"]
-            values[name] = module().detach().clone()
+            for part in ("values", "base", "index"):
+                del values[f"{name}.{part}"]
+            values[name] = module.weight().detach().clone()
     return values
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 LEAST = 1 << 22
@@ -57,18 +58,20 @@ class FrozenLinear(nn.Linear):
     """torch's linear layer, by oneDNN where it is frozen."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _takes(input, self.weight, self.bias):
-            return _multiply(input, self.weight, self.bias)
-        return super().forward(input)
+        weight, bias = self.weight, self.bias  # once: a weight of ZeRO-3 may be gathered where it is read
+        if _takes(input, weight, bias):
+            return _multiply(input, weight, bias)
+        return functional.linear(input, weight, bias)
 
 
 class FrozenConv1D(Conv1D):
     """GPT-2's linear layer, whose weight is [I, O], by oneDNN where it is frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _takes(x, self.weight, self.bias):
-            return _multiply(x, self.weight.t(), self.bias)
-        return super().forward(x)
+        weight, bias = self.weight, self.bias
+        if _takes(x, weight, bias):
+            return _multiply(x, weight.t(), bias)
+        return torch.addmm(bias, x.view(-1, x.size(-1)), weight).view(*x.shape[:-1], self.nf)
 
 
 FROZEN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FrozenLinear, Conv1D: FrozenConv1D}

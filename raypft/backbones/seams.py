@@ -219,7 +219,7 @@ class Seams(Anatomy):
             len(indices) == 0 or indices[0] < 0 or indices[-1] >= weight.numel() or (indices[1:] <= indices[:-1]).any()
         ):
             raise ValueError(f"sparse({name}): expected ascending positions in 0..{weight.numel() - 1}, at least one")
-        made = Sparse(weight, indices)
+        made = Sparse(weight, indices, comes_back=not self._as_stored)
         made.stand_in(self.model)
         self._sparse.append(made)
         return made.values

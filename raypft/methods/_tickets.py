@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,21 +59,62 @@ class Ticket:
                 yield part.abs().view(torch.int32)
 
 
+class Where(NamedTuple):
+    """Of one parameter's differences, as bits: which are active (those above a threshold, and the first so many that
+    equal it), and how many that are."""
+
+    above: int
+    ties: int
+    active: int
+
+
+class Positions(Mapping[str, Tensor]):
+    """Flat positions per parameter, [K_i] int, ascending: found when they are asked for, and kept by none but who
+    asks.
+
+    Raises:
+        UserError: where they are asked for, another search's artefact is in the place by now.
+    """
+
+    def __init__(self, ticket: Ticket, where: Mapping[str, Where]) -> None:
+        self.ticket, self.where = ticket, where
+
+    def __getitem__(self, name: str) -> Tensor:
+        above, ties, _ = self.where[name]
+        if open_ticket(str(self.ticket.path)).digest != self.ticket.digest:
+            raise UserError(f"method.ticket: {self.ticket.path} was written again since it was cut; start again")
+        chosen, start = [], 0
+        for bits in self.ticket.chunks(name):
+            keep = bits > above
+            equal = (bits == above).nonzero().view(-1)[:ties]
+            keep[equal] = True
+            ties -= len(equal)
+            chosen.append(keep.nonzero().view(-1).add_(start).to(torch.int32 if start < 2**31 - CHUNK else torch.long))
+            start += len(bits)
+        return torch.cat(chosen)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.where)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+
 @dataclass(frozen=True)
 class Cut:
-    """Active entries: flat positions per parameter, [K_i] int, ascending; parameters without any are left out.
+    """Active entries, of parameters that have any.
 
     pool: number of candidates; zeros: how many active entries did not move at all in the search.
     """
 
-    indices: dict[str, Tensor]
+    indices: Positions
     pool: int
     zeros: int
 
     @property
     def size(self) -> int:
         """K."""
-        return sum(map(len, self.indices.values()))
+        return sum(own.active for own in self.indices.where.values())
 
 
 class Facts:
@@ -217,24 +258,23 @@ def cut(
 def _cut(path: Path, digest: str, ratio: float, scope: str, groups: tuple[tuple[str, ...], ...]) -> Cut:
     ticket = Ticket(path, (), "", "", {}, digest)
     _check_whole(path, digest)
-    indices: dict[str, Tensor] = {}
+    where: dict[str, Where] = {}
     pool = zeros = 0
     for group in groups:
-        size, unmoved = _select(ticket, group, ratio, indices)
+        size, unmoved = _select(ticket, group, ratio, where)
         pool, zeros = pool + size, zeros + unmoved
     if open_ticket(str(path)).digest != digest:
         raise UserError(f"method.ticket: {path} was written anew while it was read; run again")
-    if not indices:
+    if not where:
         raise UserError(
             f"method.ratio: {ratio} of {pool:,} candidates ({scope}) leaves not one active entry; "
             "raise it, or widen method.segment"
         )
-    return Cut(indices, pool, zeros)
+    return Cut(Positions(ticket, where), pool, zeros)
 
 
-def _select(ticket: Ticket, names: Sequence[str], ratio: float, indices: dict[str, Tensor]) -> tuple[int, int]:
-    """Add the positions of the round(ratio * n) largest entries of these parameters; n, and how many of them are
-    zero."""
+def _select(ticket: Ticket, names: Sequence[str], ratio: float, where: dict[str, Where]) -> tuple[int, int]:
+    """Add where the round(ratio * n) largest entries of these parameters are; n, and how many of them are zero."""
     # on the CPU even where a meta device is the default: a ticket is cut for real when only shapes are counted
     upper, lower = (torch.zeros(1 << HALF, dtype=torch.long, device="cpu") for _ in range(2))
     for name in names:
@@ -252,17 +292,14 @@ def _select(ticket: Ticket, names: Sequence[str], ratio: float, indices: dict[st
     threshold = high << HALF | low
     zeros = ties if threshold == 0 else 0
     for name in names:
-        chosen, start = [], 0
+        above = equal = 0
         for bits in ticket.chunks(name):
-            keep = bits > threshold
-            equal = (bits == threshold).nonzero().view(-1)[:ties]
-            keep[equal] = True
-            ties -= len(equal)
-            chosen.append(keep.nonzero().view(-1).add_(start).to(torch.int32 if start < 2**31 - CHUNK else torch.long))
-            start += len(bits)
-        positions = torch.cat(chosen)
-        if len(positions):
-            indices[name] = positions
+            above += int((bits > threshold).sum())
+            equal += int((bits == threshold).sum())
+        first = min(ties, equal)
+        if above + first:
+            where[name] = Where(threshold, first, above + first)
+        ties -= first
     return pool, zeros
 
 

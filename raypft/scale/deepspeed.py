@@ -80,7 +80,7 @@ def partition(learner: Learner, device: str, dtype: torch.dtype, config: dict[st
         )
     init = deepspeed.zero.Init(torch.nn.Module(), config_dict_or_path=config, dtype=dtype)
     for parameter in learner.parameters():
-        parameter.data = parameter.data.to(device, dtype)
+        parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else None)
         init._convert_to_deepspeed_param(parameter)
         parameter.partition()  # type: ignore[attr-defined]
 

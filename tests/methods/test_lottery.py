@@ -155,9 +155,11 @@ def probe(cell: cases.Cell, stepper) -> dict[str, Any]:
     values = stepper.gather(stepper.values())[0]
     for name, module in model.named_modules():
         if isinstance(module, Sparse):
-            index, before = module.index.long(), loaded[name].detach().view(-1)
-            mask = torch.ones(module.base.numel(), dtype=torch.bool).index_fill_(0, index, False)
-            frozen += int((module.base.view(-1) != before)[mask].sum())
+            before = loaded[name].detach().view(-1)
+            with module.whole("base", "index") as (base, index):
+                index = index.long()
+                mask = torch.ones(base.numel(), dtype=torch.bool).index_fill_(0, index, False)
+                frozen += int((base.view(-1) != before)[mask].sum())
             active += int((values[f"method.backbone.model.{name}.values"] != before[index]).sum())
     moments = {name: (own.start, own.tensors["exp_avg"]) for name, own in stepper.held().items()}
     whole = sum(value.numel() for _, value in stepper.gathered(moments) if value is not None)

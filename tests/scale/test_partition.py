@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from raypft.backbones.sparse import Sparse
 from raypft.contract import cases, tiny
 from raypft.contract.engines import expect_the_curve
 from raypft.contract.group import Case, run_case, run_group
+from raypft.training.loader import PromptDataset
+from raypft.training.loop import fit
 from raypft.training.stepper import Stepper
 
 pytestmark = pytest.mark.timeout(600)
@@ -32,14 +38,20 @@ PAIRS = (
 
 
 def held(cell: cases.Cell, stepper: Stepper) -> dict[str, Any]:
-    """Which parameters have more here than this rank's part, and the types of all."""
+    """Which parameters have more here than this rank's part, and the types of those that are computed with; bytes of
+    buffers, which are whole, and of all parameters."""
     named: dict[str, Any] = dict(cell.learner.named_parameters())
     whole = [
         name
         for name, parameter in named.items()
         if parameter.untyped_storage().nbytes() or parameter.ds_tensor.numel() > -(-parameter.ds_numel // stepper.world)
     ]
-    return {"whole": whole, "types": {str(p.dtype) for p in cell.learner.parameters()}}
+    return {
+        "whole": whole,
+        "types": {str(p.dtype) for p in cell.learner.parameters() if p.is_floating_point()},
+        "buffers": sum(buffer.nbytes for buffer in cell.learner.buffers()),
+        "parameters": sum(parameter.ds_numel * parameter.itemsize for parameter in named.values()),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +90,43 @@ def test_the_curve_is_that_of_one_process(plans, found):
 def test_no_parameter_is_whole_between_steps_and_all_are_of_the_type_that_computes(found):
     assert {plan.kind for plan in found} == set(KINDS)
     for plan, result in found.items():
-        assert result["probe"] == {"whole": [], "types": {"torch.float32"}}, plan
+        probe = result["probe"]
+        assert (probe["whole"], probe["types"]) == ([], {"torch.float32"}), plan
+        assert probe["buffers"] < probe["parameters"] / 10, plan
+
+
+def gathered(cell: cases.Cell, stepper: Stepper) -> dict[str, Any]:
+    """Numbers of the weights with active entries that are whole at once in two epochs, at most, and how often one was
+    made; numbers of them all and of the largest."""
+    made, most = list[StorageWeakRef](), 0
+    sparse = [module for module in cell.learner.modules() if isinstance(module, Sparse)]
+
+    def watched(own: Callable[[], torch.Tensor]) -> torch.Tensor:
+        nonlocal most
+        weight = own()
+        made.append(StorageWeakRef(weight.untyped_storage()))
+        alive = {ref.cdata for ref in made if not ref.expired()}
+        sizes = [torch.UntypedStorage._new_with_weak_ptr(cdata).nbytes() // 4 for cdata in alive]
+        most = max(most, sum(sizes))
+        return weight
+
+    for module in sparse:
+        vars(module)["weight"] = functools.partial(watched, module.weight)
+    settings = cases.SETTINGS.model_copy(update={"epochs": 2, "select": "last"})
+    fit(stepper, PromptDataset(cell.prompts, cell.learner.method, 1), None, settings, 0, cell.score)
+    sizes = [cast(Any, module._parameters.get("base")).ds_numel for module in sparse]
+    return {"most": most, "made": len(made), "all": sum(sizes), "largest": max(sizes)}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_with_active_entries_are_whole_one_at_a_time(checkpointing):
+    """And made again for the backward pass, which keeps none; a block that runs again has its own."""
+    kinds = ("gpt2", "bert")
+    plans = [Case("lottery", kind, 3, checkpointing=checkpointing, epochs=1, probe=gathered) for kind in kinds]
+    for plan, result in zip(plans, run_group(2, plans), strict=True):
+        probe = result["probe"]
+        assert probe["made"] > 0
+        assert probe["largest"] <= probe["most"] <= (probe["all"] / 3 if checkpointing else probe["largest"]), plan
 
 
 def watch(cell: cases.Cell, _stepper: Stepper) -> dict[str, Any]:
