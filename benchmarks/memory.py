@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +47,21 @@ BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Case:
-    """A run: parameters (a key of SIZES), type of file and computation, method, "torch" or "zero0" to "zero3"."""
+    """A run: parameters (a key of SIZES), type of file and computation, method, "torch" or "zero0" to "zero3",
+    workers, how the blocks' weights are held."""
 
     size: str
     precision: str
     method: str
     engine: str
     workers: int
+    quantize: str | None = None
 
     @property
     def name(self) -> str:
         """What its line begins with."""
-        return f"{self.size} {self.precision} {self.method} {self.engine} x{self.workers}"
+        held = f" {self.quantize}" if self.quantize else ""
+        return f"{self.size} {self.precision} {self.method} {self.engine} x{self.workers}{held}"
 
 
 def quick() -> list[Case]:
@@ -78,6 +81,9 @@ def whole() -> Iterator[Case]:
         yield Case(size, "fp32", method, "torch", 1)
         for stage in range(3):
             yield Case(size, "fp32", method, f"zero{stage}", 2)
+    for quantize in (None, "nf4"):
+        yield Case("120M", "fp32", "lora", "torch", 1, quantize)
+        yield Case("120M", "bf16", "lora", "zero2", 2, quantize)
 
 
 def config_of(**sizes: Any) -> Any:
@@ -103,18 +109,14 @@ def write_model(folder: Path, config: Any, precision: str) -> None:
     word_tokenizer(list(dict.fromkeys(words))[: config.vocab_size - 6]).save_pretrained(folder)
 
 
-def counts_of(case: Case) -> Counts:
+def counts_of(case: Case, model: Path) -> Counts:
     """The parameters of a case's model with its method."""
-    import torch  # noqa: PLC0415
-
-    from raypft.backbones.load import backbone_from_config  # noqa: PLC0415
+    from raypft.backbones.load import load_skeleton  # noqa: PLC0415
     from raypft.methods import METHODS  # noqa: PLC0415
     from raypft.runs.memory import Counts  # noqa: PLC0415
 
     made = METHODS.load(case.method)
-    with torch.device("meta"):
-        method = made(made.Config(), backbone_from_config(config_of(**SIZES[case.size])))
-    return replace(Counts.of(method), stored=BYTES[case.precision])
+    return Counts.of(made(made.Config(), load_skeleton(str(model), case.quantize)))
 
 
 def bound(case: Case, counts: Counts) -> float | None:
@@ -182,7 +184,13 @@ def job_of(case: Case, model: str, runs: str, **more: Any) -> ResolvedJob:
         "test": {"languages": ["en"], "limit": 4},
         "zero": {"stage": int(zero) if zero.isdigit() else 0},
         "resources": {"workers": case.workers if zero.isdigit() else 0},
-        "train": {"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
+        "train": {
+            "epochs": 2,
+            "batch_size": 4,
+            "max_tokens": 48,
+            "precision": case.precision,
+            "quantize": case.quantize,
+        },
     }
     own = {"task": "sentiment", "backbone": model, "method": case.method, "storage": runs}
     return load_job("fpft", **own, **values | more)
@@ -276,7 +284,7 @@ def main() -> None:
             scratch = Path(folder) / case.name
             scratch.mkdir()
             peak, told = measured(case, model, scratch, asked.seeds)
-            counts = counts_of(case)
+            counts = counts_of(case, model)
             allowed, expected = bound(case, counts), foreseen(job_of(case, str(model), str(scratch)).job, counts).peak
             end = "" if allowed is None else f" bound {allowed / 1e9:.2f} GB"
             print(f"{case.name} peak {peak / 1e9:.2f} GB{end} foreseen {expected / 1e9:.2f} GB", flush=True)

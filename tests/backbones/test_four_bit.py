@@ -17,7 +17,7 @@ from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.load import FAMILIES, load_again, load_backbone, load_skeleton
 from raypft.backbones.text_load import TEXTS, family_of
 from raypft.contract import cases, checks, tiny
-from raypft.contract.group import Case, run_group
+from raypft.contract.group import Case, run_case, run_group
 from raypft.errors import UserError
 from raypft.methods import METHODS
 
@@ -204,6 +204,18 @@ def test_steps_of_deepspeed_are_those_of_torch(folder):
     for case in found[1:4]:
         assert case["losses"] == pytest.approx(expected, rel=1e-5)
     assert found[4]["losses"] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("folder", ["gpt2-fp32"], indirect=True)
+def test_a_training_goes_on_from_its_state_to_the_same_bits(folder, tmp_path):
+    def case(**more: Any) -> Any:
+        return run_case(Case("lora", "gpt2", "torch", files=folder, quantized="nf4", **more))
+
+    alone = case(epochs=4)
+    case(epochs=2, keep=str(tmp_path))
+    went_on = case(epochs=4, resume=str(tmp_path))
+    assert went_on["losses"] == alone["losses"]
+    assert all(torch.equal(value, alone["values"][name]) for name, value in went_on["values"].items())
 
 
 def test_without_the_package_a_line_says_what_to_install(monkeypatch):
