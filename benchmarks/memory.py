@@ -49,18 +49,21 @@ BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Case:
-    """A run: parameters (a key of SIZES), type of file and computation, method, "torch" or "zero0" to "zero3"."""
+    """A run: parameters (a key of SIZES), type of file and computation, method, "torch" or "zero0" to "zero3",
+    workers, how the blocks' weights are held."""
 
     size: str
     precision: str
     method: str
     engine: str
     workers: int
+    quantize: str | None = None
 
     @property
     def name(self) -> str:
         """What its line begins with."""
-        return f"{self.size} {self.precision} {self.method} {self.engine} x{self.workers}"
+        held = f" {self.quantize}" if self.quantize else ""
+        return f"{self.size} {self.precision} {self.method} {self.engine} x{self.workers}{held}"
 
 
 def quick() -> list[Case]:
@@ -82,6 +85,9 @@ def whole() -> Iterator[Case]:
         yield Case(size, "fp32", method, "torch", 1)
         for stage in range(3):
             yield Case(size, "fp32", method, f"zero{stage}", 2)
+    for quantize in (None, "nf4"):
+        yield Case("120M", "fp32", "lora", "torch", 1, quantize)
+        yield Case("120M", "bf16", "lora", "zero2", 2, quantize)
 
 
 def config_of(**sizes: Any) -> Any:
@@ -204,7 +210,13 @@ def job_of(case: Case, model: str, runs: str, **more: Any) -> ResolvedJob:
         "test": {"languages": ["en"], "limit": 4},
         "zero": {"stage": int(zero) if zero.isdigit() else 0},
         "resources": {"workers": case.workers if zero.isdigit() else 0},
-        "train": {"epochs": 2, "batch_size": 4, "max_tokens": 48, "precision": case.precision},
+        "train": {
+            "epochs": 2,
+            "batch_size": 4,
+            "max_tokens": 48,
+            "precision": case.precision,
+            "quantize": case.quantize,
+        },
     }
     own: dict[str, Any] = {"task": "sentiment", "backbone": model, "method": case.method, "storage": runs}
     if case.method == "lottery":

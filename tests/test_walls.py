@@ -20,6 +20,7 @@ WALLS = {
     "deepspeed": ("scale/",),
     "transformers": ("backbones/", "contract/tiny.py"),
     "peft": ("backbones/",),
+    "bitsandbytes": ("backbones/four_bit.py",),
     "httpx2": ("hub.py",),
     "mlflow": ("runs/trackers.py",),
     "tensorboardX": ("runs/trackers.py",),

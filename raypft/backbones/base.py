@@ -54,11 +54,12 @@ def lacking(source: str | None, names: Sequence[str]) -> str:
 
 
 class Known(NamedTuple):
-    """What is found out about a model once: its text side, what its files lack, what never trains, and which shortcuts
-    give its own states (columns of the output embedding; the last block for some rows, its keys alone for the others;
-    beginnings)."""
+    """What is found out about a model once: its text side, whether it is held in 4 bits, what its files lack, what
+    never trains, and which shortcuts give its own states (columns of the output embedding; the last block for some
+    rows, its keys alone for the others; beginnings)."""
 
     text: PromptTokenizer
+    quantized: str | None
     lacks: tuple[str, ...]
     fixed: frozenset[str]
     columns: bool
@@ -115,7 +116,7 @@ class Backbone(Seams, ABC):
     def known(self) -> Known:
         """What another backbone of the same files need not find out."""
         shortcuts = self._takes_columns, self._reads_rows, self._makes_keys_alone, self._can_begin
-        return Known(self.text, self.lacks, self.fixed, *shortcuts)
+        return Known(self.text, self.quantized, self.lacks, self.fixed, *shortcuts)
 
     @property
     def pad(self) -> int:

@@ -62,6 +62,11 @@ class Lower(Protocol):
         ...
 
     @property
+    def quantized(self) -> str | None:
+        """How weights of the blocks are held in fewer bits, None where they are not."""
+        ...
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type that blocks compute in."""
         ...
@@ -191,7 +196,8 @@ class FrozenStates:
     def _made(self, device: str) -> tuple[Any, ...]:
         """What states depend on beside the prompts of their chunk and the layer."""
         kind, backbone = device.partition(":")[0], self.backbone
-        return backbone.revision, backbone.dtype, self.dtype, kind, torch.__version__, transformers.__version__
+        made = backbone.revision, backbone.dtype, self.dtype, kind, torch.__version__, transformers.__version__
+        return made if backbone.quantized is None else (*made, backbone.quantized)
 
     def _depth(self, keys: Sequence[Any], layer: int) -> int:
         """After how many blocks, the most, the states under all keys are known; 0 where there is no such layer."""

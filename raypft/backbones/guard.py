@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.four_bit import layers
 from raypft.batch import collate
 from raypft.encoded import Encoded
 from raypft.errors import UserError, first_line
@@ -87,7 +88,8 @@ def check_scores(backbone: Backbone) -> None:
     Raises:
         UserError: they differ; or what the model's own forward pass says where it can't run.
     """
-    if backbone.on_meta or backbone.lacks or sum(p.numel() for p in backbone.parameters()) > LARGEST:
+    size = sum(p.numel() for p in backbone.parameters()) + sum(layer.shape.numel() for layer in layers(backbone))
+    if backbone.on_meta or backbone.lacks or size > LARGEST:
         return
     kind = backbone.config.model_type
     try:

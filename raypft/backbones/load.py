@@ -13,6 +13,7 @@ from raypft.backbones.base import Backbone, Known
 from raypft.backbones.causal import CausalBackbone
 from raypft.backbones.checkpoint import in_fp32, map_weights, read, settle
 from raypft.backbones.fetch import Found, locate
+from raypft.backbones.four_bit import quantize
 from raypft.backbones.guard import check_scores
 from raypft.backbones.masked import MaskedBackbone
 from raypft.backbones.seq2seq import Seq2SeqBackbone
@@ -34,12 +35,15 @@ FAMILIES = {
 }
 
 
-def load_backbone(name: str, dropout: float | None = None, as_stored: bool = False) -> Backbone:
+def load_backbone(
+    name: str, dropout: float | None = None, as_stored: bool = False, quantized: str | None = None
+) -> Backbone:
     """Load a pretrained model, frozen, in fp32, and see that its scores are its own.
 
     Args:
         dropout: replaces every dropout rate of the model's configuration; None keeps them.
         as_stored: leave the weights in the files' pages and type, for who shares them out or casts them, once.
+        quantized: "nf4" holds the linear layers of the blocks in 4 bits, for methods that train none of them.
 
     Raises:
         UserError: see `locate`; the model's family is not supported; its files are not whole or not of one model.
@@ -51,6 +55,8 @@ def load_backbone(name: str, dropout: float | None = None, as_stored: bool = Fal
     family = FAMILIES[family_of(config)]
     text = text_of(found, config)
     model, lacks = read(family.auto, folder, config)
+    if quantized:
+        quantize(model)
     stored = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=False)}
     if not as_stored:
         for parameter in model.parameters():
@@ -78,6 +84,8 @@ def load_again(known: Known) -> Backbone:
             f"{found}; restore them, a model must stay as it is while it is trained"
         )
     model = map_weights(family.auto, folder, text.config, known.lacks, known.fixed)
+    if known.quantized:
+        quantize(model)
     backbone = family.backbone(model, known.text, known).eval()
     backbone.lacks = known.lacks
     stored = {name: parameter.data for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -85,7 +93,7 @@ def load_again(known: Known) -> Backbone:
     return backbone
 
 
-def load_skeleton(name: str) -> Backbone:
+def load_skeleton(name: str, quantized: str | None = None) -> Backbone:
     """The backbone without weights (meta device): family, shapes and the text side, for checking; the folder's weights
     are looked at, not read.
 
@@ -99,6 +107,8 @@ def load_skeleton(name: str) -> Backbone:
     lacks = settle(family.auto, folder, config)
     with torch.device("meta"):
         model = family.auto.from_config(config)
+    if quantized:
+        quantize(model)
     backbone = family.backbone(model, text).eval()
     backbone.lacks = lacks
     return backbone

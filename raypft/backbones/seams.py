@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from raypft.backbones.anatomy import Anatomy
 from raypft.backbones.attention import gives_keys, leave_keys, scale_keys, take_keys
+from raypft.backbones.four_bit import NF4, layers
 from raypft.backbones.sparse import Sparse
 from raypft.batch import Batch
 from raypft.errors import UserError
@@ -37,6 +38,8 @@ class Seams(Anatomy):
         measures: whether the checksum is made that a reset is proved by.
     """
 
+    quantized: str | None
+    """"nf4" where linear layers of the blocks are held in 4 bits: no weight of the model can train then."""
     fixed: frozenset[str]
     """Names of parameters that no gradient reaches in any training: a router's balancing terms, say."""
     _sparse: list[Sparse]
@@ -44,6 +47,7 @@ class Seams(Anatomy):
 
     def __init__(self, model: PreTrainedModel, measures: bool = True) -> None:
         super().__init__(model)
+        self.quantized = NF4 if layers(model) else None
         self._rest_of_output: tuple | None = None
         self._before_embedding = False
         self._embed_seams: list[nn.Module] = []
@@ -164,8 +168,9 @@ class Seams(Anatomy):
         """Unfreeze the parameters one of whose names matches a glob pattern, and return them.
 
         Raises:
-            UserError: no parameter matches.
+            UserError: no parameter matches; the model is held in 4 bits.
         """
+        self.check_can_train()
         named = self.model.named_parameters(remove_duplicate=False)
         matching = {p: name for name, p in named if fnmatch.fnmatchcase(name, pattern)}
         if not matching:
@@ -208,9 +213,10 @@ class Seams(Anatomy):
             indices: flat positions, [K], K >= 1, ascending.
 
         Raises:
-            UserError: no such parameter.
+            UserError: no such parameter; the model is held in 4 bits.
             ValueError: positions outside the parameter, repeated or not in order.
         """
+        self.check_can_train()
         known = dict(self.model.named_parameters(remove_duplicate=False))
         if name not in known:
             raise UserError(f'sparse("{name}"): no parameter of the model has such a name; e.g. {next(iter(known))}')
@@ -267,6 +273,14 @@ class Seams(Anatomy):
         if self._pristine is not None and self.checksum() != self._pristine:
             raise RuntimeError(
                 "reset: the backbone's weights differ from the loaded ones; a method wrote to them past the seams"
+            )
+
+    def check_can_train(self) -> None:
+        """Raise a UserError where weights of the model can't train, since it is held in 4 bits."""
+        if self.quantized:
+            raise UserError(
+                f"train.quantize: found {self.quantized} with a method that trains weights of the model itself; use "
+                "one that leaves them as they are, e.g. method=lora, or leave train.quantize out"
             )
 
     def forget_seams(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from raypft.backbones.base import Backbone, lacking
+from raypft.backbones.four_bit import check_package
 from raypft.config.resolved import ResolvedJob
 from raypft.errors import UserError
 from raypft.methods import METHODS
@@ -61,6 +62,11 @@ def check_job(resolved: ResolvedJob, family: str | None = None) -> None:
     if job.zero.stage > method.max_zero_stage:
         limit = method.max_zero_stage
         raise UserError(f"zero.stage: found {job.zero.stage}; method {named} works up to stage {limit}")
+    if job.train.quantize and job.zero.stage == 3:
+        raise UserError(
+            f"zero.stage: found 3 with train.quantize={job.train.quantize}; weights in 4 bits are not shared out; use "
+            "zero.stage=2 or less"
+        )
     if family is not None and family not in method.families:
         raise UserError(f"method: {named} works with {_and(method.families)} models; {job.backbone} is {family}")
     if kind not in method.kinds:
@@ -105,6 +111,8 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> Method:
     job, task, pattern, method = resolved.job, resolved.task, resolved.pattern, resolved.method
     named, config = job.method["name"], resolved.method_config
     check_job(resolved, backbone.family)
+    if job.train.quantize:
+        check_package()
     for mark in method.marks:
         for markup in MARKUP[mark]:
             if markup not in pattern.text:

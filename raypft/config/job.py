@@ -59,6 +59,11 @@ class Train(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="of the arithmetic; fp16 needs workers with GPUs"
     )
+    quantize: Literal["nf4"] | None = Field(
+        default=None,
+        description="hold the linear layers of the blocks in 4 bits, for methods that train none of the model's "
+        "weights; they multiply in `precision`",
+    )
     select: Literal["best", "last"] = Field(
         default="best", description="which epoch is kept; best on dev, the earliest of equals"
     )

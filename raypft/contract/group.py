@@ -55,6 +55,8 @@ class Case:
     """Keys of the method that differ from their defaults."""
     files: str | None = None
     """The folder that the model is read from; None: made in memory."""
+    quantized: str | None = None
+    """See `load_backbone`."""
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def _from_files(case: Case) -> Backbone | None:
     """The backbone as a worker reads it, None where no folder is given."""
     if case.files is None:
         return None
-    return load_backbone(case.files, DROPOUT, case.engine != "torch" and (case.engine == 3 or case.precision != "fp32"))
+    as_stored = case.engine != "torch" and (case.engine == 3 or case.precision != "fp32")
+    return load_backbone(case.files, DROPOUT, as_stored, case.quantized)
 
 
 def states_in(folder: str) -> States:

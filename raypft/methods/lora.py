@@ -47,7 +47,7 @@ class LoRA(base.Method):
         injected: list[Any] = [*backbone.inject(settings, "method.targets")]
         self.dropouts = [layer.lora_dropout for layer in injected]
         # in + out of every target, read now: ZeRO-3 takes the shapes away
-        self.sizes = [sum(layer.get_base_layer().get_parameter("weight").shape) for layer in injected]
+        self.sizes = [sum(layer.get_base_layer().weight.shape) for layer in injected]
 
     @property
     def backbone_moves(self) -> bool:

@@ -59,6 +59,7 @@ class LotteryTicket(base.Method):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
+        backbone.check_can_train()
         ticket = _ticket_of(config, backbone)
         self.prompt = soft_prompt.PromptEncoder(config.length, backbone.embedding_size, config.encoder)
         backbone.on_embed(self.prompt)

@@ -109,7 +109,8 @@ class LoadedBackbone:
         Raises:
             UserError: see `load_backbone`; this machine has another model under the name.
         """
-        wanted = (cell.job.backbone, cell.job.train.dropout, self.as_stored)
+        train = cell.job.train
+        wanted = (cell.job.backbone, train.dropout, self.as_stored, train.quantize)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # one at a time in memory
             first = load_backbone(*wanted)

@@ -107,6 +107,7 @@ def settings(trained: Trained) -> dict[str, Any]:
         "readout": without_folders({"name": job.readout["name"], **trained.learner.readout.config.model_dump()}),
         "pattern": trained.encoder.pattern.model_dump(),
         "max_tokens": job.train.max_tokens,
+        **({"quantize": job.train.quantize} if job.train.quantize else {}),
     }
 
 
@@ -226,6 +227,11 @@ def loading(kind: str, auto: str, backbone: Backbone, labels: list[str], place: 
             f"from transformers import {auto}, AutoTokenizer",
             "",
             folder,
+            *(
+                [f"# trained on blocks in 4 bits ({backbone.quantized}), which this base is not"]
+                if backbone.quantized
+                else []
+            ),
             f'base = {auto}.from_pretrained({where}, dtype="float32"{count})',
             "model = PeftModel.from_pretrained(base, FOLDER)",
             f"tokenizer = AutoTokenizer.from_pretrained({where})",

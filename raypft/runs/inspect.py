@@ -184,7 +184,7 @@ def traced(prepared: Prepared, key: str | None) -> dict[str, Any]:
     seed = job.seeds[0]
     sample = prepared.samples[seed]
     row = find_row(sample.test, key)
-    backbone = load_backbone(job.backbone, job.train.dropout)
+    backbone = load_backbone(job.backbone, job.train.dropout, quantized=job.train.quantize)
     learner = build_learner(prepared.resolved, backbone, seed).eval()
     encoder = Encoder.of(prepared.resolved, backbone.text, sample.demos)
     prompts = encoder(row)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from raypft.backbones import four_bit
 from raypft.backbones.anatomy import largest_layer
 from raypft.config.job import Job
 from raypft.errors import UserError
@@ -30,8 +31,9 @@ are laid flat, or gathered (measured, as above)."""
 @dataclass(frozen=True)
 class Counts:
     """Parameters of a model with its method: all, those that train, those of its largest layer; what a token's states
-    take in its blocks, in numbers; bytes of a number in the model's files; and what a token's scores of the vocabulary
-    take, in numbers, where a readout makes them."""
+    take in its blocks, in numbers; bytes of a number in the model's files; what a token's scores of the vocabulary
+    take, in numbers, where a readout makes them; and what is held in 4 bits, which is no parameter: bytes in all, and
+    weights of the largest layer."""
 
     everything: int
     trainable: int
@@ -39,6 +41,8 @@ class Counts:
     states: int
     stored: int = 4
     scores: float = 0
+    packed: int = 0
+    unpacked: int = 0
 
     @classmethod
     def of(cls, method: Method, scored: float = 0) -> Counts:
@@ -53,7 +57,9 @@ class Counts:
         stored = getattr(backbone.config, "dtype", None) or torch.float32
         everything = sum(p.numel() for p in parameters)
         scores = PER_SCORE * scored * backbone.text.vocab_size
-        return cls(everything, trainable, largest_layer(method), states, stored.itemsize, scores)
+        packed = sum(layer.nbytes for layer in four_bit.layers(method))
+        unpacked = max((layer.shape.numel() for layer in four_bit.layers(method)), default=0)
+        return cls(everything, trainable, largest_layer(method), states, stored.itemsize, scores, packed, unpacked)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
         weights, common = each * (share * counts.everything + counts.largest), 0
     elif each != counts.stored:  # made in each worker
         weights, common = each * counts.everything, 0
+    weights += counts.packed  # made in each worker, too
     rows = -(-job.train.batch_size // max(1, workers))
     tokens = min(job.train.tokens_at_once or USUAL_TOKENS, rows * job.train.max_tokens)
     number = each if workers else 4  # autocast keeps some states in fp32
@@ -107,7 +114,8 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
         each * whole * (share if stage >= 2 else 1),
         (12 if copies else 8) * whole * (share if stage >= 1 else 1),
         tokens * (number * states + 4 * counts.scores) if whole else 0,
-        each * (PASSING * counts.largest if stage == 3 else FLAT[stage] * whole if workers else 0),
+        each * (PASSING * counts.largest if stage == 3 else FLAT[stage] * whole if workers else 0)
+        + each * counts.unpacked,  # one weight at a time
         common,
     )
 
@@ -173,8 +181,10 @@ def ways(job: Job) -> Iterator[tuple[str, Job]]:
     """What else to try with a job's workers, cheapest first, and the job then."""
     if not job.resources.workers:
         return
-    for stage in range(job.zero.stage + 1, 4):
+    for stage in range(job.zero.stage + 1, 3 if job.train.quantize else 4):
         yield f"zero.stage={stage}", job.model_copy(update={"zero": job.zero.model_copy(update={"stage": stage})})
+    if job.train.quantize:
+        return
     shared = job.zero.model_copy(update={"stage": 3})
     for workers in (2, 4, 8, 16):
         if workers > job.resources.workers:

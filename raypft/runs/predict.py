@@ -143,7 +143,7 @@ def _loaded(folder: Path, seed: int | None, moved: Mapping[str, str]) -> Trained
     job, results = resolved.job, read_results(folder)
     result = _chosen(folder, results, seed)
     seed, cell = int(result["seed"]), folder / f"seed-{result['seed']}"
-    backbone = load_backbone(pinned(job.backbone, result["backbone"]))
+    backbone = load_backbone(pinned(job.backbone, result["backbone"]), quantized=job.train.quantize)
     weights = backbone.revision
     if backbone.hub is not None and not COMMIT.fullmatch(result["backbone"]):
         weights = revision(Path(str(backbone.source)))  # an older run, whose hub model was known by its content

@@ -157,7 +157,8 @@ def identify(resolved: ResolvedJob, memo: Memo) -> Prepared:
     job = resolved.job
     samples = draw_samples(resolved, memo)
     manifests = {seed: memo.once(("manifest", id(sample)), sample.manifest) for seed, sample in samples.items()}
-    skeleton = memo.once(("skeleton", job.backbone), functools.partial(load_skeleton, job.backbone))
+    asked = (job.backbone, job.train.quantize)
+    skeleton = memo.once(("skeleton", *asked), functools.partial(load_skeleton, *asked))
     hashes = {seed: manifest["hash"] for seed, manifest in manifests.items()}
     keys = cell_keys(resolved, hashes, skeleton.revision)
     return Prepared(resolved, path_of(job.storage) / job.run_name, samples, manifests, keys, skeleton)

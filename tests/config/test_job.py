@@ -279,6 +279,7 @@ def test_where_and_how_a_job_runs_is_not_in_the_key(override):
         "data.revision=v1",
         "train.dropout=0.0",
         "train.cache_type=bf16",
+        "train.quantize=nf4",
         "task=nli",
         "dev.metric=accuracy",
     ],

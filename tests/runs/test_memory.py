@@ -58,6 +58,22 @@ def test_what_a_worker_holds(asked, counts, expected):
     assert (found.weights, found.gradients, found.optimizer, found.common) == pytest.approx(expected)
 
 
+def test_weights_in_four_bits_are_each_workers_own_and_one_at_a_time_is_unpacked(tmp_path):
+    made = tiny.backbone("llama")
+    cast(Any, made.model).save_pretrained(tmp_path)
+    made.text.tokenizer.save_pretrained(tmp_path)
+    lora = METHODS.load("lora")
+    whole, packed = (Counts.of(lora(lora.Config(), load_skeleton(str(tmp_path), held))) for held in (None, "nf4"))
+    weights = whole.everything - packed.everything
+    assert weights / 2 * 1.125 <= packed.packed <= weights / 2 * 1.2
+    assert 0 < packed.unpacked < weights
+    before, found = foreseen(job(2, 2), whole), foreseen(job(2, 2), packed)
+    assert found.weights == before.weights + packed.packed
+    assert found.common == before.common - 4 * weights
+    assert found.passing == before.passing + 4 * packed.unpacked
+    assert [way for way, _ in memory.ways(job(2, 0, quantize="nf4"))] == ["zero.stage=1", "zero.stage=2"]
+
+
 def test_activations_are_of_the_tokens_at_once_and_fewer_with_checkpointing():
     assert foreseen(job(tokens_at_once=10), FULL).activations == 4 * 10 * 34 * 8
     assert foreseen(job(tokens_at_once=10, checkpointing=True), FULL).activations == 4 * 10 * 8

@@ -214,6 +214,52 @@ def test_the_runs_own_test_rows_are_answered_the_same(case, place, monkeypatch, 
     assert len({str(row["answer"]) for row in found}) > 1 or kind == "choice"
 
 
+IN_FOUR_BITS = {"epochs": 2, "lr": 1e-2, "batch_size": 4, "max_tokens": 64, "languages": ["en"], "quantize": "nf4"}
+
+
+def test_a_run_in_four_bits_answers_the_same_and_exports_its_adapter(place, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder = ran(job(place, "choice", "gpt2", "lora", train=IN_FOUR_BITS))
+    trained = load_trained(folder)
+    assert trained.learner.method.backbone.quantized == "nf4"
+    found = predict(trained, rows_of_file(trained, f"{place}/choice/test.parquet")).to_pylist()
+    expected = pa_parquet.read_table(folder / "seed-3" / "predictions.parquet").to_pylist()
+    known = {(row["language"], row["id"]): row["p(positive)"] for row in expected}
+    assert len(found) == len(known)
+    assert all(row["p(positive)"] == pytest.approx(known[row["language"], row["id"]], abs=1e-5) for row in found)
+    out = written(trained, tmp_path / "out")
+    kept = load_file(out / "adapter_model.safetensors")
+    values = {name: p.detach() for name, p in trained.learner.named_parameters() if "lora_" in name}
+    assert len(kept) == len(values) > 0
+    assert sum(float(value.sum()) for value in kept.values()) == pytest.approx(
+        sum(float(value.sum()) for value in values.values()), abs=1e-4
+    )
+    assert "trained on blocks in 4 bits (nf4)" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "line"),
+    [
+        ("full", {}, r"^train\.quantize: found nf4 with a method that trains weights of the model itself"),
+        (
+            "lora",
+            {"zero": {"stage": 3}, "resources": {"workers": 2}},
+            r"^zero\.stage: found 3 with train\.quantize=nf4",
+        ),
+    ],
+    ids=["full", "stage 3"],
+)
+def test_what_does_not_go_with_four_bits_is_told_before_a_run(place, method, more, line):
+    with pytest.raises(UserError, match=line):
+        prepare(job(place, "choice", "gpt2", method, train=IN_FOUR_BITS, **more))
+
+
+def test_a_missing_package_is_told_before_a_run(place, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^train\.quantize: nf4 needs the package bitsandbytes; pip install"):
+        prepare(job(place, "choice", "gpt2", "prefix", train=IN_FOUR_BITS))
+
+
 def test_it_is_the_trained_model_that_answers(place):
     """With other values in the file the probabilities differ; with another seed's too."""
     folder = ran(job(place, "choice", "bert", "full", seeds=[3, 4]))
