@@ -6,6 +6,7 @@ fp32, and one of 16 values a weight. The scales are not quantized a second time.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import logging
@@ -150,6 +151,4 @@ def check_package() -> None:
 
 def _library() -> Any:
     check_package()
-    from bitsandbytes import functional as library  # noqa: PLC0415  (an extra, which takes seconds to import)
-
-    return library
+    return importlib.import_module("bitsandbytes.functional")  # an extra, which takes a second to import
