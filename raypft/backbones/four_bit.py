@@ -6,7 +6,6 @@ fp32, and one of 16 values a weight. The scales are not quantized a second time.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import itertools
 import logging
@@ -151,4 +150,7 @@ def check_package() -> None:
 
 def _library() -> Any:
     check_package()
-    return importlib.import_module("bitsandbytes.functional")  # an extra, which takes a second to import
+    # an extra, which takes a second to import
+    from bitsandbytes import functional as library  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    return library
