@@ -68,7 +68,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "training/rows": ["training/test_encode"],
         "tasks/prompts": ["tasks/test_prompts", "golden/test_golden"],
         "tasks/kinds/tags": ["training/test_encode", "data/test_columns", "data/test_formats"],
-        "tasks/kinds/span": ["training/test_encode", "data/test_columns"],
+        "tasks/kinds/span": ["training/test_encode", "data/test_columns", "data/test_formats"],
         "encoded": ["training/test_encode", "backbones/test_last_block"],
     },
     "loaders": {

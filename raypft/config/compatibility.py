@@ -111,8 +111,6 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> Method:
     job, task, pattern, method = resolved.job, resolved.task, resolved.pattern, resolved.method
     named, config = job.method["name"], resolved.method_config
     check_job(resolved, backbone.family)
-    if job.train.quantize:
-        check_package()
     for mark in method.marks:
         for markup in MARKUP[mark]:
             if markup not in pattern.text:
@@ -162,6 +160,8 @@ def check_fit(resolved: ResolvedJob, backbone: Backbone) -> Method:
             f"method: {named} opens nothing, no parameter trains; open some through the backbone's seams, "
             "set trains = False in it, or train.epochs=0"
         )
+    if job.train.quantize:
+        check_package()
     return built
 
 

@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from raypft.backbones.base import Backbone
+from raypft.backbones.sparse import Sparse
 from raypft.config.job import Train
 from raypft.contract import cases, tiny
 from raypft.methods import METHODS
 from raypft.training.loader import PromptDataset
 from raypft.training.loop import evaluate, fit
 from raypft.training.states import TrainState
-from raypft.training.stepper import TorchStepper
+from raypft.training.stepper import Learner, TorchStepper
 
 CLOSE = 1e-4
 """How far a loss may lie from the one it should be, relative to the largest of the curve: sums are taken in another
@@ -98,13 +100,22 @@ def exactly_the_declared_parameters_move(method: str, kind: str, **options: Any)
     cell = cases.cell(method, tiny.backbone(kind), **options)
     trainable = set(cell.learner.trainable())
     expect(bool(trainable), "no parameter trains; open some through the backbone's seams, or set trains = False")
-    before = {name: p.detach().clone() for name, p in cell.learner.named_parameters()}
+    before = _values(cell.learner)
     trained(cell)
-    moved = {name for name, p in cell.learner.named_parameters() if not torch.equal(p, before[name])}
+    moved = {name for name, value in _values(cell.learner).items() if not torch.equal(value, before[name])}
     frozen = moved - trainable
     expect(not frozen, f"{_some(frozen)} moved in training but must stay frozen; write to weights through seams only")
     still = {name for name in trainable - moved if not WITHOUT_GRADIENT.search(name)}
     expect(not still, f"{_some(still)} is trainable but did not move in ten steps; use it in forward, or freeze it")
+
+
+def _values(learner: Learner) -> dict[str, Tensor]:
+    """Of all parameters, by name; of a weight of which some entries train the others."""
+    values = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    for name, module in learner.named_modules():
+        if isinstance(module, Sparse):
+            values[f"{name}.base"].view(-1)[module.index.long()] = 0
+    return values
 
 
 def the_trainable_count_is_the_predicted_one(method: str, kind: str, **options: Any) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from raypft.backbones import guard
 from raypft.backbones.attention import find_attention
+from raypft.backbones.products import PLAIN
 from raypft.batch import collate
 from raypft.contract import cases, tiny
 from raypft.contract.checks import dataset
@@ -80,15 +80,14 @@ def test_states_at_the_slots_are_those_of_all_tokens(kind):
 def tokens_made(backbone):
     """How many tokens each linear layer of the last block's attention runs for."""
     counts, attention = [], find_attention(backbone.blocks[-1])
-    kinds = (torch.nn.Linear, Conv1D)
-    before: dict[type, Any] = {kind: kind.forward for kind in kinds}
+    before: dict[type, Any] = {kind: kind.forward for kind in PLAIN}
 
     def forward(layer, states):
         counts.extend([states.shape[-2]] * any(layer is module for module in attention.modules()))
-        return before[torch.nn.Linear if isinstance(layer, torch.nn.Linear) else Conv1D](layer, states)
+        return before[type(layer)](layer, states)
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in kinds:
+        for kind in PLAIN:
             patch.setattr(kind, "forward", forward)
         yield counts
 

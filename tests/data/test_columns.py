@@ -131,6 +131,11 @@ def test_answers_may_be_a_list_of_records(origin, tmp_path):
     assert [(row["label"], row["starts"]) for row in read(origin(SPAN))] == [(["Köln"], [30])]
 
 
+def test_an_answer_may_be_one_record(origin, tmp_path):
+    write(tmp_path / "train.jsonl", [{**QUESTION, "answers": {"text": "Köln", "answer_start": 30}}])
+    assert [(row["label"], row["starts"]) for row in read(origin(SPAN))] == [(["Köln"], [30])]
+
+
 def test_running_text_has_an_empty_label_and_free_text_its_own(origin, tmp_path):
     write(tmp_path / "train.jsonl", [{"id": "1", "language": "en", "text": "A line.", "label": "an answer"}])
     assert read(origin(MLM)) == [{"id": "1", "language": "en", "label": "", "text": "A line."}]

@@ -17,7 +17,7 @@ from raypft.backbones.text import PromptError
 from raypft.batch import collate
 from raypft.contract import tiny
 from raypft.data.sampling import Sample
-from raypft.encoded import Encoded, Passage
+from raypft.encoded import Encoded, Passage, shared_tokens
 from raypft.errors import UserError
 from raypft.readouts import READOUTS
 from raypft.records import sealed
@@ -462,6 +462,22 @@ def test_many_prompts_take_few_bytes():
     batch = packed(columns_of(many))
     assert batch.nbytes <= 1000 * (8 * len(prompt.ids) + 300)
     assert list(EncodedRows([batch])) == many
+
+
+@pytest.mark.parametrize(
+    ("shown", "ids", "shared"),
+    [
+        ((2, 2), ([1, 2, 3], [1, 2, 4, 5]), 2),
+        ((0, 0), ([1, 2, 3], [1, 2, 4]), 0),
+        ((2, 1), ([1, 2, 3], [1, 2, 4]), 0),
+        ((2, 2), ([1, 2, 3], [1, 3, 3]), 0),
+        ((2, 2), ([1, 2, 3], [1, 2]), 0),  # nothing is behind them
+    ],
+)
+def test_demonstrations_are_shared_where_all_prompts_begin_with_them(shown, ids, shared):
+    prompt = choice(tiny.backbone("gpt2"))({**row(""), "text": "x"})[0]
+    prompts = [prompt.but(ids=list(own), demo_tokens=size) for own, size in zip(ids, shown, strict=True)]
+    assert shared_tokens(prompts) == shared
 
 
 def test_numbers_take_the_least_type_that_holds_all_of_them():
