@@ -245,7 +245,7 @@ def metric(name: str, known: Iterable[str] = METRICS) -> tuple[str, Metric]:
     Raises:
         UserError: unknown name (the nearest is named), or the user's file can't be used.
     """
-    if name not in METRICS and is_own(name):
+    if is_own(name):
         return f"{own_name(name)}@{own_hash('metric', name)[:8]}", _own_metric(name)
     if name not in known:
         raise UserError(f'metric: "{name}" is unknown; {nearest(name, known)}')

@@ -53,6 +53,24 @@ def test_the_last_line_of_a_cell_counts_and_its_place_is_that_of_the_first(tmp_p
     assert again.study("other") == {}
 
 
+def test_a_folder_is_made_and_a_line_is_short_and_says_words_as_they_are(tmp_path):
+    ledger = Ledger(tmp_path / "new" / "campaign")
+    ledger.note(**entry(1, status="running", reason="für nichts"))
+    raw = ledger.log.read().decode()
+    assert raw.count("\n") == 1
+    assert '"reason":"für nichts",' in raw
+    assert raw.count(" ") == len(["für nichts", '"check": '])
+
+
+def test_a_cell_began_when_it_was_last_said_to_be_running(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.note(**entry(1, status="running"))
+    began = ledger.entries[entry(1)["cell"]]["time"]
+    ledger.note(**entry(1, status="finished"))
+    ledger.note(**entry(2, status="finished"))
+    assert ledger.began == Ledger(tmp_path).began == {entry(1)["cell"]: began}
+
+
 @pytest.mark.parametrize(
     "damage",
     [

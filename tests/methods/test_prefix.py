@@ -252,3 +252,12 @@ def test_every_prompt_has_keys_of_its_own_only_where_they_are_dropped(training, 
     kept = keys != 0
     assert torch.allclose(keys[kept], (whole[0].expand_as(keys) / (1 - dropout * (each > 1)))[kept])
     assert (Config(length=P).positions_taken, Config(length=P, shift_positions=False).positions_taken) == (P, 0)
+
+
+def test_its_parts_are_keys_and_values_of_every_layer():
+    method, _ = made("gpt2")
+    parts = method.parts()
+    for number, layer in enumerate(method.layers):
+        keys, values = cast(LayerPrefix, layer).keys_and_values()
+        assert torch.equal(parts["keys"][number], keys)
+        assert torch.equal(parts["values"][number], values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -204,6 +205,7 @@ def test_scores_are_means_over_words_of_each_rows_language():
         atol=1e-6,
     )
     assert not list(made.parameters())
+    assert not made.state_dict(), "its columns follow from the task; a trained file has none"
 
 
 # loss and answers
@@ -223,6 +225,17 @@ def test_loss_is_cross_entropy_over_labels_summed():
     assert filler == nothing == 0
     assert scores.grad is not None
     assert not scores.grad.any()
+
+
+def test_each_prompt_counts_in_the_loss_by_its_weight():
+    made = readout(wordpiece(), {"yes": "good", "maybe": "great", "no": "bad"})
+    scores, weights = torch.randn(3, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 0.0, 2.5])
+    asked = batch(3, [0, 2, 1])
+    asked = dataclasses.replace(asked, weight=weights)
+    total, weight = made.loss(scores, asked)
+    each = functional.cross_entropy(scores, asked.gold, reduction="none")
+    assert torch.allclose(total, (each * weights).sum())
+    assert weight == 3.5
 
 
 def test_decide_answers_by_key():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
+import math
 import random
 import re
 import statistics
@@ -20,7 +22,8 @@ from raypft.errors import UserError
 from raypft.report.campaign import write_tables
 from raypft.report.groups import Cells, average, frozen, majority, text
 from raypft.report.groups import Score as Given
-from raypft.report.layout import _of_mean, _views
+from raypft.report.layout import Column, Section, _of_mean, _views
+from raypft.report.paper import Paper
 
 LANGUAGES = ("en", "de", "zh")
 
@@ -495,3 +498,27 @@ def test_the_papers_number_may_be_rounded(tmp_path, paper, verdict):
     given = {"values": {"A": {"en": paper}}, "std": {"A": {"en": 0.5}}}
     write_tables(campaign(paper=given), [cell("A", score, seed) for seed, score in enumerate((80, 82))], tmp_path)
     assert next(record["verdict"] for record in records(tmp_path) if record["row"] == "A") == verdict
+
+
+def test_what_is_no_number_is_none_of_the_papers():
+    found = {"lora": {"en": math.nan, "de": "n/a", "fr": 71.5}}
+    paper = Paper(SimpleNamespace(paper=SimpleNamespace(values=found, std={}, notes=[], differs={}), scale=None))
+    assert [paper.value("lora", (), name) for name in ("en", "de", "fr", "sw")] == [None, None, 71.5, None]
+
+
+def test_a_section_says_which_of_its_columns_are_means_over_others():
+    english, mean = (
+        Column("en", "xnli", lambda result: None, language="en"),
+        Column("mean", "xnli", lambda result: None),
+    )
+    assert Section("accuracy", "", [english, mean], averaged=True).summaries == [False, True, True]
+    assert Section("accuracy", "", [mean], averaged=True).summaries == [False, True]
+    assert Section("accuracy", "", [mean]).summaries == [False]
+
+
+def test_a_column_says_whose_numbers_it_averages():
+    result = {"metric": "f1@1", "scores": {"en": 1.0, "de": 2.0, "fr": 3.0}, "pivot": "en", "metrics": {}}
+    of = functools.partial(Column, "x", "xnli", lambda result: None, metric="f1@1")
+    assert of(language="de").languages(result) == ["de"]
+    assert of().languages(result) == ["en", "de", "fr"]
+    assert of(view="mean without en").languages(result) == ["de", "fr"]

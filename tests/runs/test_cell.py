@@ -136,6 +136,15 @@ def test_every_metric_of_a_task_is_measured_by_name_version_and_language():
     assert mean_score(own, Pairs(rows), "token_accuracy") == pytest.approx((200 / 3 + 50) / 2)
 
 
+def test_the_mean_without_the_pivot_is_of_the_others():
+    own = task("choice", ["A", "B"], ["accuracy"])
+    rows = rows_of(("en", "A", "B"), ("de", "A", "A"), ("fr", "A", "A"), ("fr", "B", "A"))
+    own = own.model_copy(update={"languages": ["en", "de", "fr"]})
+    found = measured(own, Pairs(rows))
+    assert found["scores"] == {"en": 0, "de": 100, "fr": 50}
+    assert (found["mean"], found["mean_without_english"]) == (50, 75)
+
+
 @pytest.mark.parametrize(
     "pairs",
     [

@@ -65,6 +65,11 @@ def test_of_one_language_there_is_no_mean_over_languages(two):
     assert not any(note.startswith("trained on") for note in table.notes)
 
 
+def test_of_one_language_that_is_not_the_pivot_there_is_no_mean_either(tmp_path, own):
+    run = write_run(tmp_path, own, {0: {"de": [True] * 2 + [False] * 2}})
+    assert run_table([run]).columns == ["run", "shots", "n", "de", "trainable", "seconds"]
+
+
 def test_where_answers_are_texts_there_is_no_majority_and_other_metrics_are_means_over_languages(tmp_path, own):
     scores = {"accuracy@1": {"en": 50.0, "de": 30.0}, "f1@1": {"en": 80.0, "de": 60.0}}
     run = write_run(tmp_path, own, RIGHT, facts={"majority": {}, "metrics": scores})

@@ -20,7 +20,7 @@ from raypft.config.resolved import ResolvedJob
 from raypft.errors import UserError
 from raypft.runs.trackers import PACKAGES
 from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
-from raypft.scale.tune.search import Asha, Racing, Tpe
+from raypft.scale.tune.search import Asha, Racing, Tpe, distribution
 from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.scale.tune.trackers import tracker
 from raypft.scale.tune.work import Work
@@ -33,8 +33,8 @@ SPACE = {
 }
 
 
-def tpe() -> Tpe:
-    return Tpe(Search(space=SPACE, searcher="tpe", trials=9), 1)
+def tpe(seed: int = 1) -> Tpe:
+    return Tpe(Search(space=SPACE, searcher="tpe", trials=9), seed)
 
 
 def test_tpe_suggests_values_of_the_space_and_remembers_what_it_is_told():
@@ -100,6 +100,24 @@ def test_asha_stops_the_lower_half_and_never_the_last_standing():
         assert (stopped is not None) == (name in "cd"), name
     assert asha.stops("e", [10.0]) == "asha: in the lower half after 1 seed"
     assert asha.stops("b", [90.0, 91.0]) is None
+
+
+def test_asha_keeps_a_half_not_a_quarter():
+    asha = Asha(9)
+    for dev in (50.0, 60.0, 70.0, 80.0, 90.0, 100.0, 40.0):
+        asha.stops(f"at {dev}", [dev])
+    assert asha.stops("of eight in the third place", [85.0]) is None
+
+
+def test_tpe_of_a_seed_suggests_what_it_suggested():
+    first, again, other = ([search.suggest(str(i)) for i in range(5)] for search in (tpe(), tpe(), tpe(2)))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(("ends", "last"), [([5, 12, 4], 9), ([5, 13, 4], 13), ([2, 4], 4)])
+def test_the_last_of_a_range_is_the_last_that_its_steps_meet(ends, last):
+    found = distribution(Search(space={"a": {"range": ends}}, searcher="tpe", trials=1).space["a"])
+    assert (found.low, found.high) == (ends[0], last)
 
 
 def at_once(jobs: list[ResolvedJob], shapes: list[Shape]) -> int:

@@ -87,6 +87,15 @@ def test_an_unknown_metric_names_the_nearest():
     assert metric("accuracy")[0] == "accuracy@1"
 
 
+@pytest.mark.parametrize("returned", ["True", "'50'", "float('nan')", "float('inf')", "None"])
+def test_what_an_own_metric_returns_must_be_a_number(returned, tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text(f"def metric(gold, answers, language='en'):\n    return {returned}\n")
+    _, function = metric(str(own), KINDS["tags"].metrics)
+    with pytest.raises(UserError, match="expected a number, percent from 0 to 100"):
+        function(["a"], ["a"])
+
+
 def test_accuracy_counts_case():
     assert score("accuracy", ["Yes", "no", "no", "no"], ["yes", "no", "no", "NO"]) == 50
 

@@ -377,3 +377,17 @@ def test_a_rate_of_the_configuration_is_seen(name):
 @pytest.mark.parametrize("method", ["prefix", "lora"])
 def test_a_methods_own_dropout_is_seen(method):
     assert may_drop(cases.cell(method, tiny.backbone("llama"), dropout=0.2).learner.train())
+
+
+def test_masks_are_those_of_earlier_versions():
+    """A run that goes on meets the dropouts that it would have met."""
+    kept = mask(batch_of("ab"), (2, 2, 3, 5), seed=7, step=3, place=2).flatten().int()
+    assert "".join(map(str, kept.tolist())) == "111010011100101101101000010111101010010000100101011001001111"
+
+
+def test_attention_without_dropout_is_torchs_own_with_its_scale():
+    query, key, value = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(1))
+    expected = functional.scaled_dot_product_attention(query, key, value, scale=0.7)
+    with RowDropout(batch_of("ab"), 0, 0):
+        found = functional.scaled_dot_product_attention(query, key, value, scale=0.7)
+    assert torch.equal(found, expected)
