@@ -216,7 +216,7 @@ class Chaos:
             self._look(folder, came)
             if event and came:
                 self.events[event.victim] += 1
-                print(f"{storage}: {event}; exit code {code}", flush=True)
+                print(f"{storage}: {event.victim}, {event.after:.0f} s after it is there; exit code {code}", flush=True)
         for told in lines(folder).values():
             self.twice += sum(one["event"] == "result" for one in told) > 1
         return report(folder).replace(storage, "")
