@@ -1,9 +1,10 @@
-"""A small campaign on Ray Tune while workers, trials, the raylet and the driver are killed at drawn moments. In the end
-stands what stands where nothing was killed, times aside.
+"""A small campaign on Ray Tune while workers, trials, the queue of cells, raylets and the driver are killed at drawn
+moments; with --hosts (root) on three hosts of one machine, whose links are cut too. In the end stands what stands where
+nothing went wrong, times aside.
 
-    OMP_NUM_THREADS=1 python benchmarks/chaos_ray.py [--seed N] [--events N]
+    OMP_NUM_THREADS=1 python benchmarks/chaos_ray.py [--seed N] [--events N] [--hosts]
 
-Only processes that a command of this script started are killed, each by its id.
+Each command meets one event. Only processes that a command of this script started are killed, each by its id.
 """
 
 from __future__ import annotations
@@ -19,23 +20,32 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from chaos import CELLS, RECIPES, WORDS, forked, lines, prepare, report, whole
+from hosts import Hosts, not_permitted
 
 from raypft.schema import set_key, split_override
 
-VICTIMS = {"worker": "ray::RayTrainWorker", "trial": "ray::ResourceTrainable", "raylet": "/raylet ", "driver": ""}
-"""What is killed, and how its process is called."""
+VICTIMS = {
+    "worker": "ray::RayTrainWorker",
+    "trial": "ray::ResourceTrainable",
+    "queue": "ray::CellQueue",
+    "raylet": "/raylet ",
+}
+"""What is killed, and how its process is called; beside them the driver and, on hosts, a link."""
 LONGEST = 600
 """Seconds after which a command has hung."""
+HOST_CPUS = 3
+"""A worker needs a whole host, and the head is too small for one: two hosts, and each may be lost."""
 
 
-def campaign(place: Path, storage: str) -> Path:
-    """The file of a campaign over the recipes, its cells on one worker."""
+def campaign(place: Path, storage: str, cpus: float) -> Path:
+    """The file of a campaign over the recipes, its cells on one worker with so many CPUs."""
     defaults: dict[str, object] = {"storage": str(place / storage)}
-    more = ["resources.workers=1", "resources.cpus_per_worker=0.25", "train.epochs=12", "zero.stage=1"]
+    more = ["resources.workers=1", f"resources.cpus_per_worker={cpus}", "train.epochs=12", "zero.stage=1"]
     for word in [*WORDS, *more]:
         key, value = split_override(word)
         if key != "task":
@@ -77,33 +87,152 @@ def end(processes: dict[int, str]) -> None:
             continue
 
 
-def attempt(file: Path, log: Path, victim: str, after: float) -> tuple[int, float | None]:
-    """Run the campaign and kill a process of it some seconds after there is one; exit code, and when it was killed."""
-    temporary = tempfile.mkdtemp(prefix="rc-", dir="/tmp")
-    environment = {**os.environ, "RAY_TMPDIR": temporary}
-    environment.pop("RAY_ADDRESS", None)
-    command, killed = [sys.executable, "-m", "raypft.cli", "tune", file.name], None
-    with (
-        log.open("w") as stream,
-        subprocess.Popen(command, cwd=file.parent, env=environment, stdout=stream, stderr=stream) as process,
-    ):
-        known, deadline = dict[int, str](), time.monotonic() + LONGEST
-        there: float | None = None
-        while process.poll() is None and time.monotonic() < deadline:
-            known |= (now := below(process.pid))
-            named = [one for one, name in now.items() if VICTIMS[victim] in name] if victim else []
-            named = [process.pid] if victim == "driver" else named
-            there = there or (time.monotonic() if named else None)
-            if killed is None and named and there is not None and time.monotonic() - there > after:
-                os.kill(named[-1], signal.SIGKILL)
-                killed = time.time()
+class Alone:
+    """A command on this machine that starts a Ray of its own."""
+
+    def __init__(self, file: Path, log: Path) -> None:
+        self.temporary, self.known = tempfile.mkdtemp(prefix="rc-", dir="/tmp"), dict[int, str]()
+        environment = {**os.environ, "RAY_TMPDIR": self.temporary}
+        environment.pop("RAY_ADDRESS", None)
+        command = [sys.executable, "-m", "raypft.cli", "tune", file.name]
+        with log.open("w") as stream:
+            self.command = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
+
+    def found(self, victim: str) -> list[int]:
+        """Processes that a victim may be, none where it is not there yet."""
+        self.known |= (now := below(self.command.pid))
+        return [self.command.pid] if victim == "driver" else called_so(now, victim)
+
+    def strike(self, victim: str, process: int, heals: float) -> None:
+        """kill -9 of a process."""
+        os.kill(process, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End what is left."""
+        self.command.kill()
+        self.command.wait()
+        self.known.pop(self.command.pid, None)
+        time.sleep(1)
+        end(self.known)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+class OnHosts:
+    """A command on the head of a cluster of three hosts."""
+
+    def __init__(self, file: Path, log: Path) -> None:
+        self.hosts = Hosts()
+        try:
+            self.hosts.add("one", HOST_CPUS)
+            self.hosts.add("two", HOST_CPUS)
+            self.hosts.wait(3)
+            with log.open("w") as stream:
+                self.command = self.hosts.raypft("tune", file.name, output=stream)
+        except BaseException:
+            self.hosts.end()
+            raise
+
+    def found(self, victim: str) -> list[int]:
+        """As above; a link's: workers whose host may be cut off."""
+        if victim == "driver":
+            return [self.command.pid]
+        return [process for name in self.hosts.names for process in called_so(self.hosts.processes(name), victim)]
+
+    def strike(self, victim: str, process: int, heals: float) -> None:
+        """kill -9 of a process, or its host's link cut for some seconds."""
+        if victim != "link":
+            os.kill(process, signal.SIGKILL)
+            return
+        (host,) = [name for name in self.hosts.names if process in self.hosts.processes(name)]
+        self.hosts.cut(host)
+        time.sleep(heals)
+        self.hosts.heal(host)
+
+    def end(self) -> None:
+        """End what is left."""
+        self.hosts.end()
+
+
+def called_so(processes: dict[int, str], victim: str) -> list[int]:
+    """Those among processes that a victim may be."""
+    title = VICTIMS["worker" if victim == "link" else victim]
+    return [process for process, command in processes.items() if title in command]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What goes wrong: a victim, struck some seconds after it is there; which of those it may be, from 0 to 1; seconds
+    after which a cut link heals."""
+
+    victim: str
+    after: float
+    which: float
+    heals: float
+
+
+def attempt(begin: type[Alone | OnHosts], file: Path, log: Path, event: Event | None) -> tuple[int, float | None]:
+    """Run the campaign while an event comes; exit code, and when it came."""
+    there, came, deadline = None, None, time.monotonic() + LONGEST
+    place = begin(file, log)
+    try:
+        while (code := place.command.poll()) is None and time.monotonic() < deadline:
+            found = place.found(event.victim) if event and came is None else []
+            there = there or (time.monotonic() if found else None)
+            if event and found and there is not None and time.monotonic() - there > event.after:
+                came = time.time()
+                place.strike(event.victim, found[int(event.which * len(found))], event.heals)
             time.sleep(0.2)
-        known.pop(process.pid, None)
-        process.kill()
-    time.sleep(1)
-    end(known)
-    shutil.rmtree(temporary, ignore_errors=True)
-    return process.returncode, killed
+    finally:
+        place.end()
+    text = log.read_text()
+    if code is None or "Traceback" in text or (code and came is None):
+        how = "hangs" if code is None else f"ends with {code}"
+        raise SystemExit(f"a command {how}, {event if came else 'nothing'} in its way: {text[-3000:]}")
+    return code, came
+
+
+class Chaos:
+    """Campaigns, an event in each command.
+
+    Args:
+        begin: where a command runs; cpus: of a worker; victims: those to draw from.
+    """
+
+    def __init__(self, place: Path, source: random.Random, hosts: bool) -> None:
+        self.place, self.source, self.log = place, source, place / "log"
+        self.begin, self.cpus = (OnHosts, HOST_CPUS) if hosts else (Alone, 0.25)
+        self.victims = [*VICTIMS, "driver", *(["link"] if hosts else [])]
+        self.events, self.recoveries, self.twice, self.lost = Counter[str](), list[float](), 0, 0
+        self.since: float | None = None
+
+    def round(self, storage: str, most: int) -> str:
+        """Commands until a campaign is finished, with events until there were so many; its report."""
+        folder, code = self.place / storage, 1
+        file = campaign(self.place, storage, self.cpus)
+        while code:
+            event, known = self._event() if self.events.total() < most else None, whole(folder)
+            code, came = attempt(self.begin, file, self.log, event)
+            self.lost += sum(whole(folder).get(path) != content for path, content in known.items())
+            self._look(folder, came)
+            if event and came:
+                self.events[event.victim] += 1
+                print(f"{storage}: {event.victim}, {event.after:.0f} s after it is there; exit code {code}", flush=True)
+        for told in lines(folder).values():
+            self.twice += sum(one["event"] == "result" for one in told) > 1
+        return report(folder).replace(storage, "")
+
+    def _event(self) -> Event:
+        draw = self.source
+        return Event(draw.choice(self.victims), draw.uniform(0, 12), draw.random(), draw.uniform(1, 20))
+
+    def _look(self, folder: Path, came: float | None) -> None:
+        """When it went on: the first that is told may be by a process that does not know yet."""
+        self.since = self.since or came
+        told = [one["time"] for cell in lines(folder).values() for one in cell]
+        after = sorted(at for at in told if self.since and at > self.since)
+        if self.since and len(after) > 1:
+            self.recoveries.append(after[1] - self.since)
+            self.since = None
 
 
 def main() -> None:
@@ -111,40 +240,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--events", type=int, default=8)
+    parser.add_argument("--hosts", action="store_true", help="on three hosts (network namespaces), links are cut too")
     asked = parser.parse_args()
-    source, began = random.Random(asked.seed), time.monotonic()
-    events, recoveries, twice, lost = Counter[str](), list[float](), 0, 0
+    if asked.hosts and (why := not_permitted()):
+        raise SystemExit(f"--hosts: {why}; leave it out, or run as root")
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="raypft-chaos-") as folder:
+        os.chdir(folder)  # from where the paths of a campaign are meant, on all hosts
         place = Path(folder)
         os.waitpid(forked(lambda: prepare(place)), 0)
-        log = place / "log"
-        if attempt(campaign(place, "undisturbed"), log, "", 0)[0]:
-            raise SystemExit(log.read_text())
-        expected, same, rounds = report(place / "undisturbed").replace("undisturbed", ""), True, 0
-        while events.total() < asked.events:
+        chaos = Chaos(place, random.Random(asked.seed), asked.hosts)
+        expected, same, rounds = chaos.round("undisturbed", 0), True, 0
+        while chaos.events.total() < asked.events:
             rounds += 1
-            storage, code = place / f"round-{rounds}", 1
-            file = campaign(place, storage.name)
-            while code:
-                victim = source.choice(list(VICTIMS)) if events.total() < asked.events else ""
-                known = whole(storage)
-                code, killed = attempt(file, log, victim, source.uniform(0, 12))
-                lost += sum(whole(storage).get(path) != content for path, content in known.items())
-                if killed is None and code:
-                    raise SystemExit(f"a campaign that nothing disturbs ends with {code}: {log.read_text()[-2000:]}")
-                if killed is not None:
-                    events[victim] += 1
-                    told = [event["time"] for cell in lines(storage).values() for event in cell]
-                    recoveries += [min(after) - killed] if (after := [one for one in told if one > killed]) else []
-            for cell in lines(storage).values():
-                twice += sum(event["event"] == "result" for event in cell) > 1
-            same &= report(storage).replace(storage.name, "") == expected
-    told = ", ".join(f"{victim} {count}" for victim, count in sorted(events.items()))
-    print(f"{rounds} campaigns of {CELLS} cells in {time.monotonic() - began:.0f} s; killed: {told}")
-    if recoveries:
-        middle, worst = statistics.median(recoveries), max(recoveries)
-        print(f"went on {len(recoveries)} times, median {middle:.1f} s, worst {worst:.1f} s")
-    print(f"events {events.total()} lost {lost} twice {twice} same {'yes' if same else 'no'}")
+            same &= chaos.round(f"round-{rounds}", asked.events) == expected
+    told = ", ".join(f"{victim} {count}" for victim, count in sorted(chaos.events.items()))
+    print(f"{rounds} campaigns of {CELLS} cells in {time.monotonic() - began:.0f} s; {told}")
+    if chaos.recoveries:
+        middle, worst = statistics.median(chaos.recoveries), max(chaos.recoveries)
+        print(f"recoveries {len(chaos.recoveries)}, median {middle:.1f} s, worst {worst:.1f} s")
+    done = f"events {chaos.events.total()} lost {chaos.lost} twice {chaos.twice}"
+    print(f"{done} same {'yes' if same else 'no'}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
@@ -55,13 +55,17 @@ class ProcessGroup(Backend):
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Have all workers join; the first one's node is where they meet."""
-        address, port = worker_group.execute_single(0, get_address_and_port)
-        world = len(worker_group)
-        joining = [
-            worker_group.execute_single_async(rank, join, backend_config.backend, address, port, rank, world)
-            for rank in range(world)
-        ]
-        ray.get(joining)
+        try:
+            address, port = worker_group.execute_single(0, get_address_and_port)
+            world = len(worker_group)
+            joining = [
+                worker_group.execute_single_async(rank, join, backend_config.backend, address, port, rank, world)
+                for rank in range(world)
+            ]
+            ray.get(joining)
+        except RayActorError:  # Ray Train starts a new group and would keep the CPUs and GPUs of this one for ever
+            worker_group.abort()
+            raise
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         """Have all workers leave, or end without."""

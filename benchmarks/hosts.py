@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PORT = 6379
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "2000",
@@ -123,7 +124,7 @@ class Hosts:
         """Where a host is found."""
         return f"{self.net}.{self.names.index(name) + 1}"
 
-    def _begin(self, name: str, words: list[str], env: dict[str, str], output: int) -> subprocess.Popen:
+    def _begin(self, name: str, words: list[str], env: dict[str, str], output: int | IO[str]) -> subprocess.Popen:
         return subprocess.Popen(
             ["ip", "netns", "exec", f"{self.mark}{name}", *words],
             env=env,
@@ -144,9 +145,9 @@ class Hosts:
             "head", [sys.executable, "-c", code, self.env["RAY_ADDRESS"], *words], self.env, subprocess.DEVNULL
         ).wait(150)
 
-    def raypft(self, *words: str) -> subprocess.Popen:
+    def raypft(self, *words: str, output: int | IO[str] = subprocess.PIPE) -> subprocess.Popen:
         """A command on the head."""
-        return self._begin("head", [sys.executable, "-m", "raypft.cli", *words], self.env, subprocess.PIPE)
+        return self._begin("head", [sys.executable, "-m", "raypft.cli", *words], self.env, output)
 
     def processes(self, name: str) -> dict[int, str]:
         """Processes of a host and their titles."""
@@ -177,6 +178,10 @@ class Hosts:
     def cut(self, name: str) -> None:
         """No packet comes or goes any more."""
         ip("-n", f"{self.mark}sw", "link", "set", name, "down")
+
+    def heal(self, name: str) -> None:
+        """Undo a cut."""
+        ip("-n", f"{self.mark}sw", "link", "set", name, "up")
 
     def drain(self, name: str, seconds: int) -> None:
         """The notice that a spot node gets."""
