@@ -20,7 +20,7 @@ from raypft.errors import UserError
 from raypft.methods.base import Method
 from raypft.readouts.verbalizer import label_columns
 from raypft.runs.cell import build_learner
-from raypft.runs.memory import Counts, check_memory, foreseen, told
+from raypft.runs.memory import Counts, check_memory, foreseen, rows_held, told
 from raypft.runs.prepare import Prepared
 from raypft.runs.run import check_unchanged
 from raypft.runs.trackers import check_tracker
@@ -56,6 +56,9 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
     encoder = Encoder.of(prepared.resolved, skeleton.text, sample.demos)
     looked_at = itertools.chain.from_iterable(map(encoder, sample.test.slice(0, LOOKED_AT).to_pylist()))
     lengths = sorted(len(prompt.ids) for prompt in looked_at)
+    tables = [table for table in (sample.train, sample.dev, sample.test) if table is not None]
+    each = len(lengths) / min(LOOKED_AT, len(sample.test))
+    rows = rows_held(each * sum(map(len, tables)), sum(lengths) / len(lengths))
     prompts = round(prompts_an_epoch(sample, encoder, LOOKED_AT))
     steps = -(-prompts // job.train.batch_size) * job.train.epochs
     method = method_shape(prepared)
@@ -73,7 +76,7 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
         f"of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
         *label_words(encoder),
         f"trainable parameters of the method: {method.predicted_parameters():,}",
-        told(job, foreseen(job, counted(prepared, method))),
+        told(job, foreseen(job, counted(prepared, method)), rows),
         *method.notes(),
         f"steps: {steps} a seed (about {prompts} prompts an epoch), {len(job.seeds)} seeds",
         f"ok: results go to {prepared.folder}",

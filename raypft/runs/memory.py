@@ -23,6 +23,8 @@ PASSING = 4
 it is reduced, what the optimizer reads, what gloo sends (measured, as above)."""
 PER_SCORE = 3
 """Numbers that a step keeps of each score: itself, its logarithm after the softmax, its gradient; in fp32."""
+PER_TOKEN, PER_PROMPT = 8, 300
+"""Bytes of an encoded prompt in Arrow columns, at most (measured, benchmarks/rows.py)."""
 FLAT = (1, 2, 2)
 """Times what trains that ZeRO-0, 1 and 2 hold for a moment: gradients laid flat to be added up; from 1 on values that
 are laid flat, or gathered (measured, as above)."""
@@ -120,14 +122,25 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
     )
 
 
-def told(job: Job, found: Foreseen) -> str:
-    """A line on it."""
+def rows_held(prompts: float, tokens: float) -> float:
+    """Bytes of encoded prompts of so many tokens each, at most; mapped files, which the workers of a machine share, and
+    in a process without workers up to 64 MB of each split its own."""
+    return prompts * (PER_PROMPT + PER_TOKEN * tokens)
+
+
+def told(job: Job, found: Foreseen, rows: float = 0) -> str:
+    """A line on it.
+
+    Args:
+        rows: bytes of encoded prompts, see `rows_held`; they are told beside the peak, not in it.
+    """
     parts = ("weights", "gradients", "optimizer", "activations", "passing")
     each = ", ".join(f"{part} {getattr(found, part) / GB:.2f}" for part in parts)
     each += f", libraries {LIBRARIES / GB:.2f}"
     common = f"; {found.common / GB:.2f} GB of frozen weights in common" if found.common else ""
     whose = f"a worker, ZeRO {job.zero.stage}, {job.resources.workers} in all" if job.resources.workers else "in all"
-    return f"memory: about {found.peak / GB:.2f} GB {whose} ({each}){common}"
+    encoded = f"; rows {rows / GB:.2f} GB a machine" if rows else ""
+    return f"memory: about {found.peak / GB:.2f} GB {whose} ({each}){common}{encoded}"
 
 
 def check_memory(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> None:

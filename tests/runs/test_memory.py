@@ -14,7 +14,7 @@ from raypft.errors import UserError
 from raypft.methods import METHODS
 from raypft.readouts import READOUTS
 from raypft.runs import memory
-from raypft.runs.memory import Counts, check_memory, foreseen, told
+from raypft.runs.memory import Counts, check_memory, foreseen, rows_held, told
 
 FULL = Counts(everything=1000, trainable=1000, largest=100, states=34 * 8)
 FEW = Counts(everything=1000, trainable=10, largest=100, states=34 * 8)
@@ -176,3 +176,10 @@ def test_a_line_tells_each_part():
         "memory: about 12.45 GB a worker, ZeRO 3, 2 in all (weights 4.40, gradients 2.00, optimizer 4.00, "
         "activations 0.00, passing 1.60, libraries 0.45)"
     )
+
+
+def test_encoded_rows_are_told_beside_the_peak():
+    rows = rows_held(1_000_000, 100)
+    assert rows == 1_000_000 * (300 + 8 * 100)
+    found = foreseen(job(2, 3), FULL)
+    assert told(job(2, 3), found, rows) == told(job(2, 3), found) + "; rows 1.10 GB a machine"
