@@ -24,7 +24,7 @@ it is reduced, what the optimizer reads, what gloo sends (measured, as above).""
 PER_SCORE = 3
 """Numbers that a step keeps of each score: itself, its logarithm after the softmax, its gradient; in fp32."""
 PER_TOKEN, PER_PROMPT = 8, 300
-"""Bytes of an encoded prompt in Arrow columns, at most (measured, benchmarks/rows.py)."""
+"""Bytes of an encoded prompt in Arrow columns (measured, benchmarks/rows.py); that of a passage has its text, too."""
 FLAT = (1, 2, 2)
 """Times what trains that ZeRO-0, 1 and 2 hold for a moment: gradients laid flat to be added up; from 1 on values that
 are laid flat, or gathered (measured, as above)."""
@@ -123,7 +123,7 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
 
 
 def rows_held(prompts: float, tokens: float) -> float:
-    """Bytes of encoded prompts of so many tokens each, at most; mapped files, which the workers of a machine share, and
+    """Bytes of encoded prompts of so many tokens each; mapped files, which the workers of a machine share, and
     in a process without workers up to 64 MB of each split its own."""
     return prompts * (PER_PROMPT + PER_TOKEN * tokens)
 

@@ -116,7 +116,7 @@ def test_tpe_of_a_seed_suggests_what_it_suggested():
 
 @pytest.mark.parametrize(("ends", "last"), [([5, 12, 4], 9), ([5, 13, 4], 13), ([2, 4], 4)])
 def test_the_last_of_a_range_is_the_last_that_its_steps_meet(ends, last):
-    found = distribution(Search(space={"a": {"range": ends}}, searcher="tpe", trials=1).space["a"])
+    found = distribution(Search.model_validate({"space": {"a": {"range": ends}}}).space["a"])
     assert (found.low, found.high) == (ends[0], last)
 
 
