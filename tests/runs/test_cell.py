@@ -19,6 +19,7 @@ import torch
 from made import write_run, write_task
 from test_frozen_states import prompt
 
+from raypft.batch import collate
 from raypft.config.job import Train
 from raypft.config.load import load_job
 from raypft.contract import cases, tiny
@@ -285,6 +286,20 @@ def test_a_learner_is_drawn_by_its_seed_alone():
     first = drawn(0)
     assert torch.equal(drawn(0), first)
     assert not torch.equal(drawn(1), first)
+
+
+def test_a_learner_finds_its_backbone_as_it_was_before_the_last():
+    resolved, backbone = load_job("vanilla", ["task=sst2", "backbone=x", "method=prefix"]), tiny.backbone("bert")
+    batch = collate([prompt("en/1", [1], ids=9)], 1)
+
+    def answered() -> torch.Tensor:
+        learner = build_learner(resolved, backbone, 0).eval()
+        with torch.no_grad():
+            return torch.tensor(learner.answer(batch)[0].scores)
+
+    first = answered()
+    build_learner(load_job("vanilla", ["task=sst2", "backbone=x", "method=lora"]), backbone, 1)
+    assert torch.equal(answered(), first)
 
 
 def test_what_a_cell_says_of_its_learner_and_its_start():

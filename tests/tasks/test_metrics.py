@@ -96,6 +96,12 @@ def test_what_an_own_metric_returns_must_be_a_number(returned, tmp_path):
         function(["a"], ["a"])
 
 
+def test_an_own_metric_is_a_function(tmp_path):
+    (tmp_path / "mine.py").write_text("metric = 50.0\n")
+    with pytest.raises(UserError, match="metric is no function"):
+        metric(str(tmp_path / "mine.py"), KINDS["tags"].metrics)
+
+
 def test_accuracy_counts_case():
     assert score("accuracy", ["Yes", "no", "no", "no"], ["yes", "no", "no", "NO"]) == 50
 

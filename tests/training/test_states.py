@@ -7,6 +7,7 @@ import json
 import threading
 from concurrent.futures import Executor, Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from raypft.training.checkpoint import StateWriter
 from raypft.training.kept import OnDisk
 from raypft.training.loop import fit
 from raypft.training.states import States, TrainState
-from raypft.training.stepper import TorchStepper
+from raypft.training.stepper import VALUE, Held, TorchStepper
 
 
 def states_in(place: Path, key: str = "cell") -> States:
@@ -289,3 +290,15 @@ def test_a_writer_knows_what_its_state_costs(tmp_path):
     assert writer.cost == 12 * sum(p.numel() for p in cell.learner.trainable().values()) / 200e6
     writer.write(TrainState())
     assert files(tmp_path) == ["state.pt"]
+
+
+@pytest.mark.parametrize(("world", "count", "own"), [(2, 5, [(0, 3), (3, 2)]), (4, 2, [(0, 1), (1, 1), None, None])])
+def test_of_what_all_hold_each_rank_writes_its_share(world, count, own):
+    held = {"w": Held(0, {VALUE: torch.zeros(count)})}
+    for rank, share in enumerate(own):
+        stepper: Any = SimpleNamespace(replicated=True, world=world, rank=rank)
+        expected = {} if share is None else {f"{VALUE}/w": share}
+        assert states_module._own_pieces(stepper, held, [VALUE, "other"]) == expected
+    alone: Any = SimpleNamespace(replicated=False, world=world, rank=1)
+    parted = {"w": Held(7, {VALUE: torch.zeros(count)})}
+    assert states_module._own_pieces(alone, parted, [VALUE]) == {f"{VALUE}/w": (7, count)}
