@@ -29,6 +29,9 @@ from raypft.backbones.sparse import Sparse
 from raypft.batch import Batch
 from raypft.errors import UserError
 
+AT_ONCE = 1 << 20
+"""Entries of a parameter that a checksum adds up at a time, a multiple of 1024."""
+
 
 class Seams(Anatomy):
     """A transformers model, frozen, with its seams.
@@ -303,7 +306,9 @@ class Seams(Anatomy):
                 .view(torch.int32 if parameter.element_size() == 4 else torch.int16)
                 .flatten()
             )
-            folded = functional.pad(bits, (0, -len(bits) % 1024)).view(-1, 1024).sum(0, dtype=torch.int64)
+            folded = torch.zeros(1024, dtype=torch.int64, device=bits.device)
+            for piece in bits.split(AT_ONCE):  # to add up as int64 makes a copy twice as large
+                folded += functional.pad(piece, (0, -len(piece) % 1024)).view(-1, 1024).sum(0, dtype=torch.int64)
             odd = torch.arange(1, 2048, 2, device=bits.device)
             total = (total * 1_000_003 + int((folded * odd).sum()) + len(name)) % (1 << 63)
         return total

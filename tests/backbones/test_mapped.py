@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
 
-from raypft.backbones import guard
+from raypft.backbones import guard, seams
 from raypft.backbones.checkpoint import in_fp32
 from raypft.backbones.load import load_again, load_backbone
 from raypft.contract import tiny
@@ -142,3 +143,16 @@ def test_a_head_has_its_own_weights_and_leaves_the_body_in_the_files(kind, tmp_p
     assert expected is not None
     for (name, value), other in zip(head.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(value, other), name
+
+
+def test_a_checksum_is_the_same_in_pieces_and_copies_no_parameter(monkeypatch):
+    backbone = tiny.backbone("gpt2")
+    whole = backbone.checksum()
+    monkeypatch.setattr(seams, "AT_ONCE", 1024)
+    assert backbone.checksum() == whole
+    monkeypatch.undo()
+    large = torch.nn.Parameter(torch.randn(4, 1 << 20), requires_grad=False)  # 16 MB
+    monkeypatch.setattr(backbone.model, "named_parameters", lambda: [("w", large)])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        backbone.checksum()
+    assert max(event.cpu_memory_usage for event in seen.events()) <= 8 * seams.AT_ONCE
