@@ -195,7 +195,7 @@ class Chaos:
     """Campaigns, an event in each command.
 
     Args:
-        begin: where a command runs; cpus: of a worker; victims: those to draw from.
+        source: draws the events; hosts: whether commands run on hosts, whose links are cut too.
     """
 
     def __init__(self, place: Path, source: random.Random, hosts: bool) -> None:

@@ -273,9 +273,8 @@ def export(
 
 def main(command: Callable[[], None] = app) -> None:
     """Entry point: one line, or one a mistake, and exit code 2 for what the user can mend."""
-    # what is imported lives to the end: to look for garbage in it, again and again, is a third of a short command;
-    # what a cell leaves behind is looked for at its end
-    gc.set_threshold(1_000_000)
+    # what is imported lives to the end: to look for garbage in it, again and again, is a quarter of a short command
+    gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     quiet()
     speak_anyhow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,6 +57,7 @@ def load_jobs(words: list[str]) -> list[ResolvedJob]:
 
 def check(words: Names, as_json: Json = False) -> None:
     """Everything that can be known before compute is spent; exit code 0 or 2."""
+    gc.set_threshold(1_000_000)  # nothing is trained, what could pile up is small: a twelfth of the command
     jobs = load_jobs(words)
     from raypft.runs.inspect import checked  # noqa: PLC0415
     from raypft.runs.prepare import prepare  # noqa: PLC0415
