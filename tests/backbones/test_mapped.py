@@ -155,4 +155,4 @@ def test_a_checksum_is_the_same_in_pieces_and_copies_no_parameter(monkeypatch):
     monkeypatch.setattr(backbone.model, "named_parameters", lambda: [("w", large)])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         backbone.checksum()
-    assert max(event.cpu_memory_usage for event in seen.events()) <= 8 * seams.AT_ONCE
+    assert max(event.cpu_memory_usage for event in seen.events() or []) <= 8 * seams.AT_ONCE
