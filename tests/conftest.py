@@ -1,6 +1,7 @@
 """Shared set-up of the tests: one thread, quiet libraries, no hub but the stand-in that a test asks for; tests marked
 `cluster` run only with -m cluster."""
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -31,6 +32,12 @@ def _longest_first(items):
     limited = {item.path for item in items if item.get_closest_marker("timeout")}
     counts = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in limited, -counts[item.path], str(item.path)))
+
+
+def pytest_collection_finish():
+    """What is imported and collected lives to the end: no search for garbage looks through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
