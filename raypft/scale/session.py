@@ -12,8 +12,8 @@ import threading
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, cast
 
 import ray
 import ray.data
@@ -28,13 +28,16 @@ from raypft.scale.address import check_address, no_cluster
 from raypft.scale.resources import Shape, check_possible, cpus_per_worker, job_bundles, logical_cpus, shapes_here
 from raypft.storage import absolute, path_of
 
+LOOK_SECONDS = 5.0
+"""How often a command looks whether its own node still belongs to the cluster."""
+
 
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for the time of a command: joins a running cluster ($RAY_ADDRESS), else starts one here and ends it after.
 
     Raises:
-        UserError: there is no cluster at the address; or none could be started here.
+        UserError: there is no cluster at the address; or none could be started here; or this node was lost.
     """
     with _unprinted():
         yield from _session()
@@ -50,6 +53,51 @@ def _unprinted() -> Iterator[None]:
         yield
     finally:
         rays_worker.print_to_stdstream = prints
+
+
+class _NodeLost(KeyboardInterrupt):
+    """What a command waits for is not waited for any more, as at Ctrl-C."""
+
+
+@contextmanager
+def _ending_with_its_node() -> Iterator[None]:
+    """While open, the main thread ends where this node's raylet has died: what it waits for may never be told.
+
+    Raises:
+        UserError: it did.
+    """
+    main, ended = threading.main_thread(), threading.Event()
+    if threading.current_thread() is not main:
+        yield
+        return
+    here = ray.get_runtime_context().get_node_id()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            with suppress(Exception):  # the cluster may not answer: what else is left of Ray tells that
+                if any(node["NodeID"] == here and not node["Alive"] for node in ray.nodes()):
+                    signal.pthread_kill(cast(int, main.ident), signal.SIGURG)  # which else means nothing
+                    return
+
+    def lose(number: int, frame: object) -> None:
+        raise _NodeLost
+
+    before = signal.signal(signal.SIGURG, lose)
+    looks = threading.Thread(target=look, daemon=True)
+    looks.start()
+    try:
+        try:
+            yield
+        finally:
+            ended.set()
+            looks.join()
+    except _NodeLost:
+        raise UserError(
+            "ray: its process on this node (the raylet) has died, maybe since memory was full; what is finished is "
+            "kept and the same command (without --fresh) goes on"
+        ) from None
+    finally:
+        signal.signal(signal.SIGURG, before)
 
 
 def _session() -> Iterator[None]:
@@ -92,7 +140,8 @@ def _session() -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
-        yield
+        with _ending_with_its_node() if started else nullcontext():
+            yield
     finally:
         if started:
             ray.shutdown()

@@ -1,9 +1,14 @@
-"""What of Ray reaches the user: nothing that Ray prints, and where it can't start or has no memory, one line. No Ray is
-started."""
+"""What of Ray reaches the user: nothing that Ray prints; where it can't start, has no memory or loses this node, one
+line."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import tempfile
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +19,7 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError
 
 from raypft.errors import UserError
+from raypft.scale import session
 from raypft.scale.session import ray_session
 from raypft.scale.tune.run import one_line_of_memory
 
@@ -72,3 +78,68 @@ def test_a_campaign_that_ran_out_of_memory_says_so_in_one_line():
     assert "\n" not in str(told.value)
     with pytest.raises(RuntimeError, match="another"), one_line_of_memory():
         raise RuntimeError("another")
+
+
+def of_node(alive: bool) -> list[dict[str, Any]]:
+    """What a cluster tells of two nodes, the first of them this one."""
+    return [{"NodeID": "here", "Alive": alive}, {"NodeID": "there", "Alive": not alive}]
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """A cluster without Ray, looked at all the time."""
+    context: Any = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(session, "LOOK_SECONDS", 0.01)
+
+
+def test_a_command_ends_with_its_own_node_alone(looked, monkeypatch):
+    told = iter([of_node(True), ConnectionError("too busy"), of_node(True), of_node(False)])
+
+    def nodes() -> list[dict[str, Any]]:
+        found = next(told)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    with (
+        pytest.raises(UserError, match=r"^ray: its process on this node .* has died.* goes on\Z"),
+        session._ending_with_its_node(),
+    ):
+        time.sleep(30)
+    assert next(told, None) is None
+
+
+def test_an_interrupt_stays_one_while_the_node_lives(looked, monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: of_node(True))
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), session._ending_with_its_node():
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_raylet_that_dies_ends_who_waits(monkeypatch):
+    folder = tempfile.mkdtemp(prefix="rp-", dir="/tmp")  # short: sockets lie below it
+    for name, value in {
+        "TMPDIR": folder,
+        "health_check_period_ms": "500",
+        "health_check_failure_threshold": "2",
+    }.items():
+        monkeypatch.setenv(f"RAY_{name}", value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "LOOK_SECONDS", 0.5)
+    try:
+        with pytest.raises(UserError, match="the raylet"), ray_session():
+            _wait_for_a_dead_raylet()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_a_dead_raylet() -> None:
+    node: Any = rays._global_node
+    (raylet,) = node.all_processes["raylet"]
+    os.kill(raylet.process.pid, signal.SIGKILL)
+    time.sleep(120)
