@@ -55,10 +55,6 @@ def _unprinted() -> Iterator[None]:
         rays_worker.print_to_stdstream = prints
 
 
-class _NodeLost(KeyboardInterrupt):
-    """What a command waits for is not waited for any more, as at Ctrl-C."""
-
-
 @contextmanager
 def _ending_with_its_node() -> Iterator[None]:
     """While open, the main thread ends where this node's raylet has died: what it waits for may never be told.
@@ -66,7 +62,7 @@ def _ending_with_its_node() -> Iterator[None]:
     Raises:
         UserError: it did.
     """
-    main, ended = threading.main_thread(), threading.Event()
+    main, ended, lost = threading.main_thread(), threading.Event(), threading.Event()
     if threading.current_thread() is not main:
         yield
         return
@@ -76,11 +72,12 @@ def _ending_with_its_node() -> Iterator[None]:
         while not ended.wait(LOOK_SECONDS):
             with suppress(Exception):  # the cluster may not answer: what else is left of Ray tells that
                 if any(node["NodeID"] == here and not node["Alive"] for node in ray.nodes()):
+                    lost.set()
                     signal.pthread_kill(cast(int, main.ident), signal.SIGURG)  # which else means nothing
                     return
 
     def lose(number: int, frame: object) -> None:
-        raise _NodeLost
+        raise KeyboardInterrupt  # what is waited for is not waited for any more; Ray makes another one of any
 
     before = signal.signal(signal.SIGURG, lose)
     looks = threading.Thread(target=look, daemon=True)
@@ -91,7 +88,9 @@ def _ending_with_its_node() -> Iterator[None]:
         finally:
             ended.set()
             looks.join()
-    except _NodeLost:
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
         raise UserError(
             "ray: its process on this node (the raylet) has died, maybe since memory was full; what is finished is "
             "kept and the same command (without --fresh) goes on"

@@ -142,4 +142,4 @@ def _wait_for_a_dead_raylet() -> None:
     node: Any = rays._global_node
     (raylet,) = node.all_processes["raylet"]
     os.kill(raylet.process.pid, signal.SIGKILL)
-    time.sleep(120)
+    ray.wait([ray.ObjectRef.from_random()], timeout=120, fetch_local=False)  # nobody makes it
