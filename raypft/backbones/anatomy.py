@@ -206,6 +206,13 @@ def largest_layer(module: nn.Module) -> int:
     return max(*blocks, *(_size(part, recurse=False) for part in module.modules()))
 
 
+def at_opening(model: nn.Module) -> int:
+    """Parameters that are fp32 at once while a model in half precision is opened: those beside the blocks, of the last
+    block and of the one that runs (`raypft.backbones.checkpoint.in_fp32`)."""
+    blocks = [_size(block) for block in blocks_of(model)]
+    return _size(model) - sum(blocks) + sum(sorted(blocks)[-2:])
+
+
 def _size(module: nn.Module, recurse: bool = True) -> int:
     return sum(parameter.numel() for parameter in module.parameters(recurse))
 

@@ -113,6 +113,7 @@ class LoadedBackbone:
         wanted = (cell.job.backbone, train.dropout, self.as_stored, train.quantize)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # one at a time in memory
+            HEAP.keep(False)  # what is held for a moment goes at once
             first = load_backbone(*wanted)
             self._loaded = (wanted, first, first.known)
         _, backbone, known = self._loaded

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from raypft.backbones import four_bit
-from raypft.backbones.anatomy import largest_layer
+from raypft.backbones.anatomy import at_opening, largest_layer
 from raypft.config.job import Job
 from raypft.errors import UserError
 from raypft.methods.base import Method
@@ -34,8 +34,8 @@ are laid flat, or gathered (measured, as above)."""
 class Counts:
     """Parameters of a model with its method: all, those that train, those of its largest layer; what a token's states
     take in its blocks, in numbers; bytes of a number in the model's files; what a token's scores of the vocabulary
-    take, in numbers, where a readout makes them; and what is held in 4 bits, which is no parameter: bytes in all, and
-    weights of the largest layer."""
+    take, in numbers, where a readout makes them; what is held in 4 bits, which is no parameter: bytes in all, and
+    weights of the largest layer; and those that are fp32 for a moment where files in half precision are opened."""
 
     everything: int
     trainable: int
@@ -45,6 +45,7 @@ class Counts:
     scores: float = 0
     packed: int = 0
     unpacked: int = 0
+    opened: int = 0
 
     @classmethod
     def of(cls, method: Method, scored: float = 0) -> Counts:
@@ -61,14 +62,17 @@ class Counts:
         scores = PER_SCORE * scored * backbone.text.vocab_size
         packed = sum(layer.nbytes for layer in four_bit.layers(method))
         unpacked = max((layer.shape.numel() for layer in four_bit.layers(method)), default=0)
-        return cls(everything, trainable, largest_layer(method), states, stored.itemsize, scores, packed, unpacked)
+        opened = at_opening(backbone.model) if stored.itemsize < 4 else 0
+        return cls(
+            everything, trainable, largest_layer(method), states, stored.itemsize, scores, packed, unpacked, opened
+        )
 
 
 @dataclass(frozen=True)
 class Foreseen:
     """Bytes: of one worker's weights that train, are its share or are of another type than in the files, their
     gradients, the optimizer's state, activations; what passes through it; frozen weights that the workers of a
-    machine have in common, as pages of the model's files."""
+    machine have in common, as pages of the model's files; and, before all these, what opening the model takes."""
 
     weights: float
     gradients: float
@@ -76,6 +80,7 @@ class Foreseen:
     activations: float
     passing: float
     common: float
+    opening: float
 
     @property
     def lasting(self) -> float:
@@ -83,13 +88,23 @@ class Foreseen:
         return self.weights + self.gradients + self.optimizer
 
     @property
+    def least(self) -> float:
+        """Of a worker, at one time or another, without activations."""
+        return max(self.opening, self.lasting)
+
+    @property
+    def training(self) -> float:
+        """Of a worker, once the model is open."""
+        return self.lasting + self.activations + self.passing
+
+    @property
     def peak(self) -> float:
         """Of a worker's own, at most: pages of files are not in it."""
-        return LIBRARIES + self.lasting + self.activations + self.passing
+        return LIBRARIES + max(self.opening, self.training)
 
     def on_machine(self, workers: int) -> float:
         """Of so many workers on one machine, without activations."""
-        return max(1, workers) * self.lasting + self.common
+        return max(1, workers) * self.least + self.common
 
 
 def foreseen(job: Job, counts: Counts) -> Foreseen:
@@ -107,6 +122,7 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
     elif each != counts.stored:  # made in each worker
         weights, common = each * counts.everything, 0
     weights += counts.packed  # made in each worker, too
+    cast = workers and (stage == 3 or each < 4)  # opened as stored: DeepSpeed makes what trains of it
     rows = -(-job.train.batch_size // max(1, workers))
     tokens = min(job.train.tokens_at_once or USUAL_TOKENS, rows * job.train.max_tokens)
     number = each if workers else 4  # autocast keeps some states in fp32
@@ -119,6 +135,7 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
         each * (PASSING * counts.largest if stage == 3 else FLAT[stage] * whole if workers else 0)
         + each * counts.unpacked,  # one weight at a time
         common,
+        counts.packed + 4 * counts.opened if cast else 0,
     )
 
 
@@ -139,6 +156,7 @@ def told(job: Job, found: Foreseen, rows: float = 0) -> str:
     each += f", libraries {LIBRARIES / GB:.2f}"
     common = f"; {found.common / GB:.2f} GB of frozen weights in common" if found.common else ""
     whose = f"a worker, ZeRO {job.zero.stage}, {job.resources.workers} in all" if job.resources.workers else "in all"
+    whose += " while the model is opened" if found.opening > found.training else ""
     encoded = f"; rows {rows / GB:.2f} GB a machine" if rows else ""
     return f"memory: about {found.peak / GB:.2f} GB {whose} ({each}){common}{encoded}"
 
@@ -171,7 +189,7 @@ def lacking(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> tuple[str,
     """Which place is too small for a job, what that needs and has, in bytes; None where all hold it."""
     found = foreseen(job, counts)
     if job.resources.workers and nodes:
-        needed = job.resources.workers * found.lasting + len(nodes) * found.common
+        needed = job.resources.workers * found.least + len(nodes) * found.common
         place = f"the cluster, with {max(nodes) / GB:.1f} on its largest node,"
         return None if _hold(nodes, found, job.resources.workers) else (place, needed, sum(nodes))
     places = [("this machine", found.on_machine(job.resources.workers), machine_memory())]
@@ -187,7 +205,7 @@ def lacking(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> tuple[str,
 
 def _hold(nodes: Sequence[float], found: Foreseen, workers: int) -> bool:
     """Whether nodes hold so many workers, and each of them what its workers have in common."""
-    return sum(max(0, (node - found.common) // max(1, found.lasting)) for node in nodes) >= workers
+    return sum(max(0, (node - found.common) // max(1, found.least)) for node in nodes) >= workers
 
 
 def ways(job: Job) -> Iterator[tuple[str, Job]]:

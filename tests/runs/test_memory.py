@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -176,6 +177,30 @@ def test_a_line_tells_each_part():
         "memory: about 12.45 GB a worker, ZeRO 3, 2 in all (weights 4.40, gradients 2.00, optimizer 4.00, "
         "activations 0.00, passing 1.60, libraries 0.45)"
     )
+
+
+def test_opening_files_of_half_precision_is_foreseen():
+    opened = replace(HALF, opened=300, packed=8)
+    found = foreseen(job(2, 2, precision="bf16"), opened)
+    assert found.opening == 4 * 300 + 8
+    assert replace(found, activations=0).peak == memory.LIBRARIES + 1208
+    assert found.on_machine(2) == 2 * 1208 + found.common
+    assert " in all while the model is opened (" in told(job(2, 2), replace(found, activations=0))
+    assert foreseen(job(2, 3), opened).opening == 4 * 300 + 8
+    assert [foreseen(job(workers), opened).opening for workers in (0, 2)] == [0, 0], "made in fp32 once and for all"
+
+
+@pytest.mark.parametrize("held", [None, "nf4"])
+def test_what_is_fp32_at_the_opening_lies_beside_the_blocks_but_for_two(held, tmp_path):
+    made = tiny.backbone("llama")
+    cast(Any, made.model).to(torch.bfloat16).save_pretrained(tmp_path)
+    made.text.tokenizer.save_pretrained(tmp_path)
+    lora, skeleton = METHODS.load("lora"), load_skeleton(str(tmp_path), held)
+    blocks = [sum(p.numel() for p in block.parameters()) for block in skeleton.blocks]
+    beside = sum(p.numel() for p in skeleton.model.parameters()) - sum(blocks)
+    adapted = lora(lora.Config(), skeleton)
+    trains = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert beside + 2 * blocks[0] <= Counts.of(adapted).opened <= beside + 2 * blocks[0] + trains
 
 
 def test_encoded_rows_are_told_beside_the_peak():
