@@ -18,10 +18,12 @@ is chosen after each epoch, theirs after every 1,000 steps.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from raypft.backbones.parameters import ParameterInfo, parameter_infos
 from raypft.methods import _tickets as tickets
@@ -72,7 +74,7 @@ class TicketSearch(base.Method):
         """(l1 / N) sum |theta - theta^0|, a number; its gradient is 0 where nothing moved."""
         if not self.l1:
             return None
-        moved = sum((p - self.start(name)).abs().sum() for name, p in self.opened.items())
+        moved = sum(_Distance.apply(p, self.start(name)) for name, p in self.opened.items())
         return self.l1 / self.size * cast(Tensor, moved)  # not the 0 of an empty sum
 
     def result(self, names: Iterable[str]) -> base.Result:
@@ -88,6 +90,22 @@ class TicketSearch(base.Method):
 
     def predicted_parameters(self) -> int:
         return self.num_opened
+
+
+class _Distance(torch.autograd.Function):
+    """sum |value - start|, a number; the differences are made again for the gradient, and so not kept of all
+    parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, start: Tensor) -> Tensor:
+        ctx.save_for_backward(value, start)
+        return (value - start).abs_().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        value, start = ctx.saved_tensors
+        return (value - start).sgn_().mul_(gradient), None
 
 
 def _frozen(backbone: Backbone, infos: dict[str, ParameterInfo], strategy: str) -> set[str]:

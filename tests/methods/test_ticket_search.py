@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from raypft.backbones.parameters import parameter_infos
 from raypft.batch import collate
@@ -189,6 +190,21 @@ def test_what_each_strategy_trains(kind, strategy):
         strategy != "freeze_embeddings"
     )
     assert all(infos[name].in_body and not infos[name].is_norm for name in method.candidates)
+
+
+def test_a_penalty_keeps_no_differences_of_all_parameters():
+    method = TicketSearch(Config(), tiny.backbone("bert"))
+    there = {value.data_ptr() for name, p in method.opened.items() for value in (p, method.start(name))}
+    made: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        if value.data_ptr() not in there:
+            made.append(value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        assert method.penalty() is not None
+    assert sum(value.numel() for value in made) < len(there)
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlmr"])
