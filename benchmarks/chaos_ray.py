@@ -223,7 +223,7 @@ class Chaos:
 
     def _event(self) -> Event:
         draw = self.source
-        return Event(draw.choice(self.victims), draw.uniform(0, 12), draw.random(), draw.uniform(1, 20))
+        return Event(draw.choice(self.victims), draw.uniform(0, 12), draw.random(), draw.uniform(1, 60))
 
     def _look(self, folder: Path, came: float | None) -> None:
         """When it went on: the first that is told may be by a process that does not know yet."""
