@@ -38,8 +38,8 @@ VICTIMS = {
 """What is killed, and how its process is called; beside them the driver and, on hosts, a link."""
 LONGEST = 600
 """Seconds after which a command has hung."""
-HOST_CPUS = 3
-"""A worker needs a whole host, and the head is too small for one: two hosts, and each may be lost."""
+HOST_CPUS, WORKERS_CPUS = 3, 2.5
+"""A host has room for a worker beside trials, the head is too small for one: two hosts, and each may be lost."""
 
 
 def campaign(place: Path, storage: str, cpus: float) -> Path:
@@ -200,7 +200,7 @@ class Chaos:
 
     def __init__(self, place: Path, source: random.Random, hosts: bool) -> None:
         self.place, self.source, self.log = place, source, place / "log"
-        self.begin, self.cpus = (OnHosts, HOST_CPUS) if hosts else (Alone, 0.25)
+        self.begin, self.cpus = (OnHosts, WORKERS_CPUS) if hosts else (Alone, 0.25)
         self.victims = [*VICTIMS, "driver", *(["link"] if hosts else [])]
         self.events, self.recoveries, self.twice, self.lost = Counter[str](), list[float](), 0, 0
         self.since: float | None = None

@@ -59,6 +59,27 @@ def test_one_curve_over_workers_and_stages(method, parts, gone_on):
 ENGINES = ("torch", 0, 1, 2, 3)
 
 
+SAME = (("full", "gpt2"), ("lottery", "bert"), ("lora", "gpt2"), ("gnnavi", "gpt2"))
+"""Methods that differ in where their trained values live."""
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_under_the_same_stage_it_goes_on_to_the_same_bits(world, tmp_path):
+    """From parts and from one file, with dropout."""
+    begun, gone_on, left_alone = list[Case](), list[Case](), list[Case]()
+    for method, kind in SAME:
+        for engine in engines_of(method)[1:]:
+            place = str(tmp_path / f"{method}-{engine}")
+            begun.append(Case(method, kind, engine, epochs=1, keep=place, parts=engine in (1, 3)))
+            gone_on.append(Case(method, kind, engine, epochs=2, resume=place))
+            left_alone.append(Case(method, kind, engine, epochs=2))
+    found = run_group(world, begun + gone_on + left_alone)[len(begun) :]
+    for case, one, other in zip(left_alone, found[: len(begun)], found[len(begun) :], strict=True):
+        assert one["losses"] == other["losses"], case
+        assert one["dev"] == other["dev"], case
+        assert all(torch.equal(value, other["values"][name]) for name, value in one["values"].items()), case
+
+
 def test_half_precision_goes_on_from_its_fp32_values_with_the_same_bits(tmp_path):
     """Also at stage 0, whose fp32 values and moments lie beside the model; there DeepSpeed would begin with a step of
     its own."""
