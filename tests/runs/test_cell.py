@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
@@ -321,6 +322,77 @@ def test_what_a_cell_says_of_its_learner_and_its_start():
     cell.facts = {}
     stepper.learner.method.trains = False
     assert cells._start(cell, stepper, None, 5, []) == start | {"epochs": 0, "notes": []}
+
+
+ROWS = {
+    "train": [prompt("en/1", [1], ids=9), prompt("en/2", [0], ids=7), prompt("en/3", [1], ids=11)],
+    "dev": [prompt("en/4", [0], ids=12)],
+    "test": [prompt("en/5", [0], ids=8), prompt("en/6", [1], ids=9)],
+}
+
+
+def small(place: Path, *more: str, test: bool = True, rows: dict[str, list] = ROWS) -> dict[str, Any]:
+    """The result of a small cell in memory; its seconds are those that it took here, and of its search before."""
+    words = ["task=sst2", "backbone=x", "train.epochs=3", "train.lr=1e-2", "train.batch_size=2", *more]
+    folder = place / "seed-3"
+    cell = cells.Cell(load_job("vanilla", words), 3, folder, {"cell": "abc"}, test=test)
+    before = json.loads((folder / UNTESTED).read_text()) if (folder / UNTESTED).is_file() else {}
+    began, cpu = time.perf_counter(), time.process_time()
+    found = cells.run_cell(cell, rows, tiny.backbone("bert"))
+    took, took_cpu = found["seconds"] - before.get("seconds", 0), found["cpu_seconds"] - before.get("cpu_seconds", 0)
+    assert 0 < took <= time.perf_counter() - began
+    assert 0 < took_cpu <= time.process_time() - cpu
+    assert json.loads((folder / (TESTED if test else UNTESTED)).read_text()) | found == found | {"check": ANY}
+    return found
+
+
+def test_a_cell_whose_test_was_withheld_tests_what_it_trained(tmp_path):
+    at_once, searched = small(tmp_path / "a"), small(tmp_path / "b", test=False)
+    assert (searched["dev"], searched["losses"]) == (at_once["dev"], at_once["losses"])
+    assert not {"scores", "metric"} & set(searched)
+    tested = small(tmp_path / "b")
+    own = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds", "history")
+    assert {key: value for key, value in tested.items() if key not in own} == {
+        key: value for key, value in at_once.items() if key not in own
+    }
+    assert [tested[key] for key in own[3:]] == [searched[key] for key in own[3:]]
+    assert set(tested["files"]) == {PREDICTIONS, "trained.safetensors"}
+
+
+def test_of_what_does_not_train_no_epoch_is_best(tmp_path):
+    found = small(tmp_path, "train.epochs=0")
+    assert (found["best_epoch"], found["train_seconds"], found["history"], found["losses"]) == (0, 0.0, [], [])
+    assert found["dev"] in (0, 100), "of one row, as the model is"
+    assert small(tmp_path / "frozen", "method=frozen")["best_epoch"] == 0
+
+
+@pytest.mark.parametrize(("select", "epoch"), [("best", 2), ("last", 3)])
+def test_a_result_tells_the_epoch_that_is_kept_and_its_score(select, epoch, tmp_path, monkeypatch):
+    dev = iter([50.0, 90.0, 70.0])
+    monkeypatch.setattr(cells, "mean_score", lambda *told: next(dev))
+    found = small(tmp_path, f"train.select={select}")
+    assert [record["dev"] for record in found["history"]] == [50.0, 90.0, 70.0]
+    assert (found["best_epoch"], found["dev"]) == (epoch, found["history"][epoch - 1]["dev"])
+    assert found["train_seconds"] == found["history"][-1]["train_seconds"] > 0
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_without_dev_rows_the_last_epoch_is_kept(select, tmp_path):
+    found = small(tmp_path, f"train.select={select}", rows={**ROWS, "dev": []})
+    assert (found["best_epoch"], found["dev"], len(found["history"])) == (3, None, 3)
+    assert small(tmp_path / "a", "train.epochs=0", rows={**ROWS, "dev": []})["dev"] is None
+
+
+@pytest.mark.parametrize("dev", [0, 1])
+def test_train_rows_that_flow_are_streamed_and_dev_rows_are_in_memory(dev):
+    resolved = load_job("vanilla", ["task=sst2", "backbone=x"])
+    learner = build_learner(resolved, tiny.backbone("bert"), 0)
+    flow: Any = SimpleNamespace(rows=7)
+    rows = {"train": ROWS["train"][:1], "dev": ROWS["dev"][:dev]}
+    train, found = loaders(resolved.job, learner, TorchStepper(learner, resolved.job.train), rows, flow)
+    assert isinstance(train, loader.Streamed)
+    assert (train.flow, train.filler, train.steps(2)) == (flow, rows["train"][0], 4)
+    assert (0 if found is None else len(found)) == dev
 
 
 @pytest.mark.parametrize(("stage", "keeps"), [(0, True), (2, True), (3, False)])

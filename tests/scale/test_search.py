@@ -106,7 +106,7 @@ def test_asha_keeps_a_half_not_a_quarter():
     asha = Asha(9)
     for dev in (50.0, 60.0, 70.0, 80.0, 90.0, 100.0, 40.0):
         asha.stops(f"at {dev}", [dev])
-    assert asha.stops("of eight in the third place", [85.0]) is None
+    assert asha.stops("of eight in the third place", [81.0]) is None
 
 
 def test_tpe_of_a_seed_suggests_what_it_suggested():

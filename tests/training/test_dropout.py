@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from raypft.backbones.load import backbone_from_config
+from raypft.backbones.reading import Reading, reading
 from raypft.batch import Batch, collate
 from raypft.contract import cases, tiny
 from raypft.contract.checks import trained
@@ -99,6 +100,39 @@ def test_a_table_has_one_mask_for_all_rows():
             assert not mode.drew
         assert torch.equal(masks[0], masks[1])
         assert torch.equal(masks[0], masks[2])
+
+
+def test_a_table_into_which_rows_were_written_is_none():
+    table, rows = nn.Parameter(torch.ones(3, 8)), torch.ones(3, 8)
+    with RowDropout(batch_of("abc"), 0, 0) as mode:
+        found = functional.dropout((table * 1).add_(rows), 0.5) > 0
+    assert not mode.drew
+    assert torch.equal(found, mask(batch_of("abc"), (3, 8)))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8), (2, 4, 5, 6), (10, 8), (6, 5, 5)])
+def test_a_block_that_runs_for_some_tokens_drops_what_it_would_drop_of_all(shape):
+    """States and attention of prompts, tokens laid end to end, heads; the block looks at all of them before."""
+    positions, batch = torch.tensor([[4, 1, 1], [0, 3, 2]]), batch_of("ab", length=5)
+    whole = mask(batch, shape, place=2)
+    part = list(shape)
+    if len(shape) == 2:
+        whole, part[0] = whole.view(2, 5, 8), 6
+    else:
+        part[-2] = 3
+    with RowDropout(batch, 0, 0) as mode:
+        functional.dropout(torch.ones(2, 5, 8), 0.5)
+        first = Reading(None)
+        with reading(first):
+            looked_at = functional.dropout(torch.ones(shape), 0.5) > 0
+        with reading(Reading(positions)):
+            found = functional.dropout(torch.ones(part), 0.5) > 0
+    assert (mode.places, mode.drew, first.skipped) == (2, False, 1)
+    assert torch.equal(looked_at.view(whole.shape), whole)
+    found = found.view(2, -1, 3, found.shape[-1])
+    expected = whole.view(2, -1, 5, whole.shape[-1])
+    for prompt, tokens in enumerate(positions.tolist()):
+        assert torch.equal(found[prompt], expected[prompt][:, tokens])
 
 
 @pytest.mark.parametrize("copies", [lambda t, n: t.expand(n, -1, -1), lambda t, n: t.repeat(n, 1, 1)])
@@ -260,6 +294,7 @@ def test_attention_drops_probabilities_by_row():
         lambda: functional.gumbel_softmax(torch.ones(2)),
         lambda: functional.alpha_dropout(torch.ones(2, 4), 0.5, True),
         lambda: functional.dropout(torch.ones(7, 8), 0.5),  # seven of what?
+        lambda: functional.dropout(torch.ones(2, *[1] * 6, 8), 0.5),  # more axes than are counted
         lambda: nn.LSTM(4, 4, 2, dropout=0.5)(torch.ones(3, 2, 4)),
     ],
 )
