@@ -22,7 +22,7 @@ from raypft.errors import UserError
 from raypft.report.campaign import write_tables
 from raypft.report.groups import Cells, average, frozen, majority, text
 from raypft.report.groups import Score as Given
-from raypft.report.layout import Column, Section, _of_mean, _views
+from raypft.report.layout import Column, Section, _of_mean, _views, sections
 from raypft.report.paper import Paper
 
 LANGUAGES = ("en", "de", "zh")
@@ -522,3 +522,45 @@ def test_a_column_says_whose_numbers_it_averages():
     assert of(language="de").languages(result) == ["de"]
     assert of().languages(result) == ["en", "de", "fr"]
     assert of(view="mean without en").languages(result) == ["de", "fr"]
+
+
+def test_the_columns_of_languages_and_of_means_say_what_they_stand_for(tmp_path):
+    scores = {"en": 80.0, "de": 60.0}
+    more = {"metrics": {"accuracy@1": scores, "f1@1": {"en": 50.0, "de": 40.0}}}
+    own, other = sections(Cells(campaign(), [cell("A", scores, **more)]))
+    for section, metric in ((own, "accuracy@1"), (other, "f1@1")):
+        assert [(column.name, column.metric, column.language, column.view) for column in section.columns] == [
+            ("en", metric, "en", ""),
+            ("de", metric, "de", ""),
+            ("mean", metric, "", ""),
+            ("mean without en", metric, "", "mean without en"),
+        ]
+        assert section.summaries == [False, False, True, True]
+        first = cell("A", scores, **more)["result"]
+        assert [column.languages(first) for column in section.columns] == [["en"], ["de"], ["en", "de"], ["de"]]
+    assert [column.get(first) for column in other.columns] == [50.0, 40.0, 45.0, 40.0]
+
+
+def test_only_tasks_of_several_languages_have_a_mean_without_the_pivot(tmp_path):
+    made = campaign(tasks=["xnli", "sst2"], columns="task", rows={"A": object()})
+    rows = [cell("A", {"en": 80.0, "de": 60.0}), cell("A", 90.0, task="sst2")]
+    tables = markdown(write_tables(made, rows, tmp_path))
+    assert tables["accuracy"] == [["row", "xnli", "sst2", "mean"], ["A", *["70.0 (n=1)", "90.0 (n=1)", "80.0 (n=1)"]]]
+    assert tables["accuracy, mean without en"] == [["row", "xnli"], ["A", "60.0 (n=1)"]]
+
+
+def test_what_a_result_does_not_tell_cost_nothing(tmp_path):
+    rows = [cell("A", 80.0), cell("B", 80.0)]
+    for key in ("train_seconds", "seconds", "peak_memory_mb"):
+        del rows[1]["result"][key]
+    tables = markdown(write_tables(campaign(), rows, tmp_path))
+    assert tables["cost"][1:] == [
+        ["xnli", "A", "1", "1,234", "", "8.0", "9.5", "", "700", ""],
+        ["xnli", "B", "1", "1,234", "", "0.0", "0.0", "", "0", ""],
+    ]
+
+
+def test_a_cell_without_a_result_or_that_has_failed_gives_no_number(tmp_path):
+    rows = [cell("A", 80.0), lost("A", "finished", 1), cell("A", 99.0, 2) | {"status": "failed", "reason": "no room"}]
+    score = Cells(campaign(), rows).score("A", "xnli", (), lambda result: result["mean"])
+    assert (score.values, score.planned, score.failed) == ((80.0,), 3, 1)

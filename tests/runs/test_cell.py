@@ -31,7 +31,7 @@ from raypft.readouts.base import Answer
 from raypft.report.table import mean_std
 from raypft.runs import cell as cells
 from raypft.runs import cell_files, scores
-from raypft.runs.cell import build_learner, loaders
+from raypft.runs.cell import build_learner, loaders, rows_to_cache
 from raypft.runs.cell_files import conclude, predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED, is_finished
@@ -393,6 +393,16 @@ def test_train_rows_that_flow_are_streamed_and_dev_rows_are_in_memory(dev):
     assert isinstance(train, loader.Streamed)
     assert (train.flow, train.filler, train.steps(2)) == (flow, rows["train"][0], 4)
     assert (0 if found is None else len(found)) == dev
+
+
+@pytest.mark.parametrize(("count", "world", "kept"), [(10, 2, 6), (9, 2, 6), (9, 4, 4), (3, 4, 2)])
+def test_a_rank_keeps_states_of_its_share_of_dev_and_of_the_filler(count, world, kept):
+    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
+    rows = PromptDataset([cell.prompts[0]] * count, cell.learner.method, 1)
+    each = [rows_to_cache(rows, rank, world, alike=False) for rank in range(world)]
+    assert [len(some) for some in each] == [kept] * world
+    assert set().union(*each) == set(range(count))
+    assert all(0 in some for some in each)
 
 
 @pytest.mark.parametrize(("stage", "keeps"), [(0, True), (2, True), (3, False)])

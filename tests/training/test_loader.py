@@ -12,7 +12,6 @@ from raypft.batch import Beginning, collate
 from raypft.config.job import Train
 from raypft.contract import cases, tiny
 from raypft.encoded import Encoded
-from raypft.runs.cell import rows_to_cache
 from raypft.training import room
 from raypft.training.loader import PromptDataset, Streamed, order
 from raypft.training.loop import evaluate
@@ -286,13 +285,3 @@ def test_a_prompt_that_stands_there_twice_is_answered_once():
     once = rows.distinct(True, whole)
     assert len(prompts) - 1 not in once
     assert len(once) == len(set(once)) == len({asked(prompt) for prompt in prompts})
-
-
-@pytest.mark.parametrize(("count", "world", "kept"), [(10, 2, 6), (9, 2, 6), (9, 4, 4), (3, 4, 2)])
-def test_a_rank_keeps_states_of_its_share_of_dev_and_of_the_filler(count, world, kept):
-    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
-    rows = PromptDataset([cell.prompts[0]] * count, cell.learner.method, 1)
-    each = [rows_to_cache(rows, rank, world, alike=False) for rank in range(world)]
-    assert [len(some) for some in each] == [kept] * world
-    assert set().union(*each) == set(range(count))
-    assert all(0 in some for some in each)
