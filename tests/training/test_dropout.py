@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from raypft.backbones.load import backbone_from_config
-from raypft.backbones.reading import Reading, reading
+from raypft.backbones.reading import AS_NOW, Reading, reading
 from raypft.batch import Batch, collate
 from raypft.contract import cases, tiny
 from raypft.contract.checks import trained
@@ -45,6 +46,20 @@ def test_a_row_has_its_mask_whoever_is_beside_it():
     for number, name in enumerate("abc"):
         assert torch.equal(mask(batch_of(name), (1, 5, 8))[0], together[number])
     assert torch.equal(mask(batch_of("cab"), (3, 5, 8)), together[[2, 0, 1]])
+
+
+def test_as_many_axes_as_are_counted_are_drawn_by_row():
+    together = mask(batch_of("ab"), (2, *[2] * 5, 8))
+    assert torch.equal(mask(batch_of("b"), (1, *[2] * 5, 8))[0], together[1])
+
+
+def test_what_drops_behind_it_has_no_part_in_it():
+    with RowDropout(batch_of("ab"), 0, 0) as mode:
+        functional.dropout(torch.ones(2, 8), 0.5)
+        assert AS_NOW.get() is not contextlib.nullcontext
+    functional.dropout(torch.ones(2, 8), 0.5)
+    assert mode.places == 1
+    assert AS_NOW.get() is contextlib.nullcontext, "what runs once more drops as it drops then"
 
 
 @pytest.mark.parametrize("axes", list(itertools.product((3, 7), (2, 6), (4, 9))))
@@ -176,6 +191,7 @@ def test_nothing_is_dropped_at_0_and_all_at_1():
         assert torch.equal(functional.dropout(x, 0.3, training=False), x)
         assert mode.places == 0, "only active dropout has a place: blocks that are cached have none"
         assert torch.equal(functional.dropout(x, 1.0), torch.zeros(2, 3))
+    assert mask(batch_of("abcd"), (4, 1 << 16), p=1e-9).all(), "a rate of which 16 bits know nothing"
     with RowDropout(batch_of("ab"), 0, 0), pytest.raises(ValueError, match="between 0 and 1"):
         functional.dropout(x, 1.5)
 
