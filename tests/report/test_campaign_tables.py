@@ -20,7 +20,7 @@ import pytest
 from raypft.campaigns.search_space import Search
 from raypft.errors import UserError
 from raypft.report.campaign import write_tables
-from raypft.report.groups import Cells, average, frozen, majority, text
+from raypft.report.groups import Cells, average, frozen, majority, text, told
 from raypft.report.groups import Score as Given
 from raypft.report.layout import Column, Section, _of_mean, _views, sections
 from raypft.report.paper import Paper
@@ -465,6 +465,7 @@ def test_values_of_axes_as_keys_and_as_text():
     assert (frozen(3), frozen("x")) == (3, "x")
     shown = [text(value) for value in (0.5, 1e-5, 3, ["en", "de"], "some/folder/", "a/b/own.yaml", "plain", None)]
     assert shown == ["0.5", "1e-05", "3", "en,de", "folder", "own", "plain", "None"]
+    assert told(["train.lr", "method.layer"], {"method.layer": 4, "other": 1}) == ["", "4"]
 
 
 def test_as_many_seeds_as_most_configurations_have_are_usual(tmp_path):

@@ -26,6 +26,7 @@ from raypft.config.load import load_job
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
+from raypft.methods.base import Result
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.report.table import mean_std
@@ -331,14 +332,16 @@ ROWS = {
 }
 
 
-def small(place: Path, *more: str, test: bool = True, rows: dict[str, list] = ROWS) -> dict[str, Any]:
+def small(
+    place: Path, *more: str, test: bool = True, rows: dict[str, list] = ROWS, engine: cells.Engine = cells.local_engine
+) -> dict[str, Any]:
     """The result of a small cell in memory; its seconds are those that it took here, and of its search before."""
     words = ["task=sst2", "backbone=x", "train.epochs=3", "train.lr=1e-2", "train.batch_size=2", *more]
     folder = place / "seed-3"
     cell = cells.Cell(load_job("vanilla", words), 3, folder, {"cell": "abc"}, test=test)
     before = json.loads((folder / UNTESTED).read_text()) if (folder / UNTESTED).is_file() else {}
     began, cpu = time.perf_counter(), time.process_time()
-    found = cells.run_cell(cell, rows, tiny.backbone("bert"))
+    found = cells.run_cell(cell, rows, tiny.backbone("bert"), engine)
     took, took_cpu = found["seconds"] - before.get("seconds", 0), found["cpu_seconds"] - before.get("cpu_seconds", 0)
     assert 0 < took <= time.perf_counter() - began
     assert 0 < took_cpu <= time.process_time() - cpu
@@ -346,24 +349,43 @@ def small(place: Path, *more: str, test: bool = True, rows: dict[str, list] = RO
     return found
 
 
-def test_a_cell_whose_test_was_withheld_tests_what_it_trained(tmp_path):
-    at_once, searched = small(tmp_path / "a"), small(tmp_path / "b", test=False)
+@pytest.mark.parametrize("file", ["trained.safetensors", "own.safetensors"])
+def test_a_cell_whose_test_was_withheld_tests_what_it_trained(file, tmp_path, monkeypatch):
+    """A method may keep something else of what it trained, once it is tested."""
+    full = METHODS.load("full")
+    monkeypatch.setattr(full, "result", lambda self, names: Result(file, {name: name for name in names}))
+    at_once, searched = (small(tmp_path / str(test), test=test) for test in (True, False))
     assert (searched["dev"], searched["losses"]) == (at_once["dev"], at_once["losses"])
-    assert not {"scores", "metric"} & set(searched)
-    tested = small(tmp_path / "b")
-    own = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds", "history")
+    assert not {"scores", "metric", "memory_halved"} & set(searched)
+    assert set(searched["files"]) == {"trained.safetensors"}
+    tested = small(tmp_path / "False")
+    own = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds", "history", "files")
     assert {key: value for key, value in tested.items() if key not in own} == {
         key: value for key, value in at_once.items() if key not in own
     }
-    assert [tested[key] for key in own[3:]] == [searched[key] for key in own[3:]]
-    assert set(tested["files"]) == {PREDICTIONS, "trained.safetensors"}
+    assert [tested[key] for key in ("train_seconds", "history")] == [searched["train_seconds"], searched["history"]]
+    assert set(at_once["files"]) == {PREDICTIONS, file}
+    assert tested["files"] == searched["files"] | at_once["files"]
+
+
+def test_a_result_tells_the_most_memory_and_how_often_it_did_not_suffice(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3072))
+
+    def engine(cell: cells.Cell, learner: Learner) -> TorchStepper:
+        stepper = TorchStepper(learner, cell.job.train)
+        stepper.halvings = 2
+        return stepper
+
+    found = small(tmp_path, engine=engine)
+    assert (found["peak_memory_mb"], found["memory_halved"], found["workers"]) == (3.0, 2, 1)
 
 
 def test_of_what_does_not_train_no_epoch_is_best(tmp_path):
     found = small(tmp_path, "train.epochs=0")
     assert (found["best_epoch"], found["train_seconds"], found["history"], found["losses"]) == (0, 0.0, [], [])
     assert found["dev"] in (0, 100), "of one row, as the model is"
-    assert small(tmp_path / "frozen", "method=frozen")["best_epoch"] == 0
+    for test in (False, True):
+        assert small(tmp_path / "frozen", "method=frozen", test=test)["best_epoch"] == 0
 
 
 @pytest.mark.parametrize(("select", "epoch"), [("best", 2), ("last", 3)])

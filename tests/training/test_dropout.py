@@ -95,6 +95,15 @@ def test_slots_belong_to_their_prompts():
     assert torch.equal(mask(batch_of("abc"), (3, 8)), pooled)
 
 
+def test_slots_are_numbered_in_their_prompts():
+    """The first slot of a prompt has the prompt's mask, the second another: that of the second of two tokens."""
+    found = mask(batch_of("ab", length=2, slots=[2, 1]), (3, 8))
+    assert torch.equal(found[[0, 2]], mask(batch_of("ab"), (2, 8)))
+    assert torch.equal(found[:2], mask(batch_of("ab", length=2), (4, 8))[:2])
+    several = mask(batch_of("ab", length=2, slots=[2, 1]), (3, 2, 8))
+    assert torch.equal(several[[0, 2]], mask(batch_of("ab"), (2, 2, 8)))
+
+
 def test_tokens_laid_end_to_end_belong_to_their_prompts():
     for length, targets in ((5, 0), (5, 3)):
         width = targets or length
@@ -148,6 +157,28 @@ def test_a_block_that_runs_for_some_tokens_drops_what_it_would_drop_of_all(shape
     expected = whole.view(2, -1, 5, whole.shape[-1])
     for prompt, tokens in enumerate(positions.tolist()):
         assert torch.equal(found[prompt], expected[prompt][:, tokens])
+
+
+def test_of_one_token_alone_a_pooled_state_is_its_own():
+    positions, batch = torch.tensor([[4], [0]]), batch_of("ab", length=5)
+    with RowDropout(batch, 0, 0), reading(Reading(positions)):
+        found = functional.dropout(torch.ones(2, 8), 0.5) > 0
+    assert torch.equal(found, mask(batch, (10, 8)).view(2, 5, 8)[[0, 1], [4, 0]])
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 8), (4, 8), (4, 1, 3, 8)])
+def test_what_is_of_none_of_the_tokens_that_a_block_runs_for_is_told(shape):
+    with RowDropout(batch_of("ab"), 0, 0) as mode, reading(Reading(torch.tensor([[4, 1, 1], [0, 3, 2]]))):
+        functional.dropout(torch.ones(shape), 0.5)
+    assert mode.drew
+
+
+def test_a_table_has_its_mask_whichever_tokens_a_block_runs_for():
+    table, found = nn.Parameter(torch.ones(15, 8)), []
+    for call in (None, Reading(torch.tensor([[4], [0]]))):
+        with RowDropout(batch_of("ab"), 0, 0), reading(call):
+            found.append(functional.dropout(table, 0.5))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("copies", [lambda t, n: t.expand(n, -1, -1), lambda t, n: t.repeat(n, 1, 1)])

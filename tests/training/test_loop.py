@@ -490,6 +490,17 @@ def test_an_evaluation_goes_on_stretch_by_stretch(size, expected, monkeypatch):
                 assert {0, *rows.distinct(True, some)[rank::world]} <= set(cached[rank])
 
 
+def test_an_evaluation_tells_how_far_it_is(monkeypatch):
+    """Of five prompts two at once; three and two are answered together."""
+    told = list[float | str]()
+    work: Any = SimpleNamespace(at=told.append, end=lambda: told.append("end"))
+    monkeypatch.setattr(loop, "Work", lambda what, total: told.append(f"{what} of {total}") or work)
+    monkeypatch.setattr(loader, "AT_ONCE", 3)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    evaluate(TorchStepper(cell.learner, cases.SETTINGS), dataset(cell), Train(eval_batch=2))
+    assert told == ["evaluation of 5", 1.5, 3.0, 5.0, "end"]
+
+
 def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
     """One prompt in two languages is answered twice then."""
     cell = cases.cell("full", tiny.backbone("bert"))
