@@ -380,6 +380,20 @@ def test_a_result_tells_the_most_memory_and_how_often_it_did_not_suffice(tmp_pat
     assert (found["peak_memory_mb"], found["memory_halved"], found["workers"]) == (3.0, 2, 1)
 
 
+def test_the_most_memory_of_a_gpu_is_counted_from_the_cells_start(tmp_path, monkeypatch):
+    told = list[bool]()
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: told.append(True))
+
+    def engine(cell: cells.Cell, learner: Learner) -> TorchStepper:
+        raise StopIteration
+
+    for there, expected in ((False, []), (True, [True])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with pytest.raises(StopIteration):
+            small(tmp_path, engine=engine)
+        assert told == expected
+
+
 def test_of_what_does_not_train_no_epoch_is_best(tmp_path):
     found = small(tmp_path, "train.epochs=0")
     assert (found["best_epoch"], found["train_seconds"], found["history"], found["losses"]) == (0, 0.0, [], [])

@@ -341,6 +341,8 @@ def test_attention_drops_probabilities_by_row():
         lambda: functional.gumbel_softmax(torch.ones(2)),
         lambda: functional.alpha_dropout(torch.ones(2, 4), 0.5, True),
         lambda: functional.dropout(torch.ones(7, 8), 0.5),  # seven of what?
+        lambda: functional.dropout(torch.ones(6, 7, 5), 0.5),  # three heads of two prompts, but seven tokens of five
+        lambda: functional.dropout(torch.ones(6, 5, 7), 0.5),
         lambda: functional.dropout(torch.ones(2, *[1] * 6, 8), 0.5),  # more axes than are counted
         lambda: nn.LSTM(4, 4, 2, dropout=0.5)(torch.ones(3, 2, 4)),
     ],
@@ -454,6 +456,13 @@ def test_a_rate_of_the_configuration_is_seen(name):
     setattr(learner.method.backbone.config, name, 0.1)
     assert may_drop(learner)
     assert not may_drop(learner.eval())
+
+
+@pytest.mark.parametrize(("name", "seen"), [("vision_config", True), ("_kept_by_the_library", False)])
+def test_a_rate_inside_of_a_configuration_is_seen(name, seen):
+    learner = cases.cell("full", tiny.backbone("gpt2")).learner.train()
+    setattr(learner.method.backbone.config, name, {"attention_dropout": 0.1})
+    assert may_drop(learner) == seen
 
 
 @pytest.mark.parametrize("method", ["prefix", "lora"])

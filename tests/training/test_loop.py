@@ -557,6 +557,17 @@ def test_what_a_step_tells_may_be_read_behind_the_next(behind, save_every, monke
     assert kept == [number for number in saved if number <= 5]
 
 
+def test_what_a_gpu_tells_is_read_once_it_is_there(monkeypatch):
+    """Of a copy that arrives when its event is waited for."""
+    told, copied, recorded = Told("cuda:0"), torch.zeros(2), list[bool]()
+    event = SimpleNamespace(record=lambda: recorded.append(True), synchronize=lambda: copied.add_(7.0))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    numbers: Any = SimpleNamespace(is_cuda=True, to=lambda place, non_blocking: copied)
+    told.add(3, numbers)
+    assert (recorded, len(told), told.behind, list(told.read(1))) == ([True], 1, 1, [])
+    assert list(told.read()) == [(3, [7.0, 7.0])]
+
+
 def test_batches_made_ahead_are_those_of_their_steps_in_order():
     """The batches that a GPU gets, one of them at a time beside that which runs; a fault is told where it is met."""
     cell, made = cases.cell("full", tiny.backbone("bert")), list[int]()
