@@ -48,9 +48,13 @@ def test_a_row_has_its_mask_whoever_is_beside_it():
     assert torch.equal(mask(batch_of("cab"), (3, 5, 8)), together[[2, 0, 1]])
 
 
-def test_as_many_axes_as_are_counted_are_drawn_by_row():
-    together = mask(batch_of("ab"), (2, *[2] * 5, 8))
-    assert torch.equal(mask(batch_of("b"), (1, *[2] * 5, 8))[0], together[1])
+@pytest.mark.parametrize("axes", [(), (1,), (2, 2, 2, 2, 2, 8)])
+def test_as_many_axes_as_are_counted_are_drawn_by_row(axes):
+    together = mask(batch_of("abcdefgh"), (8, *axes))
+    assert together.shape == (8, *axes)
+    assert together.any()
+    assert not together.all()
+    assert torch.equal(mask(batch_of("b"), (1, *axes))[0], together[1])
 
 
 def test_what_drops_behind_it_has_no_part_in_it():
