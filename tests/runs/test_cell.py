@@ -747,6 +747,23 @@ def test_states_are_kept_where_there_are_no_dev_rows():
     assert train.lower is not None
 
 
+def test_states_of_train_and_dev_are_kept_where_all_fit_and_ranks_go_on_from_what_all_know(monkeypatch):
+    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
+    stepper: Any = TorchStepper(cell.learner, cases.SETTINGS)
+    method, sizes, asked = cell.learner.method, list[int](), list[tuple[int, int, Any]]()
+    kept = method.backbone.frozen_states
+    monkeypatch.setattr(kept, "after", lambda layer, some, device, agree: asked.append((layer, len(some), agree)))
+    rows = {"train": cell.prompts[:2], "dev": cell.prompts[2:]}
+    for fits in (False, True):
+        monkeypatch.setattr(kept, "fits", lambda some, hidden, fits=fits: sizes.append(len(some)) or fits)
+        loaders(SimpleNamespace(train=cases.SETTINGS), cell.learner, stepper, rows, None)  # type: ignore[arg-type]
+        assert [told[:2] for told in asked] == [(method.constant_below, 2), (method.constant_below, 3)] * fits
+    assert sizes == [5, 5]
+    for depths, expected in (([1, 1], 1), ([1, 2], 0), ([0, 0], 0)):
+        stepper.gather = lambda own, depths=depths: depths
+        assert {agree(depths[0]) for *_, agree in asked} == {expected}
+
+
 @pytest.mark.parametrize(
     ("changes", "files", "kind"),
     [
