@@ -525,9 +525,9 @@ def test_a_column_says_whose_numbers_it_averages():
     assert of(view="mean without en").languages(result) == ["de", "fr"]
 
 
-def test_the_columns_of_languages_and_of_means_say_what_they_stand_for(tmp_path):
+def test_the_columns_of_languages_and_of_means_say_what_they_stand_for():
     scores = {"en": 80.0, "de": 60.0}
-    more = {"metrics": {"accuracy@1": scores, "f1@1": {"en": 50.0, "de": 40.0}}}
+    more: dict[str, Any] = {"metrics": {"accuracy@1": scores, "f1@1": {"en": 50.0, "de": 40.0}}}
     own, other = sections(Cells(campaign(), [cell("A", scores, **more)]))
     for section, metric in ((own, "accuracy@1"), (other, "f1@1")):
         assert [(column.name, column.metric, column.language, column.view) for column in section.columns] == [
@@ -561,7 +561,7 @@ def test_what_a_result_does_not_tell_cost_nothing(tmp_path):
     ]
 
 
-def test_a_cell_without_a_result_or_that_has_failed_gives_no_number(tmp_path):
+def test_a_cell_without_a_result_or_that_has_failed_gives_no_number():
     rows = [cell("A", 80.0), lost("A", "finished", 1), cell("A", 99.0, 2) | {"status": "failed", "reason": "no room"}]
     score = Cells(campaign(), rows).score("A", "xnli", (), lambda result: result["mean"])
     assert (score.values, score.planned, score.failed) == ((80.0,), 3, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
+import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,6 +312,11 @@ def test_before_a_node_goes_what_is_being_written_counts_and_what_is_newer_is_wr
     writer.cost = 1e9
     writer.after_step(TrainState(step=4), 4, True)
     assert steps() == [2, 3], "it costs more than the time there was"
+    writer.cost, writer.last = 10.0, time.perf_counter() - 50
+    writer.after_step(TrainState(step=4), 4, False)
+    assert writer.pending is None, "while nothing goes away it may cost a tenth"
+    writer.after_step(TrainState(step=5), 5, True)
+    assert steps() == [3, 5], "else a half"
 
 
 @pytest.mark.parametrize(("world", "count", "own"), [(2, 5, [(0, 3), (3, 2)]), (4, 2, [(0, 1), (1, 1), None, None])])
