@@ -399,6 +399,18 @@ def test_latex_is_balanced_and_escaped(tmp_path):
     assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", text)
 
 
+def test_latex_sets_labels_left_numbers_right_and_a_rule_where_the_first_axis_moves_on(tmp_path):
+    rows = [cell(row, 80, axes={"shots": shots}) for row, shots in itertools.product("AB", (1, 2))]
+    for vary, given, forms, rules in (
+        ({"shots": [1, 2]}, rows, ["llr", "lll" + 8 * "r"], 4),
+        ({}, [cell("A", 80), cell("B", 80)], ["lr", "ll" + 8 * "r"], 2),
+    ):
+        write_tables(campaign(vary=vary), given, tmp_path)
+        text = (tmp_path / "table.tex").read_text()
+        assert re.findall(r"\\begin\{tabular\}\{(\w+)\}", text) == forms
+        assert text.count(r"\midrule") == rules, "below the head, and between two and two lines"
+
+
 def test_nothing_finished_is_a_table_of_nothing(tmp_path):
     path = write_tables(campaign(), [lost("A", "missing"), lost("B", "failed", reason="no data")], tmp_path)
     assert "failed: B on xnli, seeds 0: no data" in path.read_text()
@@ -515,6 +527,8 @@ def test_a_section_says_which_of_its_columns_are_means_over_others():
     assert Section("accuracy", "", [english, mean], averaged=True).summaries == [False, True, True]
     assert Section("accuracy", "", [mean], averaged=True).summaries == [False, True]
     assert Section("accuracy", "", [mean]).summaries == [False]
+    assert Section("accuracy", "", [english, mean], averaged=True).parts == [[english], [mean], [english, mean]]
+    assert Section("accuracy", "", [english, mean]).parts == [[english], [mean]]
 
 
 def test_a_column_says_whose_numbers_it_averages():
