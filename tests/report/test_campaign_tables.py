@@ -342,6 +342,15 @@ def test_speeds_are_ratios_of_training_seconds_an_epoch_seed_by_seed(tmp_path):
     assert tables["accuracy"][1:] == [["A", "80.0 ± 0.0"], ["B", "80.0 ± 0.0"]]
 
 
+def test_what_took_no_time_has_no_speed(tmp_path):
+    """Of no epoch, or of a clock that told none."""
+    rows = [cell("A", 80), cell("B", 80, history=[]), cell("C", 80, train_seconds=0.0)]
+    made = campaign(columns="task", rows=dict.fromkeys("ABC"), speedup_over="A")
+    tables = markdown(write_tables(made, rows, tmp_path))
+    speeds = tables["training seconds an epoch of A / those of the row"]
+    assert speeds[1:] == [["A", "1.0 (n=1)"], ["B", "-"], ["C", "-"]]
+
+
 def test_other_metrics_are_further_tables(tmp_path):
     more = {"metric": "entity_f1@1", "metrics": {"entity_f1@1": {"en": 60.0}, "token_accuracy@1": {"en": 90.0}}}
     tables = markdown(
