@@ -69,6 +69,7 @@ def test_masking_is_a_function_of_seed_epoch_and_row():
     backbone = tiny.backbone("bert")
     first, again = (mlm.masked(text(50), draw_, 0.15, backbone.text) for draw_ in ("1/0", "1/0"))
     assert first == again
+    assert mlm.masked(text(2000), "1/0", 0.15, backbone.text) == mlm.masked(text(2000), "1/0", 0.15, backbone.text)
     others = [
         mlm.masked(text(50), "1/1", 0.15, backbone.text),
         mlm.masked(text(50), "2/0", 0.15, backbone.text),

@@ -342,6 +342,17 @@ def test_speeds_are_ratios_of_training_seconds_an_epoch_seed_by_seed(tmp_path):
     assert tables["accuracy"][1:] == [["A", "80.0 ± 0.0"], ["B", "80.0 ± 0.0"]]
 
 
+def test_the_csv_has_means_and_deviations_with_four_digits_and_counts_of_seeds(tmp_path):
+    rows = [cell("A", 80), cell("A", 82, 1), lost("A", "pruned", 2), lost("B", "failed"), cell("C", 81)]
+    write_tables(campaign(rows=dict.fromkeys("ABC")), rows, tmp_path)
+    names = ("row", "column", "mean", "std", "n", "planned", "failed", "pruned")
+    assert [[record[name] for name in names] for record in records(tmp_path)] == [
+        ["A", "en", "81.0000", "1.4142", "2", "3", "0", "1"],
+        ["B", "en", "", "", "0", "1", "1", "0"],
+        ["C", "en", "81.0000", "", "1", "1", "0", "0"],
+    ]
+
+
 def test_what_took_no_time_has_no_speed(tmp_path):
     """Of no epoch, or of a clock that told none."""
     rows = [cell("A", 80), cell("B", 80, history=[]), cell("C", 80, train_seconds=0.0)]
