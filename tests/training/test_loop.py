@@ -267,6 +267,16 @@ def test_the_steps_of_a_training_have_the_rates_of_its_schedule():
     assert stepper.rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
 
 
+def test_the_rates_that_are_told_are_those_of_the_steps():
+    cell, events = cases.cell("full", tiny.backbone("bert")), list[dict[str, Any]]()
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 2, "epochs": 2, "schedule": "linear", "warmup": 0.3})
+    stepper = Watched(cell, settings)
+    fit(stepper, dataset(cell), None, settings, 0, cell.score, tell=events.append)
+    told = [event["lr"] for event in events if event["event"] == "steps"]
+    assert list(itertools.chain.from_iterable(told)) == stepper.rates
+    assert len(set(stepper.rates)) == 5, "of six steps one warms up, and the next has its rate"
+
+
 @pytest.mark.parametrize("size", [None, 1, 2])
 def test_the_penalty_is_added_once_a_step(size, monkeypatch):
     def penalty(self):
