@@ -97,9 +97,9 @@ def test_states_and_scores_equal_transformers(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("longest", [1, 6])
+@pytest.mark.parametrize(("longest", "beams"), [(1, 1), (6, 1), (6, 2)])
 @torch.no_grad()
-def test_answers_are_those_of_greedy_generation(kind, longest):
+def test_answers_are_those_of_generation(kind, longest, beams):
     """Random models, in which some answers end early and some do not."""
     lengths = set()
     for seed in range(10):
@@ -109,12 +109,15 @@ def test_answers_are_those_of_greedy_generation(kind, longest):
         head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)))
         head.weight[2] *= 2
         readout, prompts = written(
-            backbone, longest=longest, rows=[("a good film", "THING"), ("bad", "DOING"), ("it is fine ?", "DOING")]
+            backbone,
+            longest=longest,
+            beams=beams,
+            rows=[("a good film", "THING"), ("bad", "DOING"), ("it is fine ?", "DOING")],
         )
         batch = collate(prompts, 1)
         answers = readout.answer(frozen(backbone), batch)
         out = cast(Any, backbone.model).generate(
-            input_ids=batch.ids, attention_mask=batch.mask, num_beams=1, do_sample=False, max_new_tokens=longest
+            input_ids=batch.ids, attention_mask=batch.mask, num_beams=beams, do_sample=False, max_new_tokens=longest
         )
         texts = [text.strip() for text in backbone.text.tokenizer.batch_decode(out, skip_special_tokens=True)]
         assert [answer.value for answer in answers] == texts
@@ -213,9 +216,11 @@ def test_a_prefix_reaches_encoder_and_decoder_and_trains(kind):
         ("one two three four five", 3, "one two </s>", "<pad> one two"),
     ],
 )
-def test_a_target_is_the_answer_moved_by_one(label, pad_to, gold, target):
+@pytest.mark.parametrize("asks", ["{text} .", "{text} <slot> ."])
+def test_a_target_is_the_answer_moved_by_one(asks, label, pad_to, gold, target):
+    """Behind the decoder's start alone, also where a pattern has a place for the answer."""
     backbone = tiny.backbone("t5")
-    _, (made,) = written(backbone, rows=[("a film", label)], kind="text", pad_to=pad_to)
+    _, (made,) = written(backbone, asks, rows=[("a film", label)], kind="text", pad_to=pad_to)
     assert tokens(backbone, made.gold) == gold.split()
     assert tokens(backbone, made.target) == target.split()
     assert made.marks["slot"] == list(range(len(made.gold)))

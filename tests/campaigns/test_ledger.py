@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from raypft.campaigns import ledger as ledger_module
 from raypft.campaigns.ledger import BAD, FILE, Ledger
 from raypft.records import sealed
 
@@ -60,6 +61,17 @@ def test_a_folder_is_made_and_a_line_is_short_and_says_words_as_they_are(tmp_pat
     assert raw.count("\n") == 1
     assert '"reason":"für nichts",' in raw
     assert raw.count(" ") == len(["für nichts", '"check": '])
+
+
+def test_times_are_in_milliseconds_and_lines_are_added_to_what_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger_module.time, "time", lambda: 1.23456)
+    Ledger(tmp_path).note(**entry(1))
+    before = (tmp_path / FILE).read_bytes()
+    place = (tmp_path / FILE).stat().st_ino
+    Ledger(tmp_path).note(**entry(2))
+    assert (tmp_path / FILE).stat().st_ino == place, "it is not written anew: another may be reading"
+    assert (tmp_path / FILE).read_bytes().startswith(before)
+    assert [known["time"] for known in Ledger(tmp_path)] == [1.235, 1.235]
 
 
 def test_a_cell_began_when_it_was_last_said_to_be_running(tmp_path):

@@ -377,6 +377,8 @@ def test_rows_whose_hashes_begin_alike_come_by_the_whole_hash(monkeypatch):
     table = pa.table({"id": list("pqrr"), "language": ["de", "en", "en", "de"], "label": ["x"] * 4})
     monkeypatch.setattr(sampling, "_hashes", lambda *told: np.array(ranks, "S32"))
     assert sampling._order(table, 0, "train").tolist() == [1, 3, 2, 0]
+    monkeypatch.setattr(sampling, "_hashes", lambda *told: np.array(ranks[:3], "S32"))
+    assert sampling._order(table[:3], 0, "train").tolist() == [1, 2, 0], "of two languages as well"
 
 
 @pytest.mark.parametrize("more", [0, 1])

@@ -385,6 +385,13 @@ def test_ticket_must_be_given_and_be_there(tmp_path):
         made(ticket=str(tmp_path / "nothing"))
 
 
+def test_a_model_in_4_bits_is_refused_whatever_the_ticket():
+    backbone = tiny.backbone("bert")
+    backbone.quantized = "nf4"
+    with pytest.raises(UserError, match=r"^train.quantize: found nf4 with a method that trains weights of the model"):
+        LotteryTicket(Config(), backbone)
+
+
 def test_a_jobs_cells_are_those_of_its_ticket(tmp_path):
     """Another search at the same path makes other cells; checking a job leaves its model's skeleton as it was."""
     backbone = tiny.backbone("xlmr")

@@ -3,6 +3,7 @@ ticket to LTP."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections import Counter
@@ -69,6 +70,7 @@ def test_masking_is_a_function_of_seed_epoch_and_row():
     backbone = tiny.backbone("bert")
     first, again = (mlm.masked(text(50), draw_, 0.15, backbone.text) for draw_ in ("1/0", "1/0"))
     assert first == again
+    assert mlm.masked(text(2000), "1/0", 0.15, backbone.text) == mlm.masked(text(2000), "1/0", 0.15, backbone.text)
     others = [
         mlm.masked(text(50), "1/1", 0.15, backbone.text),
         mlm.masked(text(50), "2/0", 0.15, backbone.text),
@@ -76,6 +78,9 @@ def test_masking_is_a_function_of_seed_epoch_and_row():
     ]
     assert all(other.marks != first.marks for other in others)
     assert mlm.masked(first, "1/1", 0.15, backbone.text) == others[0]
+    number = int.from_bytes(hashlib.sha256(b"1/0/en/0#0").digest()[:8], "big") // 2
+    chances = torch.rand(50, generator=torch.Generator().manual_seed(number)).tolist()
+    assert first.marks["slot"] == [place for place, chance in enumerate(chances, 1) if chance < 0.15]
 
 
 def test_chances_below_the_share_are_chosen_and_fates_below_eight_and_nine_tenths_masked_and_random(monkeypatch):

@@ -147,15 +147,16 @@ def test_an_answer_is_over_when_it_is_on_all_ranks(others, monkeypatch):
 
 
 class Beams:
-    """Says the same log-probabilities whatever was said before, as long as it is asked, and counts that."""
+    """Says the same log-probabilities whatever was said before, those of the last step as long as it is asked, and
+    counts that."""
 
-    def __init__(self, size: int, beams: int, chances: list[float]) -> None:
+    def __init__(self, size: int, beams: int, *chances: list[float]) -> None:
         self.said, self.asked = torch.zeros(size * beams, 1, dtype=torch.long), 0
-        self.each = torch.tensor(chances).log().expand(size * beams, -1)
+        self.steps = [torch.tensor(of_step).log().expand(size * beams, -1) for of_step in chances]
 
     def scores(self) -> torch.Tensor:
         self.asked += 1
-        return self.each
+        return self.steps[min(self.asked, len(self.steps)) - 1]
 
     def say(self, tokens: torch.Tensor, after: torch.Tensor) -> None:
         self.said = torch.cat([self.said[after], tokens.unsqueeze(1)], 1)
@@ -163,13 +164,21 @@ class Beams:
 
 def test_beams_end_when_none_can_come_to_more_and_told_is_the_chance_of_the_whole_answer():
     """Of a mean a token: the end at once (0.6) is beaten by nothing that goes on with 0.3 or 0.1."""
-    speaker = Beams(2, 2, [0.3, 0.6, 0.1])
+    speaker = Beams(3, 2, [0.3, 0.6, 0.1])
     said, chance = beam_search(speaker, 2, 5, end=1, pad=9)  # type: ignore[arg-type]
-    assert said.tolist() == [[1, 9, 9, 9, 9]] * 2
-    assert chance.exp().tolist() == pytest.approx([0.6] * 2)
+    assert said.tolist() == [[1, 9, 9, 9, 9]] * 3
+    assert chance.exp().tolist() == pytest.approx([0.6] * 3)
     assert speaker.asked == 2, "a second beam ends at the second token"
     speaker = Beams(1, 2, [0.5, 1e-6, 0.3])
     said, chance = beam_search(speaker, 2, 3, end=1, pad=9)  # type: ignore[arg-type]
     assert said.tolist() == [[0, 0, 0]], "which never ends is told as far as it may go"
     assert chance.exp().tolist() == pytest.approx([0.5**3])
     assert speaker.asked == 3
+
+
+def test_only_the_likeliest_of_what_goes_on_may_end():
+    """Of two beams an end in the third place does not count, though it has more a token than all that comes of them."""
+    speaker = Beams(3, 2, [0.4, 0.25, 0.35, *[0.0] * 7], [0.13, *[0.87 / 9] * 9])
+    said, chance = beam_search(speaker, 2, 2, end=1, pad=9)  # type: ignore[arg-type]
+    assert said.tolist() == [[0, 0]] * 3
+    assert chance.exp().tolist() == pytest.approx([0.4 * 0.13] * 3)

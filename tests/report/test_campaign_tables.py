@@ -20,9 +20,9 @@ import pytest
 from raypft.campaigns.search_space import Search
 from raypft.errors import UserError
 from raypft.report.campaign import write_tables
-from raypft.report.groups import Cells, average, frozen, majority, text
+from raypft.report.groups import Cells, average, frozen, majority, text, told
 from raypft.report.groups import Score as Given
-from raypft.report.layout import Column, Section, _of_mean, _views
+from raypft.report.layout import Column, Section, _of_mean, _views, sections
 from raypft.report.paper import Paper
 
 LANGUAGES = ("en", "de", "zh")
@@ -342,6 +342,26 @@ def test_speeds_are_ratios_of_training_seconds_an_epoch_seed_by_seed(tmp_path):
     assert tables["accuracy"][1:] == [["A", "80.0 ± 0.0"], ["B", "80.0 ± 0.0"]]
 
 
+def test_the_csv_has_means_and_deviations_with_four_digits_and_counts_of_seeds(tmp_path):
+    rows = [cell("A", 80), cell("A", 82, 1), lost("A", "pruned", 2), lost("B", "failed"), cell("C", 81)]
+    write_tables(campaign(rows=dict.fromkeys("ABC")), rows, tmp_path)
+    names = ("row", "column", "mean", "std", "n", "planned", "failed", "pruned")
+    assert [[record[name] for name in names] for record in records(tmp_path)] == [
+        ["A", "en", "81.0000", "1.4142", "2", "3", "0", "1"],
+        ["B", "en", "", "", "0", "1", "1", "0"],
+        ["C", "en", "81.0000", "", "1", "1", "0", "0"],
+    ]
+
+
+def test_what_took_no_time_has_no_speed(tmp_path):
+    """Of no epoch, or of a clock that told none."""
+    rows = [cell("A", 80), cell("B", 80, history=[]), cell("C", 80, train_seconds=0.0)]
+    made = campaign(columns="task", rows=dict.fromkeys("ABC"), speedup_over="A")
+    tables = markdown(write_tables(made, rows, tmp_path))
+    speeds = tables["training seconds an epoch of A / those of the row"]
+    assert speeds[1:] == [["A", "1.0 (n=1)"], ["B", "-"], ["C", "-"]]
+
+
 def test_other_metrics_are_further_tables(tmp_path):
     more = {"metric": "entity_f1@1", "metrics": {"entity_f1@1": {"en": 60.0}, "token_accuracy@1": {"en": 90.0}}}
     tables = markdown(
@@ -397,6 +417,18 @@ def test_latex_is_balanced_and_escaped(tmp_path):
     for block in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", bare, re.DOTALL):
         assert {line.count("&") + 1 for line in block[1].splitlines() if line.endswith(r"\\")} == {len(block[0])}
     assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", text)
+
+
+def test_latex_sets_labels_left_numbers_right_and_a_rule_where_the_first_axis_moves_on(tmp_path):
+    rows = [cell(row, 80, axes={"shots": shots}) for row, shots in itertools.product("AB", (1, 2))]
+    for vary, given, forms, rules in (
+        ({"shots": [1, 2]}, rows, ["llr", "lll" + 8 * "r"], 4),
+        ({}, [cell("A", 80), cell("B", 80)], ["lr", "ll" + 8 * "r"], 2),
+    ):
+        write_tables(campaign(vary=vary), given, tmp_path)
+        text = (tmp_path / "table.tex").read_text()
+        assert re.findall(r"\\begin\{tabular\}\{(\w+)\}", text) == forms
+        assert text.count(r"\midrule") == rules, "below the head, and between two and two lines"
 
 
 def test_nothing_finished_is_a_table_of_nothing(tmp_path):
@@ -465,6 +497,7 @@ def test_values_of_axes_as_keys_and_as_text():
     assert (frozen(3), frozen("x")) == (3, "x")
     shown = [text(value) for value in (0.5, 1e-5, 3, ["en", "de"], "some/folder/", "a/b/own.yaml", "plain", None)]
     assert shown == ["0.5", "1e-05", "3", "en,de", "folder", "own", "plain", "None"]
+    assert told(["train.lr", "method.layer"], {"method.layer": 4, "other": 1}) == ["", "4"]
 
 
 def test_as_many_seeds_as_most_configurations_have_are_usual(tmp_path):
@@ -514,6 +547,8 @@ def test_a_section_says_which_of_its_columns_are_means_over_others():
     assert Section("accuracy", "", [english, mean], averaged=True).summaries == [False, True, True]
     assert Section("accuracy", "", [mean], averaged=True).summaries == [False, True]
     assert Section("accuracy", "", [mean]).summaries == [False]
+    assert Section("accuracy", "", [english, mean], averaged=True).parts == [[english], [mean], [english, mean]]
+    assert Section("accuracy", "", [english, mean]).parts == [[english], [mean]]
 
 
 def test_a_column_says_whose_numbers_it_averages():
@@ -522,3 +557,45 @@ def test_a_column_says_whose_numbers_it_averages():
     assert of(language="de").languages(result) == ["de"]
     assert of().languages(result) == ["en", "de", "fr"]
     assert of(view="mean without en").languages(result) == ["de", "fr"]
+
+
+def test_the_columns_of_languages_and_of_means_say_what_they_stand_for():
+    scores = {"en": 80.0, "de": 60.0}
+    more: dict[str, Any] = {"metrics": {"accuracy@1": scores, "f1@1": {"en": 50.0, "de": 40.0}}}
+    own, other = sections(Cells(campaign(), [cell("A", scores, **more)]))
+    for section, metric in ((own, "accuracy@1"), (other, "f1@1")):
+        assert [(column.name, column.metric, column.language, column.view) for column in section.columns] == [
+            ("en", metric, "en", ""),
+            ("de", metric, "de", ""),
+            ("mean", metric, "", ""),
+            ("mean without en", metric, "", "mean without en"),
+        ]
+        assert section.summaries == [False, False, True, True]
+        first = cell("A", scores, **more)["result"]
+        assert [column.languages(first) for column in section.columns] == [["en"], ["de"], ["en", "de"], ["de"]]
+    assert [column.get(first) for column in other.columns] == [50.0, 40.0, 45.0, 40.0]
+
+
+def test_only_tasks_of_several_languages_have_a_mean_without_the_pivot(tmp_path):
+    made = campaign(tasks=["xnli", "sst2"], columns="task", rows={"A": object()})
+    rows = [cell("A", {"en": 80.0, "de": 60.0}), cell("A", 90.0, task="sst2")]
+    tables = markdown(write_tables(made, rows, tmp_path))
+    assert tables["accuracy"] == [["row", "xnli", "sst2", "mean"], ["A", *["70.0 (n=1)", "90.0 (n=1)", "80.0 (n=1)"]]]
+    assert tables["accuracy, mean without en"] == [["row", "xnli"], ["A", "60.0 (n=1)"]]
+
+
+def test_what_a_result_does_not_tell_cost_nothing(tmp_path):
+    rows = [cell("A", 80.0), cell("B", 80.0)]
+    for key in ("train_seconds", "seconds", "peak_memory_mb"):
+        del rows[1]["result"][key]
+    tables = markdown(write_tables(campaign(), rows, tmp_path))
+    assert tables["cost"][1:] == [
+        ["xnli", "A", "1", "1,234", "", "8.0", "9.5", "", "700", ""],
+        ["xnli", "B", "1", "1,234", "", "0.0", "0.0", "", "0", ""],
+    ]
+
+
+def test_a_cell_without_a_result_or_that_has_failed_gives_no_number():
+    rows = [cell("A", 80.0), lost("A", "finished", 1), cell("A", 99.0, 2) | {"status": "failed", "reason": "no room"}]
+    score = Cells(campaign(), rows).score("A", "xnli", (), lambda result: result["mean"])
+    assert (score.values, score.planned, score.failed) == ((80.0,), 3, 1)

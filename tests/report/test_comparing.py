@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from raypft.report import comparing
 from raypft.report.comparing import compare, power
 from raypft.report.groups import Score
+from raypft.report.significance import differ
 
 SECTION: Any = SimpleNamespace(
     names=["en", "de", "mean"], summaries=[False, False, True], parts=[["en"], ["de"], ["en", "de"]]
@@ -79,6 +80,10 @@ def test_nothing_is_compared_without_evidence_or_another_method():
     found = compare(SECTION, (), empty, EVIDENCE)
     assert {(pair.first, pair.second) for pair in found.pairs} == {("A", "B")}
     assert found.best == ["A", "", "A"], "of those that have a number"
+    nothing = {row: [of_row[0], Score(), Score()] for row, of_row in scored().items()}
+    found = compare(SECTION, (), nothing, EVIDENCE)
+    assert {pair.column for pair in found.pairs} == {"en"}
+    assert found.best == ["A", "", ""], "of columns without any number none"
     one = {row: [Score(score.values[:1], (0,)) for score in scored()[row]] for row in "AB"}
     found = compare(SECTION, (), one, EVIDENCE)
     assert {pair.p for pair in found.pairs} == {None}
@@ -102,6 +107,12 @@ def test_what_seeds_can_show_is_said_in_plain_words(least, size, few, monkeypatc
     assert line.startswith("2 seeds and 3 pairs: a difference is seen (four times in five) only where it is ")
     assert f" {size} times its own standard deviation" in line
     assert line.endswith("so few seeds show next to nothing here, run more") == few
+    assert power(4, 2).startswith("4 seeds and 2 pairs: a difference")
     assert power(4, 1).startswith("4 seeds: a difference")
-    assert asked == [(2, 3), (4, 1)]
+    assert asked == [(2, 3), (4, 2), (4, 1)]
     assert power(1, 3).startswith("one seed: ")
+
+
+@pytest.mark.parametrize(("p", "shown"), [(0.049, True), (comparing.ALPHA, False), (0.051, False), (None, False)])
+def test_two_rows_differ_where_p_is_below_five_percent(p, shown):
+    assert comparing.Pair("A", "B", "en", differ([1.0], [0.0], None), p, 1, 1).shown == shown

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
@@ -25,12 +26,13 @@ from raypft.config.load import load_job
 from raypft.contract import cases, tiny
 from raypft.errors import UserError
 from raypft.methods import METHODS
+from raypft.methods.base import Result
 from raypft.readouts import READOUTS
 from raypft.readouts.base import Answer
 from raypft.report.table import mean_std
 from raypft.runs import cell as cells
 from raypft.runs import cell_files, scores
-from raypft.runs.cell import build_learner, loaders
+from raypft.runs.cell import build_learner, loaders, rows_to_cache
 from raypft.runs.cell_files import conclude, predictions
 from raypft.runs.prepare import Prepared, prepare
 from raypft.runs.results import PREDICTIONS, PREVIOUS, STATE, TESTED, UNTESTED, is_finished
@@ -321,6 +323,122 @@ def test_what_a_cell_says_of_its_learner_and_its_start():
     cell.facts = {}
     stepper.learner.method.trains = False
     assert cells._start(cell, stepper, None, 5, []) == start | {"epochs": 0, "notes": []}
+
+
+ROWS = {
+    "train": [prompt("en/1", [1], ids=9), prompt("en/2", [0], ids=7), prompt("en/3", [1], ids=11)],
+    "dev": [prompt("en/4", [0], ids=12)],
+    "test": [prompt("en/5", [0], ids=8), prompt("en/6", [1], ids=9)],
+}
+
+
+def small(
+    place: Path, *more: str, test: bool = True, rows: dict[str, list] = ROWS, engine: cells.Engine = cells.local_engine
+) -> dict[str, Any]:
+    """The result of a small cell in memory; its seconds are those that it took here, and of its search before."""
+    words = ["task=sst2", "backbone=x", "train.epochs=3", "train.lr=1e-2", "train.batch_size=2", *more]
+    folder = place / "seed-3"
+    cell = cells.Cell(load_job("vanilla", words), 3, folder, {"cell": "abc"}, test=test)
+    before = json.loads((folder / UNTESTED).read_text()) if (folder / UNTESTED).is_file() else {}
+    began, cpu = time.perf_counter(), time.process_time()
+    found = cells.run_cell(cell, rows, tiny.backbone("bert"), engine)
+    took, took_cpu = found["seconds"] - before.get("seconds", 0), found["cpu_seconds"] - before.get("cpu_seconds", 0)
+    assert 0 < took <= time.perf_counter() - began
+    assert 0 < took_cpu <= time.process_time() - cpu
+    assert json.loads((folder / (TESTED if test else UNTESTED)).read_text()) | found == found | {"check": ANY}
+    return found
+
+
+@pytest.mark.parametrize("file", ["trained.safetensors", "own.safetensors"])
+def test_a_cell_whose_test_was_withheld_tests_what_it_trained(file, tmp_path, monkeypatch):
+    """A method may keep something else of what it trained, once it is tested."""
+    full = METHODS.load("full")
+    monkeypatch.setattr(full, "result", lambda self, names: Result(file, {name: name for name in names}))
+    at_once, searched = (small(tmp_path / str(test), test=test) for test in (True, False))
+    assert (searched["dev"], searched["losses"]) == (at_once["dev"], at_once["losses"])
+    assert not {"scores", "metric", "memory_halved"} & set(searched)
+    assert set(searched["files"]) == {"trained.safetensors"}
+    tested = small(tmp_path / "False")
+    own = ("seconds", "cpu_seconds", "peak_memory_mb", "train_seconds", "history", "files")
+    assert {key: value for key, value in tested.items() if key not in own} == {
+        key: value for key, value in at_once.items() if key not in own
+    }
+    assert [tested[key] for key in ("train_seconds", "history")] == [searched["train_seconds"], searched["history"]]
+    assert set(at_once["files"]) == {PREDICTIONS, file}
+    assert tested["files"] == searched["files"] | at_once["files"]
+
+
+def test_a_result_tells_the_most_memory_and_how_often_it_did_not_suffice(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3072))
+
+    def engine(cell: cells.Cell, learner: Learner) -> TorchStepper:
+        stepper = TorchStepper(learner, cell.job.train)
+        stepper.halvings = 2
+        return stepper
+
+    found = small(tmp_path, engine=engine)
+    assert (found["peak_memory_mb"], found["memory_halved"], found["workers"]) == (3.0, 2, 1)
+
+
+def test_the_most_memory_of_a_gpu_is_counted_from_the_cells_start(tmp_path, monkeypatch):
+    told = list[bool]()
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: told.append(True))
+
+    def engine(cell: cells.Cell, learner: Learner) -> TorchStepper:
+        raise StopIteration
+
+    for there, expected in ((False, []), (True, [True])):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with pytest.raises(StopIteration):
+            small(tmp_path, engine=engine)
+        assert told == expected
+
+
+def test_of_what_does_not_train_no_epoch_is_best(tmp_path):
+    found = small(tmp_path, "train.epochs=0")
+    assert (found["best_epoch"], found["train_seconds"], found["history"], found["losses"]) == (0, 0.0, [], [])
+    assert found["dev"] in (0, 100), "of one row, as the model is"
+    for test in (False, True):
+        assert small(tmp_path / "frozen", "method=frozen", test=test)["best_epoch"] == 0
+
+
+@pytest.mark.parametrize(("select", "epoch"), [("best", 2), ("last", 3)])
+def test_a_result_tells_the_epoch_that_is_kept_and_its_score(select, epoch, tmp_path, monkeypatch):
+    dev = iter([50.0, 90.0, 70.0])
+    monkeypatch.setattr(cells, "mean_score", lambda *told: next(dev))
+    found = small(tmp_path, f"train.select={select}")
+    assert [record["dev"] for record in found["history"]] == [50.0, 90.0, 70.0]
+    assert (found["best_epoch"], found["dev"]) == (epoch, found["history"][epoch - 1]["dev"])
+    assert found["train_seconds"] == found["history"][-1]["train_seconds"] > 0
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_without_dev_rows_the_last_epoch_is_kept(select, tmp_path):
+    found = small(tmp_path, f"train.select={select}", rows={**ROWS, "dev": []})
+    assert (found["best_epoch"], found["dev"], len(found["history"])) == (3, None, 3)
+    assert small(tmp_path / "a", "train.epochs=0", rows={**ROWS, "dev": []})["dev"] is None
+
+
+@pytest.mark.parametrize("dev", [0, 1])
+def test_train_rows_that_flow_are_streamed_and_dev_rows_are_in_memory(dev):
+    resolved = load_job("vanilla", ["task=sst2", "backbone=x"])
+    learner = build_learner(resolved, tiny.backbone("bert"), 0)
+    flow: Any = SimpleNamespace(rows=7)
+    rows = {"train": ROWS["train"][:1], "dev": ROWS["dev"][:dev]}
+    train, found = loaders(resolved.job, learner, TorchStepper(learner, resolved.job.train), rows, flow)
+    assert isinstance(train, loader.Streamed)
+    assert (train.flow, train.filler, train.steps(2)) == (flow, rows["train"][0], 4)
+    assert (0 if found is None else len(found)) == dev
+
+
+@pytest.mark.parametrize(("count", "world", "kept"), [(10, 2, 6), (9, 2, 6), (9, 4, 4), (3, 4, 2)])
+def test_a_rank_keeps_states_of_its_share_of_dev_and_of_the_filler(count, world, kept):
+    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
+    rows = PromptDataset([cell.prompts[0]] * count, cell.learner.method, 1)
+    each = [rows_to_cache(rows, rank, world, alike=False) for rank in range(world)]
+    assert [len(some) for some in each] == [kept] * world
+    assert set().union(*each) == set(range(count))
+    assert all(0 in some for some in each)
 
 
 @pytest.mark.parametrize(("stage", "keeps"), [(0, True), (2, True), (3, False)])
@@ -627,6 +745,23 @@ def test_states_are_kept_where_there_are_no_dev_rows():
     assert dev is None
     assert isinstance(train, PromptDataset)
     assert train.lower is not None
+
+
+def test_states_of_train_and_dev_are_kept_where_all_fit_and_ranks_go_on_from_what_all_know(monkeypatch):
+    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
+    stepper: Any = TorchStepper(cell.learner, cases.SETTINGS)
+    method, sizes, asked = cell.learner.method, list[int](), list[tuple[int, int, Any]]()
+    kept = method.backbone.frozen_states
+    monkeypatch.setattr(kept, "after", lambda layer, some, device, agree: asked.append((layer, len(some), agree)))
+    rows = {"train": cell.prompts[:2], "dev": cell.prompts[2:]}
+    for fits in (False, True):
+        monkeypatch.setattr(kept, "fits", lambda some, hidden, fits=fits: sizes.append(len(some)) or fits)
+        loaders(SimpleNamespace(train=cases.SETTINGS), cell.learner, stepper, rows, None)  # type: ignore[arg-type]
+        assert [told[:2] for told in asked] == [(method.constant_below, 2), (method.constant_below, 3)] * fits
+    assert sizes == [5, 5]
+    for depths, expected in (([1, 1], 1), ([1, 2], 0), ([0, 0], 0)):
+        stepper.gather = lambda own, depths=depths: depths
+        assert {agree(depths[0]) for *_, agree in asked} == {expected}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import ray.tune.experiment
 
@@ -106,7 +107,21 @@ def test_asha_keeps_a_half_not_a_quarter():
     asha = Asha(9)
     for dev in (50.0, 60.0, 70.0, 80.0, 90.0, 100.0, 40.0):
         asha.stops(f"at {dev}", [dev])
-    assert asha.stops("of eight in the third place", [85.0]) is None
+    assert asha.stops("of eight in the third place", [81.0]) is None
+
+
+def test_asha_of_one_seed_has_nothing_to_spare():
+    asha = Asha(1)
+    assert [asha.stops(name, [dev]) is not None for name, dev in (("a", 80.0), ("b", 90.0), ("c", 70.0))] == [
+        *(False, False, True)
+    ]
+    assert asha.stops("c", [70.0]) is None, "what was told twice counts once"
+
+
+def test_tpe_says_nothing_of_its_own():
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    tpe()
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR
 
 
 def test_tpe_of_a_seed_suggests_what_it_suggested():

@@ -111,6 +111,9 @@ def test_demonstrations_show_the_first_label_word_marked_and_leave_the_query_as_
     )
     assert query.pieces == cut(pattern).pieces == (text("it was good .", field=True), text(" :"), slot(" "))
     assert first_word(WORDS["contradiction"]) == "No"
+    soft = cut("<demos>{a} <soft> <slot>", demos=demos[:1], soft_length=4, demo_separator=" | ")
+    counts = [sum(piece.count for piece in pieces if piece.kind == "soft") for pieces in (soft.demos, soft.pieces)]
+    assert counts == [0, 4], "soft tokens stand in the query alone"
 
 
 def test_demonstrations_stay_away_from_a_pattern_without_a_place_for_them():

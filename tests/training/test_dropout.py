@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from raypft.backbones.load import backbone_from_config
+from raypft.backbones.reading import AS_NOW, Reading, reading
 from raypft.batch import Batch, collate
 from raypft.contract import cases, tiny
 from raypft.contract.checks import trained
@@ -44,6 +46,24 @@ def test_a_row_has_its_mask_whoever_is_beside_it():
     for number, name in enumerate("abc"):
         assert torch.equal(mask(batch_of(name), (1, 5, 8))[0], together[number])
     assert torch.equal(mask(batch_of("cab"), (3, 5, 8)), together[[2, 0, 1]])
+
+
+@pytest.mark.parametrize("axes", [(), (1,), (2, 2, 2, 2, 2, 8)])
+def test_as_many_axes_as_are_counted_are_drawn_by_row(axes):
+    together = mask(batch_of("abcdefgh"), (8, *axes))
+    assert together.shape == (8, *axes)
+    assert together.any()
+    assert not together.all()
+    assert torch.equal(mask(batch_of("b"), (1, *axes))[0], together[1])
+
+
+def test_what_drops_behind_it_has_no_part_in_it():
+    with RowDropout(batch_of("ab"), 0, 0) as mode:
+        functional.dropout(torch.ones(2, 8), 0.5)
+        assert AS_NOW.get() is not contextlib.nullcontext
+    functional.dropout(torch.ones(2, 8), 0.5)
+    assert mode.places == 1
+    assert AS_NOW.get() is contextlib.nullcontext, "what runs once more drops as it drops then"
 
 
 @pytest.mark.parametrize("axes", list(itertools.product((3, 7), (2, 6), (4, 9))))
@@ -79,6 +99,15 @@ def test_slots_belong_to_their_prompts():
     assert torch.equal(mask(batch_of("abc"), (3, 8)), pooled)
 
 
+def test_slots_are_numbered_in_their_prompts():
+    """The first slot of a prompt has the prompt's mask, the second another: that of the second of two tokens."""
+    found = mask(batch_of("ab", length=2, slots=[2, 1]), (3, 8))
+    assert torch.equal(found[[0, 2]], mask(batch_of("ab"), (2, 8)))
+    assert torch.equal(found[:2], mask(batch_of("ab", length=2), (4, 8))[:2])
+    several = mask(batch_of("ab", length=2, slots=[2, 1]), (3, 2, 8))
+    assert torch.equal(several[[0, 2]], mask(batch_of("ab"), (2, 2, 8)))
+
+
 def test_tokens_laid_end_to_end_belong_to_their_prompts():
     for length, targets in ((5, 0), (5, 3)):
         width = targets or length
@@ -99,6 +128,61 @@ def test_a_table_has_one_mask_for_all_rows():
             assert not mode.drew
         assert torch.equal(masks[0], masks[1])
         assert torch.equal(masks[0], masks[2])
+
+
+def test_a_table_into_which_rows_were_written_is_none():
+    table, rows = nn.Parameter(torch.ones(3, 8)), torch.ones(3, 8)
+    with RowDropout(batch_of("abc"), 0, 0) as mode:
+        found = functional.dropout((table * 1).add_(rows), 0.5) > 0
+    assert not mode.drew
+    assert torch.equal(found, mask(batch_of("abc"), (3, 8)))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8), (2, 4, 5, 6), (10, 8), (6, 5, 5)])
+def test_a_block_that_runs_for_some_tokens_drops_what_it_would_drop_of_all(shape):
+    """States and attention of prompts, tokens laid end to end, heads; the block looks at all of them before."""
+    positions, batch = torch.tensor([[4, 1, 1], [0, 3, 2]]), batch_of("ab", length=5)
+    whole = mask(batch, shape, place=2)
+    part = list(shape)
+    if len(shape) == 2:
+        whole, part[0] = whole.view(2, 5, 8), 6
+    else:
+        part[-2] = 3
+    with RowDropout(batch, 0, 0) as mode:
+        functional.dropout(torch.ones(2, 5, 8), 0.5)
+        first = Reading(None)
+        with reading(first):
+            looked_at = functional.dropout(torch.ones(shape), 0.5) > 0
+        with reading(Reading(positions)):
+            found = functional.dropout(torch.ones(part), 0.5) > 0
+    assert (mode.places, mode.drew, first.skipped) == (2, False, 1)
+    assert torch.equal(looked_at.view(whole.shape), whole)
+    found = found.view(2, -1, 3, found.shape[-1])
+    expected = whole.view(2, -1, 5, whole.shape[-1])
+    for prompt, tokens in enumerate(positions.tolist()):
+        assert torch.equal(found[prompt], expected[prompt][:, tokens])
+
+
+def test_of_one_token_alone_a_pooled_state_is_its_own():
+    positions, batch = torch.tensor([[4], [0]]), batch_of("ab", length=5)
+    with RowDropout(batch, 0, 0), reading(Reading(positions)):
+        found = functional.dropout(torch.ones(2, 8), 0.5) > 0
+    assert torch.equal(found, mask(batch, (10, 8)).view(2, 5, 8)[[0, 1], [4, 0]])
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 8), (4, 8), (4, 1, 3, 8)])
+def test_what_is_of_none_of_the_tokens_that_a_block_runs_for_is_told(shape):
+    with RowDropout(batch_of("ab"), 0, 0) as mode, reading(Reading(torch.tensor([[4, 1, 1], [0, 3, 2]]))):
+        functional.dropout(torch.ones(shape), 0.5)
+    assert mode.drew
+
+
+def test_a_table_has_its_mask_whichever_tokens_a_block_runs_for():
+    table, found = nn.Parameter(torch.ones(15, 8)), []
+    for call in (None, Reading(torch.tensor([[4], [0]]))):
+        with RowDropout(batch_of("ab"), 0, 0), reading(call):
+            found.append(functional.dropout(table, 0.5))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("copies", [lambda t, n: t.expand(n, -1, -1), lambda t, n: t.repeat(n, 1, 1)])
@@ -142,6 +226,7 @@ def test_nothing_is_dropped_at_0_and_all_at_1():
         assert torch.equal(functional.dropout(x, 0.3, training=False), x)
         assert mode.places == 0, "only active dropout has a place: blocks that are cached have none"
         assert torch.equal(functional.dropout(x, 1.0), torch.zeros(2, 3))
+    assert mask(batch_of("abcd"), (4, 1 << 16), p=1e-9).all(), "a rate of which 16 bits know nothing"
     with RowDropout(batch_of("ab"), 0, 0), pytest.raises(ValueError, match="between 0 and 1"):
         functional.dropout(x, 1.5)
 
@@ -260,6 +345,9 @@ def test_attention_drops_probabilities_by_row():
         lambda: functional.gumbel_softmax(torch.ones(2)),
         lambda: functional.alpha_dropout(torch.ones(2, 4), 0.5, True),
         lambda: functional.dropout(torch.ones(7, 8), 0.5),  # seven of what?
+        lambda: functional.dropout(torch.ones(6, 7, 5), 0.5),  # three heads of two prompts, but seven tokens of five
+        lambda: functional.dropout(torch.ones(6, 5, 7), 0.5),
+        lambda: functional.dropout(torch.ones(2, *[1] * 6, 8), 0.5),  # more axes than are counted
         lambda: nn.LSTM(4, 4, 2, dropout=0.5)(torch.ones(3, 2, 4)),
     ],
 )
@@ -372,6 +460,13 @@ def test_a_rate_of_the_configuration_is_seen(name):
     setattr(learner.method.backbone.config, name, 0.1)
     assert may_drop(learner)
     assert not may_drop(learner.eval())
+
+
+@pytest.mark.parametrize(("name", "seen"), [("vision_config", True), ("_kept_by_the_library", False)])
+def test_a_rate_inside_of_a_configuration_is_seen(name, seen):
+    learner = cases.cell("full", tiny.backbone("gpt2")).learner.train()
+    setattr(learner.method.backbone.config, name, {"attention_dropout": 0.1})
+    assert may_drop(learner) == seen
 
 
 @pytest.mark.parametrize("method", ["prefix", "lora"])

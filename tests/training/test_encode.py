@@ -210,6 +210,9 @@ def test_one_word_that_fits_nowhere_is_cut():
     made = tags("{tokens} .", backbone, 6)(row(["a", "one:two:three:four", "film"]))
     assert [read(backbone, part)[1:-2] for part in made] == [["a"], ["one", ":", "two"], ["film"]]
     assert [part.gold for part in made] == [[-1]] * 3
+    first, second = tags("{tokens} .", backbone, 6)(row(["one:two:three:four", "film"]))
+    assert [read(backbone, part)[1:-2] for part in (first, second)] == [["one", ":", "two"], ["film"]]
+    assert (first.part, second.part) == (0, 1)
 
 
 def byte_level():

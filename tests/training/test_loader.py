@@ -12,7 +12,6 @@ from raypft.batch import Beginning, collate
 from raypft.config.job import Train
 from raypft.contract import cases, tiny
 from raypft.encoded import Encoded
-from raypft.runs.cell import rows_to_cache
 from raypft.training import room
 from raypft.training.loader import PromptDataset, Streamed, order
 from raypft.training.loop import evaluate
@@ -188,6 +187,10 @@ def test_a_batch_of_rows_counts_each_as_often_as_is_said_and_of_none_nothing():
     rows = PromptDataset(cell.prompts, cell.learner.method, 1)
     assert rows.batch([3, 1]).names == [cell.prompts[3].name, cell.prompts[1].name]
     assert rows.batch([3, 1]).weight.tolist() == [1.0, 1.0]
+    whole = collate([cell.prompts[3], cell.prompts[1]], 1)
+    assert torch.equal(rows.batch([3, 1]).ids, whole.ids)
+    behind = rows.batch([3, 1], beginning=Beginning(2, torch.zeros(1, 2, tiny.HIDDEN), {}, None))
+    assert torch.equal(behind.ids, whole.ids[:, 2:])
     assert rows.batch([3, 1], times={3: 2.0}).weight.tolist() == [2.0, 1.0]
     filler = rows.batch([], drawn={})
     assert (filler.names, filler.weight.tolist()) == ([cell.prompts[0].name], [0.0])
@@ -205,10 +208,15 @@ def test_demonstrations_run_once_where_two_prompts_or_more_begin_with_them():
         assert (None if beginning is None else beginning.length) == (size if begins else None)
     bare = [prompt.but(demo_tokens=0) for prompt in cell.prompts]
     assert PromptDataset(bare, method, 1).begin(method.backbone, "cpu") is None
+    ran = list[int]()
+    for number, block in enumerate(method.backbone.blocks):
+        block.register_forward_hook(lambda *told, number=number: ran.append(number))
     for kept, begins in ((size, True), (size + 1, False), (0, False)):
+        ran.clear()
         lower: Any = SimpleNamespace(begins=kept, before=torch.zeros(size, tiny.HIDDEN))
         beginning = PromptDataset(cell.prompts, method, 1, lower).begin(method.backbone, "cpu")
         assert (beginning is not None) == begins
+        assert ran == ([*range(method.constant_below, tiny.LAYERS)] if begins else []), "those above the states kept"
 
 
 # what a batch holds
@@ -277,13 +285,3 @@ def test_a_prompt_that_stands_there_twice_is_answered_once():
     once = rows.distinct(True, whole)
     assert len(prompts) - 1 not in once
     assert len(once) == len(set(once)) == len({asked(prompt) for prompt in prompts})
-
-
-@pytest.mark.parametrize(("count", "world", "kept"), [(10, 2, 6), (9, 2, 6), (9, 4, 4), (3, 4, 2)])
-def test_a_rank_keeps_states_of_its_share_of_dev_and_of_the_filler(count, world, kept):
-    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
-    rows = PromptDataset([cell.prompts[0]] * count, cell.learner.method, 1)
-    each = [rows_to_cache(rows, rank, world, alike=False) for rank in range(world)]
-    assert [len(some) for some in each] == [kept] * world
-    assert set().union(*each) == set(range(count))
-    assert all(0 in some for some in each)

@@ -267,6 +267,16 @@ def test_the_steps_of_a_training_have_the_rates_of_its_schedule():
     assert stepper.rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
 
 
+def test_the_rates_that_are_told_are_those_of_the_steps():
+    cell, events = cases.cell("full", tiny.backbone("bert")), list[dict[str, Any]]()
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 2, "epochs": 2, "schedule": "linear", "warmup": 0.3})
+    stepper = Watched(cell, settings)
+    fit(stepper, dataset(cell), None, settings, 0, cell.score, tell=events.append)
+    told = [event["lr"] for event in events if event["event"] == "steps"]
+    assert list(itertools.chain.from_iterable(told)) == stepper.rates
+    assert len(set(stepper.rates)) == 5, "of six steps one warms up, and the next has its rate"
+
+
 @pytest.mark.parametrize("size", [None, 1, 2])
 def test_the_penalty_is_added_once_a_step(size, monkeypatch):
     def penalty(self):
@@ -490,6 +500,17 @@ def test_an_evaluation_goes_on_stretch_by_stretch(size, expected, monkeypatch):
                 assert {0, *rows.distinct(True, some)[rank::world]} <= set(cached[rank])
 
 
+def test_an_evaluation_tells_how_far_it_is(monkeypatch):
+    """Of five prompts two at once; three and two are answered together."""
+    told = list[float | str]()
+    work: Any = SimpleNamespace(at=told.append, end=lambda: told.append("end"))
+    monkeypatch.setattr(loop, "Work", lambda what, total: told.append(f"{what} of {total}") or work)
+    monkeypatch.setattr(loader, "AT_ONCE", 3)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    evaluate(TorchStepper(cell.learner, cases.SETTINGS), dataset(cell), Train(eval_batch=2))
+    assert told == ["evaluation of 5", 1.5, 3.0, 5.0, "end"]
+
+
 def test_a_method_with_columns_of_its_own_may_tell_languages_apart():
     """One prompt in two languages is answered twice then."""
     cell = cases.cell("full", tiny.backbone("bert"))
@@ -538,12 +559,24 @@ def test_what_a_step_tells_may_be_read_behind_the_next(behind, save_every, monke
 
     losses, saved, line, stays = run([])
     assert (len(losses), line, stays) == (15, "", False)
-    assert saved == {None: [3, 6, 9, 12, 15], 1: sorted([*range(1, 16), 3, 6, 9, 12, 15])}.get(save_every, saved)
+    steps = range(save_every, 16, save_every) if save_every else []
+    assert saved == sorted([*steps, 3, 6, 9, 12, 15]), "with all losses up to there"
     broken, kept, line, stays = run([1.0] * 5 + [math.nan])
     assert broken == losses[:5]
     assert line == "train: the gradient is not finite at optimizer step 6; lower train.lr, or use train.precision=fp32"
     assert stays, "no step moves the values after one whose gradient was not finite"
     assert kept == [number for number in saved if number <= 5]
+
+
+def test_what_a_gpu_tells_is_read_once_it_is_there(monkeypatch):
+    """Of a copy that arrives when its event is waited for."""
+    told, copied, recorded = Told("cuda:0"), torch.zeros(2), list[bool]()
+    event = SimpleNamespace(record=lambda: recorded.append(True), synchronize=lambda: copied.add_(7.0))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    numbers: Any = SimpleNamespace(is_cuda=True, to=lambda place, non_blocking: copied)
+    told.add(3, numbers)
+    assert (recorded, len(told), told.behind, list(told.read(1))) == ([True], 1, 1, [])
+    assert list(told.read()) == [(3, [7.0, 7.0])]
 
 
 def test_batches_made_ahead_are_those_of_their_steps_in_order():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
+import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,9 @@ from raypft.training.stepper import VALUE, Held, TorchStepper
 
 def states_in(place: Path, key: str = "cell") -> States:
     return States(place / "state.pt", place / "state.previous.pt", place / "state", key)
+
+
+IS_DUE = StateWriter._is_due
 
 
 class Now(Executor):
@@ -290,6 +294,29 @@ def test_a_writer_knows_what_its_state_costs(tmp_path):
     assert writer.cost == 12 * sum(p.numel() for p in cell.learner.trainable().values()) / 200e6
     writer.write(TrainState())
     assert files(tmp_path) == ["state.pt"]
+
+
+def test_before_a_node_goes_what_is_being_written_counts_and_what_is_newer_is_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    monkeypatch.setattr(StateWriter, "_is_due", IS_DUE)
+    cell = cases.cell("soft_prompt", tiny.backbone("bert"))
+    writer = StateWriter(TorchStepper(cell.learner, cases.SETTINGS), cases.SETTINGS, states_in(tmp_path))
+
+    def steps() -> list[int]:
+        return [json.loads(path.read_text())["step"] for path in sorted((tmp_path / "state").glob("*.json"))]
+
+    for step, leaving, written in ((1, False, []), (2, True, [1, 2]), (3, True, [2, 3])):
+        writer.cost = 0.0
+        writer.after_step(TrainState(step=step), step, leaving)
+        assert steps() == written
+    writer.cost = 1e9
+    writer.after_step(TrainState(step=4), 4, True)
+    assert steps() == [2, 3], "it costs more than the time there was"
+    writer.cost, writer.last = 10.0, time.perf_counter() - 50
+    writer.after_step(TrainState(step=4), 4, False)
+    assert writer.pending is None, "while nothing goes away it may cost a tenth"
+    writer.after_step(TrainState(step=5), 5, True)
+    assert steps() == [3, 5], "else a half"
 
 
 @pytest.mark.parametrize(("world", "count", "own"), [(2, 5, [(0, 3), (3, 2)]), (4, 2, [(0, 1), (1, 1), None, None])])

@@ -39,6 +39,8 @@ def test_a_stepper_knows_its_place_in_a_group(monkeypatch):
     for name, value in told.items():
         monkeypatch.setattr(steppers.distributed, name, lambda value=value: value)
     assert (made().rank, made().world) == (3, 4)
+    as_rank(alone, 0, 2, monkeypatch)
+    assert alone.sum(torch.ones(2)).tolist() == [2, 2]
 
 
 def test_numbers_of_each_rank_are_known_on_every_rank(monkeypatch):

@@ -29,7 +29,7 @@ class Asha:
             time_attr="seeds_done",
             metric="dev",
             mode="max",
-            max_t=max(num_seeds, 2),
+            max_t=num_seeds,
             grace_period=1,
             reduction_factor=2,
             stop_last_trials=False,
