@@ -138,6 +138,7 @@ def _member(rank: int, world: int, port: int, cases_: Sequence[Case], results: s
         for case in cases_:
             found.append(run_case(case))
             if len(found) == 1:
+                gc.collect()
                 gc.freeze()  # modules: what an engine leaves behind is found without looking through them
         if rank == 0:
             torch.save(found, f"{results}.partial")
