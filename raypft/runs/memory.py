@@ -177,12 +177,11 @@ def check_memory(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> None:
     if missing is None:
         return
     place, needed, there = missing
+    found = foreseen(job, counts)
+    what = "while its model is opened" if found.opening > found.lasting else "of weights, gradients and optimizer state"
     fitting = next((way for way, other in ways(job) if lacking(other, counts, nodes) is None), None)
     do = f"use {fitting}" if fitting else "choose a smaller backbone or a method that trains less"
-    raise UserError(
-        f"memory: the job holds at least {needed / GB:.1f} GB of weights, gradients and optimizer state; "
-        f"{place} has {there / GB:.1f}; {do}"
-    )
+    raise UserError(f"memory: the job holds at least {needed / GB:.1f} GB {what}; {place} has {there / GB:.1f}; {do}")
 
 
 def lacking(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> tuple[str, float, float] | None:

@@ -179,13 +179,17 @@ def test_a_line_tells_each_part():
     )
 
 
-def test_opening_files_of_half_precision_is_foreseen():
+def test_opening_files_of_half_precision_is_foreseen(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2 * 1208 + 1979)
     opened = replace(HALF, opened=300, packed=8)
     found = foreseen(job(2, 2, precision="bf16"), opened)
     assert found.opening == 4 * 300 + 8
     assert replace(found, activations=0).peak == memory.LIBRARIES + 1208
     assert found.on_machine(2) == 2 * 1208 + found.common
     assert " in all while the model is opened (" in told(job(2, 2), replace(found, activations=0))
+    with pytest.raises(UserError, match=r"at least 0\.0 GB while its model is opened; "):
+        check_memory(job(2, 2, precision="bf16"), opened)
     assert foreseen(job(2, 3), opened).opening == 4 * 300 + 8
     assert [foreseen(job(workers), opened).opening for workers in (0, 2)] == [0, 0], "made in fp32 once and for all"
 
