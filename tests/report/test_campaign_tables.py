@@ -516,6 +516,14 @@ def test_as_many_seeds_as_most_configurations_have_are_usual(tmp_path):
     assert [line[2] for line in table[1:]] == ["80.5 ± 0.7", "80.5 ± 0.7", "81.0 ± 1.0 (n=3)"]
 
 
+def test_drawn_values_stand_by_size_and_listed_ones_as_listed():
+    for space, values in (({"log": [1e-5, 1.0]}, [9e-05, 0.002, 0.01, 0.3]), ([0.3, 9e-05, 0.01], [0.3, 9e-05, 0.01])):
+        rows = [cell("A", 80.0, axes={"train.lr": value}) for value in sorted(values, key=str)]
+        found = Cells(campaign(search={"space": {"train.lr": space}}), rows).at("A", "xnli", ())
+        assert found is not None
+        assert [group.choice["train.lr"] for group in found.tried] == values
+
+
 def test_a_search_of_which_nothing_has_finished_shows_that_nothing_ran(tmp_path):
     rows = [lost("A", "failed", axes={"method.layer": layer}, reason="no room") for layer in (4, 2)]
     path = write_tables(campaign(search={"space": {"method.layer": [2, 4]}}), rows, tmp_path)
