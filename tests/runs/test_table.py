@@ -137,6 +137,8 @@ def test_jobs_of_one_command_are_of_one_task_metric_and_test():
     ):
         with pytest.raises(UserError, match=f"^run: a and b would be tested on other rows .*{line}$"):
             check_comparable([first, first, other])
+        with pytest.raises(UserError):
+            check_comparable([first, other])
 
 
 def test_interrupted_jobs_say_what_is_finished_and_what_is_kept(two, tmp_path, monkeypatch):

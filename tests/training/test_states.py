@@ -312,7 +312,7 @@ def test_before_a_node_goes_what_is_being_written_counts_and_what_is_newer_is_wr
     writer.cost = 1e9
     writer.after_step(TrainState(step=4), 4, True)
     assert steps() == [2, 3], "it costs more than the time there was"
-    writer.cost, writer.last = 10.0, time.perf_counter() - 50
+    writer.cost, writer.last = 10.0, time.perf_counter() - 25
     writer.after_step(TrainState(step=4), 4, False)
     assert writer.pending is None, "while nothing goes away it may cost a tenth"
     writer.after_step(TrainState(step=5), 5, True)
