@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
 from typing import Any
@@ -241,6 +242,17 @@ def test_entries_that_did_not_move_are_told(tmp_path):
         method.notes()[1] == f"ticket: {method.cut.size - tiny.HIDDEN:,} active entries did not move in the search; "
         "they were taken in the order of the parameters"
     )
+
+
+@pytest.mark.parametrize(
+    ("segment", "scope", "asks"), [("lower", "global", True), ("all", "per_layer", True), ("all", "global", False)]
+)
+def test_what_is_of_layers_asks_for_a_row_of_blocks(segment, scope, asks):
+    backbone = tiny.backbone("bert")
+    ticket = cases.ticket(backbone, "decoupled")
+    backbone._blocks = None
+    with pytest.raises(UserError, match="is no row of blocks") if asks else contextlib.nullcontext():
+        LotteryTicket(Config(ticket=ticket, segment=segment, scope=scope), backbone)
 
 
 @pytest.mark.parametrize(
