@@ -379,6 +379,9 @@ def test_rows_whose_hashes_begin_alike_come_by_the_whole_hash(monkeypatch):
     assert sampling._order(table, 0, "train").tolist() == [1, 3, 2, 0]
     monkeypatch.setattr(sampling, "_hashes", lambda *told: np.array(ranks[:3], "S32"))
     assert sampling._order(table[:3], 0, "train").tolist() == [1, 2, 0], "of two languages as well"
+    twice = pa.table({"id": ["r", "r"], "language": ["en", "en"], "label": ["y", "x"]})
+    monkeypatch.setattr(sampling, "_hashes", lambda *told: np.array(ranks[2:], "S32"))
+    assert sampling._order(twice, 0, "train").tolist() == [1, 0], "of one id by their labels"
 
 
 @pytest.mark.parametrize("more", [0, 1])

@@ -296,6 +296,14 @@ def test_a_writer_knows_what_its_state_costs(tmp_path):
     assert files(tmp_path) == ["state.pt"]
 
 
+def test_the_newest_of_several_states_in_parts_comes_first(tmp_path):
+    states = states_in(tmp_path)
+    states.folder.mkdir()
+    for number in (2, 10, 9):
+        (states.folder / f"{number}.json").write_text("{}")
+    assert states._found() == (10, ["state/10.json", "state/9.json", "state/2.json"])
+
+
 def test_before_a_node_goes_what_is_being_written_counts_and_what_is_newer_is_written(monkeypatch, tmp_path):
     monkeypatch.setattr(shards, "WHOLE", 0)
     monkeypatch.setattr(StateWriter, "_is_due", IS_DUE)
