@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def session():
     )
     yield
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(place: Path, *more: str, recipe: str = "profit", model: str = "bert") -> tuple[list[dict], list[dict]]:  # noqa: F811

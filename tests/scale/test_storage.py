@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,7 @@ def test_workers_killed_and_a_campaign_resumed_from_the_bucket(place, bucket, mo
         assert written == {str(p): p.stat().st_mtime for p in path_of(f"{bucket}/campaign").glob("*/seed-*/*.json")}
     finally:
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trained(place: Path, storage: str, workers: int) -> list[float]:  # noqa: F811
