@@ -110,10 +110,10 @@ class LoadedBackbone:
             UserError: see `load_backbone`; this machine has another model under the name.
         """
         train = cell.job.train
+        HEAP.keep(False)  # what opening a model holds for a moment goes at once
         wanted = (cell.job.backbone, train.dropout, self.as_stored, train.quantize)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # one at a time in memory
-            HEAP.keep(False)  # what is held for a moment goes at once
             first = load_backbone(*wanted)
             self._loaded = (wanted, first, first.known)
         _, backbone, known = self._loaded

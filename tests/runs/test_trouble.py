@@ -6,12 +6,15 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from test_every_file import folder, job, made, scores  # noqa: F401  (a fixture)
 
+from raypft.config.job import Train
+from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.runs import executor
 from raypft.runs.results import read_run
@@ -90,3 +93,22 @@ def test_a_row_that_does_not_fit_alone_ends_the_run(place, monkeypatch):
         UserError, match=r"^run: seed 0 of .* does not fit into memory, even .* at once: CUDA out of mem"
     ):
         run_jobs([job("storage=small", "seeds=1")])
+
+
+@pytest.mark.parametrize("as_stored", [False, True])
+def test_a_model_is_opened_while_freed_memory_goes_at_once(as_stored, monkeypatch):
+    """The first time and again: training keeps what it frees, and of weights in 4 bits holes would stay."""
+    told, backbone = list[Any](), tiny.backbone("bert")
+    monkeypatch.setattr(executor.HEAP, "keep", told.append)
+
+    def load(*wanted: Any) -> Any:
+        told.append("opened")
+        return backbone
+
+    monkeypatch.setattr(executor, "load_backbone", load)
+    monkeypatch.setattr(executor, "load_again", load)
+    loaded: Any = executor.LoadedBackbone(as_stored)
+    cell: Any = SimpleNamespace(job=SimpleNamespace(backbone="x", train=Train()), facts={"backbone": backbone.revision})
+    loaded.of(cell)
+    loaded.of(cell)
+    assert told == [False, "opened", False, *["opened"] * as_stored]
