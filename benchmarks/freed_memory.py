@@ -22,7 +22,7 @@ def steps(count: int, keep: bool) -> dict[str, float]:
     import torch  # noqa: PLC0415  (the parent process needs none of it)
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM  # noqa: PLC0415
 
-    from raypft.training.heap import HEAP  # noqa: PLC0415
+    from raypft.heap import HEAP  # noqa: PLC0415
 
     if keep:
         HEAP.keep(True)

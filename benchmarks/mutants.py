@@ -83,7 +83,7 @@ ROOMS: dict[str, dict[str, list[str]]] = {
         "training/stepper": ["training/test_stepper", "training/test_loop", "training/test_states"],
         "training/dropout": ["training/test_dropout", "training/test_loop"],
         "training/states": ["training/test_states"],
-        "training/heap": ["training/test_heap"],
+        "heap": ["training/test_heap"],
         "training/kept": ["training/test_states"],
         "training/checkpoint": ["training/test_states", "training/test_loop"],
         "runs/cell": ["runs/test_cell"],

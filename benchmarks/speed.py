@@ -24,7 +24,7 @@ from pairs import Clock, GNNaviPair, Row, ShownPair, Sizes, TextPair, ToProPair
 from start_up import check_seconds, first_step_seconds
 from transformers import BertConfig, GPT2Config, LlamaConfig, MT5Config
 
-from raypft.training.heap import HEAP
+from raypft.heap import HEAP
 
 QUICK = Sizes(
     times=1,

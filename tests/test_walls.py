@@ -41,7 +41,7 @@ LADDER = (
     {"backbones", "report", "data"},
     {"tasks", "shards", "records"},
     {"catalogue", "schema", "storage", "batch", "hub"},
-    {"encoded", "errors", "progress", "_version"},
+    {"encoded", "errors", "heap", "progress", "_version"},
 )
 """Rooms from the top floor down; a file imports from its own room and from the floors below."""
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

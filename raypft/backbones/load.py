@@ -19,6 +19,7 @@ from raypft.backbones.masked import MaskedBackbone
 from raypft.backbones.seq2seq import Seq2SeqBackbone
 from raypft.backbones.text_load import TEXTS, family_of, read_config, text_of
 from raypft.errors import UserError
+from raypft.heap import HEAP
 
 
 class Family(NamedTuple):
@@ -48,6 +49,7 @@ def load_backbone(
     Raises:
         UserError: see `locate`; the model's family is not supported; its files are not whole or not of one model.
     """
+    HEAP.keep(False)  # what opening a model holds for a moment goes at once
     found = locate(name)
     folder, config = found.folder, read_config(found.folder)
     if dropout is not None:
@@ -75,6 +77,7 @@ def load_again(known: Known) -> Backbone:
     Raises:
         UserError: the files are not the same any more.
     """
+    HEAP.keep(False)
     family, text = FAMILIES[known.text.family], known.text
     folder = Path(str(text.source))
     found = Found(folder, text.hub, None if text.hub is None else text.revision).revision

@@ -22,6 +22,7 @@ from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
 from raypft.data.sampling import Sample
 from raypft.encoded import Encoded
+from raypft.heap import HEAP
 from raypft.methods.base import Result
 from raypft.readouts.base import Answer
 from raypft.runs.cell_files import conclude, predictions, save_kept
@@ -38,7 +39,6 @@ from raypft.runs.results import (
 )
 from raypft.runs.scores import Pairs, answer_table, by_row, mean_score, measured
 from raypft.training.flow import Flow
-from raypft.training.heap import HEAP
 from raypft.training.loader import PromptDataset, Streamed
 from raypft.training.loop import answered, each, fit
 from raypft.training.states import States, TrainState

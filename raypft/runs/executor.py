@@ -13,12 +13,12 @@ from raypft.backbones.load import load_again, load_backbone
 from raypft.config.job import Resources
 from raypft.data.streaming import Index
 from raypft.errors import UserError, first_line
+from raypft.heap import HEAP
 from raypft.runs.cell import Cell, Engine, Prompts, local_engine, run_cell
 from raypft.runs.results import Tell, recorder
 from raypft.storage import one_line_of_disk
 from raypft.training.encode import Encoder, encode_sample
 from raypft.training.flow import Flow, Local
-from raypft.training.heap import HEAP
 from raypft.training.stepper import Learner, Stepper
 
 
@@ -110,7 +110,6 @@ class LoadedBackbone:
             UserError: see `load_backbone`; this machine has another model under the name.
         """
         train = cell.job.train
-        HEAP.keep(False)  # what opening a model holds for a moment goes at once
         wanted = (cell.job.backbone, train.dropout, self.as_stored, train.quantize)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # one at a time in memory

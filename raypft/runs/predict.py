@@ -24,6 +24,7 @@ from raypft.config.resolved import ResolvedJob
 from raypft.data import sources
 from raypft.data.formats import Columns
 from raypft.errors import UserError
+from raypft.heap import HEAP
 from raypft.hub import COMMIT
 from raypft.progress import Work
 from raypft.records import read_or_none
@@ -155,6 +156,7 @@ def _loaded(folder: Path, seed: int | None, moved: Mapping[str, str]) -> Trained
             f"{weights}; restore them, or run the job again"
         )
     encoder = Encoder.of(resolved, backbone.text, _demonstrations(cell, result) if job.demos else None)
+    HEAP.keep(True)  # of batch after batch, as a training does
     learner = build_learner(resolved, backbone, seed).eval()
     _put(learner, cell / TRAINED, result.get("files"))
     return Trained(resolved, seed, folder, results, learner, encoder)

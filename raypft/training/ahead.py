@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raypft.batch import Batch
-from raypft.training.heap import HEAP
+from raypft.heap import HEAP
 from raypft.training.loader import Step
 
 

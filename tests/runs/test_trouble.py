@@ -13,10 +13,11 @@ import pytest
 import torch
 from test_every_file import folder, job, made, scores  # noqa: F401  (a fixture)
 
+from raypft.backbones import load
 from raypft.config.job import Train
-from raypft.contract import tiny
 from raypft.errors import UserError
 from raypft.runs import executor
+from raypft.runs.predict import load_trained
 from raypft.runs.results import read_run
 from raypft.scale.run import run_jobs
 from raypft.training.stepper import TorchStepper
@@ -96,19 +97,27 @@ def test_a_row_that_does_not_fit_alone_ends_the_run(place, monkeypatch):
 
 
 @pytest.mark.parametrize("as_stored", [False, True])
-def test_a_model_is_opened_while_freed_memory_goes_at_once(as_stored, monkeypatch):
+def test_a_model_is_opened_while_freed_memory_goes_at_once(as_stored, place, monkeypatch):
     """The first time and again: training keeps what it frees, and of weights in 4 bits holes would stay."""
-    told, backbone = list[Any](), tiny.backbone("bert")
-    monkeypatch.setattr(executor.HEAP, "keep", told.append)
-
-    def load(*wanted: Any) -> Any:
-        told.append("opened")
-        return backbone
-
-    monkeypatch.setattr(executor, "load_backbone", load)
-    monkeypatch.setattr(executor, "load_again", load)
+    told, read = list[Any](), load.read
+    monkeypatch.setattr(load.HEAP, "keep", told.append)
+    monkeypatch.setattr(load, "read", lambda *wanted: told.append("opened") or read(*wanted))
+    mapped = load.map_weights
+    monkeypatch.setattr(load, "map_weights", lambda *wanted: told.append("again") or mapped(*wanted))
     loaded: Any = executor.LoadedBackbone(as_stored)
-    cell: Any = SimpleNamespace(job=SimpleNamespace(backbone="x", train=Train()), facts={"backbone": backbone.revision})
+    name = job("seeds=1").job.backbone
+    found = load.load_backbone(name)
+    cell: Any = SimpleNamespace(job=SimpleNamespace(backbone=name, train=Train()), facts={"backbone": found.revision})
     loaded.of(cell)
     loaded.of(cell)
-    assert told == [False, "opened", False, *["opened"] * as_stored]
+    assert told == [False, "opened"] * 2 + [False, "again"] * as_stored
+
+
+def test_predictions_keep_what_they_free_once_the_model_is_open(place, monkeypatch):
+    """As a training does; what opening holds for a moment goes at once."""
+    run_jobs([job("storage=kept", "seeds=1", "train.epochs=1")])
+    (folder,) = Path("kept").glob("*")
+    told = list[bool]()
+    monkeypatch.setattr(load.HEAP, "keep", told.append)
+    load_trained(folder)
+    assert told == [False, True]

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from raypft.training import heap
-from raypft.training.heap import own_pages
+from raypft import heap
+from raypft.heap import own_pages
 
 CODE = """
 import json, torch
 from raypft.training.ahead import ahead
-from raypft.training.heap import HEAP, own_pages
+from raypft.heap import HEAP, own_pages
 from raypft.training.loader import Step
 
 def blocks(megabytes):
