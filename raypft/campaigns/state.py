@@ -6,7 +6,7 @@ with its key: nothing finished is run again, whoever ran it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,8 +120,12 @@ class CampaignState:
                     return False
         return True
 
-    def check(self, configuration: Configuration) -> None:
+    def check(self, configuration: Configuration, nodes: Sequence[float] | None = None) -> None:
         """Everything that can be known before compute is spent.
+
+        Args:
+            nodes: see `check_memory`; without them neither memory nor the longest prompts are looked at, which all
+                configurations of a table cell have about alike.
 
         Raises:
             UserError: anything that would fail later; or a search that has no dev rows to choose by.
@@ -137,6 +141,10 @@ class CampaignState:
                 f"search: {configuration.table_cell.label} has no dev rows to choose by; "
                 "set dev.rows: full, or leave the row out of search.rows"
             )
+        if nodes is not None:
+            from raypft.runs.inspect import check_start  # noqa: PLC0415
+
+            check_start(prepared, nodes)
         self.fit.add(configuration.name)
 
     def tried(self, table_cell: TableCell) -> Iterator[Configuration]:

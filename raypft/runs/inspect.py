@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from raypft.runs.run import check_unchanged
 from raypft.runs.trackers import check_tracker
 from raypft.storage import check_free, check_writable
 from raypft.tasks.prompts import readable
-from raypft.training.encode import Encoder, label_distribution, prompts_an_epoch
+from raypft.training.encode import Encoder, Expected, expected, label_distribution, prompts_an_epoch
 from raypft.training.loop import expect_scores
 
 compute: Any = pa_compute  # its functions are made at import
@@ -54,12 +53,9 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
     sample, manifest = prepared.samples[seed], prepared.manifests[seed]
     sizes = manifest["sizes"]
     encoder = Encoder.of(prepared.resolved, skeleton.text, sample.demos)
-    looked_at = itertools.chain.from_iterable(map(encoder, sample.test.slice(0, LOOKED_AT).to_pylist()))
-    lengths = sorted(len(prompt.ids) for prompt in looked_at)
-    tables = [table for table in (sample.train, sample.dev, sample.test) if table is not None]
-    each = len(lengths) / min(LOOKED_AT, len(sample.test))
-    rows = rows_held(each * sum(map(len, tables)), sum(lengths) / len(lengths))
-    prompts = round(prompts_an_epoch(sample, encoder, LOOKED_AT))
+    found = expected(sample, encoder, LOOKED_AT)
+    lengths = sorted(found["test"].lengths)
+    prompts = round(prompts_an_epoch(sample, found))
     steps = -(-prompts // job.train.batch_size) * job.train.epochs
     method = method_shape(prepared)
     counts = label_distribution(encoder.task, sample.test.to_pylist())
@@ -76,7 +72,7 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
         f"of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
         *label_words(encoder),
         f"trainable parameters of the method: {method.predicted_parameters():,}",
-        told(job, foreseen(job, counted(prepared, method)), rows),
+        memory_told(prepared, method, found),
         *method.notes(),
         f"steps: {steps} a seed (about {prompts} prompts an epoch), {len(job.seeds)} seeds",
         f"ok: results go to {prepared.folder}",
@@ -155,6 +151,16 @@ def counted(prepared: Prepared, method: Method) -> Counts:
     """
     resolved, tokens = prepared.resolved, prepared.job.train.max_tokens
     return Counts.of(method, resolved.readout.scored(resolved.readout_config, tokens) / tokens)
+
+
+def memory_told(prepared: Prepared, method: Method, found: Mapping[str, Expected]) -> str:
+    """A line on the memory that a job takes.
+
+    Args:
+        method: see `method_shape`; found: see `expected`.
+    """
+    rows = rows_held(sum(role.prompts for role in found.values()), sum(role.tokens for role in found.values()))
+    return told(prepared.job, foreseen(prepared.job, counted(prepared, method)), rows)
 
 
 def label_words(encoder: Encoder) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -140,9 +141,9 @@ def foreseen(job: Job, counts: Counts) -> Foreseen:
 
 
 def rows_held(prompts: float, tokens: float) -> float:
-    """Bytes of encoded prompts of so many tokens each; mapped files, which the workers of a machine share, and
-    in a process without workers up to 64 MB of each split its own."""
-    return prompts * (PER_PROMPT + PER_TOKEN * tokens)
+    """Bytes of encoded prompts of so many tokens in all; mapped files, which the workers of a machine share and the
+    kernel takes back where memory is short, and in a process without workers up to 64 MB of each split its own."""
+    return prompts * PER_PROMPT + tokens * PER_TOKEN
 
 
 def told(job: Job, found: Foreseen, rows: float = 0) -> str:
@@ -166,12 +167,14 @@ def check_memory(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> None:
     cluster, whose GPUs' memory is not known.
 
     Args:
-        nodes: bytes of each node of the cluster that RAY_ADDRESS names; without them nothing is known of it.
+        nodes: bytes of each node that the job may run on, infinite where that is not known; where it is this machine,
+            or not looked up yet, none.
 
     Raises:
         UserError: they don't; with what would.
     """
-    if job.resources.workers and os.environ.get("RAY_ADDRESS") and (not nodes or job.resources.gpus_per_worker):
+    elsewhere = nodes or (job.resources.workers and os.environ.get("RAY_ADDRESS"))
+    if elsewhere and (not nodes or job.resources.gpus_per_worker):
         return
     missing = lacking(job, counts, nodes)
     if missing is None:
@@ -187,10 +190,11 @@ def check_memory(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> None:
 def lacking(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> tuple[str, float, float] | None:
     """Which place is too small for a job, what that needs and has, in bytes; None where all hold it."""
     found = foreseen(job, counts)
-    if job.resources.workers and nodes:
-        needed = job.resources.workers * found.least + len(nodes) * found.common
+    if nodes:
+        workers = max(1, job.resources.workers)
+        needed = workers * found.least + len(nodes) * found.common
         place = f"the cluster, with {max(nodes) / GB:.1f} on its largest node,"
-        return None if _hold(nodes, found, job.resources.workers) else (place, needed, sum(nodes))
+        return None if _hold(nodes, found, workers) else (place, needed, sum(nodes))
     places = [("this machine", found.on_machine(job.resources.workers), machine_memory())]
     if torch.cuda.is_available() and (job.resources.gpus_per_worker or not job.resources.workers):
         optimizer = found.optimizer if not (job.zero.offload and job.resources.workers) else 0.0
@@ -204,7 +208,7 @@ def lacking(job: Job, counts: Counts, nodes: Sequence[float] = ()) -> tuple[str,
 
 def _hold(nodes: Sequence[float], found: Foreseen, workers: int) -> bool:
     """Whether nodes hold so many workers, and each of them what its workers have in common."""
-    return sum(max(0, (node - found.common) // max(1, found.least)) for node in nodes) >= workers
+    return math.inf in nodes or sum(max(0, (node - found.common) // max(1, found.least)) for node in nodes) >= workers
 
 
 def ways(job: Job) -> Iterator[tuple[str, Job]]:

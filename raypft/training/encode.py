@@ -192,9 +192,38 @@ def encoded(encoder: Encoder, table: pa.Table) -> Iterator[Encoded]:
     return itertools.chain.from_iterable(map(encoder, counted("encoding", rows, len(table))))
 
 
-def prompts_an_epoch(sample: Sample, encoder: Encoder, looked_at: int) -> float:
-    """Training prompts, estimated from some rows; of a stream the rows, which is what its steps count."""
-    if sample.stream is not None:
-        return sample.stream.rows
-    some = sample.train.slice(0, looked_at)
-    return len(sample.train) * len(list(encoded(encoder, some))) / len(some)
+@dataclass(frozen=True)
+class Expected:
+    """What a role's rows come to, estimated from some of them: prompts, and the tokens of each that was made."""
+
+    prompts: float
+    lengths: Sequence[int]
+
+    @property
+    def tokens(self) -> float:
+        """Of all prompts."""
+        return self.prompts * sum(self.lengths) / max(1, len(self.lengths))
+
+
+def expected(sample: Sample, encoder: Encoder, looked_at: int) -> dict[str, Expected]:
+    """Of each role of a sample that is encoded.
+
+    Args:
+        looked_at: rows of which prompts are made, of each role.
+    """
+    found = {}
+    for role in ROLES:
+        if (table := getattr(sample, role)) is not None:
+            some = table.slice(0, looked_at)
+            lengths = [len(prompt.ids) for prompt in encoded(encoder, some)]
+            found[role] = Expected(len(table) * len(lengths) / max(1, len(some)), lengths)
+    return found
+
+
+def prompts_an_epoch(sample: Sample, found: Mapping[str, Expected]) -> float:
+    """Training prompts; of a stream the rows, which is what its steps count.
+
+    Args:
+        found: see `expected`.
+    """
+    return found["train"].prompts if sample.stream is None else sample.stream.rows

@@ -22,11 +22,15 @@ from raypft.config.load import load_job
 from raypft.errors import UserError
 from raypft.records import sealed
 from raypft.report.formats import duration
+from raypft.runs import memory
 from raypft.runs.executor import LocalExecutor
+from raypft.runs.inspect import checked
 from raypft.runs.prepare import prepare
 from raypft.runs.run import conclude
 from raypft.scale.run import run_jobs
+from raypft.scale.tune import check, plan
 from raypft.scale.tune.plan import planned
+from raypft.scale.tune.run import run_campaign
 from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.schema import flat
 
@@ -408,6 +412,56 @@ def test_plan_counts_before_anything_starts_and_times_what_is_known(place, monke
     found = planned(load_campaign(path))
     assert (found["done"], found["todo"]) == (4, 2), "lr 0.01 of the search is the plain row"
     assert found["hours"] > 0
+
+
+def test_plan_tells_the_memory_that_check_tells_of_the_largest(place, monkeypatch):  # noqa: F811
+    """Its bytes are those of the parts, and of the encoded rows: 24 of training, 8 and 12, of 200 at most that are
+    looked at by `check`."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    rows = {"Plain": {"recipe": "profit"}, "One": {"recipe": "profit", "set": {"method": {"name": "lora"}}}}
+    found = planned(load_campaign(small(place, rows=rows, search=None)))
+    jobs = [place_of.resolved() for place_of in load_campaign(small(place, rows=rows, search=None)).table_cells()]
+    full, lora = [next(line for line in checked(prepare(job))["lines"] if "memory: " in line) for job in jobs]
+    assert found["memory"] == full != lora
+    assert full in found["lines"]
+    assert "; rows 0.00 GB a machine" in full
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_memory_does_not_hold_is_refused_before_anything_runs(place, monkeypatch, elsewhere):  # noqa: F811
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(check, "nodes", lambda: [1000.0, 900.0] if elsewhere else [])
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10**15 if elsewhere else 1000)
+    campaign = load_campaign(small(place))
+    lines = planned(campaign)["refused"]
+    there = "the cluster, with 0.0 on its largest node," if elsewhere else "this machine"
+    assert len(lines) == 1, "once a table cell, and both say the same"
+    assert lines[0].startswith("memory: the job holds at least 0.0 GB of weights, gradients and optimizer state; ")
+    assert f"; {there} has 0.0; choose a smaller backbone" in lines[0]
+    with pytest.raises(UserError, match="memory: the job holds at least"):
+        run_campaign(campaign, lambda event: None)
+    assert not campaign.folder.exists()
+
+
+def test_a_row_that_makes_no_prompt_is_refused_before_anything_runs(place, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    campaign = load_campaign(small(place), ["train.max_tokens=4"])
+    (line,) = planned(campaign)["refused"]
+    with pytest.raises(UserError) as of_run:
+        run_jobs([prepare(next(campaign.table_cells()).resolved())])
+    assert line == str(of_run.value)
+    with pytest.raises(UserError, match="max_tokens"):
+        run_campaign(campaign, lambda event: None)
+
+
+def test_plan_says_where_trials_at_once_do_not_fit(place, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(plan, "trials_at_once", lambda asked, there: 50)
+    one = planned(load_campaign(small(place)))
+    assert one["lacks"] == []
+    monkeypatch.setattr(plan, "nodes", lambda: [200_000.0, 300_000.0])
+    (line,) = planned(load_campaign(small(place)))["lacks"]
+    assert line.startswith("memory: 50 trials at once hold at least 0.0 GiB of weights, gradients and optimizer state")
 
 
 def test_plan_says_what_is_lacking(place, monkeypatch):  # noqa: F811

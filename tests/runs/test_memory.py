@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -152,6 +153,9 @@ def test_too_much_is_refused_with_what_would_fit(asked, there, do, monkeypatch):
         (job(2, 0), FEW, [4280], True),
         (job(2, 0), FEW, [4270], False),
         (job(2, 0), FEW, [2200, 2200], False),
+        (job(2, 0), FULL, [1, math.inf], True),  # not known
+        (job(), FULL, [16_000], True),  # a trial without workers
+        (job(), FULL, [15_900, 15_900], False),
     ],
 )
 def test_a_cluster_is_compared_node_by_node(asked, counts, nodes, holds, monkeypatch):
@@ -208,7 +212,7 @@ def test_what_is_fp32_at_the_opening_lies_beside_the_blocks_but_for_two(held, tm
 
 
 def test_encoded_rows_are_told_beside_the_peak():
-    rows = rows_held(1_000_000, 100)
+    rows = rows_held(1_000_000, 1_000_000 * 100)
     assert rows == 1_000_000 * (300 + 8 * 100)
     found = foreseen(job(2, 3), FULL)
     assert told(job(2, 3), found, rows) == told(job(2, 3), found) + "; rows 1.10 GB a machine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -48,13 +49,13 @@ def test_memory_is_that_of_the_living_nodes_of_the_cluster_that_is_named(monkeyp
 
 
 def test_memory_is_that_of_the_nodes_that_may_still_come(monkeypatch):
-    """Of nodes that are only counted, all on one machine, none is known."""
+    """Of nodes that are only counted, all on one machine, it is not known."""
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     for kind in ("aws", "kubernetes", "fake"):
         definition = load(FOLDER / f"{kind}.yaml")
         monkeypatch.setenv("RAYPFT_CLUSTER", pools_text(definition))
         nodes = [num_bytes(pool.memory) for pool in definition.pools.values() for _ in range(pool.max)]
-        assert session.node_memory() == ([] if kind == "fake" else nodes)
+        assert session.node_memory() == ([math.inf] * len(nodes) if kind == "fake" else nodes)
 
 
 def test_what_no_node_holds_is_refused_with_what_would_fit():

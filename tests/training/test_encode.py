@@ -665,12 +665,14 @@ def test_labels_are_counted_by_language():
     assert encode.label_distribution(task("text", "{text}", text="text"), rows) == {}
 
 
-def test_prompts_an_epoch_are_estimated_from_the_first_rows_and_of_a_stream_its_rows():
-    """Of ten rows the first two have three prompts and one."""
-    train = pa.table({"parts": [3, 1, *[9] * 8]})
-    sample: Any = SimpleNamespace(train=train, stream=None)
-    made: Any = lambda row: [None] * row["parts"]  # noqa: E731
-    assert encode.prompts_an_epoch(sample, made, 2) == 10 * 4 / 2
-    assert encode.prompts_an_epoch(sample, made, 100) == 3 + 1 + 72
+def test_prompts_and_tokens_are_estimated_from_the_first_rows_and_an_epoch_of_a_stream_has_its_rows():
+    """Of ten training rows the first two have three prompts and one, of 5 tokens each."""
+    train, test = pa.table({"parts": [3, 1, *[9] * 8]}), pa.table({"parts": [0, 0]})
+    sample: Any = SimpleNamespace(train=train, dev=None, test=test, stream=None)
+    made: Any = lambda row: [SimpleNamespace(ids=[0] * 5)] * row["parts"]  # noqa: E731
+    some, whole = encode.expected(sample, made, 2), encode.expected(sample, made, 100)
+    assert (encode.prompts_an_epoch(sample, some), some["train"].tokens) == (10 * 4 / 2, 5 * 20)
+    assert encode.prompts_an_epoch(sample, whole) == 3 + 1 + 72
+    assert (set(some), some["test"].prompts, some["test"].tokens) == ({"train", "test"}, 0, 0)
     sample.stream = SimpleNamespace(rows=77)
-    assert encode.prompts_an_epoch(sample, made, 2) == 77
+    assert encode.prompts_an_epoch(sample, some) == 77

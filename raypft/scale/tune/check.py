@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -25,16 +26,16 @@ def refusals(campaign: Campaign, state: CampaignState, fresh: bool = False) -> l
     Args:
         fresh: whether finished cells are run again.
     """
-    faults, asked = Faults(), list[Resources]()
+    faults, asked, there = Faults(), list[Resources](), functools.cache(nodes)
     with faults.caught():
         tracker(campaign.tracker)
     _prerequisites(campaign, state, faults)
     for table_cell in campaign.table_cells():
         with faults.caught():
-            for configuration in _unfinished(table_cell, state, fresh):
+            for number, configuration in enumerate(_unfinished(table_cell, state, fresh)):
                 asked.append(resources_of(table_cell.values(configuration.values), table_cell.where))
                 with faults.caught():
-                    state.check(configuration)
+                    state.check(configuration, None if number else there())
     with faults.caught():
         trials_at_once(asked, shapes() if asked else [])
     return list(faults.lines)
@@ -73,6 +74,15 @@ def shapes() -> list[Shape]:
     import torch  # noqa: PLC0415  (loaded only where something is to be run)
 
     return [Shape("this machine", {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}, 1)]
+
+
+def nodes() -> list[float]:
+    """Bytes of memory of the nodes that trials may run on, see `node_memory`; nothing where that is this machine."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return []
+    from raypft.scale.session import node_memory  # noqa: PLC0415  (ray is loaded only where it is used)
+
+    return node_memory()
 
 
 @contextmanager

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 from raypft.config.resolved import ResolvedJob
-from raypft.runs.inspect import counted, method_shape
-from raypft.runs.memory import foreseen
+from raypft.runs.inspect import counted, memory_told, method_shape
+from raypft.runs.memory import Foreseen, foreseen
 from raypft.runs.prepare import Memo, identify
-from raypft.training.encode import Encoder, prompts_an_epoch
+from raypft.training.encode import Encoder, expected, prompts_an_epoch
 
 LOOKED_AT = 20
 """Rows whose prompts are counted."""
@@ -17,10 +17,11 @@ LOOKED_AT = 20
 
 @dataclass(frozen=True)
 class Cost:
-    """Training prompts an epoch; bytes that a worker holds of weights, gradients and Adam's moments; bytes kept."""
+    """Training prompts an epoch; memory, and a line on it; bytes kept."""
 
     prompts: float
-    memory: float
+    memory: Foreseen
+    told: str
     disk: float
 
 
@@ -33,10 +34,10 @@ def cost_of(resolved: ResolvedJob, memo: Memo) -> Cost:
     prepared = identify(resolved, memo)
     sample = prepared.samples[resolved.job.seeds[0]]
     encoder = Encoder.of(resolved, prepared.skeleton.text, sample.demos)
-    prompts = prompts_an_epoch(sample, encoder, LOOKED_AT)
-    counts = counted(prepared, method_shape(prepared))
-    held = foreseen(resolved.job, counts)
-    return Cost(prompts, held.lasting + held.common, 4.0 * counts.trainable)
+    found = expected(sample, encoder, LOOKED_AT)
+    method = method_shape(prepared)
+    counts, told = counted(prepared, method), memory_told(prepared, method, found)
+    return Cost(prompts_an_epoch(sample, found), foreseen(resolved.job, counts), told, 4.0 * counts.trainable)
 
 
 def steps(resolved: ResolvedJob, prompts: float) -> int:

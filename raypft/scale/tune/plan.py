@@ -19,7 +19,7 @@ from raypft.config.load import resources_of
 from raypft.errors import UserError
 from raypft.report.formats import duration
 from raypft.scale.resources import trials_at_once
-from raypft.scale.tune.check import left_as_it_was, refusals, shapes
+from raypft.scale.tune.check import left_as_it_was, nodes, refusals, shapes
 from raypft.storage import check_writable, is_remote
 
 GIB = 2**30
@@ -31,7 +31,8 @@ Kind = tuple[str, str]
 class Part:
     """Configurations that cost the same.
 
-    How many trials, cells done and to do, optimizer steps of a cell, bytes in memory and on disk.
+    How many trials, cells done and to do, optimizer steps of a cell, and what one costs, a `cost.Cost`; None where
+    nothing is to do, or nothing could be read.
     """
 
     kind: Kind
@@ -40,8 +41,7 @@ class Part:
     done: int
     todo: int
     steps: int = 0
-    memory: float = 0.0
-    disk: float = 0.0
+    cost: Any = None
 
 
 class Speeds:
@@ -110,8 +110,9 @@ def _planned(campaign: Campaign, where: str) -> dict[str, Any]:
         "first": first,
         "steps": sum(part.todo * part.steps for part in todo) if all(part.steps >= 0 for part in todo) else None,
         "hours": None if seconds is None else seconds / 3600,
-        "memory_gib": max((part.memory for part in todo), default=0.0) / GIB,
-        "disk_gib": sum(part.todo * part.disk for part in parts) / GIB,
+        "memory_gib": max((part.cost.memory.peak for part in todo if part.cost), default=0.0) / GIB,
+        "memory": _memory(todo),
+        "disk_gib": _disk(todo) / GIB,
         "lacks": list(lacks),
         "refused": refused,
     }
@@ -149,12 +150,12 @@ def _parts(table_cell: TableCell, state: CampaignState, speeds: Speeds) -> Itera
             yield Part(kind, resources, 1, len(configuration.keys), 0)
             continue
         steps, known = _cost(configuration, known, state)
-        yield Part(kind, resources, 1, len(done), todo, steps, known.memory, known.disk)
+        yield Part(kind, resources, 1, len(done), todo, steps, known)
     if more > 0:
         example = tried[0] if tried else state.configuration(table_cell, table_cell.example() or {})
         steps, known = _cost(example, known, state)
         kind, resources = _kind(example)
-        yield Part(kind, resources, more, 0, more * len(example.keys), steps, known.memory, known.disk)
+        yield Part(kind, resources, more, 0, more * len(example.keys), steps, known)
 
 
 def _unread(table_cell: TableCell) -> Part:
@@ -190,19 +191,32 @@ def _short(campaign: Campaign, todo: list[Part]) -> Iterator[str]:
         together = trials_at_once([part.resources for part in todo], shapes())
     except UserError:  # told among the refusals
         together = 1
-    need = together * max(part.memory * max(1, part.resources.workers) for part in todo)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if not os.environ.get("RAY_ADDRESS") and need > memory:
+    on_cpus = [part for part in todo if part.cost and not part.resources.gpus_per_worker]
+    each = [part.cost.memory.on_machine(part.resources.workers) for part in on_cpus]
+    memory = sum(nodes()) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = together * max(each, default=0.0)
+    if need > memory:
         yield (
-            f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights and optimizer state; "
-            f"this machine has {memory / GIB:.1f}"
+            f"memory: {together} trials at once hold at least {need / GIB:.1f} GiB of weights, gradients and optimizer "
+            f"state; there are {memory / GIB:.1f}; raise resources.cpus_per_worker, so that fewer run at once"
         )
     if is_remote(campaign.folder):
         return
-    disk = sum(part.todo * part.disk for part in todo)
+    disk = _disk(todo)
     free = shutil.disk_usage(_existing(campaign.folder)).free
     if disk > free:
         yield f"disk: results take {disk / GIB:.1f} GiB; {campaign.folder.parent} has {free / GIB:.1f} free"
+
+
+def _memory(todo: list[Part]) -> str:
+    """On the cells that take most memory; nothing where nothing is known."""
+    costs = [part.cost for part in todo if part.cost]
+    return max(costs, key=lambda cost: cost.memory.peak).told if costs else ""
+
+
+def _disk(todo: list[Part]) -> float:
+    """Bytes of trained parameters to come."""
+    return sum(part.todo * part.cost.disk for part in todo if part.cost)
 
 
 def _existing(folder: Path) -> Path:
@@ -219,17 +233,14 @@ def _lines(campaign: Campaign, plan: dict[str, Any]) -> list[str]:
     if search is not None:
         rule = f"{search.searcher}, {search.scheduler} over seeds"
         budget = [f"search: {rule}, the same trials for every row and task"]
-    if plan["memory_gib"]:
-        size = f"at least {plan['memory_gib']:.2f} GiB a worker"
-    else:
-        size = "unknown, nothing could be read" if plan["todo"] else "none, nothing is to do"
+    nothing = "unknown, nothing could be read" if plan["todo"] else "none, nothing is to do"
     return [
         f"{campaign.name}: {campaign.about}",
         *[f"first: {name}, whose run others need: their steps are known when it is done" for name in plan["first"]],
         f"trials: {plan['trials']}; cells: {plan['done']} done, {plan['todo']} to do",
         *budget,
         f"optimizer steps to do: {steps}; expected time: {hours}",
-        f"memory: {size} (weights, gradients, Adam in fp32; activations not counted)",
+        plan["memory"] or f"memory: {nothing}",
         f"disk: {plan['disk_gib']:.2f} GiB of trained parameters",
         *[f"lacks: {line}" for line in plan["lacks"] if line not in plan["refused"]],
         f"results go to {campaign.folder}",
