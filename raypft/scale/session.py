@@ -30,6 +30,15 @@ from raypft.storage import absolute, path_of
 
 LOOK_SECONDS = 5.0
 """How often a command looks whether its own node still belongs to the cluster."""
+KEPT_BY_RAY = {
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "100",
+    "RAY_maximum_gcs_dead_worker_cached_count": "100",
+    "RAY_task_events_max_num_task_in_gcs": "1000",
+    "RAY_enable_metrics_collection": "0",
+}
+"""Of how many ended actors, workers and tasks a session that is started here remembers what they were, up to 100,000 of
+each else; and no metrics of every process that there was, which nobody asks for without a dashboard. Both grow by half
+a megabyte to a whole one with each worker group (benchmarks/soak.py)."""
 
 
 @contextmanager
@@ -114,6 +123,8 @@ def _session() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"ray\.")
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {} if address else {"include_dashboard": False}
+        for what, most in () if address else KEPT_BY_RAY.items():
+            os.environ.setdefault(what, most)
         check_address(address)
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -232,13 +243,12 @@ def _miss(path: str) -> str | None:
 
 
 def node_memory() -> list[float]:
-    """Bytes of memory of each node of the cluster that is named, also of those that may still come; nothing where none
-    is, or where they are not known."""
+    """Bytes of memory of each node of the cluster that is named, also of those that may still come, infinite where
+    that is not known; nothing where none is named."""
     if not os.environ.get("RAY_ADDRESS"):
         return []
     if shapes := shapes_here():
-        nodes = list(itertools.chain.from_iterable([shape.memory] * shape.most for shape in shapes))
-        return nodes if all(nodes) else []
+        return list(itertools.chain.from_iterable([shape.memory or math.inf] * shape.most for shape in shapes))
     with ray_session():
         found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [offers.get("memory", 0) + offers.get("object_store_memory", 0) for offers in found]

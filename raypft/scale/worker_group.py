@@ -7,6 +7,7 @@ stood; failures are counted there, by cell. Where the queue dies the group is of
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -34,6 +35,11 @@ POLL_SECONDS = 0.2
 STALL_SECONDS = 120
 
 
+@functools.cache  # each time it is made Ray keeps a class
+def _queue_actor() -> Any:
+    return ray.remote(CellQueue)
+
+
 class WorkerGroup:
     """The owner's side: brings cells, waits for them, and starts the workers when they are needed.
 
@@ -46,7 +52,7 @@ class WorkerGroup:
         self.job, self.cpus = job, cpus
         node = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(node, soft=False)  # the queue must outlive the workers' nodes
-        remote = ray.remote(CellQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
+        remote = _queue_actor().options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
         self.queue: Any = remote.remote()
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None

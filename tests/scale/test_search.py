@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -22,6 +23,7 @@ from raypft.errors import UserError
 from raypft.runs.trackers import PACKAGES
 from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe, distribution
+from raypft.scale.tune.searcher import SeedScheduler
 from raypft.scale.tune.table_cell_search import TableCellSearch
 from raypft.scale.tune.trackers import tracker
 from raypft.scale.tune.work import Work
@@ -36,6 +38,18 @@ SPACE = {
 
 def tpe(seed: int = 1) -> Tpe:
     return Tpe(Search(space=SPACE, searcher="tpe", trials=9), seed)
+
+
+def test_of_a_trial_that_has_ended_tune_keeps_no_numbers():
+    """It would keep the last ten of each, their means and the best, of all trials of a campaign."""
+    trial: Any = ray.tune.experiment.Trial("raypft", stub=True)
+    scheduler = SeedScheduler(cast(Any, None))
+    for dev in (50.0, 60.0):
+        trial.update_last_result({"dev": dev, "training_iteration": 1})
+    assert trial.metric_analysis["dev"]["max"] == 60
+    scheduler.on_trial_complete(None, trial, {})
+    assert (trial.metric_analysis, trial.metric_n_steps) == ({}, {})
+    assert trial.last_result["dev"] == 60, "what trackers are told at the end"
 
 
 def test_tpe_suggests_values_of_the_space_and_remembers_what_it_is_told():

@@ -51,6 +51,30 @@ def test_rays_own_lines_stay_in_its_logs(monkeypatch, capsys):
     assert "A worker died" in "".join(capsys.readouterr()), "whoever uses Ray beside this hears it"
 
 
+@pytest.mark.parametrize("address", [None, "elsewhere:6379"])
+def test_a_session_that_is_started_here_remembers_little(address, monkeypatch):
+    """Of a cluster that others started nothing is changed, nor what a user has set."""
+    for what in session.KEPT_BY_RAY:
+        monkeypatch.setenv(what, "7")
+        monkeypatch.delenv(what)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_task_events_max_num_task_in_gcs", "5")
+    monkeypatch.setattr(session, "check_address", lambda address: None)
+    found: dict[str, str | None] = {}
+
+    def start(**more: Any) -> None:
+        found.update({what: os.environ.get(what) for what in session.KEPT_BY_RAY})
+        raise ConnectionError("not now")
+
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(UserError, match="not now"), ray_session():
+        pass
+    assert found.pop("RAY_task_events_max_num_task_in_gcs") == "5"
+    assert set(found.values()) == ({None} if address else {"100", "0"})
+
+
 def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     said = "The current node timed out during startup. This could happen because some of the raylet failed to startup"

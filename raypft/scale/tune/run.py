@@ -6,6 +6,7 @@ Tune sees the mean on dev over the seeds done, epochs go to the run store.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import time
@@ -18,7 +19,7 @@ from ray.exceptions import OutOfMemoryError
 
 from raypft.campaigns.campaign import Campaign
 from raypft.campaigns.state import CampaignState
-from raypft.config.job import Job
+from raypft.config.job import Job, Resources
 from raypft.errors import UserError, first_line
 from raypft.runs.prepare import prepare
 from raypft.runs.results import Tell
@@ -98,6 +99,7 @@ def _tune(
     """One Tune experiment over all searches."""
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would end as if all were done
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)  # its own record of all trials: the ledger is what is read
     files = campaign.folder / (campaign.tracker or FILES)
     with ray_session(), quiet_loggers(logging.CRITICAL):
         check_storage(str(campaign.folder.parent))
@@ -117,9 +119,12 @@ def _tune(
 
         searcher = CampaignSearcher(state, searches, busy, together, settle, tell, lanes)
 
+        asked_for = dict[str, tune.PlacementGroupFactory]()  # one for all trials alike: Tune keeps that of each
+
         def trial_itself(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            resources = Job(**config["work"].read()["job"]).resources
-            return tune.PlacementGroupFactory([trial_bundles(resources, cpus)[0]])
+            resources = config["work"].read()["job"]["resources"]
+            own = tune.PlacementGroupFactory([trial_bundles(Resources(**resources), cpus)[0]])
+            return asked_for.setdefault(json.dumps(resources), own)
 
         tuner = tune.Tuner(
             tune.with_resources(Trial, trial_itself),

@@ -217,3 +217,9 @@ class SeedScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop or go on."""
         return TrialScheduler.STOP if self.searcher.stops(trial.trial_id, result) else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Forget a trial's numbers, of which Tune keeps the last ones, the best and means: nobody asks it for them, and
+        a campaign has many trials."""
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
