@@ -283,6 +283,28 @@ def test_every_way_to_drop_elements_gives_the_mask_of_the_row(drop):
 
 
 @pytest.mark.parametrize(
+    "drop", [lambda x: torch.dropout_(x, 0.5, True), lambda x: functional.dropout(x, 0.5, True, True)]
+)
+def test_what_is_dropped_in_place_is_changed(drop):
+    with RowDropout(batch_of("ab"), 0, 0):
+        x = torch.ones(2, 5, 8)
+        out = drop(x)
+    assert torch.equal(out, x)
+    assert (x == 0).any()
+
+
+@pytest.mark.parametrize(
+    ("drop", "shape"), [(nn.Dropout1d, (7, 6, 5)), (nn.Dropout2d, (7, 6, 5, 4)), (nn.Dropout3d, (7, 6, 5, 4, 3))]
+)
+def test_channels_that_belong_to_no_row_are_dropped_as_torch_does(drop, shape):
+    with RowDropout(batch_of("ab"), 0, 0) as mode:
+        out = drop(0.5)(torch.ones(shape)).flatten(2)
+    assert mode.drew
+    assert torch.equal(out, out[..., :1].expand_as(out))
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize(
     ("drop", "shape"), [(nn.Dropout1d, (2, 6, 5)), (nn.Dropout2d, (2, 6, 5, 4)), (nn.Dropout3d, (2, 6, 5, 4, 3))]
 )
 def test_whole_channels_are_dropped_by_row(drop, shape):

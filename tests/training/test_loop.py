@@ -21,7 +21,7 @@ from raypft.readouts.base import Answer
 from raypft.readouts.mlm import MaskedLanguageModel
 from raypft.readouts.span import SpanReadout
 from raypft.runs.cell import rows_to_cache
-from raypft.training import checkpoint, loader, loop
+from raypft.training import checkpoint, loader, loop, room
 from raypft.training.ahead import Told, made_ahead
 from raypft.training.loader import PromptDataset, Step, Streamed
 from raypft.training.loop import answered, evaluate, expect_scores, fit, learning_rate
@@ -54,6 +54,15 @@ def test_a_long_epoch_is_told_while_it_runs(monkeypatch):
         *((1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1), (6, 1, 1))
     ]
     assert [loss for event in steps for loss in event["losses"]] == progress.losses
+
+
+def test_a_short_epoch_tells_no_steps(monkeypatch):
+    monkeypatch.setattr(loop, "TELL_SECONDS", 60)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    settings = cases.SETTINGS.model_copy(update={"epochs": 1, "batch_size": 2})
+    events = list[dict[str, Any]]()
+    fit(TorchStepper(cell.learner, settings), dataset(cell), None, settings, 0, cell.score, tell=events.append)
+    assert [event["event"] for event in events] == ["steps", "epoch"]
 
 
 @pytest.mark.parametrize("save_every", [None, 100])
@@ -233,9 +242,11 @@ class Watched(TorchStepper):
         self.rates: list[float] = []
         self.backward_losses: list[list[float]] = [[]]
         self.after: list[dict[str, torch.Tensor]] = []
+        self.lasts: list[bool] = []
 
     def backward(self, loss, last):
         self.backward_losses[-1].append(float(loss.detach()))
+        self.lasts.append(last)
         super().backward(loss, last)
 
     def step(self, lr):
@@ -289,6 +300,31 @@ def test_the_penalty_is_added_once_a_step(size, monkeypatch):
     assert len(with_it) == (-(-5 // size) if size else 1)
     assert sum(with_it) - sum(without) == pytest.approx(7.0, abs=1e-5)
     assert state.losses[0] == pytest.approx(sum(without)), "what is told is the loss of the rows"
+
+
+def test_the_last_micro_batch_of_a_step_is_told():
+    """It is when gradients are summed over workers."""
+    stepper, _ = watched(micro_batch=2, epochs=2)
+    assert stepper.lasts == [False, False, True] * 2
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_batch_has_the_room_of_what_is_done_with_it(trains, monkeypatch):
+    """A training keeps states for the gradients, an evaluation does not."""
+    asked, room_for = list[bool](), room.room_for
+
+    def asking(*wanted: Any, trains: bool) -> Any:
+        asked.append(trains)
+        return room_for(*wanted, trains=trains)
+
+    monkeypatch.setattr(loader if trains else loop, "room_for", asking)
+    cell = cases.cell("full", tiny.backbone("bert"))
+    stepper = TorchStepper(cell.learner, cases.SETTINGS)
+    if trains:
+        fit(stepper, dataset(cell), None, cases.SETTINGS, 0, cell.score)
+    else:
+        evaluate(stepper, dataset(cell), cases.SETTINGS)
+    assert set(asked) == {trains}
 
 
 # dropout
@@ -566,6 +602,29 @@ def test_what_a_step_tells_may_be_read_behind_the_next(behind, save_every, monke
     assert line == "train: the gradient is not finite at optimizer step 6; lower train.lr, or use train.precision=fp32"
     assert stays, "no step moves the values after one whose gradient was not finite"
     assert kept == [number for number in saved if number <= 5]
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_state_before_a_node_goes_has_all_losses_and_other_steps_are_not_waited_for(behind, monkeypatch, tmp_path):
+    """The notice of the second step is read after it, or one step later."""
+    monkeypatch.setattr(checkpoint.StateWriter, "_is_due", lambda writer, patience=10: patience == 2)
+    monkeypatch.setattr(Told, "__init__", lambda told, device: vars(told).update(behind=behind, _unread=deque()))
+    settings = cases.SETTINGS.model_copy(update={"batch_size": 2, "epochs": 2})
+    cell, saved, unread = cases.cell("full", tiny.backbone("bert")), list[tuple[int, int]](), list[int]()
+    stepper, notices = TorchStepper(cell.learner, settings), iter([False, True])
+    stepper.leaving = lambda: next(notices, False)
+    after_step = checkpoint.StateWriter.after_step
+
+    def watch(writer: Any, state: TrainState, number: int, leaving: bool) -> None:
+        unread.append(number - len(state.losses))
+        after_step(writer, state, number, leaving)
+
+    monkeypatch.setattr(checkpoint.StateWriter, "after_step", watch)
+    monkeypatch.setattr(States, "save_whole", lambda own, kept, stepper: saved.append((kept.step, len(kept.losses))))
+    states = States(tmp_path / "state.pt", tmp_path / "state.previous.pt", tmp_path / "state", "cell")
+    fit(stepper, dataset(cell), None, settings, 0, cell.score, states=states)
+    assert saved == [(2 + behind, 2 + behind)]
+    assert unread == [behind if number != 2 + behind else 0 for number in range(1, 7)]
 
 
 def test_what_a_gpu_tells_is_read_once_it_is_there(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import threading
 import time
@@ -21,10 +22,10 @@ from raypft.errors import UserError
 from raypft.training import checkpoint, loop
 from raypft.training import states as states_module
 from raypft.training.checkpoint import StateWriter
-from raypft.training.kept import OnDisk
+from raypft.training.kept import InMemory, OnDisk
 from raypft.training.loop import fit
 from raypft.training.states import States, TrainState
-from raypft.training.stepper import VALUE, Held, TorchStepper
+from raypft.training.stepper import MOMENTS, VALUE, Held, TorchStepper
 
 
 def states_in(place: Path, key: str = "cell") -> States:
@@ -175,6 +176,27 @@ def test_a_state_that_is_not_whole_is_named_and_the_one_before_used(form, which,
     assert equal(stepper, expected)
 
 
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_state_without_its_best_values_is_not_whole(damage, monkeypatch, tmp_path):
+    """They are read only when the training ends: too late to find them gone."""
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    expected, whole, _ = fitted(None)
+    fitted(tmp_path, until=(2, 2))
+    (best,) = json.loads((tmp_path / "state" / "0003.json").read_text())["best"]
+    DAMAGES[damage](tmp_path / "state" / best["file"])
+    stepper, state, (line,) = fitted(tmp_path)
+    assert best["file"] in line
+    assert state.losses == whole.losses
+    assert equal(stepper, expected)
+
+
+def test_all_of_where_a_training_stands_is_in_a_states_head():
+    state = TrainState(epoch=2, step=1, losses=[0.5], scaling={"scale": 256.0, "good_steps": 3.0})
+    assert TrainState.of(json.loads(json.dumps(state.head()))) == state
+    state.scaling = {}
+    assert TrainState.of(json.loads(json.dumps(state.head()))) == state, "an older one has none"
+
+
 def test_where_no_state_is_whole_the_training_begins_anew(form, tmp_path):
     expected, whole, _ = fitted(None)
     fitted(tmp_path, until=(2, 2))
@@ -302,6 +324,73 @@ def test_the_newest_of_several_states_in_parts_comes_first(tmp_path):
     for number in (2, 10, 9):
         (states.folder / f"{number}.json").write_text("{}")
     assert states._found() == (10, ["state/10.json", "state/9.json", "state/2.json"])
+
+
+def test_at_an_epochs_end_a_state_that_has_come_to_disk_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    cell = cases.cell("soft_prompt", tiny.backbone("bert"))
+    settings = cases.SETTINGS.model_copy(update={"save_every": 2})
+    writer = StateWriter(TorchStepper(cell.learner, settings), settings, states_in(tmp_path))
+    writer.after_step(TrainState(step=2), 2, False)
+    assert not list((tmp_path / "state").glob("*.json")), "it may still be on its way"
+    writer.after_epoch(TrainState(epoch=1), improved=False)
+    (manifest,) = (tmp_path / "state").glob("*.json")
+    assert json.loads(manifest.read_text())["step"] == 2
+
+
+def test_what_a_state_holds_of_each_parameter_is_as_long_as_it(monkeypatch, tmp_path):
+    """Moments, too, of what Adam has made steps with; of what it has not there are none."""
+    whole = {f"{key}/{name}": (0, torch.zeros(3)) for key in (VALUE, *MOMENTS) for name in ("moved", "still")}
+    shapes = {"moved": torch.Size([3]), "still": torch.Size([1, 3])}
+
+    def read(**lengths: int) -> Any:
+        changed = {piece.replace("__", "/"): (0, torch.zeros(length)) for piece, length in lengths.items()}
+        kept = InMemory({piece: found for piece, found in (whole | changed).items() if len(found[1])})
+        monkeypatch.setattr(states_module, "_read_whole", lambda path, key: (TrainState(), kept, {"moved": 4}))
+        return states_in(tmp_path)._read(tmp_path / "state.pt", shapes)
+
+    for none in ({}, {f"{key}__still": 0 for key in MOMENTS}, {f"{MOMENTS[0]}__still": 2}):
+        assert read(**none)[2] == {"moved": 4}
+    for piece in (f"{VALUE}/moved", f"{VALUE}/still", *(f"{key}/moved" for key in MOMENTS)):
+        key, _, name = piece.partition("/")
+        for length in (0, 2, 4):
+            with pytest.raises(UserError, match=rf"does not fit: {key} of {name} should have 3 entries"):
+                read(**{piece.replace("/", "__"): length})
+
+
+def test_a_range_is_read_from_the_parts_that_hold_it(tmp_path):
+    """Of one parameter three parts hold pieces, and one of them no piece of the other."""
+    parts: list[dict[str, Any]] = []
+    for number, (w, v) in enumerate([((0, 4), (0, 2)), ((4, 3), None), ((7, 2), (2, 5))]):
+        path, pieces = tmp_path / f"{number}.safetensors", {f"{VALUE}/w": w} | ({f"{VALUE}/v": v} if v else {})
+        tensors = {name: torch.arange(first, first + count).float() for name, (first, count) in pieces.items()}
+        shards.save(path, {name: tensor.shape for name, tensor in tensors.items()}, tensors.items())
+        digest = shards.sha256(path)
+        parts.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest, "pieces": pieces})
+    for start, end in itertools.combinations(range(8), 2):
+        held = {name: Held(start, {VALUE: torch.zeros(end - start)}) for name in ("v", "w")}
+        with OnDisk(tmp_path, parts).opened(held) as give:
+            for name in held if end <= 7 else ("w",):
+                assert give(VALUE, name, start, end).tolist() == list(range(start, end))
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("ran"),)
+
+
+def test_no_code_in_a_state_is_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    fitted(tmp_path, until=(2, 2))
+    for path in tmp_path.glob("state*.pt"):
+        torch.save({**torch.load(path, weights_only=True), "losses": Code()}, path)
+    _, state, lost = fitted(tmp_path)
+    assert len(lost) == 2
+    assert all("can't be read" in line for line in lost)
+    assert len(state.losses) == 12, "the training begins anew"
+    assert not Path("ran").exists()
 
 
 def test_before_a_node_goes_what_is_being_written_counts_and_what_is_newer_is_written(monkeypatch, tmp_path):
