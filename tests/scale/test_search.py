@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, cast
 import optuna
 import pytest
 import ray.tune.experiment
+from ray.tune import Callback
 
 from raypft.campaigns.ledger import Ledger
 from raypft.campaigns.search_space import Search
@@ -23,9 +25,9 @@ from raypft.errors import UserError
 from raypft.runs.trackers import PACKAGES
 from raypft.scale.resources import Shape, settled, trial_bundles, trials_at_once
 from raypft.scale.tune.search import Asha, Racing, Tpe, distribution
-from raypft.scale.tune.searcher import SeedScheduler
+from raypft.scale.tune.searcher import CampaignSearcher, EndsAll, SeedScheduler
 from raypft.scale.tune.table_cell_search import TableCellSearch
-from raypft.scale.tune.trackers import tracker
+from raypft.scale.tune.trackers import Spared, tracker
 from raypft.scale.tune.work import Work
 
 SPACE = {
@@ -223,6 +225,56 @@ def test_a_trackers_file_has_a_trials_settings_and_nothing_of_its_job(name, tmp_
     assert any(b"method.length" in content or b"SP" in content for content in files)
     assert not any(b"abcdef" in content for content in files)
     assert config["work"].read()["job"]["data"]["root"].endswith("abcdef"), "the trial itself has it"
+
+
+def test_a_tracker_hears_all_until_it_fails():
+    class Heard(Callback):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+            self.heard.append(f"setup {stop}")
+
+        def on_trial_start(self, *told: Any, **info: Any) -> None:
+            self.heard.append(f"start {info}")
+
+        def on_trial_result(self, *told: Any, **info: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        def on_trial_complete(self, *told: Any, **info: Any) -> None:
+            self.heard.append("complete")
+
+    own, told = Heard(), list[dict[str, Any]]()
+    spared = Spared(own, told.append)
+    spared.setup("a", experiment="b")
+    spared.on_trial_save(iteration=1, trials=[], trial="x")
+    spared.on_trial_start(trial="x")
+    assert (own.heard, told) == (["setup a", "start {'trial': 'x'}"], [])
+    for _ in range(2):
+        spared.on_trial_result(trial="x")
+        spared.on_trial_complete(trial="x")
+    assert len(own.heard) == 2
+    (note,) = told
+    assert note["event"] == "note"
+    assert note["text"].startswith("tracker: [Errno 28] No space left on device; the campaign goes on")
+    assert pickle.loads(pickle.dumps(spared, protocol=5)) is not spared, "Tune keeps it in a file"
+
+
+@pytest.mark.parametrize("hook", ["suggest", "stops", "on_trial_result", "on_trial_complete"])
+def test_an_error_in_what_tune_calls_ends_all(hook):
+    nothing: Any = None
+    searcher = CampaignSearcher(nothing, [], set(), 2, nothing, nothing, False)
+    ends = EndsAll(searcher)
+    searcher.running["t"] = nothing
+    assert not ends.stop_all()
+    searcher.searches = nothing
+    told = {"seed": 0, "reason": "", "last": True}
+    for _ in range(2):
+        getattr(searcher, hook)("t", *([] if hook == "suggest" else [told]))
+        assert isinstance(searcher.error, TypeError | AttributeError)
+    assert ends.stop_all()
+    assert not ends("t", told)
+    assert SeedScheduler(searcher).on_trial_result(None, SimpleNamespace(trial_id="t"), told) == "CONTINUE"
 
 
 def test_what_hands_out_work_loads_neither_torch_nor_transformers():

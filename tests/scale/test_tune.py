@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -16,14 +17,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import yaml
+from ray.tune import Callback
 from test_cli import place, words  # noqa: F401  (a fixture)
 
 from raypft.campaigns.ledger import FILE, Ledger
 from raypft.campaigns.load import load_campaign
+from raypft.campaigns.state import CampaignState, Configuration
+from raypft.errors import UserError
 from raypft.scale.tune import run as tune_run
 from raypft.scale.tune.run import run_campaign
 
@@ -238,6 +243,42 @@ def test_the_tests_of_what_a_search_chooses_count_as_cells(place, session):  # n
     run_campaign(load_campaign(path), events.append)
     cells = [(event["done"], event["total"]) for event in events if event["event"] == "cell"]
     assert cells == [(number, 6) for number in range(1, 7)], "2 values of 2 seeds, and the chosen one's 2 tests"
+
+
+def test_a_ledger_that_cannot_be_written_at_a_trials_end_is_one_line(place, session, monkeypatch):  # noqa: F811
+    """Tune would take it for the trial's own failure and go on: the search would choose among what is in the ledger."""
+    search = {"space": {"train.lr": [0.001, 0.003]}}
+    whole, full = (write(place, name, {"Plain": {"recipe": "profit"}}, search, seeds=[0]) for name in ("whole", "full"))
+    expected, note = drive(whole), CampaignState.note
+
+    def noted(state: CampaignState, configuration: Configuration, seed: int, status: str, **more: Any) -> None:
+        if status == "finished":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "ledger.jsonl")
+        note(state, configuration, seed, status, **more)
+
+    monkeypatch.setattr(CampaignState, "note", noted)
+    with pytest.raises(UserError, match=r"^storage: ledger\.jsonl can't be written: No space left on device; .*\Z"):
+        drive(full)
+    monkeypatch.undo()
+    before = results(place / "full")
+    assert drive(full) == expected
+    written = [path for path, when in results(place / "full").items() if before.get(path, when) != when]
+    assert before
+    assert not written, "what had ended is not run again"
+
+
+def test_a_tracker_that_fails_is_told_and_no_trial_is_lost(place, session, monkeypatch):  # noqa: F811
+    class Fails(Callback):
+        def on_trial_complete(self, **info: Any) -> None:
+            raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(tune_run, "tracker", lambda name: [Fails()])
+    told = list[dict[str, Any]]()
+    rows = {name: {"recipe": "profit", "set": {"train.lr": rate}} for name, rate in (("One", 0.001), ("Two", 0.003))}
+    found = run_campaign(load_campaign(write(place, "tracked", rows, seeds=[0])), told.append)
+    assert [row["status"] for row in found] == ["finished"] * 2
+    notes = [event["text"] for event in told if event["event"] == "note"]
+    assert notes == ["tracker: no route; the campaign goes on without it"]
 
 
 def test_a_trial_with_workers_runs_and_stops_without_deadlock_on_two_cpus(place, session):  # noqa: F811

@@ -28,9 +28,9 @@ from raypft.scale.resources import logical_cpus, settled, trial_bundles, trials_
 from raypft.scale.run import run_jobs
 from raypft.scale.session import capacity, check_label, check_storage, quiet_loggers, ray_session
 from raypft.scale.tune.check import left_as_it_was, refusals, refuse
-from raypft.scale.tune.searcher import CampaignSearcher, SeedScheduler
+from raypft.scale.tune.searcher import CampaignSearcher, EndsAll, SeedScheduler
 from raypft.scale.tune.table_cell_search import TableCellSearch
-from raypft.scale.tune.trackers import tracker
+from raypft.scale.tune.trackers import Spared, tracker
 from raypft.scale.tune.trial import Trial
 from raypft.storage import absolute, check_writable, locked, one_line_of_disk, remove
 
@@ -137,13 +137,16 @@ def _tune(
             run_config=tune.RunConfig(
                 name=f"attempt-{time.time_ns()}",
                 storage_path=absolute(files),
+                stop=EndsAll(searcher),
                 verbose=0,
-                callbacks=watch,
+                callbacks=[Spared(one, tell) for one in watch],
                 checkpoint_config=NO_CHECKPOINTS,
                 failure_config=tune.FailureConfig(max_failures=max(job.resources.max_failures for job in jobs)),
             ),
         )
         with one_line_of_memory():
             tuner.fit()
+        if searcher.error is not None:
+            raise searcher.error
     if campaign.tracker is None:
         remove(files)

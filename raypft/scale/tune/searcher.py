@@ -5,6 +5,7 @@ The ledger is written here, by the driver alone; results are in the run folders.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from raypft import hub
 from raypft.config.job import Job
@@ -24,6 +26,22 @@ if TYPE_CHECKING:
     from raypft.campaigns.state import CampaignState, Configuration
     from raypft.runs.results import Tell
     from raypft.scale.tune.table_cell_search import TableCellSearch
+
+
+def _ending_all(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """What Tune calls: an error in it is kept, and nothing is done any more. Tune would take it for the trial's own and
+    go on with a ledger that lacks it."""
+
+    @functools.wraps(hook)
+    def kept(self: CampaignSearcher, *told: Any, **more: Any) -> Any:
+        if self.error is None:
+            try:
+                return hook(self, *told, **more)
+            except Exception as error:
+                self.error = error
+        return None
+
+    return kept
 
 
 @dataclass
@@ -52,6 +70,8 @@ class CampaignSearcher(Searcher):
         limit: trials at once.
         settled: a job with its CPUs settled.
         lanes: whether worker groups outlive trials.
+
+    error: what ends the campaign, see `EndsAll`.
     """
 
     def __init__(
@@ -69,6 +89,7 @@ class CampaignSearcher(Searcher):
         self.settled, self.tell, self.lanes = settled, tell, lanes
         self.running: dict[str, RunningTrial] = {}
         self.began, self.num_run = time.monotonic(), 0
+        self.error: Exception | None = None
 
     def __deepcopy__(self, memo: Any) -> CampaignSearcher:
         return self
@@ -79,6 +100,7 @@ class CampaignSearcher(Searcher):
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: the ledger is the state."""
 
+    @_ending_all
     def suggest(self, trial_id: str) -> Any:
         """The configuration of the next trial, None for later, FINISHED when all is done."""
         for search in self.searches if len(self.running) < self.limit else ():
@@ -122,7 +144,8 @@ class CampaignSearcher(Searcher):
             "work": work,
         }
 
-    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+    @_ending_all
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool | None:
         """Whether the search's stopper ends the trial after this seed."""
         trial = self.running[trial_id]
         if result["seed"] not in trial.todo:  # a trial begun again tells what it had told before its process died
@@ -133,6 +156,7 @@ class CampaignSearcher(Searcher):
         trial.stopped = trial.search.stopper.stops(trial.configuration.name, devs) or ""
         return bool(trial.stopped)
 
+    @_ending_all
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A seed is done, others follow."""
         trial = self.running[trial_id]
@@ -140,6 +164,7 @@ class CampaignSearcher(Searcher):
         if trial.todo and not trial.chosen:
             self.state.note(trial.configuration, trial.todo[0], "running", dev=None)
 
+    @_ending_all
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The trial has ended: with its last seed, stopped, failed, or with its process."""
         if trial_id not in self.running:
@@ -202,6 +227,20 @@ class CampaignSearcher(Searcher):
             "best": {label: leader for label, leader in leaders.items() if leader},
         }
         self.tell({**event, **progress})
+
+
+class EndsAll(Stopper):
+    """Ends all trials where the searcher has met an error; Tune gives back what they hold."""
+
+    def __init__(self, searcher: CampaignSearcher) -> None:
+        self.searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether it has."""
+        return self.searcher.error is not None
 
 
 class SeedScheduler(FIFOScheduler):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
 from typing import Any
 
+from ray.tune import Callback
+
+from raypft.errors import first_line
+from raypft.runs.results import Tell
 from raypft.runs.trackers import PROJECT, check_tracker
 
 
@@ -25,3 +30,31 @@ def tracker(name: str | None) -> list[Any]:
     if name == "mlflow":
         return [MLflowLoggerCallback(experiment_name=PROJECT)]
     return [WandbLoggerCallback(project=PROJECT)]
+
+
+class Spared(Callback):
+    """A tracker that fails is told of and hears no more: Tune would take it for a failure of the trial, or end all."""
+
+    def __init__(self, own: Callback, tell: Tell) -> None:
+        self.own, self.tell, self.failed = own, tell, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def _hear(self, hook: str, *told: Any, **info: Any) -> None:
+        if self.failed:
+            return
+        try:
+            getattr(self.own, hook)(*told, **info)
+        except Exception as error:  # of any tracker's package
+            self.failed = True
+            self.tell({"event": "note", "text": f"tracker: {first_line(error)}; the campaign goes on without it"})
+
+    setup = partialmethod(_hear, "setup")
+    on_trial_start = partialmethod(_hear, "on_trial_start")
+    on_trial_restore = partialmethod(_hear, "on_trial_restore")
+    on_trial_save = partialmethod(_hear, "on_trial_save")
+    on_trial_result = partialmethod(_hear, "on_trial_result")
+    on_trial_complete = partialmethod(_hear, "on_trial_complete")
+    on_trial_error = partialmethod(_hear, "on_trial_error")
+    on_experiment_end = partialmethod(_hear, "on_experiment_end")
