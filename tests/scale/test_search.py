@@ -245,7 +245,7 @@ def test_a_tracker_hears_all_until_it_fails():
             self.heard.append("complete")
 
     own, told = Heard(), list[dict[str, Any]]()
-    spared = Spared(own, told.append)
+    spared: Any = Spared(own, told.append)
     spared.setup("a", experiment="b")
     spared.on_trial_save(iteration=1, trials=[], trial="x")
     spared.on_trial_start(trial="x")

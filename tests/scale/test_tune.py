@@ -269,7 +269,7 @@ def test_a_ledger_that_cannot_be_written_at_a_trials_end_is_one_line(place, sess
 
 def test_a_tracker_that_fails_is_told_and_no_trial_is_lost(place, session, monkeypatch):  # noqa: F811
     class Fails(Callback):
-        def on_trial_complete(self, **info: Any) -> None:
+        def on_trial_complete(self, *told: Any, **info: Any) -> None:
             raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(tune_run, "tracker", lambda name: [Fails()])

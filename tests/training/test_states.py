@@ -121,6 +121,12 @@ def test_the_best_epoch_of_what_is_large_is_on_disk(form, tmp_path):
     assert not list((tmp_path / "state").glob("*.json")), "no state was due"
 
 
+def test_the_last_epoch_is_in_the_model_and_is_not_written_as_the_best(monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "WHOLE", 0)
+    fitted(tmp_path, (1, 2), save_every=None)
+    assert files(tmp_path) == ["state/0001-0-of-1.safetensors"], "the first epoch's"
+
+
 def test_two_states_are_kept_at_most(form, tmp_path):
     sizes = []
     for until in ((2, 2), (3, 2), (4, 2)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partialmethod
 from typing import Any
 
 from ray.tune import Callback
@@ -32,6 +31,21 @@ def tracker(name: str | None) -> list[Any]:
     return [WandbLoggerCallback(project=PROJECT)]
 
 
+def _passed(hook: str) -> Any:
+    """Passes what a hook is called with on to the tracker."""
+
+    def hear(self: Spared, *told: Any, **info: Any) -> None:
+        if self.failed:
+            return
+        try:
+            getattr(self.own, hook)(*told, **info)
+        except Exception as error:  # of any tracker's package
+            self.failed = True
+            self.tell({"event": "note", "text": f"tracker: {first_line(error)}; the campaign goes on without it"})
+
+    return hear
+
+
 class Spared(Callback):
     """A tracker that fails is told of and hears no more: Tune would take it for a failure of the trial, or end all."""
 
@@ -41,20 +55,11 @@ class Spared(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def _hear(self, hook: str, *told: Any, **info: Any) -> None:
-        if self.failed:
-            return
-        try:
-            getattr(self.own, hook)(*told, **info)
-        except Exception as error:  # of any tracker's package
-            self.failed = True
-            self.tell({"event": "note", "text": f"tracker: {first_line(error)}; the campaign goes on without it"})
-
-    setup = partialmethod(_hear, "setup")
-    on_trial_start = partialmethod(_hear, "on_trial_start")
-    on_trial_restore = partialmethod(_hear, "on_trial_restore")
-    on_trial_save = partialmethod(_hear, "on_trial_save")
-    on_trial_result = partialmethod(_hear, "on_trial_result")
-    on_trial_complete = partialmethod(_hear, "on_trial_complete")
-    on_trial_error = partialmethod(_hear, "on_trial_error")
-    on_experiment_end = partialmethod(_hear, "on_experiment_end")
+    setup = _passed("setup")
+    on_trial_start = _passed("on_trial_start")
+    on_trial_restore = _passed("on_trial_restore")
+    on_trial_save = _passed("on_trial_save")
+    on_trial_result = _passed("on_trial_result")
+    on_trial_complete = _passed("on_trial_complete")
+    on_trial_error = _passed("on_trial_error")
+    on_experiment_end = _passed("on_experiment_end")
