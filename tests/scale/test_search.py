@@ -239,7 +239,7 @@ def test_a_tracker_hears_all_until_it_fails():
             self.heard.append(f"start {info}")
 
         def on_trial_result(self, *told: Any, **info: Any) -> None:
-            raise OSError(28, "No space left on device")
+            raise ConnectionError("no route to https://me:secret@tracks.org/api")
 
         def on_trial_complete(self, *told: Any, **info: Any) -> None:
             self.heard.append("complete")
@@ -256,7 +256,9 @@ def test_a_tracker_hears_all_until_it_fails():
     assert len(own.heard) == 2
     (note,) = told
     assert note["event"] == "note"
-    assert note["text"].startswith("tracker: [Errno 28] No space left on device; the campaign goes on")
+    assert note["text"].startswith("tracker: no route to https://")
+    assert note["text"].endswith("; the campaign goes on without it")
+    assert "secret" not in note["text"], "as `run` tells it"
     assert pickle.loads(pickle.dumps(spared, protocol=5)) is not spared, "Tune keeps it in a file"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -187,13 +186,15 @@ def _short(campaign: Campaign, todo: list[Part]) -> Iterator[str]:
     """What is short on this machine for what is to do, though it would be tried."""
     if not todo:
         return
+    from raypft.runs.memory import machine_memory  # noqa: PLC0415  (needs torch)
+
     try:
         together = trials_at_once([part.resources for part in todo], shapes())
     except UserError:  # told among the refusals
         together = 1
     on_cpus = [part for part in todo if part.cost and not part.resources.gpus_per_worker]
     each = [part.cost.memory.on_machine(part.resources.workers) for part in on_cpus]
-    memory = sum(nodes()) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = sum(nodes()) or machine_memory()
     need = together * max(each, default=0.0)
     if need > memory:
         yield (

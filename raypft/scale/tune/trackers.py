@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from raypft.errors import first_line
+from raypft.errors import first_line, without_secrets
 from raypft.runs.results import Tell
 from raypft.runs.trackers import PROJECT, check_tracker
 
@@ -41,7 +41,8 @@ def _passed(hook: str) -> Any:
             getattr(self.own, hook)(*told, **info)
         except Exception as error:  # of any tracker's package
             self.failed = True
-            self.tell({"event": "note", "text": f"tracker: {first_line(error)}; the campaign goes on without it"})
+            text = f"tracker: {without_secrets(first_line(error))}; the campaign goes on without it"
+            self.tell({"event": "note", "text": text})
 
     return hear
 
