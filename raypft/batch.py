@@ -81,6 +81,49 @@ class Batch:
         return replace(self, **changed, extra=extra)
 
 
+@dataclass(frozen=True)
+class Room:
+    """What runs at once: at most so many rows, padded tokens, and tokens that only pad, but one row at least; None: any
+    number.
+
+    Rows are sorted by length and cut into runs; every rank computes the same cuts, so that all run equally many
+    batches.
+    """
+
+    rows: int | None = None
+    tokens: int | None = None
+    padding: int | None = None
+
+    def cuts(self, lengths: Sequence[int], world: int = 1) -> list[range]:
+        """Runs of rows with ascending lengths; of each run every rank takes every world-th row."""
+        runs, start = list[range](), 0
+        for place in range(0, len(lengths), world):
+            each, longest = (place - start) // world + 1, max(lengths[place : place + world])
+            full = self.rows is not None and each > self.rows
+            full |= self.tokens is not None and each * longest > self.tokens
+            full |= self.padding is not None and _padding(lengths[start : place + world]) > self.padding * world
+            if place > start and full:
+                runs.append(range(start, place))
+                start = place
+        return [*runs, range(start, len(lengths))] if lengths else []
+
+    def parts(self, rows: Sequence[int], lengths: Sequence[int], rank: int = 0, world: int = 1) -> list[list[int]]:
+        """What a rank runs of rows with ascending lengths, batch by batch; one without rows is empty."""
+        own = [slice(run.start + rank, run.stop, world) for run in self.cuts(lengths, world)]
+        return [list(rows[part]) for part in own]
+
+
+def _padding(lengths: Sequence[int]) -> int:
+    """Tokens that fill rows up to the longest."""
+    return len(lengths) * max(lengths) - sum(lengths)
+
+
+def padding_on(device: str) -> int | None:
+    """How many tokens may pad a batch, None for any number: so many take a CPU about as long as what one more batch takes
+    beside its tokens, which is to read the weights. A GPU is glad of large batches."""
+    return None if device.startswith("cuda") else 24
+
+
 def collate(
     prompts: Sequence[Encoded],
     pad: int,

@@ -34,7 +34,7 @@ class _Passing(StandIn):
     """Stands in for a block that need not run: passes its input on, in the form in which the block gives its output.
 
     Args:
-        form: what `Seams._form` knows of the output.
+        form: makes the output of the input.
     """
 
     def __init__(self, block: nn.Module, form: Callable[[Tensor], Any]) -> None:
@@ -43,6 +43,19 @@ class _Passing(StandIn):
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         return self.form(arguments[0] if arguments else keywords["hidden_states"])
+
+
+@contextlib.contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    """While open, a module and all its parts are in eval mode."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def lacking(source: str | None, names: Sequence[str]) -> str:
@@ -95,6 +108,7 @@ class Backbone(Seams, ABC):
         self.text = cast(PromptTokenizer, text)
         self.frozen_states = FrozenStates(self)
         self.flops = Meter()
+        self._passing = [_Passing(block, self._form) for block in self._blocks or ()]
         # while the weights are whole: ZeRO-3 shares them out
         self._takes_columns = self._can_take_columns() if known is None else known.columns
         self._makes_keys_alone = known is not None and known.keys_alone
@@ -229,14 +243,11 @@ class Backbone(Seams, ABC):
             kept.append(states_of(output))
 
         handle = self.blocks[layer - 1].register_forward_hook(keep, prepend=True)
-        training, self.training = self.training, False
-        self.model.eval()
         try:
-            with self._replaced(range(layer, self.num_layers)), self._seams_off():
+            with _in_eval(self), self._replaced(range(layer, self.num_layers)), self._seams_off():
                 self.body(batch, after)
         finally:
             handle.remove()
-            self.train(training)
         return kept[0]
 
     def vocabulary_scores(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -343,7 +354,7 @@ class Backbone(Seams, ABC):
     @contextlib.contextmanager
     def _replaced(self, layers: Sequence[int]) -> Iterator[None]:
         """The blocks with these 0-based numbers pass their input on."""
-        with standing_in(self.blocks, layers, lambda block: _Passing(block, self._form)):
+        with standing_in(self.blocks, {layer: self._passing[layer] for layer in layers}):
             yield
 
     @contextlib.contextmanager
@@ -365,14 +376,15 @@ class Backbone(Seams, ABC):
 
         with contextlib.ExitStack() as stack:
             for blocks in self.stacks if self.checkpointing and torch.is_grad_enabled() else ():
-                stack.enter_context(standing_in(blocks, range(len(blocks)), lambda block: Checkpointed(block, put)))
+                others = {layer: Checkpointed(block, put) for layer, block in enumerate(blocks)}
+                stack.enter_context(standing_in(blocks, others))
             yield
 
     @contextlib.contextmanager
     def _known_below(self, cut: int, states: Tensor) -> Iterator[None]:
         """The first `cut` blocks give `states`, then the seams of that layer."""
-        with self._replaced(range(cut)):
-            self.blocks[cut - 1].register_forward_hook(lambda *_: self._form(self._through_seams(cut, states)))
+        given = _Passing(self.blocks[cut - 1], lambda _states: self._form(self._through_seams(cut, states)))
+        with self._replaced(range(cut - 1)), standing_in(self.blocks, {cut - 1: given}):
             yield
 
     @contextlib.contextmanager

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from raypft.backbones.flops import STATES, Meter
 from raypft.backbones.states_folder import StatesFolder
-from raypft.batch import Batch, Beginning, collate
+from raypft.batch import Batch, Beginning, Room, collate, padding_on
 from raypft.encoded import Encoded, shared_tokens
 
 CHUNK = 8
-"""Prompts run together; kept together too, so that a prompt's states do not depend on what ran before."""
+"""Prompts run together, at most; kept together too, so that a prompt's states do not depend on what ran before."""
 Tokens = tuple[int, ...]
 Place = tuple[Any, int]
 """Under what states are kept: what they are of, and after how many blocks."""
@@ -138,7 +138,8 @@ class FrozenStates:
         layer: int,
         prompts: Sequence[Encoded],
         device: str,
-        agree: Callable[[int], int] = lambda depth: depth,
+        agree: Callable[[int], int] = lambda number: number,
+        begun: dict[Any, Beginning] | None = None,
     ) -> Known:
         """The states of prompts after `layer` blocks.
 
@@ -146,7 +147,8 @@ class FrozenStates:
         parameters on all ranks.
 
         Args:
-            agree: after how many blocks all ranks know their states, given what this one does; 0 where they differ.
+            agree: a number that all ranks have, of blocks or chunks; 0 where theirs differ.
+            begun: gets what was run of beginnings, and is looked into: of prompts that begin alike, of another split.
 
         Raises:
             UserError: the folder can't be written.
@@ -156,22 +158,26 @@ class FrozenStates:
         begins = self._begins(prompts)
         first = prompts[0].until(begins) if begins else None
         ordered = sorted(prompts, key=lambda p: (len(p.ids), p.name))
+        lengths = [len(prompt.ids) for prompt in ordered]
+        runs = Room(CHUNK, padding=padding_on(device)).cuts(lengths)
+        if not agree(len(runs)):
+            runs = Room(CHUNK).cuts(lengths)
         chunks = dict[Any, list[Encoded]]()
-        for start in range(0, len(ordered), CHUNK):
-            chunk = ordered[start : start + CHUNK]
+        for run in runs:
+            chunk = ordered[run.start : run.stop]
             chunks[(self._made(device), begins, *map(tokens_of, chunk))] = chunk
         beginning = None if first is None else (self._made(device), "beginning", tokens_of(first))
         depth = agree(self._depth([*chunks, *([] if first is None else [beginning])], layer))
-        begun, before = None, torch.empty(0)
-        if first is not None:
-            if depth != layer:
-                begun = self.backbone.begin(self._collated([first], beginning, depth).to(device), layer, depth)
-                self._keep((beginning, layer), begun.states)
-            before = self._known[beginning, layer][0]
+        begun, place = {} if begun is None else begun, (beginning, depth, layer)
+        if first is not None and depth != layer:
+            if not agree(int(place in begun)):
+                begun[place] = self.backbone.begin(self._collated([first], beginning, depth).to(device), layer, depth)
+            self._keep((beginning, layer), begun[place].states)
+        before = torch.empty(0) if first is None else self._known[beginning, layer][0]
         behind = dict[Tokens, Tensor]()
         for key, chunk in chunks.items():
             if depth != layer:
-                batch = self._collated([prompt.behind(begins) for prompt in chunk], key, depth, begun)
+                batch = self._collated([prompt.behind(begins) for prompt in chunk], key, depth, begun.get(place))
                 with self.backbone.flops.piece(STATES) as part:
                     part.tokens += batch.ids.numel()
                     states = self.backbone.lower(batch.to(device), layer, depth)

@@ -41,6 +41,8 @@ class LastBlock(StandIn):
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         block, rows = self.__dict__["block"], self.batch.read
         attended = Attended(maps=maps_for(block, self.batch) if self.makes_keys_alone else None)
+        if attended.maps is not None and len(self.batch.slots) == len(rows):
+            rows = rows[:, :1]  # one each: the heads' layout is ours there
         states = arguments[0] if arguments else keywords["hidden_states"]
         with attend_for(self.__dict__["attention"], attended):
             with reading(Reading(None)), contextlib.suppress(KeysKnown):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -25,11 +25,11 @@ class StandIn(nn.Module):
 
 
 @contextlib.contextmanager
-def standing_in(blocks: nn.ModuleList, layers: Sequence[int], make: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
-    """While open, what is made of the blocks with these 0-based numbers stands in for them."""
+def standing_in(blocks: nn.ModuleList, others: Mapping[int, nn.Module]) -> Iterator[None]:
+    """While open, others stand in for the blocks with these 0-based numbers."""
     own = blocks._modules  # written past nn.Module, which looks through all it has each time
-    saved = {str(layer): own[str(layer)] for layer in layers}
-    own.update({name: make(block) for name, block in saved.items() if block is not None})
+    saved = {str(layer): own[str(layer)] for layer in others}
+    own.update({str(layer): other for layer, other in others.items()})
     try:
         yield
     finally:

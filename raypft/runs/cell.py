@@ -18,6 +18,7 @@ from raypft import shards
 from raypft.backbones.base import Backbone
 from raypft.backbones.flops import Meter
 from raypft.backbones.states_folder import StatesFolder
+from raypft.batch import Beginning
 from raypft.config.job import Job
 from raypft.config.resolved import ResolvedJob
 from raypft.data.sampling import Sample
@@ -293,15 +294,16 @@ def loaders(
     kept.folder = None if folder is None else StatesFolder(Path(folder))
     kept.dtype = torch.bfloat16 if job.train.cache_type == "bf16" else None
 
-    def agree(depth: int) -> int:
-        return depth if len(set(stepper.gather(depth))) == 1 else 0
+    def agree(number: int) -> int:
+        return number if len(set(stepper.gather(number))) == 1 else 0
 
     if cached and kept.fits(train.prompts + dev.prompts, backbone.hidden):
         asked = rows_to_cache(dev, stepper.rank, stepper.world, job.train.shortcuts) if len(dev) else []
+        begun = dict[Any, Beginning]()
         for dataset, numbers in ((train, range(len(train))), (dev, asked)):
             if numbers:  # there may be no dev
                 chosen = [dataset.prompts[number] for number in numbers]
-                dataset.lower = kept.after(method.constant_below, chosen, stepper.device, agree)
+                dataset.lower = kept.after(method.constant_below, chosen, stepper.device, agree, begun)
     return train, dev if len(dev) else None
 
 

@@ -1,16 +1,10 @@
-"""How many prompts a worker runs at once: as many as so many padded tokens allow.
-
-Rows of a step, or of an evaluation, are sorted by length and cut into runs; every rank computes the same cuts, so that
-all run equally many batches.
-"""
+"""How many prompts a worker runs at once: as many as so many padded tokens allow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 
+from raypft.batch import Room, padding_on
 from raypft.config.job import Train
 from raypft.training.stepper import Stepper
 
@@ -23,40 +17,19 @@ PER_BLOCK = 34
 4.1, equation 1, without what attention keeps of pairs)."""
 
 
-@dataclass(frozen=True)
-class Room:
-    """What a worker runs at once: at most so many rows and padded tokens, but one row at least; None: any number."""
-
-    rows: int | None = None
-    tokens: int | None = None
-
-    def cuts(self, lengths: Sequence[int], world: int = 1) -> list[range]:
-        """Runs of rows with ascending lengths; of each run every rank takes every world-th row."""
-        runs, start = list[range](), 0
-        for place in range(0, len(lengths), world):
-            each, longest = (place - start) // world + 1, max(lengths[place : place + world])
-            full = self.rows is not None and each > self.rows
-            if place > start and (full or (self.tokens is not None and each * longest > self.tokens)):
-                runs.append(range(start, place))
-                start = place
-        return [*runs, range(start, len(lengths))] if lengths else []
-
-    def parts(self, rows: Sequence[int], lengths: Sequence[int], rank: int = 0, world: int = 1) -> list[list[int]]:
-        """What a rank runs of rows with ascending lengths, batch by batch; one without rows is empty."""
-        own = [slice(run.start + rank, run.stop, world) for run in self.cuts(lengths, world)]
-        return [list(rows[part]) for part in own]
-
-
 def room_for(stepper: Stepper, settings: Train, rows: int | None, trains: bool) -> Room:
     """What the workers of a stepper run at once; every rank calls it, and gets the same.
+
+    A step has its padding: what draws at random may depend on its batches, which a change of theirs would show.
 
     Args:
         rows: at most so many, if said; trains: whether a backward pass follows.
     """
-    tokens = settings.tokens_at_once
+    tokens, padding = settings.tokens_at_once, None
     if tokens is None and rows is None:
         tokens = min(stepper.gather(_tokens(stepper, trains)))
-    return Room(_halved(rows, stepper.halvings), _halved(tokens, stepper.halvings))
+        padding = None if trains else padding_on(stepper.device)
+    return Room(_halved(rows, stepper.halvings), _halved(tokens, stepper.halvings), padding)
 
 
 def _halved(count: int | None, times: int) -> int | None:

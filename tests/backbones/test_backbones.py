@@ -192,6 +192,10 @@ def test_lower_states_are_made_without_dropout_and_leave_the_mode():
     backbone.train()
     assert torch.equal(backbone.lower(batch, 2), expected)
     assert all(module.training for module in backbone.modules())
+    backbone.blocks[0].eval()
+    modes = [module.training for module in backbone.modules()]
+    assert torch.equal(backbone.lower(batch, 2), expected)
+    assert [module.training for module in backbone.modules()] == modes, "of each part its own"
 
 
 # seams

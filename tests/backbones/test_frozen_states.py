@@ -256,6 +256,8 @@ def test_states_in_half_the_bytes_do_not_depend_on_what_was_kept(tmp_path):
 class Shift(torch.nn.Module):
     """A module behind the embedding that is no one's but this cell's."""
 
+    behind_a_beginning = True
+
     def __init__(self, by: float) -> None:
         super().__init__()
         self.by = by
@@ -304,4 +306,39 @@ def test_ranks_that_know_unlike_layers_all_begin_anew():
     first = kept.after(1, [own], "cpu")
     run = watch_blocks(backbone)
     assert torch.equal(kept.after(1, [own], "cpu", differ).of(own), first.of(own))
-    assert (asked, set(run)) == ([1], {0})
+    assert (asked, set(run)) == ([1, 1], {0}), "chunks, and blocks"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "agreed", "sizes"),
+    [
+        ([9] * 9, True, [8, 1]),
+        ([6, 30, 30], True, [3]),  # 24 tokens pad
+        ([5, 30, 30], True, [1, 2]),
+        ([5, 30, 30], False, [3]),  # ranks whose prompts are of other lengths would run fewer or more
+    ],
+)
+def test_prompts_run_together_until_too_much_of_them_is_padding(lengths, agreed, sizes):
+    backbone, found = tiny.backbone("llama"), list[int]()
+    backbone.blocks[0].register_forward_hook(lambda _block, given, _output: found.append(len(given[0])))
+    prompts = [prompt(f"en/{n}", [0]).but(ids=[n + 5] * size, segments=[0] * size) for n, size in enumerate(lengths)]
+    known = states_of(backbone).after(1, prompts, "cpu", lambda number: number if agreed else 0)
+    assert found == sizes
+    for own in prompts:
+        assert torch.allclose(known.of(own), backbone.lower(collate([own], 1), 1)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("known", ["both", "one rank"])
+def test_what_was_begun_for_one_split_serves_another_where_all_ranks_have_it(known):
+    backbone, run = tiny.backbone("llama"), list[int]()
+    train, dev = ([begun(f"en/{i}", [20 + i] * 3) for i in range(first, 6, 2)] for first in (0, 1))
+    backbone.blocks[0].register_forward_hook(lambda _block, given, _output: run.append(given[0].shape[1]))
+    for change in (lambda: None, lambda: backbone.on_embed(Shift(0.5))):  # where nothing is kept between the calls, too
+        change()
+        kept, beginnings = states_of(backbone), {}
+        run.clear()
+        kept.after(2, train, "cpu", begun=beginnings)
+        found = kept.after(2, dev, "cpu", lambda number: number * (known == "both"), begun=beginnings)
+        assert run == [12, 3] + [12] * (known != "both") + [3]
+        for own in dev:
+            assert torch.allclose(found.of(own), backbone.lower(collate([own], 1), 2)[0], atol=1e-6)

@@ -752,7 +752,7 @@ def test_states_of_train_and_dev_are_kept_where_all_fit_and_ranks_go_on_from_wha
     stepper: Any = TorchStepper(cell.learner, cases.SETTINGS)
     method, sizes, asked = cell.learner.method, list[int](), list[tuple[int, int, Any]]()
     kept = method.backbone.frozen_states
-    monkeypatch.setattr(kept, "after", lambda layer, some, device, agree: asked.append((layer, len(some), agree)))
+    monkeypatch.setattr(kept, "after", lambda layer, some, device, agree, begun: asked.append((layer, len(some), agree)))
     rows = {"train": cell.prompts[:2], "dev": cell.prompts[2:]}
     for fits in (False, True):
         monkeypatch.setattr(kept, "fits", lambda some, hidden, fits=fits: sizes.append(len(some)) or fits)
@@ -762,6 +762,30 @@ def test_states_of_train_and_dev_are_kept_where_all_fit_and_ranks_go_on_from_wha
     for depths, expected in (([1, 1], 1), ([1, 2], 0), ([0, 0], 0)):
         stepper.gather = lambda own, depths=depths: depths
         assert {agree(depths[0]) for *_, agree in asked} == {expected}
+
+
+@pytest.mark.parametrize(("shown", "begun"), [((3, 3), 1), ((3, 4), 2)])
+def test_a_beginning_that_train_and_dev_share_is_run_once(shown, begun, monkeypatch):
+    cell = cases.cell("gnnavi", tiny.backbone("gpt2"))
+    backbone, sizes = cell.learner.method.backbone, list[int]()
+    split, begin = {}, backbone.begin
+    for number, (name, size) in enumerate(zip(("train", "dev"), shown, strict=True)):
+        ids = [[7] * size + [20 + number, 5, row + 9] for row in range(2)]
+        marks = {"demo_label": [1], "slot": [size + 2]}
+        split[name] = [prompt("en/0", [0]).but(ids=own, segments=[0] * len(own), marks=marks) for own in ids]
+        split[name] = [own.but(demo_tokens=size) for own in split[name]]
+    monkeypatch.setattr(
+        backbone, "begin", lambda batch, *given: sizes.append(batch.ids.shape[1]) or begin(batch, *given)
+    )
+    stepper: Any = TorchStepper(cell.learner, cases.SETTINGS)
+    found = loaders(SimpleNamespace(train=cases.SETTINGS), cell.learner, stepper, split, None)  # type: ignore[arg-type]
+    assert sizes == [*shown][:begun]
+    for rows, name in zip(found, split, strict=True):
+        assert isinstance(rows, PromptDataset)
+        assert rows.lower is not None
+        for own in split[name]:
+            expected = backbone.lower(collate([own], 1), cell.learner.method.constant_below)[0]
+            assert torch.allclose(rows.lower.of(own), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

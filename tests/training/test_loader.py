@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from raypft.batch import Beginning, collate
+from raypft.batch import Beginning, Room, collate, padding_on
 from raypft.config.job import Train
 from raypft.contract import cases, tiny
 from raypft.encoded import Encoded
 from raypft.training import room
 from raypft.training.loader import PromptDataset, Streamed, order
 from raypft.training.loop import evaluate
-from raypft.training.room import Room, room_for
+from raypft.training.room import room_for
 from raypft.training.rows import asked
 from raypft.training.stepper import TorchStepper
 
@@ -44,6 +44,33 @@ def test_rows_of_ascending_length_are_cut_where_no_more_have_room(rows, tokens, 
     runs = Room(rows, tokens).cuts([1, 2, 3, 4, 5, 6], world)
     assert runs == [range(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
     assert Room(rows, tokens).cuts([], world) == []
+
+
+@pytest.mark.parametrize(
+    ("padding", "world", "stops"),
+    [
+        (0, 1, [1, 5, 6]),
+        (2, 1, [1, 5, 6]),
+        (3, 1, [5, 6]),  # up to 4
+        (12, 1, [5, 6]),
+        (13, 1, [6]),  # up to 6
+        (1, 2, [2, 4, 6]),  # two ranks have twice as much
+        (2, 2, [4, 6]),
+        (7, 2, [6]),
+    ],
+)
+def test_rows_are_cut_where_too_much_would_pad(padding, world, stops):
+    runs = Room(padding=padding).cuts([1, 4, 4, 4, 4, 6], world)
+    assert runs == [range(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def test_an_evaluation_pads_little_on_a_cpu_unless_a_job_says_how_many_run_at_once():
+    for device, padding in (("cpu", 24), ("cuda:0", None)):
+        assert padding_on(device) == padding
+    assert room_for(worker(), Train(), None, trains=False) == Room(None, 1024, 24)
+    assert room_for(worker(), Train(), None, trains=True) == Room(None, 1024)
+    assert room_for(worker(), Train(), 4, trains=False) == Room(4)
+    assert room_for(worker(), Train(tokens_at_once=8), None, trains=False) == Room(None, 8)
 
 
 def test_of_each_run_a_rank_has_every_world_th_row():

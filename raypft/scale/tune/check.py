@@ -14,8 +14,8 @@ from raypft.campaigns.state import CampaignState, Configuration
 from raypft.config.job import Resources
 from raypft.config.load import resources_of
 from raypft.errors import Faults, UserError
+from raypft.runs.trackers import check_tracker
 from raypft.scale.resources import Shape, trials_at_once
-from raypft.scale.tune.trackers import tracker
 from raypft.storage import is_remote, remove
 
 
@@ -28,7 +28,7 @@ def refusals(campaign: Campaign, state: CampaignState, fresh: bool = False) -> l
     """
     faults, asked, there = Faults(), list[Resources](), functools.cache(nodes)
     with faults.caught():
-        tracker(campaign.tracker)
+        check_tracker(campaign.tracker)
     _prerequisites(campaign, state, faults)
     for table_cell in campaign.table_cells():
         with faults.caught():
