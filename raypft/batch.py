@@ -119,7 +119,7 @@ def _padding(lengths: Sequence[int]) -> int:
 
 
 def padding_on(device: str) -> int | None:
-    """How many tokens may pad a batch, None for any number: so many take a CPU about as long as what one more batch takes
+    """How many tokens may pad a batch, None for any number: so many take a CPU about as long as one more batch takes
     beside its tokens, which is to read the weights. A GPU is glad of large batches."""
     return None if device.startswith("cuda") else 24
 

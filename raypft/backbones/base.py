@@ -276,12 +276,9 @@ class Backbone(Seams, ABC):
     @contextlib.contextmanager
     def _last_for(self, batch: Batch) -> Iterator[None]:
         """The last block gives the states at the slots alone."""
-        last = self.blocks[-1]
-        self.blocks[-1] = LastBlock(last, batch, self._makes_keys_alone)
-        try:
+        last = LastBlock(self.blocks[-1], batch, self._makes_keys_alone)
+        with standing_in(self.blocks, {len(self.blocks) - 1: last}):
             yield
-        finally:
-            self.blocks[-1] = last
 
     @torch.no_grad()
     def _can_read_rows(self) -> bool:

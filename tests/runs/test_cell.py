@@ -752,7 +752,9 @@ def test_states_of_train_and_dev_are_kept_where_all_fit_and_ranks_go_on_from_wha
     stepper: Any = TorchStepper(cell.learner, cases.SETTINGS)
     method, sizes, asked = cell.learner.method, list[int](), list[tuple[int, int, Any]]()
     kept = method.backbone.frozen_states
-    monkeypatch.setattr(kept, "after", lambda layer, some, device, agree, begun: asked.append((layer, len(some), agree)))
+    monkeypatch.setattr(
+        kept, "after", lambda layer, some, device, agree, begun: asked.append((layer, len(some), agree))
+    )
     rows = {"train": cell.prompts[:2], "dev": cell.prompts[2:]}
     for fits in (False, True):
         monkeypatch.setattr(kept, "fits", lambda some, hidden, fits=fits: sizes.append(len(some)) or fits)
