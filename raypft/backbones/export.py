@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def save_model(backbone: Backbone, folder: Path, head: Head | None, labels: Sequ
         assert all(name.startswith("pooler.") for name in (*loaded.unexpected_keys, *loaded.missing_keys))
         for name, module in head_modules(model, head).items():
             model.get_submodule(name).load_state_dict(module.state_dict())
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, for which transformers looks, warns of it
     model.save_pretrained(folder, max_shard_size=SHARD)
     backbone.text.tokenizer.save_pretrained(folder)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,8 @@ BACKBONE = "xlmr-base"
 """Of the commands that are printed, where none is given."""
 FEW = 2000
 """Rows below which the commands ask for more epochs of smaller steps than the recipes', which are for full data."""
+SPLITS = 3
+"""Train, dev and test: so many rows a label has at least, to stand in each."""
 SHOWN = 20
 """Labels and columns that are listed."""
 
@@ -123,9 +126,16 @@ def _lines(found: Guess, first: str, rows: int) -> Iterator[str]:
         counted += ["…"] if len(found.labels) > SHOWN else []
         what = "tags, words" if found.kind == "tags" else "labels, rows"
         yield f"{len(found.labels)} {what} of each: {', '.join(counted)}"
-    if found.kind == "choice" and all(name.lstrip("-").isdecimal() for name in found.labels):
+    for names in _alike(found.labels):
+        told = " and ".join(map(repr, names))
+        yield f"{told} differ in blanks or capitals alone and are labels of their own; write alike what is one"
+    rare = [name for name, count in found.labels.items() if count < SPLITS]
+    if found.kind == "choice" and rare:
+        yield f"too few rows to be trained on, chosen by and tested: {', '.join(rare[:SHOWN])}; add some, or drop them"
+    if found.labels and all(name.lstrip("-").isdecimal() for name in found.labels):
         order = ", ".join(list(found.labels)[:SHOWN])
-        yield f"the labels are numbers, which say nothing to a model; names=NAME,… calls them, in the order {order}"
+        lacking = "by which no entities are counted" if found.kind == "tags" else "which say nothing to a model"
+        yield f"the labels are numbers, {lacking}; names=NAME,… calls them, in the order {order}"
     if found.language is None:
         spoken = next(iter(found.languages))
         yield f"no column says the language: all rows are taken for {spoken}; languages=CODE says another"
@@ -135,6 +145,14 @@ def _lines(found: Guess, first: str, rows: int) -> Iterator[str]:
         yield f"{found.repeated} rows repeat the text of another; of one file those stay in one split"
     if found.kind == "choice":
         yield "pattern ask, for masked and causal models; its words are the labels' names: edit them at will"
+
+
+def _alike(labels: Iterable[str]) -> list[list[str]]:
+    """Labels that a reader may take for one."""
+    alike = defaultdict[str, list[str]](list)
+    for name in labels:
+        alike[" ".join(name.casefold().split())].append(name)
+    return [names for names in alike.values() if len(names) > 1]
 
 
 def _commands(found: Guess, to: Path, backbone: str | None, rows: int) -> list[str]:

@@ -50,7 +50,8 @@ def predict(
     """Score new rows with a finished run: labels with probabilities, a tag a word, or answer texts."""
     if (data is None) == (not text):
         found = "both --data and --text" if text else "neither --data nor --text"
-        raise UserError(f"predict: found {found}; expected rows with --data FILE, or one row with --text")
+        file = next((word for word in words or () if "=" not in word), "FILE")
+        raise UserError(f"predict: found {found}; expected rows with --data {file}, or one row with --text")
     from raypft.runs import answers  # noqa: PLC0415
     from raypft.runs import predict as using  # noqa: PLC0415
 

@@ -7,6 +7,7 @@ A guess is one the user sees and can overrule; where two columns would do, it is
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,15 +16,14 @@ from raypft.data.formats import Columns
 from raypft.data.profile import (
     MOST_LABELS,
     Column,
+    called,
     check_columns,
     column_of,
     is_nothing,
     is_scalar,
     labels_in,
-    of_classes,
     repeated,
     slug,
-    tags_in,
 )
 from raypft.errors import UserError, nearest
 from raypft.tasks.kinds.base import listed, shown
@@ -91,6 +91,11 @@ def guess(table: Columns, where: str, given: Mapping[str, str], choose: Choose, 
             the same, numbers without end, or too many.
     """
     said = {role: _said(role, given[role], table.names, where) for role in ROLES if role in given}
+    if {"language", "languages"} <= given.keys():
+        raise UserError(
+            f"init: found languages={given['languages']} beside language={given['language']}; give one: the language "
+            "of all rows, or the column that says each row's"
+        )
     check_columns(table, where, set(itertools.chain.from_iterable(said.values())), has_header)
     kind = given.get("kind") or _kind(table)
     if kind not in GUESSES:
@@ -104,7 +109,7 @@ def _choice(
     table: Columns, where: str, said: Mapping[str, list[str]], given: Mapping[str, str], choose: Choose
 ) -> Guess:
     columns = {name: column_of(table, name, where) for name in table.names}
-    language, row_id = _language(columns, said), _id(columns, said)
+    language, row_id = _language(columns, said, given), _id(columns, said)
     rest = [column for name, column in columns.items() if name not in (language, row_id, *said.get("text", []))]
     label = said["label"][0] if "label" in said else _label(rest, columns, where, choose)
     language = None if label == language else language  # to tell languages apart is the task
@@ -123,6 +128,8 @@ def _choice(
 
 
 def _tags(table: Columns, where: str, said: Mapping[str, list[str]], given: Mapping[str, str], _: Choose) -> Guess:
+    if len(said.get("text", [])) > 1:
+        raise UserError(f"init: text={given['text']}: kind=tags reads one column of words; name that alone")
     words = said["text"][0] if "text" in said else _named(table.names, WORD_NAMES)
     label = said["label"][0] if "label" in said else _named(table.names, TAG_NAMES)
     if words is None or label is None or words == label:
@@ -134,23 +141,29 @@ def _tags(table: Columns, where: str, said: Mapping[str, list[str]], given: Mapp
         if not isinstance(tags, list) or not tags or any(is_nothing(str(tag)) for tag in tags):
             raise UserError(f'init: {where} row {row}: column "{label}" holds {shown(value)}; expected a tag a word')
         lists.append(list(map(str, tags)))
-    counts = tags_in(lists)
-    counts = of_classes(table, label, counts) or counts
+    counts = Counter(itertools.chain.from_iterable(lists))
     if len(counts) < 2 or len(counts) > MOST_LABELS:
         raise UserError(f'init: {where}: column "{label}" has {len(counts)} tags; expected 2 to {MOST_LABELS}')
     columns = {name: column_of(table, name, where) for name in table.names if is_scalar(table, name)}
     columns = {name: column for name, column in columns.items() if name not in (words, label)}
-    language, row_id = _language(columns, said), _id(columns, said)
+    language, row_id = _language(columns, said, given), _id(columns, said)
     unused = [name for name in table.names if name not in (words, label, language, row_id)]
-    return Guess("tags", [words], label, counts, language, _spoken(columns, language, table, given), row_id, unused)
+    labels, numbers = called(counts, table, label, given.get("names"))
+    languages = _spoken(columns, language, table, given)
+    return Guess("tags", [words], label, labels, language, languages, row_id, unused, numbers=numbers)
 
 
 def _span(table: Columns, where: str, said: Mapping[str, list[str]], given: Mapping[str, str], _: Choose) -> Guess:
     lacking = [name for name in SPAN if name not in table.names]
     if lacking:
         raise UserError(f"init: {where} has no column {' and '.join(lacking)}; kind=span needs {', '.join(SPAN)}")
+    if "names" in given:
+        raise UserError(f"init: names={given['names']}: kind=span has no labels; leave it out")
+    for role, names in (("text", SPAN[:2]), ("label", SPAN[2:])):
+        if said.get(role, [*names]) != [*names]:
+            raise UserError(f"init: {role}={given[role]}: kind=span reads {', '.join(SPAN)}; call your columns so")
     columns = {name: column_of(table, name, where) for name in table.names if name not in SPAN}
-    language, row_id = _language(columns, said), _id(columns, said)
+    language, row_id = _language(columns, said, given), _id(columns, said)
     unused = [name for name in columns if name not in (language, row_id)]
     question, context, label = SPAN
     answers: Sequence[Any] = listed(table.values(label))
@@ -190,10 +203,12 @@ def _named(columns: Iterable[str], names: Sequence[str]) -> str | None:
     return next((by_slug[name] for name in names if name in by_slug), None)
 
 
-def _language(columns: Mapping[str, Column], said: Mapping[str, list[str]]) -> str | None:
-    """The column that says each row's language: called so, with few short values."""
+def _language(columns: Mapping[str, Column], said: Mapping[str, list[str]], given: Mapping[str, str]) -> str | None:
+    """The column that says each row's language: called so, with few short values; None where that of all is given."""
     if "language" in said:
         return said["language"][0]
+    if "languages" in given:
+        return None
     name = _named(columns, LANGUAGE_NAMES)
     if name is None or columns[name].texts is None or len(columns[name].counts) > MOST_LABELS:
         return None

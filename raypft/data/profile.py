@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import statistics
 from collections.abc import Iterable, Mapping
@@ -153,10 +152,17 @@ def labels_in(column: Column, table: Columns, where: str, names: str | None) -> 
             f"{told} holds {len(counts)} values in {len(column.texts)} rows; expected labels that have two rows or "
             "more each; name another: label=COLUMN"
         )
-    by_class = of_classes(table, column.name, counts)
-    if by_class is not None:
+    return called(counts, table, column.name, names)
+
+
+def called(
+    counts: Mapping[str, int], table: Columns, column: str, names: str | None
+) -> tuple[dict[str, int], dict[str, str]]:
+    """What `labels_in` gives, of labels that were counted."""
+    by_class = of_classes(table, column, counts)
+    if by_class is not None and names is None:
         return by_class, {}
-    ordered = sorted(counts, key=float) if numeric else sorted(counts)
+    ordered = sorted(counts, key=float) if all(map(is_number, counts)) else sorted(counts)
     if names is None:
         return {value: counts[value] for value in ordered}, {}
     given = [name.strip() for name in names.split(",")]
@@ -171,11 +177,3 @@ def of_classes(table: Columns, name: str, counts: Mapping[str, int]) -> dict[str
     if not classes or not all(value.isdecimal() and int(value) < len(classes) for value in counts):
         return None
     return {classes[int(value)]: counts[value] for value in sorted(counts, key=int)}
-
-
-def tags_in(lists: Iterable[list[str]]) -> dict[str, int]:
-    """How often each tag stands in lists of them, by tag."""
-    counts: dict[str, int] = {}
-    for tag in itertools.chain.from_iterable(lists):
-        counts[tag] = counts.get(tag, 0) + 1
-    return {tag: counts[tag] for tag in sorted(counts)}

@@ -136,11 +136,20 @@ def test_what_makes_no_task_is_refused_in_a_line_and_nothing_is_left(case, monke
         (["x.csv", "format=xml"], "found format=xml; known: "),
         (["x.csv", "languages=de,en"], "expected one, that of all rows"),
         (["x.csv", "--out", "x.txt"], "ends in .yaml"),
+        (["squad.json", "names=a,b"], "names=a,b: kind=span has no labels; leave it out"),
+        (
+            ["squad.json", "text=context"],
+            "text=context: kind=span reads question, context, answers; call",
+        ),
+        (["tags.json", "text=tokens,tags"], "text=tokens,tags: kind=tags reads one column of words"),
+        (["x.csv", "language=text", "languages=de"], "found languages=de beside language=text; give one"),
     ],
 )
 def test_words_that_name_nothing_are_refused(words, told, monkeypatch, capsys):
     for name in ("x.csv", "x.xlsx", "a*.csv"):
         write_csv(name, ["text", "label"], [row[1:] for row in rows()])
+    Path("tags.json").write_text(json.dumps([{"tokens": ["a", "b"], "tags": ["c", "d"]}] * 9))
+    Path("squad.json").write_text(json.dumps([{"question": "a b", "context": "c d", "answers": {"text": ["d"]}}] * 9))
     assert call(monkeypatch, "init", *words) == 2
     assert told in capsys.readouterr().err
     assert not list(Path().glob("*.yaml"))
@@ -155,6 +164,32 @@ def test_labels_that_are_numbers_get_names(monkeypatch, capsys):
     table = read("x.yaml")
     assert set(table["label"].to_pylist()) == {"negative", "positive"}
     assert all(int(row["text"][4:]) % 2 == (row["label"] == "positive") for row in table.to_pylist())
+
+
+def test_tags_that_are_numbers_are_told_and_get_names(monkeypatch, capsys):
+    lines = [{"tokens": ["Ann", "met", f"Bo{n}"], "ner_tags": [1, 0, 3]} for n in range(12)]
+    Path("x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert call(monkeypatch, "init", "x.jsonl") == 0
+    told = "the labels are numbers, by which no entities are counted; names=NAME,… calls them, in the order 0, 1, 3"
+    assert told in capsys.readouterr().out
+    assert call(monkeypatch, "init", "x.jsonl", "names=O,B-PER,I-PER", "--force") == 0
+    assert "numbers" not in capsys.readouterr().out
+    assert read("x.yaml")["label"].to_pylist()[0] == ["B-PER", "O", "I-PER"]
+
+
+def test_labels_that_may_be_one_and_labels_with_few_rows_are_told(monkeypatch, capsys):
+    names = ["good", "Good", "bad", " bad", "bad "] * 4 + ["odd", "strange", "strange"]
+    write_csv("x.csv", ["text", "label"], [[f"a b {n}", name] for n, name in enumerate(names)])
+    assert call(monkeypatch, "init", "x.csv") == 0
+    told = capsys.readouterr().out
+    assert "'Good' and 'good' differ in blanks or capitals alone" in told
+    assert "' bad' and 'bad' and 'bad ' differ" in told
+    assert "tested: odd, strange; add" in told
+    write_csv("y.csv", ["text", "label"], [[f"a b {n}", ["good", "bad"][n % 2]] for n in range(12)])
+    assert call(monkeypatch, "init", "y.csv") == 0
+    told = capsys.readouterr().out
+    assert "differ" not in told
+    assert "few rows" not in told
 
 
 def test_files_of_splits_are_taken_from_their_folder(monkeypatch, capsys):
@@ -219,8 +254,11 @@ def test_classes_that_a_parquet_file_names_are_the_labels():
     table = pa.table({"text": [f"a b {n}" for n in range(12)], "label": [n % 2 for n in range(12)]})
     pa_parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(told)}), "x.parquet")
     files = files_at("x.parquet", None)
-    write(drafted(files, {}, refuse)[0], files, Path("x.yaml"), None)
-    assert set(read("x.yaml")["label"].to_pylist()) == {"neg", "pos"}
+    for said, names in (({}, ["neg", "pos"]), ({"names": "bad,good"}, ["bad", "good"])):
+        write(drafted(files, said, refuse)[0], files, Path("x.yaml"), None)
+        by_text = {row["text"]: row["label"] for row in read("x.yaml").to_pylist()}
+        assert {by_text[text] for text in by_text if int(text[4:]) % 2} == {names[1]}
+        assert set(by_text.values()) == set(names)
 
 
 def test_a_language_column_without_english_says_what_is_trained(monkeypatch, capsys):
@@ -228,6 +266,13 @@ def test_a_language_column_without_english_says_what_is_trained(monkeypatch, cap
     assert call(monkeypatch, "init", "x.csv") == 0
     assert "'train.languages=[fr]'" in capsys.readouterr().out
     assert load_task("x.yaml").languages == ["fr", "de"]
+
+
+def test_a_language_that_is_said_is_that_of_all_rows(monkeypatch, capsys):
+    write_csv("x.csv", ["text", "label", "lang"], [[*row[1:], ("de", "fr")[row[0] % 2]] for row in rows(60)])
+    assert call(monkeypatch, "init", "x.csv", "languages=it") == 0
+    assert "not used: lang" in capsys.readouterr().out
+    assert set(read("x.yaml")["language"].to_pylist()) == {"it"}
 
 
 def test_on_a_terminal_it_is_asked_which_column_is_meant(monkeypatch, capsys):

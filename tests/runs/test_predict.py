@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -502,6 +504,7 @@ def test_the_command(place, monkeypatch, tmp_path, capsys):
     ("arguments", "expected"),
     [
         ([], "found neither --data nor --text; expected rows with --data FILE, or one row with --text"),
+        (["rows.csv"], "expected rows with --data rows.csv, or one row"),
         (["--text", "a", "--data", "b"], "found both --data and --text"),
         (
             ["--text", "a", "--out", "x.txt"],
@@ -757,3 +760,9 @@ def test_the_export_command(place, monkeypatch, tmp_path, capsys):
     assert "README.md says how to load it" in capsys.readouterr().out.replace("\n", " ")
     assert call(monkeypatch, "export", run, f"{tmp_path}/out") == 2
     assert "holds something already; give a new folder" in capsys.readouterr().err
+    code = "from raypft.cli import app; app()"
+    command = [sys.executable, "-W", "ignore", "-c", code, "export", run, f"{tmp_path}/other"]
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("written to "), "no library's chatter"
+    assert done.stderr == ""
