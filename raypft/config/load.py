@@ -103,7 +103,7 @@ def _name_of(part: Any) -> str:
 
 def load_values(name: str, inside: tuple[Path, ...] = ()) -> tuple[dict[str, Any], str]:
     """What a recipe or job file says, laid over the recipe or file that it begins `from`, dotted keys nested; and how
-    messages call it.
+    messages call it: the file, of a shipped recipe its name, since what does not fit was laid over it.
 
     Args:
         inside: the files that begin from this one.
@@ -117,7 +117,7 @@ def load_values(name: str, inside: tuple[Path, ...] = ()) -> tuple[dict[str, Any
         raise UserError(f"{where}: from: begins from itself; name a recipe, or a file that does not lead back here")
     values = read_yaml(path, where)
     if path.parent == RECIPES:
-        return {"recipe": path.stem, **values, "pattern": {USUAL: values["pattern"]}}, where
+        return {"recipe": path.stem, **values, "pattern": {USUAL: values["pattern"]}}, path.stem
     laid: dict[str, Any] = {}
     if "from" in values:
         base = values.pop("from")

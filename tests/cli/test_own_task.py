@@ -85,7 +85,7 @@ def test_three_mistakes_are_three_lines_of_check(home, monkeypatch, capsys):
     assert call(monkeypatch, "check", "profit", "task=support.yaml", "backbone=bert", "train.lrr=1") == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert [line.partition(";")[0] for line in lines] == [
-        'raypft: recipes/profit.yaml: unknown key "train.lrr"',
+        'raypft: profit: unknown key "train.lrr"',
         'raypft: support.yaml: unknown key "lables"',
         'raypft: support.yaml: patterns.ask.text: no field "mesage"',
         "raypft: support.yaml: patterns.ask.verbalizer: found ['billing', 'praise']",

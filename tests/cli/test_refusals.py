@@ -84,9 +84,9 @@ def token(place: Path) -> None:
 
 REFUSED: dict[str, tuple[Setup, list[str], str]] = {
     # config
-    "unknown key": (nothing, ["trian.lr=1"], 'recipes/profit.yaml: unknown key "trian"; did you mean "train"?'),
+    "unknown key": (nothing, ["trian.lr=1"], 'profit: unknown key "trian"; did you mean "train"?'),
     "unknown key of resources": (nothing, ["resources.worker=1"], 'unknown key "worker"; did you mean "workers"?'),
-    "wrong type": (nothing, ["train.lr=fast"], "recipes/profit.yaml: train.lr: found 'fast'"),
+    "wrong type": (nothing, ["train.lr=fast"], "profit: train.lr: found 'fast'"),
     "no seeds": (nothing, ["seeds=0"], "seeds: found 0"),
     "a seed too large": (nothing, ["seeds=[18446744073709551616]"], "expected seeds from 0 to 2^63 - 1"),
     "a truth value for a seed": (nothing, ["seeds=[true]"], "expected numbers, found a truth value"),

@@ -25,7 +25,7 @@ def test_a_jobs_resources_are_read_before_it_is_asked_for():
     (asked,) = asked_for(["run", "profit", "resources.workers=2"], FAKE)
     assert asked == ("profit", [{"CPU": 1.0, "GPU": 0}] * 2 + [{"CPU": 1.0}, {"CPU": 0.5}])
     known = 'unknown key "gpus"; known: cpus_per_worker, data_label, gpus_per_worker'
-    with pytest.raises(UserError, match=f"recipes/profit.yaml: resources: {known}"):
+    with pytest.raises(UserError, match=f"profit: resources: {known}"):
         list(asked_for(["profit", "resources.gpus=1"], FAKE))
 
 

@@ -233,7 +233,7 @@ def test_loading_refuses_what_no_backbone_can_mend():
         ),
         (
             ["dev.metric=accurcy"],
-            'recipes/profit.yaml: dev.metric: "accurcy" is unknown; did you mean "accuracy"? known: accuracy',
+            'profit: dev.metric: "accurcy" is unknown; did you mean "accuracy"? known: accuracy',
         ),
     ):
         with pytest.raises(UserError) as caught:

@@ -355,16 +355,14 @@ def line_of(*overrides: str) -> str:
 
 @pytest.mark.parametrize("ratio", ["0", "1.1", "-0.2"])
 def test_ratio_outside_its_range_is_refused_at_load(ratio):
-    assert line_of(f"method.ratio={ratio}").startswith(
-        f"recipes/ltp.yaml: method: ratio: found {ratio}; input should be "
-    )
+    assert line_of(f"method.ratio={ratio}").startswith(f"ltp: method: ratio: found {ratio}; input should be ")
 
 
 @pytest.mark.parametrize("segment", ["top", "3", "1-", "-2"])
 def test_segment_that_is_none_is_refused_at_load(segment):
     found = line_of(f"method.segment='{segment}'")
     assert (
-        found == f"recipes/ltp.yaml: method: segment: found '{segment}'; "
+        found == f"ltp: method: segment: found '{segment}'; "
         "value error, expected all, lower, middle, higher or FIRST-LAST, e.g. 5-8"
     )
 
