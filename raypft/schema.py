@@ -69,6 +69,11 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     return copy.deepcopy(_parsed(path.absolute(), path.stat().st_mtime_ns, where))
 
 
+def is_task(values: dict[str, Any]) -> bool:
+    """Whether a YAML file is a task's, to tell whoever gives it for another: it alone has a kind."""
+    return "kind" in values
+
+
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, changed: int, where: str) -> dict[str, Any]:
     """A campaign asks for the same few files thousands of times; `changed` makes an edited file another one."""

@@ -14,7 +14,17 @@ from raypft.campaigns.campaign import Campaign, TableCell
 from raypft.catalogue import is_own, own_name
 from raypft.config.load import recipe_names
 from raypft.errors import Faults, UserError, nearest
-from raypft.schema import find_yaml, flat, number, read_yaml, shortened, split_override, validation_lines, yaml_names
+from raypft.schema import (
+    find_yaml,
+    flat,
+    is_task,
+    number,
+    read_yaml,
+    shortened,
+    split_override,
+    validation_lines,
+    yaml_names,
+)
 
 if TYPE_CHECKING:
     from raypft.config.resolved import ResolvedJob
@@ -92,6 +102,8 @@ def open_campaign(
     missing = "campaign: no file {}; give the path of a campaign YAML or a name of tune_spaces/"
     path, where = find_yaml(name, FOLDER, "campaign", missing)
     values = numbers(read_yaml(path, where))
+    if is_task(values):
+        raise UserError(f"campaign: {where} is a task; raypft run profit task={where} backbone=… runs a recipe on it")
     if "rows" not in values and values.keys() & {"from", "recipe", "method"}:
         raise UserError(f"{where}: found a job; expected a campaign, with rows and tasks; raypft run {name} runs it")
     # what `tune` writes has the name of its scale, and a name, and no scales

@@ -20,6 +20,7 @@ from raypft.errors import Faults, UserError, nearest
 from raypft.schema import (
     find_yaml,
     flat,
+    is_task,
     read_yaml,
     secrets,
     set_key,
@@ -116,6 +117,8 @@ def load_values(name: str, inside: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     if path in inside:
         raise UserError(f"{where}: from: begins from itself; name a recipe, or a file that does not lead back here")
     values = read_yaml(path, where)
+    if is_task(values):
+        raise UserError(f"job: {where} is a task; name a recipe beside it, e.g. raypft run profit task={where}")
     if path.parent == RECIPES:
         return {"recipe": path.stem, **values, "pattern": {USUAL: values["pattern"]}}, path.stem
     laid: dict[str, Any] = {}

@@ -143,6 +143,13 @@ def test_words_of_our_own_are_let_through(line):
             "show topro scale=small",
             "job: topro is a campaign; raypft plan topro says what it needs, raypft tune topro runs",
         ),
+        ("check task.yaml", "job: task.yaml is a task; name a recipe beside it, e.g. raypft run profit task=task.yaml"),
+        (
+            "plan task.yaml",
+            "campaign: task.yaml is a task; raypft run profit task=task.yaml backbone=… runs a recipe on",
+        ),
+        ("check profit task=job.yaml backbone=bert", "task: job.yaml is a job; expected a task, with kind, fields and"),
+        ("check profit task=table.yaml backbone=bert", "task: table.yaml is a campaign; expected a task, with kind"),
         ("check table.yaml", "job: table.yaml is a campaign; raypft plan table.yaml says what it needs, raypft tune"),
         ("profit_fewshot", 'command: "profit_fewshot" is unknown; profit_fewshot is run by raypft tune profit_fewshot'),
         ("tune profit", "campaign: profit is a recipe; raypft run profit task=… backbone=… runs it"),
@@ -155,5 +162,6 @@ def test_words_of_our_own_are_let_through(line):
 def test_a_word_that_names_something_else_is_told_as_what_it_is(line, told, home, monkeypatch, capsys):
     (home / "table.yaml").write_text("{about: a table, rows: {SP: {recipe: sp}}, tasks: [xnli]}")
     (home / "job.yaml").write_text("{from: profit, task: xnli}")
+    (home / "task.yaml").write_text("{kind: choice, files: a.csv, fields: [a], labels: [b, c]}")
     assert call(monkeypatch, *line.split()) == 2
     assert capsys.readouterr().err.startswith(f"raypft: {told}")
