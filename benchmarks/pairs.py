@@ -183,8 +183,8 @@ class GNNaviPair:
             return evaluate(stepper, PromptDataset(self.prompts["test"], stepper.learner.method, pad), self.train)
 
         test = clock("ours test", len(self.prompts["test"]), tested)
-        shown = validated[: self.sizes.reference_dev], test[: self.sizes.reference_test]
-        return train, (parts["state"].losses, *map(decisions, shown))
+        shown, tests = validated[: self.sizes.reference_dev], test[: self.sizes.reference_test]
+        return train, (parts["state"].losses, decisions(shown), decisions(tests))
 
     def compared(self, clock: Clock, name: str) -> None:
         """Run both once, and compare."""
