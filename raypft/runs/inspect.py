@@ -68,8 +68,7 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
         *[f"note: {note}" for note in sample.notes],
         *[f"warning: {line}" for line in prepared.warnings.get(seed, [])],
         *[f"test labels in {language}: {of_language}" for language, of_language in counts.items()],
-        f"prompt length: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} "
-        f"of max_tokens {job.train.max_tokens} ({len(lengths)} test prompts)",
+        _length_told(lengths, job.train.max_tokens, encoder.task.kind.name == "span"),
         *label_words(encoder),
         f"trainable parameters of the method: {method.predicted_parameters():,}",
         memory_told(prepared, method, found),
@@ -78,6 +77,14 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
         f"ok: results go to {prepared.folder}",
     ]
     return {"cells": prepared.keys, "folder": str(prepared.folder), "lines": lines}
+
+
+def _length_told(lengths: Sequence[int], most: int, divides: bool) -> str:
+    """How long prompts are, and how many fill all there is; divides: a longer text is read in windows."""
+    full, how = sum(length >= most for length in lengths), "read in windows" if divides else "shortened"
+    longer = f", {full} of them full: longer texts are {how}" if full else ""
+    middle, longest, count = lengths[len(lengths) // 2], lengths[-1], len(lengths)
+    return f"prompt length: median {middle}, longest {longest} of max_tokens {most} ({count} test prompts{longer})"
 
 
 def check_start(prepared: Prepared, nodes: Sequence[float] = ()) -> None:

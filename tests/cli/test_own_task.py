@@ -67,6 +67,15 @@ def test_a_csv_becomes_a_table_of_three_methods_in_twelve_lines(home, monkeypatc
     assert json.loads(samples.read_text())["0"]["notes"] == ["support.csv: 48 train, 6 dev, 6 test rows, by class"]
 
 
+@pytest.mark.parametrize(("most", "full"), [(64, 0), (9, 6)])
+def test_check_tells_how_many_prompts_are_shortened(most, full, home, monkeypatch, capsys):
+    (home / "support.yaml").write_text(YAML)
+    assert call(monkeypatch, "check", "profit", "task=support.yaml", "backbone=bert", f"train.max_tokens={most}") == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("prompt length"))
+    rest = f", {full} of them full: longer texts are shortened)" if full else ")"
+    assert told.endswith(f"of max_tokens {most} (6 test prompts{rest}")
+
+
 def test_jobs_that_make_no_table_are_refused_before_they_run(home, monkeypatch, capsys):
     (home / "support.yaml").write_text(YAML)
     words = ["task=support.yaml", "backbone=bert", "demos=0", "train.max_tokens=64", "train.epochs=1", "seeds=1"]
