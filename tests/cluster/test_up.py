@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from here import exit_code
+from here import exit_code, free_port
 
 from raypft.cluster import up
 from raypft.cluster.definition import load
@@ -78,13 +78,12 @@ def test_a_head_that_takes_no_jobs_in_time_is_ended(tmp_path, monkeypatch):
 
 def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    definition = load(FOLDER / "local.yaml")
+    definition, port = load(FOLDER / "local.yaml"), free_port()
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", port + 2))
         taken.listen()
-        port = taken.getsockname()[1]
         with pytest.raises(
-            UserError, match=f"dashboard_port of raypft-local: port {port} is in use here; choose another"
+            UserError, match=f"dashboard_port of raypft-local: port {port + 2} is in use here; choose another"
         ):
-            up.up(definition.model_copy(update={"dashboard_port": port - 2}))
+            up.up(definition.model_copy(update={"dashboard_port": port}))
     assert not up.state_file("raypft-local").exists()
