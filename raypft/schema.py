@@ -18,6 +18,8 @@ from raypft.errors import UserError, closest, nearest, without_secrets
 
 NUMBERS = (int, float, int | None, float | None)
 """The types of keys that take a number."""
+OWN_KEYS = {"task": {"kind"}, "job": {"from", "method"}, "campaign": {"rows"}}
+"""What a YAML file is of, by keys that no other kind of file has."""
 
 
 class Strict(BaseModel):
@@ -69,9 +71,11 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     return copy.deepcopy(_parsed(path.absolute(), path.stat().st_mtime_ns, where))
 
 
-def is_task(values: dict[str, Any]) -> bool:
-    """Whether a YAML file is a task's, to tell whoever gives it for another: it alone has a kind."""
-    return "kind" in values
+def file_of(values: Mapping[str, Any]) -> str | None:
+    """Whether a YAML file is a task, a job or a campaign, by keys that it alone has, to tell whoever gives it for
+    another; None where it has those of none or of several."""
+    found = [part for part, keys in OWN_KEYS.items() if keys & values.keys()]
+    return found[0] if len(found) == 1 else None
 
 
 @functools.lru_cache(maxsize=256)

@@ -15,9 +15,9 @@ from raypft.catalogue import is_own, own_name
 from raypft.config.load import recipe_names
 from raypft.errors import Faults, UserError, nearest
 from raypft.schema import (
+    file_of,
     find_yaml,
     flat,
-    is_task,
     number,
     read_yaml,
     shortened,
@@ -102,7 +102,7 @@ def open_campaign(
     missing = "campaign: no file {}; give the path of a campaign YAML or a name of tune_spaces/"
     path, where = find_yaml(name, FOLDER, "campaign", missing)
     values = numbers(read_yaml(path, where))
-    if is_task(values):
+    if file_of(values) == "task":
         raise UserError(f"campaign: {where} is a task; raypft run profit task={where} backbone=… runs a recipe on it")
     if "rows" not in values and values.keys() & {"from", "recipe", "method"}:
         raise UserError(f"{where}: found a job; expected a campaign, with rows and tasks; raypft run {name} runs it")

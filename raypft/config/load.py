@@ -18,9 +18,9 @@ from raypft.config.job import Job, Resources
 from raypft.data.sampling import protocol
 from raypft.errors import Faults, UserError, nearest
 from raypft.schema import (
+    file_of,
     find_yaml,
     flat,
-    is_task,
     read_yaml,
     secrets,
     set_key,
@@ -117,7 +117,7 @@ def load_values(name: str, inside: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     if path in inside:
         raise UserError(f"{where}: from: begins from itself; name a recipe, or a file that does not lead back here")
     values = read_yaml(path, where)
-    if is_task(values):
+    if file_of(values) == "task":
         raise UserError(f"job: {where} is a task; name a recipe beside it, e.g. raypft run profit task={where}")
     if path.parent == RECIPES:
         return {"recipe": path.stem, **values, "pattern": {USUAL: values["pattern"]}}, path.stem

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raypft.errors import Faults, UserError, closest, nearest
-from raypft.schema import find_yaml, flat, is_task, keys_at, read_yaml, secrets, validation_lines, yaml_names
+from raypft.schema import file_of, find_yaml, flat, keys_at, read_yaml, secrets, validation_lines, yaml_names
 from raypft.tasks.metrics import OF_WRITTEN, check_chunks, metric
 from raypft.tasks.short_forms import written_out
 from raypft.tasks.task import MARKUP, SPLITS, Source, Task, Wording
@@ -49,9 +49,8 @@ def _read(path: Path, where: str, changed: int) -> Task:
     except UserError as error:
         line = str(error)
         raise UserError(line if line.startswith(where) else f"{where}: {line}") from None
-    if not is_task(values) and values.keys() & {"from", "method", "rows"}:
-        what = "a campaign" if "rows" in values else "a job"
-        raise UserError(f"task: {where} is {what}; expected a task, with kind, fields and patterns")
+    if (found := file_of(values)) not in ("task", None):
+        raise UserError(f"task: {where} is a {found}; expected a task, with kind, fields and patterns")
     values = _beside(path, {"name": path.stem, **values})
     faults = Faults()
     try:

@@ -136,6 +136,12 @@ def test_words_of_our_own_are_let_through(line):
     check_blanks(line.split())
 
 
+def test_a_file_with_keys_of_several_is_what_it_is_given_for(home, monkeypatch, capsys):
+    (home / "job.yaml").write_text("{from: profit, task: xnli, kind: choice, backbone: bert}")
+    assert call(monkeypatch, "check", "job.yaml") == 2
+    assert 'job.yaml: unknown key "kind"' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
