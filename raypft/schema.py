@@ -18,7 +18,7 @@ from raypft.errors import UserError, closest, nearest, without_secrets
 
 NUMBERS = (int, float, int | None, float | None)
 """The types of keys that take a number."""
-OWN_KEYS = {"task": {"kind"}, "job": {"from", "method"}, "campaign": {"rows"}}
+OWN_KEYS = {"task": {"kind"}, "job": {"from", "recipe", "method"}, "campaign": {"rows"}}
 """What a YAML file is of, by keys that no other kind of file has."""
 
 

@@ -50,10 +50,10 @@ def campaign_names() -> list[str]:
 
 
 def names_campaign(name: str) -> bool:
-    """Whether a word names a campaign: one shipped with raypft, or a file that has rows and tasks."""
+    """Whether a word names a campaign: one shipped with raypft, or the file of one."""
     if not name.endswith((".yaml", ".yml")):
         return name in campaign_names()
-    return os.path.isfile(name) and {"rows", "tasks"} <= read_yaml(Path(name), name).keys()
+    return os.path.isfile(name) and file_of(read_yaml(Path(name), name)) == "campaign"
 
 
 def load_campaign(
@@ -104,7 +104,7 @@ def open_campaign(
     values = numbers(read_yaml(path, where))
     if file_of(values) == "task":
         raise UserError(f"campaign: {where} is a task; raypft run profit task={where} backbone=… runs a recipe on it")
-    if "rows" not in values and values.keys() & {"from", "recipe", "method"}:
+    if file_of(values) == "job":
         raise UserError(f"{where}: found a job; expected a campaign, with rows and tasks; raypft run {name} runs it")
     # what `tune` writes has the name of its scale, and a name, and no scales
     if "scale" in values and ("name" not in values or "scales" in values or isinstance(values["scale"], dict)):

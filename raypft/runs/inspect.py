@@ -68,7 +68,7 @@ def checked(prepared: Prepared, nodes: Sequence[float] = ()) -> dict[str, Any]:
         *[f"note: {note}" for note in sample.notes],
         *[f"warning: {line}" for line in prepared.warnings.get(seed, [])],
         *[f"test labels in {language}: {of_language}" for language, of_language in counts.items()],
-        _length_told(lengths, job.train.max_tokens, encoder.task.kind.name == "span"),
+        _length_told(lengths, job.train.max_tokens, bool(encoder.task.kind.passage)),
         *label_words(encoder),
         f"trainable parameters of the method: {method.predicted_parameters():,}",
         memory_told(prepared, method, found),

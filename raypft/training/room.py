@@ -20,7 +20,7 @@ PER_BLOCK = 34
 def room_for(stepper: Stepper, settings: Train, rows: int | None, trains: bool) -> Room:
     """What the workers of a stepper run at once; every rank calls it, and gets the same.
 
-    A step has its padding: what draws at random may depend on its batches, which a change of theirs would show.
+    Only an evaluation is cut where much would pad: of a step in several passes some dropouts are refused (see `fit`).
 
     Args:
         rows: at most so many, if said; trains: whether a backward pass follows.
