@@ -11,11 +11,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from pathlib import Path
 
 PILED, AT_LEAST = 1.5, 1 << 28
 """How many times what was held is too much, and bytes below which it is not looked at."""
-STATM = Path("/proc/self/statm")
+STATM = "/proc/self/statm"
 
 
 class Heap:
@@ -54,7 +53,11 @@ class Heap:
 
 def own_pages() -> int:
     """Bytes of memory that this process alone holds: no pages of files."""
-    _, resident, of_files, *_ = STATM.read_text().split()
+    file = os.open(STATM, os.O_RDONLY)  # in half the time of a Path, before every batch
+    try:
+        _, resident, of_files, *_ = os.read(file, 256).split()
+    finally:
+        os.close(file)
     return (int(resident) - int(of_files)) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from raypft.backbones.checkpointing import Checkpointed
 from raypft.backbones.flops import Meter
 from raypft.backbones.frozen_states import FrozenStates
-from raypft.backbones.heads import ColumnLinear, classifier, exchange_gelu, given_states, word_classifier
+from raypft.backbones.gelu import exchange_gelu
+from raypft.backbones.heads import ColumnLinear, classifier, given_states, word_classifier
 from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
 from raypft.backbones.products import exchange_linear
 from raypft.backbones.seams import Seams, states_of
@@ -68,14 +69,15 @@ def lacking(source: str | None, names: Sequence[str]) -> str:
 
 class Known(NamedTuple):
     """What is found out about a model once: its text side, whether it is held in 4 bits, what its files lack, what
-    never trains, and which shortcuts give its own states (columns of the output embedding; the last block for some
-    rows, its keys alone for the others; beginnings)."""
+    never trains, and which shortcuts give its own states (columns of the output embedding, and that alone behind the
+    body; the last block for some rows, its keys alone for the others; beginnings)."""
 
     text: PromptTokenizer
     quantized: str | None
     lacks: tuple[str, ...]
     fixed: frozenset[str]
     columns: bool
+    decoder_alone: bool
     rows: bool
     keys_alone: bool
     beginnings: bool
@@ -99,7 +101,6 @@ class Backbone(Seams, ABC):
     """None where the model is only run; typed as if it never were, since all but tests of the model have one."""
 
     def __init__(self, model: PreTrainedModel, text: PromptTokenizer | None = None, known: Known | None = None) -> None:
-        exchange_gelu(model)
         super().__init__(model, measures=known is None)
         self.shortcuts, self.checkpointing = True, False
         if self.scores_by_column:
@@ -111,6 +112,7 @@ class Backbone(Seams, ABC):
         self._passing = [_Passing(block, self._form) for block in self._blocks or ()]
         # while the weights are whole: ZeRO-3 shares them out
         self._takes_columns = self._can_take_columns() if known is None else known.columns
+        self._decoder_alone = self._scores_by_decoder_alone() if known is None else known.decoder_alone
         self._makes_keys_alone = known is not None and known.keys_alone
         self._reads_rows = self._can_read_rows() if known is None else known.rows
         self._can_begin = self._goes_on_behind_a_beginning() if known is None else known.beginnings
@@ -118,19 +120,22 @@ class Backbone(Seams, ABC):
     @property
     def shortcuts(self) -> bool:
         """Whether the last block runs for the tokens alone that are read, what all prompts begin with is run once, and
-        frozen layers multiply by oneDNN, where the model and the machine allow it; False for comparison."""
+        frozen layers multiply by oneDNN and GELU is made of a sigmoid, where the model and the machine allow it; False
+        for comparison."""
         return self._shortcuts
 
     @shortcuts.setter
     def shortcuts(self, on: bool) -> None:
         self._shortcuts = on
         exchange_linear(self.model, on)
+        exchange_gelu(self.model, on)
 
     @property
     def known(self) -> Known:
         """What another backbone of the same files need not find out."""
-        shortcuts = self._takes_columns, self._reads_rows, self._makes_keys_alone, self._can_begin
-        return Known(self.text, self.quantized, self.lacks, self.fixed, *shortcuts)
+        scores = self._takes_columns, self._decoder_alone
+        states = self._reads_rows, self._makes_keys_alone, self._can_begin
+        return Known(self.text, self.quantized, self.lacks, self.fixed, *scores, *states)
 
     @property
     def pad(self) -> int:
@@ -254,15 +259,16 @@ class Backbone(Seams, ABC):
         """[S, H] -> [S, n] scores of the given vocabulary columns [n] (all V where None)."""
         if self.lacks:
             raise UserError(lacking(self.source, self.lacks))
+        scored = self.decoder if self.shortcuts and self._decoder_alone else self.own_scores
         with self._sparse_put():
             if columns is None or not self._takes_columns:
-                scores = self.own_scores(states)
+                scores = scored(states)
                 return scores if columns is None else scores[:, columns]
             decoder = cast(ColumnLinear, self.decoder)
             decoder.columns = columns
             decoder.adds_to_embedding = self.decoder_is_tied and not isinstance(decoder._modules.get("weight"), Sparse)
             try:
-                return self.own_scores(states)
+                return scored(states)
             finally:
                 decoder.columns = None
 
@@ -324,6 +330,23 @@ class Backbone(Seams, ABC):
                 return False
             finally:
                 decoder.columns = None
+
+    @torch.no_grad()
+    def _scores_by_decoder_alone(self) -> bool:
+        """Whether the model's code behind its body is its output embedding and nothing else: bit for bit, of small and
+        of large states, in both modes."""
+        if self.on_meta or not self.scores_by_column:
+            return False
+        line = torch.linspace(-1, 1, self.state_size, device=self.decoder.weight.device, dtype=self.dtype)
+        states, found = torch.stack([line, 1000 * line.flip(0)]), list[bool]()
+        for training in (True, False):
+            self.model.train(training)
+            try:
+                whole, alone = self.own_scores(states), self.decoder(states)
+                found.append(whole.dtype == alone.dtype and torch.equal(whole, alone))
+            except RuntimeError:  # shapes that do not go together
+                found.append(False)
+        return all(found)
 
     def _goes_on_behind_a_beginning(self) -> bool:
         """Whether the states of a text's end are the same where its beginning was run before."""

@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
-from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -48,14 +47,6 @@ class ColumnLinear(nn.Linear):
         bias = None if self.bias is None else self.bias[self.columns]
         weight = functional.embedding(self.columns, self.weight, sparse=self.adds_to_embedding)
         return functional.linear(input, weight, bias)
-
-
-def exchange_gelu(model: nn.Module) -> None:
-    """Let torch compute the tanh form of GELU in one pass, where a model writes it out; the same function to 1e-6."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) in (NewGELUActivation, FastGELUActivation):
-                setattr(module, name, nn.GELU("tanh"))
 
 
 class _Known(BaseModelOutputWithPoolingAndCrossAttentions):

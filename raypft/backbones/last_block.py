@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypft.backbones.attention import Attended, KeysKnown, attend_for, find_attention
-from raypft.backbones.key_maps import Maps, maps_of, on_states
+from raypft.backbones.key_maps import Maps, maps_of, on_states, without_keys
 from raypft.backbones.reading import Reading, reading
 from raypft.backbones.stand_in import StandIn
 from raypft.batch import Batch
@@ -44,14 +44,15 @@ class LastBlock(StandIn):
         if attended.maps is not None and len(self.batch.slots) == len(rows):
             rows = rows[:, :1]  # one each: the heads' layout is ours there
         states = arguments[0] if arguments else keywords["hidden_states"]
-        with attend_for(self.__dict__["attention"], attended):
+        attention = self.__dict__["attention"]
+        with attend_for(attention, attended):
             with reading(Reading(None)), contextlib.suppress(KeysKnown):
                 block(*arguments, **keywords)
                 raise RuntimeError("the last block's attention did not ask for its function")
             attended.rows = rows
             few = [_few(value, states.shape[:2], rows) for value in arguments]
             few_named = {name: _few(value, states.shape[:2], rows) for name, value in keywords.items()}
-            with reading(Reading(rows)):
+            with reading(Reading(rows)), without_keys(attention) if attended.maps else contextlib.nullcontext():
                 output = block(*few, **few_named)
         if isinstance(output, tuple | list):
             return (self._placed(output[0], states), *output[1:])
@@ -60,7 +61,7 @@ class LastBlock(StandIn):
     def _placed(self, few: Tensor, like: Tensor) -> Tensor:
         """[B, R, H] of the slots' tokens among zeros, [B, T, H]: what follows counts on as many tokens as went in."""
         prompts, places = self.batch.slots.unbind(1)
-        return torch.zeros_like(like).index_put((prompts, places), few[prompts, self.batch.number])
+        return torch.zeros_like(like).index_put_((prompts, places), few[prompts, self.batch.number])
 
 
 def _few(value: Any, shape: torch.Size, rows: Tensor) -> Any:

@@ -82,7 +82,8 @@ class PromptDataset:
     def epoch(self, stepper: Stepper, settings: Train, seed: int, epoch: int, step: int) -> Iterator[Step]:
         """A rank's work in an epoch, from an optimizer step on."""
         rows, readout = order(len(self), seed, epoch), stepper.learner.readout
-        room, alike = room_for(stepper, settings, settings.micro_batch, trains=True), repeats_count(stepper, settings)
+        room = room_for(stepper, settings, settings.micro_batch, trains=True)
+        alike = settings.batch_size > 1 and repeats_count(stepper, settings)
         for start in range(step * settings.batch_size, len(self), settings.batch_size):
             drawn = {
                 row: readout.redraw(self.prompts[row], seed, epoch) for row in rows[start : start + settings.batch_size]

@@ -58,6 +58,29 @@ def test_chosen_columns_are_those_of_the_whole_vocabulary(kind):
     torch.testing.assert_close(backbone.vocabulary_scores(states, columns), expected, rtol=0, atol=1e-5)
 
 
+MORE_THAN_A_DECODER = (
+    *("bert", "xlmr", "roberta", "xlmr-xl", "deberta", "deberta-v2", "mdeberta", "modernbert", "electra", "distilbert"),
+    *("rembert", "albert", "gemma2", "falcon-h1", "t5", "umt5"),
+)
+"""Kinds whose scores are not those of the output embedding alone: a transform before it, a cap or a multiplier."""
+
+
+@pytest.mark.parametrize("kind", tiny.MODELS)
+def test_scores_are_the_models_own_bit_for_bit(kind):
+    """With and without the model's code around its output embedding, which is passed by where it does nothing."""
+    backbone = spread(tiny.backbone(kind))
+    assert backbone._decoder_alone == (kind not in MORE_THAN_A_DECODER)
+    states = backbone(collate(guard.prompts(backbone), backbone.pad)).detach()
+    for columns in (None, torch.tensor([7, 3, 11])):
+        found = [states.clone().requires_grad_() for _ in range(2)]
+        for backbone.shortcuts, one in zip((True, False), found, strict=True):
+            scores = backbone.vocabulary_scores(one, columns)
+            (scores * torch.linspace(-1, 1, scores.shape[1])).sum().backward()
+            one.scores = scores
+        assert torch.equal(found[0].scores, found[1].scores)
+        torch.testing.assert_close(found[0].grad, found[1].grad, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", tiny.MODELS)
 @torch.no_grad()
 def test_a_model_folder_read_by_transformers_alone_gives_our_scores(kind, tmp_path):
