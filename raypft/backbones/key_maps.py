@@ -8,9 +8,8 @@ It holds where keys and values are nothing but linear layers of the states, in w
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from raypft.backbones.products import LINEAR, PLAIN
+from raypft.backbones.products import PLAIN
 
 Map = tuple[Tensor, Tensor | None]
 """Weight [A D, H] and bias [A D] of a linear layer."""
@@ -33,7 +32,8 @@ FUSED = "c_attn"
 def maps_of(attention: nn.Module) -> Maps | None:
     """The layers of an attention; None where they are no plain ones now (LoRA's, ZeRO-3's, those of sparse entries), or
     other code listens."""
-    layers: list[Any] = [getattr(attention, name, None) for name in _names(attention)]
+    names = next((pair for pair in PAIRS if hasattr(attention, pair[0])), (FUSED,))
+    layers: list[Any] = [getattr(attention, name, None) for name in names]
     for layer in layers:
         if type(layer) not in PLAIN or not isinstance(layer.weight, Tensor) or layer.weight.ndim != 2:
             return None
@@ -44,39 +44,6 @@ def maps_of(attention: nn.Module) -> Maps | None:
         return (weights[0], biases[0]), (weights[1], biases[1])
     key, value = layers
     return (key.weight, key.bias), (value.weight, value.bias)
-
-
-def _names(attention: nn.Module) -> tuple[str, ...]:
-    """What the layers of keys and values are called in an attention."""
-    return next((pair for pair in PAIRS if hasattr(attention, pair[0])), (FUSED,))
-
-
-class _NoKeys(nn.Module):
-    """Stands in for a layer of keys or values, or for GPT-2's of all three: zeros in their place, without memory of
-    their own."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer
-
-    def forward(self, states: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        if type(self.layer) in LINEAR:
-            return states.new_zeros(()).expand(*states.shape[:-1], len(weight))
-        width = weight.shape[1] // 3
-        return functional.pad(functional.linear(states, weight[:, :width].T, bias[:width]), (0, 2 * width))
-
-
-@contextlib.contextmanager
-def without_keys(attention: nn.Module) -> Iterator[None]:
-    """While open, an attention with `maps_of` makes queries alone, and zeros of the shape of its keys and values."""
-    own = attention._modules
-    saved = {name: own[name] for name in _names(attention)}
-    own.update({name: _NoKeys(layer) for name, layer in saved.items()})
-    try:
-        yield
-    finally:
-        own.update(saved)
 
 
 def on_states(attention: nn.Module, tell: Callable[[Tensor], None]) -> RemovableHandle:

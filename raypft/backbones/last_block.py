@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raypft.backbones.attention import Attended, KeysKnown, attend_for, find_attention
-from raypft.backbones.key_maps import Maps, maps_of, on_states, without_keys
+from raypft.backbones.key_maps import Maps, maps_of, on_states
 from raypft.backbones.reading import Reading, reading
 from raypft.backbones.stand_in import StandIn
 from raypft.batch import Batch
@@ -44,15 +44,15 @@ class LastBlock(StandIn):
         if attended.maps is not None and len(self.batch.slots) == len(rows):
             rows = rows[:, :1]  # one each: the heads' layout is ours there
         states = arguments[0] if arguments else keywords["hidden_states"]
-        attention = self.__dict__["attention"]
-        with attend_for(attention, attended):
+        with attend_for(self.__dict__["attention"], attended):
             with reading(Reading(None)), contextlib.suppress(KeysKnown):
                 block(*arguments, **keywords)
                 raise RuntimeError("the last block's attention did not ask for its function")
             attended.rows = rows
-            few = [_few(value, states.shape[:2], rows) for value in arguments]
-            few_named = {name: _few(value, states.shape[:2], rows) for name, value in keywords.items()}
-            with reading(Reading(rows)), without_keys(attention) if attended.maps else contextlib.nullcontext():
+            every = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+            few = [_few(value, states.shape[:2], (every, rows)) for value in arguments]
+            few_named = {name: _few(value, states.shape[:2], (every, rows)) for name, value in keywords.items()}
+            with reading(Reading(rows)):
                 output = block(*few, **few_named)
         if isinstance(output, tuple | list):
             return (self._placed(output[0], states), *output[1:])
@@ -64,10 +64,10 @@ class LastBlock(StandIn):
         return torch.zeros_like(like).index_put_((prompts, places), few[prompts, self.batch.number])
 
 
-def _few(value: Any, shape: torch.Size, rows: Tensor) -> Any:
-    """What a block of [B, T] tokens is given, for the tokens [B, R] alone: states, positions, rotations."""
+def _few(value: Any, shape: torch.Size, at: tuple[Tensor, Tensor]) -> Any:
+    """What a block of [B, T] tokens is given, for those at [B, 1] and [B, R] alone: states, positions, rotations."""
     if isinstance(value, tuple | list):
-        return type(value)(_few(one, shape, rows) for one in value)
+        return type(value)(_few(one, shape, at) for one in value)
     if (
         not isinstance(value, Tensor)
         or value.ndim < 2
@@ -75,8 +75,7 @@ def _few(value: Any, shape: torch.Size, rows: Tensor) -> Any:
         or value.shape[0] not in (1, shape[0])
     ):
         return value
-    every = torch.arange(len(rows), device=rows.device).unsqueeze(1)
-    return value.expand(shape[0], *value.shape[1:])[every, rows]
+    return value.expand(shape[0], *value.shape[1:])[at]
 
 
 def maps_for(block: nn.Module, batch: Batch) -> Maps | None:

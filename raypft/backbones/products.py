@@ -77,8 +77,6 @@ class FrozenConv1D(Conv1D):
 FROZEN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FrozenLinear, Conv1D: FrozenConv1D}
 PLAIN = (*FROZEN, *FROZEN.values())
 """Types of linear layers that are nothing more."""
-LINEAR = (nn.Linear, FrozenLinear)
-"""Those whose weight is [O, I], as torch has it."""
 
 
 def exchange_linear(model: nn.Module, on: bool) -> None:

@@ -169,7 +169,8 @@ def _optimizer_step(
         penalty = learner.method.penalty() if i == work.count else None
         stepper.backward(loss if penalty is None else loss + penalty, last=i == work.count)
     counted = [stepper.leaving(), drew, work.repeats, work.count, sum(places), sum(place**2 for place in places)]
-    told = torch.cat([total_loss.view(1), torch.tensor(counted).to(total_loss, non_blocking=True)])
+    numbers = torch.tensor(counted, dtype=torch.float64).to(stepper.device, non_blocking=True)
+    told = torch.cat([total_loss.view(1), numbers])
     told = stepper.sum(told)
     finite = torch.as_tensor(stepper.step(learning_rate(settings, number, total)))
     return torch.cat([told, finite.view(1).to(told, non_blocking=True)])

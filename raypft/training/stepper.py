@@ -193,10 +193,12 @@ def make_optimizer(learner: Learner, settings: Train) -> torch.optim.Optimizer:
     "LayerNorm.weight" in their names.
     Differs: normalisations of other names (XLM-R's `lm_head.layer_norm`, RMSNorm) are spared too.
     """
-    norms = [module.parameters() for module in learner.modules() if is_norm(module)]
-    of_norms = set(map(id, itertools.chain.from_iterable(norms)))
-    spared = {name: p for name, p in learner.trainable().items() if "bias" in name or id(p) in of_norms}
-    decaying = [p for name, p in learner.trainable().items() if name not in spared]
+    trainable, spared = learner.trainable(), dict[str, nn.Parameter]()
+    if settings.weight_decay:  # else one group, which is updated in one call
+        norms = [module.parameters() for module in learner.modules() if is_norm(module)]
+        of_norms = set(map(id, itertools.chain.from_iterable(norms)))
+        spared = {name: p for name, p in trainable.items() if "bias" in name or id(p) in of_norms}
+    decaying = [p for name, p in trainable.items() if name not in spared]
     groups = ((decaying, settings.weight_decay), (list(spared.values()), 0.0))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     own_groups = [{"params": own, "weight_decay": decay} for own, decay in groups if own]

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from raypft.backbones import guard, key_maps
+from raypft.backbones import guard
 from raypft.backbones.attention import find_attention
-from raypft.backbones.key_maps import without_keys
 from raypft.backbones.products import PLAIN
 from raypft.batch import collate
 from raypft.contract import cases, tiny
@@ -91,28 +90,6 @@ def tokens_made(backbone):
         for kind in PLAIN:
             patch.setattr(kind, "forward", forward)
         yield counts
-
-
-@pytest.mark.parametrize("kind", NO_KEYS)
-def test_of_what_is_read_queries_alone_are_made(kind):
-    """Zeros without memory of their own stand for keys and values, also in the backward pass."""
-    attention = find_attention(tiny.backbone(kind).blocks[-1])
-    own, layers = dict(attention._modules), [getattr(attention, name) for name in key_maps._names(attention)]
-    states = torch.randn(2, 1, (layers[0].weight.shape[0 if len(layers) == 1 else 1])).requires_grad_()
-    made = [layer(states) for layer in layers]
-    with without_keys(attention):
-        found = [getattr(attention, name)(states) for name in key_maps._names(attention)]
-    assert attention._modules == own
-    assert [one.shape for one in found] == [one.shape for one in made]
-    width = made[0].shape[-1] // 3 if len(layers) == 1 else 0
-    torch.testing.assert_close(found[0][..., :width], made[0][..., :width])
-    assert not any(one[..., width:].any() for one in found)
-    if width:
-        given = torch.linspace(-1, 1, width)
-        slopes = [torch.autograd.grad((one[..., :width] * given).sum(), states)[0] for one in (made[0], found[0])]
-        torch.testing.assert_close(*slopes)
-    else:
-        assert [one.untyped_storage().nbytes() for one in found] == [4, 4]
 
 
 @pytest.mark.parametrize("kind", tiny.MODELS)
