@@ -259,9 +259,10 @@ class Backbone(Seams, ABC):
         """[S, H] -> [S, n] scores of the given vocabulary columns [n] (all V where None)."""
         if self.lacks:
             raise UserError(lacking(self.source, self.lacks))
-        scored = self.decoder if self.shortcuts and self._decoder_alone else self.own_scores
+        plain = self.model.get_output_embeddings() is self.decoder  # and has no LoRA around it
+        scored = self.decoder if plain and self.shortcuts and self._decoder_alone else self.own_scores
         with self._sparse_put():
-            if columns is None or not self._takes_columns:
+            if columns is None or not (plain and self._takes_columns):
                 scores = scored(states)
                 return scores if columns is None else scores[:, columns]
             decoder = cast(ColumnLinear, self.decoder)

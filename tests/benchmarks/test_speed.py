@@ -7,6 +7,7 @@ import json
 import sys
 
 import gpu
+import layers
 import pytest
 from materials import few_shot, sentences
 from pairs import Clock, Differs, GNNaviPair, ShownPair, Sizes, TextPair, ToProPair, expect_equal
@@ -83,3 +84,10 @@ def test_the_benchmark_of_a_gpu_runs_at_tiny_sizes(tmp_path, monkeypatch, capsys
     assert [line["name"] for line in lines] == [f"{model} {way}" for model, ways in gpu.LINES.items() for way in ways]
     assert all(line["milliseconds"] > 0 and 0 < line["share"] < 1 for line in lines)
     assert len(capsys.readouterr().out.splitlines()) == len(lines)
+
+
+def test_layers_of_both_kinds_give_the_same_and_each_is_told(capsys):
+    layers.main(sizes=((70, 48), (40, 256)), times=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len([*layers.layers(8)])
+    assert all(" answered " in line and " forward and backward " in line for line in lines)

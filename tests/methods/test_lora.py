@@ -121,6 +121,24 @@ def test_only_the_dropout_of_lora_is_active():
     assert not any(m.training for m in method.eval().modules() if isinstance(m, nn.Dropout))
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "mt5"])
+def test_around_the_output_embedding_it_has_its_part_in_every_score(kind):
+    """Of all columns and of some, with and without the model's code around that layer; each of its parts trains."""
+    backbone = tiny.backbone(kind)
+    (name,) = [name for name, module in backbone.model.named_modules() if module is backbone.decoder]
+    before = backbone.vocabulary_scores(states := torch.randn(3, backbone.state_size))
+    method = LoRA(Config(targets=[name.rpartition(".")[2]]), backbone).eval()
+    for parameter in method.trainable().values():
+        nn.init.normal_(parameter)
+    columns = torch.tensor([7, 3, 11])
+    for backbone.shortcuts in (True, False):
+        whole, some = backbone.vocabulary_scores(states), backbone.vocabulary_scores(states, columns)
+        assert not torch.allclose(whole, before, atol=1e-2)
+        torch.testing.assert_close(some, whole[:, columns])
+        some.sum().backward()
+        assert all(parameter.grad is not None for parameter in method.trainable().values())
+
+
 def test_targets_are_checked():
     method = LoRA(Config(targets=["mlp.c_fc"]), tiny.backbone("gpt2"))
     assert all(".mlp.c_fc." in name for name in method.trainable())
