@@ -42,7 +42,8 @@ class Batch:
     stands in the step; 0 marks one that only fills a rank); soft: [B, P] positions of soft tokens; target: [B, U] what
     a decoder reads; lower: [B, T, H] states below a method's cut, if cached; extra: a method's own columns, one entry
     per prompt; read: [B, R] the slots' tokens prompt by prompt, the first repeated where others have more; number: [S]
-    of a slot in its prompt; beginning: what stands before these tokens, all positions count from behind it.
+    of a slot in its prompt; beginning: what stands before these tokens, all positions count from behind it; pads: False
+    where all prompts have T tokens, so that no one need look at the mask.
     """
 
     names: list[str]
@@ -60,6 +61,7 @@ class Batch:
     lower: Tensor | None = None
     extra: dict[str, list] = field(default_factory=dict)
     beginning: Beginning | None = None
+    pads: bool = True
 
     @property
     def begins(self) -> int:
@@ -181,6 +183,7 @@ def collate(
         lower=stacked,
         extra=extra,
         beginning=beginning,
+        pads=any(len(p.ids) < length for p in prompts),
     )
 
 

@@ -21,6 +21,7 @@ from raypft.backbones.frozen_states import FrozenStates
 from raypft.backbones.gelu import exchange_gelu
 from raypft.backbones.heads import ColumnLinear, classifier, given_states, word_classifier
 from raypft.backbones.last_block import LastBlock, can_attend_for, makes_keys_alone
+from raypft.backbones.padding import padding
 from raypft.backbones.products import exchange_linear
 from raypft.backbones.seams import Seams, states_of
 from raypft.backbones.sparse import Sparse, in_place
@@ -211,7 +212,7 @@ class Backbone(Seams, ABC):
             after: how many blocks those are; those below the first layer seam where None.
         """
         self._batch = batch
-        with self._sparse_put(), self._checkpointed(batch):
+        with self._sparse_put(), self._checkpointed(batch), padding(batch.pads):
             if batch.lower is None:
                 self._before_embedding = True
                 states = self._run(batch)
