@@ -1,5 +1,5 @@
-"""No forward or backward pass waits for a device: nothing in it reads a tensor's value, whether rows pad or not, and
-masks are those that transformers makes when it looks."""
+"""No step waits for a device: nothing in it reads a tensor's value, whether rows pad or not, and masks are those that
+transformers makes when it looks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raypft.backbones import guard
 from raypft.backbones.padding import PADS
 from raypft.batch import collate
-from raypft.contract import tiny
+from raypft.backbones.flops import STEPS
+from raypft.contract import cases, tiny
+from raypft.contract.checks import dataset
+from raypft.training import loop
+from raypft.training.stepper import TorchStepper
 
 LOOKS = ("deberta", "xlm", "falcon-h1")
 """Kinds whose own code reads a value."""
-READS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.item", "aten.equal", "aten.nonzero")
+READS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.item", "aten.nonzero", "aten.masked_select")
 
 
 class Watched(TorchDispatchMode):
@@ -69,3 +73,22 @@ def test_one_who_does_not_know_may_say_that_rows_pad(kind, attention):
     backbone.model.set_attn_implementation(attention)
     batch = batches(backbone)["is full"]
     torch.testing.assert_close(backbone(replace(batch, pads=True)), backbone(batch), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "kind"), [pair for pair in cases.supported() if pair[1] not in LOOKS])
+def test_no_method_reads_a_value_in_a_step(method, kind):
+    """Batches are made before, losses are read behind; Adam, the norm of the gradient and clipping among what is run."""
+    cell, settings = cases.cell(method, tiny.backbone(kind)), cases.SETTINGS.model_copy(update={"clip": 1.0})
+    if not cell.learner.method.trains:
+        pytest.skip("nothing trains")
+    stepper = TorchStepper(cell.learner.train(), settings)
+    (step, *_) = dataset(cell).epoch(stepper, settings, 0, 0, 0)
+    made = [*step.batches]
+    for number in range(2):  # the first step also measures its work
+        with stepper.learner.method.backbone.flops.piece(STEPS) as part, Watched() as watched:
+            given = replace(step, batches=iter(made))
+            told = loop._optimizer_step(stepper, given, settings, 0, number, 2, False, part)
+    assert watched.read == []
+    with Watched() as watched:
+        float(told[0])
+    assert watched.read == ["aten._local_scalar_dense"]
