@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raypft.backbones import guard
+from raypft.backbones.flops import STEPS
 from raypft.backbones.padding import PADS
 from raypft.batch import collate
-from raypft.backbones.flops import STEPS
 from raypft.contract import cases, tiny
 from raypft.contract.checks import dataset
 from raypft.training import loop
@@ -77,7 +77,7 @@ def test_one_who_does_not_know_may_say_that_rows_pad(kind, attention):
 
 @pytest.mark.parametrize(("method", "kind"), [pair for pair in cases.supported() if pair[1] not in LOOKS])
 def test_no_method_reads_a_value_in_a_step(method, kind):
-    """Batches are made before, losses are read behind; Adam, the norm of the gradient and clipping among what is run."""
+    """Batches are made before, losses are read behind; Adam, the gradient's norm and clipping among what is run."""
     cell, settings = cases.cell(method, tiny.backbone(kind)), cases.SETTINGS.model_copy(update={"clip": 1.0})
     if not cell.learner.method.trains:
         pytest.skip("nothing trains")
