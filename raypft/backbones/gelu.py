@@ -1,4 +1,4 @@
-"""GELU's tanh form on a CPU in less than half the time: torch's sigmoid takes a sixth of the time of its tanh.
+"""GELU's tanh form on a CPU by the sigmoid, which torch computes in a sixth of the time of its tanh.
 
 With u = 2 sqrt(2 / pi) (x + 0.044715 x^3) it is x sigmoid(u), since (1 + tanh(u / 2)) / 2 = sigmoid(u); and what the
 gradient is multiplied by, s + s (1 - s) x u' with s = sigmoid(u) and x u' = 3 u - 4 sqrt(2 / pi) x, needs nothing more.
@@ -19,8 +19,8 @@ from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActiva
 LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715 * LINEAR
 """u = LINEAR x + CUBIC x^3."""
-LEAST = 1 << 15
-"""Numbers from which on it pays to go over them more than once."""
+LEAST, MOST = 1 << 15, 1 << 21
+"""How many numbers it pays to go over more than once: of fewer the calls are the work, more do not fit a cache."""
 
 
 def _exponent(x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class _BySigmoid(torch.autograd.Function):
 
 
 class TanhGelu(nn.GELU):
-    """torch's tanh form of GELU; of many fp32 numbers on a CPU by the sigmoid.
+    """torch's tanh form of GELU; of fp32 numbers on a CPU by the sigmoid, where these are many and fit a cache.
 
     by_sigmoid: False for comparison.
     """
@@ -56,7 +56,7 @@ class TanhGelu(nn.GELU):
 
     def forward(self, input: Tensor) -> Tensor:
         takes = self.by_sigmoid and input.device.type == "cpu" and input.dtype == torch.float32
-        if not takes or input.numel() < LEAST or torch.is_autocast_enabled("cpu"):
+        if not takes or not LEAST <= input.numel() <= MOST or torch.is_autocast_enabled("cpu"):
             return functional.gelu(input, approximate="tanh")
         if torch.is_grad_enabled() and input.requires_grad:
             return _BySigmoid.apply(input)  # pyright: ignore[reportReturnType]

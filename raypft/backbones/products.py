@@ -1,5 +1,5 @@
 """Matrix products of frozen linear layers on a CPU, by oneDNN instead of BLAS: the same to the rounding of sums, in 5
-to 20 % less time (benchmarks/RESULTS.md), and the weights stay as they lie.
+to 15 % less time (benchmarks/layers.py), and the weights stay as they lie.
 
 torch gives oneDNN half precision alone; for fp32 its operator is what `torch.compile` uses. It has no gradient: that of
 the input is written here, and where a weight or a bias trains the layer does what it always does.

@@ -13,7 +13,7 @@ from transformers.activations import FastGELUActivation, GELUActivation, GELUTan
 
 from raypft.backbones import gelu
 from raypft.backbones.causal import CausalBackbone
-from raypft.backbones.gelu import LEAST, TanhGelu, exchange_gelu
+from raypft.backbones.gelu import LEAST, MOST, TanhGelu, exchange_gelu
 
 
 @pytest.fixture
@@ -68,9 +68,10 @@ def test_large_numbers_have_the_limits():
 
 
 @pytest.mark.parametrize(
-    ("count", "dtype"), [(LEAST - 1, torch.float32), (LEAST, torch.float64), (LEAST, torch.bfloat16)]
+    ("count", "dtype"),
+    [(LEAST - 1, torch.float32), (MOST + 1, torch.float32), (LEAST, torch.float64), (LEAST, torch.bfloat16)],
 )
-def test_few_numbers_and_other_types_are_torchs(count, dtype, made):
+def test_few_numbers_very_many_and_other_types_are_torchs(count, dtype, made):
     given = torch.linspace(-6, 6, count, dtype=dtype)
     assert torch.equal(TanhGelu()(given), functional.gelu(given, approximate="tanh"))
     assert not made
