@@ -13,7 +13,7 @@ import copy
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ def layers(width: int) -> Iterator[tuple[str, nn.Module, int]]:
     yield "GELU, tanh form, as GPT-2 writes it out", NewGELUActivation(), 4 * width
 
 
-def microseconds(works: list[Callable[[], object]], times: int) -> list[float]:
+def microseconds(works: Sequence[Callable[[], object]], times: int) -> list[float]:
     """Of each of several works, in turns, the median."""
     found = [list[float]() for _ in works]
     for _ in range(times):

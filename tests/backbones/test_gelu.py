@@ -107,10 +107,11 @@ def test_a_second_derivative_is_refused():
 @pytest.mark.parametrize("on", [True, False])
 def test_which_modules_are_exchanged_and_each_stays_its_function(act, is_tanh_form, on, made):
     given = torch.linspace(-6, 6, LEAST)
-    model = nn.Sequential(nn.Sequential(act))
+    inner = nn.Sequential(act)
+    model = nn.Sequential(inner)
     expected = model(given)
     exchange_gelu(model, on)
-    assert isinstance(model[0][0], TanhGelu) == is_tanh_form
+    assert isinstance(inner[0], TanhGelu) == is_tanh_form
     torch.testing.assert_close(model(given), expected, rtol=1e-6, atol=1e-6)
     assert len(made) == (is_tanh_form and on)
     exchange_gelu(model, not on)
