@@ -23,6 +23,8 @@ from raypft.encoded import Encoded, shared_tokens
 
 CHUNK = 8
 """Prompts run together, at most; kept together too, so that a prompt's states do not depend on what ran before."""
+COMPUTED = 2
+"""Raised when the same blocks give states of other bits; those in a folder that were made before are not read then."""
 Tokens = tuple[int, ...]
 Place = tuple[Any, int]
 """Under what states are kept: what they are of, and after how many blocks."""
@@ -202,7 +204,8 @@ class FrozenStates:
     def _made(self, device: str) -> tuple[Any, ...]:
         """What states depend on beside the prompts of their chunk and the layer."""
         kind, backbone = device.partition(":")[0], self.backbone
-        made = backbone.revision, backbone.dtype, self.dtype, kind, torch.__version__, transformers.__version__
+        versions = COMPUTED, torch.__version__, transformers.__version__
+        made = backbone.revision, backbone.dtype, self.dtype, kind, *versions
         return made if backbone.quantized is None else (*made, backbone.quantized)
 
     def _depth(self, keys: Sequence[Any], layer: int) -> int:

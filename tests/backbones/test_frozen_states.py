@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from raypft.backbones import states_folder
+from raypft.backbones import frozen_states, states_folder
 from raypft.backbones.frozen_states import FrozenStates, tokens_of
 from raypft.backbones.states_folder import StatesFolder
 from raypft.batch import collate
@@ -133,8 +133,8 @@ def test_states_on_disk_serve_other_processes_and_the_layers_above(tmp_path, sha
     assert not states_of(backbone, limit=1).fits(prompts, backbone.hidden)
 
 
-@pytest.mark.parametrize("other", ["revision", "type", "tokens", "segments", "beginning", "pad", "layer"])
-def test_states_on_disk_are_taken_for_no_others(tmp_path, other):
+@pytest.mark.parametrize("other", ["revision", "type", "code", "tokens", "segments", "beginning", "pad", "layer"])
+def test_states_on_disk_are_taken_for_no_others(tmp_path, other, monkeypatch):
     backbone = tiny.backbone("llama")
     prompts, layer = [begun(f"en/{number}", [20 + number] * 3).but(demo_tokens=0) for number in range(3)], 2
     on_disk(backbone, tmp_path).after(layer, prompts, "cpu")
@@ -143,6 +143,8 @@ def test_states_on_disk_are_taken_for_no_others(tmp_path, other):
         options["revision"] = "2"
     elif other == "type":
         options["dtype"] = torch.bfloat16
+    elif other == "code":
+        monkeypatch.setattr(frozen_states, "COMPUTED", frozen_states.COMPUTED + 1)
     elif other == "layer":
         layer = 1
     elif other == "tokens":
